@@ -1,0 +1,29 @@
+"""What all tests share: no hub, and one tiny model per session."""
+
+import os
+
+# A test that needs the network is a bug; without this, loading a folder may wait for the hub's timeouts first.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+import pytest  # noqa: E402
+from tiny import make_tiny_model, make_tokenizer  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory):
+    """Folder of a random float32 Llama with its tokenizer (see tiny.py). Shared by all tests: read, never write."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture
+def tokenizer(_shared_tokenizer):
+    """The tiny model's tokenizer, a fresh copy for each test: a test may change its template or tokens."""
+    import copy
+
+    return copy.deepcopy(_shared_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def _shared_tokenizer():
+    return make_tokenizer()
