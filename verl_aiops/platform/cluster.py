@@ -1,0 +1,107 @@
+"""What Ray will have to run on, known before Ray is asked."""
+
+from __future__ import annotations
+
+import os
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from verl_aiops.platform.cpu import existing_ray_address
+
+__all__ = ["ClusterError", "check_cluster", "logical_cpus_needed"]
+
+
+class ClusterError(ValueError):
+    """The cluster cannot hold the run; the message says what is missing and how to provide it."""
+
+
+def logical_cpus_needed(config: DictConfig) -> int:
+    """Logical CPUs that the run's Ray actors hold: one each for the task runner, TransferQueue's controller and
+    storage units, and, with headroom, for the workers and the actors that verl starts beside them."""
+    units = OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units", default=1)
+    workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    return 2 + units + 3 * workers
+
+
+def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list[str]:
+    """Make the run fit the machine where this process will start Ray; refuse what cannot fit.
+
+    verl waits for ever, without a word, for TransferQueue storage units that have no CPU to run on.
+
+    Args:
+        config: changed in place: logical CPUs, logical GPUs on the CPU platform, storage units.
+        given: keys that the user set on the command line; they are checked, never changed.
+        device_name: verl's platform device, ``"cpu"`` for the embedded default.
+
+    Returns:
+        one line per key that was set.
+
+    Raises:
+        ClusterError: too few CPUs or GPUs for the run.
+    """
+    lines: list[str] = []
+    units_key = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+
+    def put(key: str, value) -> None:
+        with open_dict(config):
+            OmegaConf.update(config, key, value, force_add=True)
+        lines.append(f"{key}={value}")
+
+    # pairs travel in one object per step: one storage unit is enough, eight would each hold a CPU
+    if units_key not in given and OmegaConf.select(config, units_key) == 8:
+        put(units_key, 1)
+    needed = logical_cpus_needed(config)
+    if existing_ray_address() or OmegaConf.select(config, "ray_kwargs.ray_init.address"):
+        _check_existing(config, needed, gpus)
+        return lines
+    cpus = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus")
+    if cpus is None and (os.cpu_count() or 1) < needed:
+        put("ray_kwargs.ray_init.num_cpus", max(16, needed))
+    elif cpus is not None and cpus < needed:
+        raise ClusterError(
+            f"ray_kwargs.ray_init.num_cpus={cpus}, but the run's Ray actors hold {needed} logical CPUs (storage units "
+            f"included), and verl would wait for the missing ones for ever. Set ray_kwargs.ray_init.num_cpus={needed} "
+            "or more: logical CPUs may exceed the real ones."
+        )
+    if device_name == "cpu":
+        logical = OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus")
+        if logical is None:
+            put("ray_kwargs.ray_init.num_gpus", gpus)
+        elif logical < gpus:
+            raise ClusterError(
+                f"ray_kwargs.ray_init.num_gpus={logical}, but {gpus} workers are asked for "
+                "(trainer.n_gpus_per_node x trainer.nnodes) and each takes one logical GPU on the CPU platform."
+            )
+    return lines
+
+
+def _check_existing(config: DictConfig, needed: int, gpus: int) -> None:
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(
+            address=OmegaConf.select(config, "ray_kwargs.ray_init.address") or "auto",
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    try:
+        total = ray.cluster_resources()
+    finally:
+        if started_here:
+            ray.shutdown()
+    cpus = int(total.get("CPU", 0))
+    accelerators = int(total.get("GPU", 0) or total.get("NPU", 0))
+    if cpus < needed:
+        raise ClusterError(
+            f"the running Ray cluster has {cpus} CPUs, but the run's Ray actors hold {needed}, and verl would wait for "
+            f"the missing ones for ever. Start it with `ray start --head --num-cpus={max(16, needed)}` (logical CPUs "
+            "may exceed the real ones), add nodes, or stop it and let the run start its own."
+        )
+    if accelerators < gpus:
+        raise ClusterError(
+            f"the running Ray cluster has {accelerators} GPUs, but {gpus} workers are asked for "
+            "(trainer.n_gpus_per_node x trainer.nnodes). To train on CPU there, set VERL_PLATFORM=cpu and start the "
+            f"cluster with `ray start --head --num-cpus=16 --num-gpus={gpus}` (logical GPUs)."
+        )

@@ -1,0 +1,40 @@
+"""Process groups on the CPU platform, where verl's own backend string is one that torch refuses."""
+
+from __future__ import annotations
+
+import functools
+import os
+from datetime import timedelta
+
+import torch
+
+CPU_BACKEND = "cpu:gloo"
+
+
+def on_cpu_use_gloo(initialize_ray):
+    """Wrap verl's ``initialize_global_process_group_ray``: same call, backend ``cpu:gloo`` on the CPU platform."""
+
+    @functools.wraps(initialize_ray)
+    def initialize(timeout_second=None, backend=None):
+        from verl.utils.device import get_device_name
+
+        if backend is None and get_device_name() == "cpu":
+            backend = CPU_BACKEND
+        return initialize_ray(timeout_second=timeout_second, backend=backend)
+
+    return initialize
+
+
+def on_cpu_use_gloo_torchrun(initialize_torchrun):
+    """Wrap verl's ``initialize_global_process_group`` (torchrun: the SFT trainer) likewise."""
+
+    @functools.wraps(initialize_torchrun)
+    def initialize(timeout_second=36000):
+        from verl.utils.device import get_device_name
+
+        if get_device_name() != "cpu":
+            return initialize_torchrun(timeout_second)
+        torch.distributed.init_process_group(backend=CPU_BACKEND, timeout=timedelta(seconds=timeout_second))
+        return int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    return initialize

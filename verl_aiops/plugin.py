@@ -1,0 +1,66 @@
+"""Everything that verl-aiops registers with verl, in one place.
+
+verl imports this module at the end of ``import verl`` in every process (entry-point group ``verl.plugins``).
+Its registries live in modules that take seconds to import and that most processes never need, so each
+registration waits until verl itself imports the registry (``wrapt.when_imported``).
+"""
+
+from __future__ import annotations
+
+import wrapt
+
+# --- registries ------------------------------------------------------------------------------------------------
+
+
+@wrapt.when_imported("verl.plugin.platform")
+def _platforms(module):
+    from verl_aiops.platform.cpu import PlatformCPU
+
+    module.PlatformRegistry.register("cpu")(PlatformCPU)
+
+
+@wrapt.when_imported("verl.trainer.ppo.core_algos")
+def _algorithms(module):
+    from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
+
+    module.register_adv_est("dpo")(compute_dpo_advantage)
+    module.register_policy_loss("dpo")(compute_dpo_policy_loss)
+
+
+@wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")
+def _engines(module):
+    from verl_aiops.trainers.engine import PREFERENCE_MODEL_TYPE, FSDPPreferenceEngine
+
+    module.EngineRegistry.register(PREFERENCE_MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
+        FSDPPreferenceEngine
+    )
+
+
+@wrapt.when_imported("verl.trainer.ppo.v1.trainer_base")
+def _trainers(module):
+    from verl_aiops.trainers.offline import OfflineDPOTrainer
+
+    module.register_trainer("dpo")(OfflineDPOTrainer)
+
+
+# --- what verl 0.9 has no registry for ---------------------------------------------------------------------------
+
+
+@wrapt.when_imported("verl.utils.config")
+def _preflight(module):
+    # What: main_ppo's validate_config first fills in and checks what a preference run needs; every other run goes
+    # straight to verl's own function. Why: verl has no hook that sees the configuration before Ray starts, and
+    # nothing else can choose a trainer from algorithm.adv_estimator. verl 0.9.x.
+    from verl_aiops.trainers.preflight import with_preflight
+
+    module.validate_config = with_preflight(module.validate_config)
+
+
+@wrapt.when_imported("verl.utils.distributed")
+def _process_groups(module):
+    # What: the process-group backend on the CPU platform is "cpu:gloo". Why: verl builds the string
+    # "cpu:gloo,cpu:gloo", which torch refuses as a duplicate. verl 0.9.x; other platforms are passed through.
+    from verl_aiops.platform.process_group import on_cpu_use_gloo, on_cpu_use_gloo_torchrun
+
+    module.initialize_global_process_group_ray = on_cpu_use_gloo(module.initialize_global_process_group_ray)
+    module.initialize_global_process_group = on_cpu_use_gloo_torchrun(module.initialize_global_process_group)

@@ -1,0 +1,94 @@
+"""Log-prob backends: how the token log-probs of the answers in a micro-batch are computed.
+
+A backend decides the layout of a batch of pairs and turns a model and such a batch into log-probs. All backends
+give the same numbers to float32 round-off; the trainer, the loss and the reference cache see only
+
+    ``answer_log_probs``: nested (rows, answer length), float32, nats, row ``2i`` chosen and ``2i + 1`` rejected.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+
+__all__ = ["LOGPROB_BACKENDS", "resolve_backend", "rows_answer_log_probs"]
+
+
+def _takes_logits_to_keep(module: torch.nn.Module) -> bool:
+    module = getattr(module, "_fsdp_wrapped_module", module)
+    if hasattr(module, "get_base_model"):
+        module = module.get_base_model()
+    return "logits_to_keep" in inspect.signature(module.forward).parameters
+
+
+def _labelled_positions(prompt_lengths: torch.Tensor, answer_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(row, column) of every position that predicts an answer token, flat, answer after answer."""
+    rows = torch.repeat_interleave(torch.arange(len(answer_lengths), device=answer_lengths.device), answer_lengths)
+    first = torch.cumsum(answer_lengths, 0) - answer_lengths
+    within = torch.arange(len(rows), device=rows.device) - first[rows]
+    return rows, prompt_lengths[rows] - 1 + within
+
+
+def rows_answer_log_probs(module: torch.nn.Module, batch: TensorDict, *, packed: bool) -> torch.Tensor:
+    """Two rows per pair, each prompt and answer on its own; any Hugging Face causal language model.
+
+    The vocabulary projection runs only where an answer token is predicted, and its log-softmax is taken in
+    float32 whatever dtype the model computes in: DPO compares sums over whole answers, and bfloat16 log-probs
+    lose three digits of them.
+
+    Args:
+        module: the (FSDP-wrapped) model.
+        batch: nested ``input_ids``, ``position_ids`` and ``responses``, plus ``prompt_lengths`` (rows,).
+        packed: all rows in one sequence without padding (needs attention that separates them by position ids).
+
+    Returns:
+        nested (rows, answer length), float32.
+    """
+    input_ids = batch["input_ids"]
+    responses = batch["responses"]
+    offsets = responses.offsets()
+    rows, columns = _labelled_positions(batch["prompt_lengths"], offsets.diff())
+    keep = _takes_logits_to_keep(module)
+    if packed:
+        flat = input_ids.offsets()[rows] + columns
+        arguments = {
+            "input_ids": input_ids.values().unsqueeze(0),
+            "attention_mask": None,
+            "position_ids": batch["position_ids"].values().unsqueeze(0),
+        }
+        if keep:
+            logits = module(**arguments, use_cache=False, logits_to_keep=flat).logits.squeeze(0)
+        else:
+            logits = module(**arguments, use_cache=False).logits.squeeze(0)[flat]
+    else:
+        lengths = input_ids.offsets().diff()
+        width = int(lengths.max())
+        mask = torch.arange(width, device=lengths.device).unsqueeze(0) < lengths.unsqueeze(1)
+        arguments = {
+            "input_ids": torch.nested.to_padded_tensor(input_ids, padding=0, output_size=(len(lengths), width)),
+            "attention_mask": mask.long(),
+            "position_ids": torch.nested.to_padded_tensor(
+                batch["position_ids"], padding=0, output_size=(len(lengths), width)
+            ),
+        }
+        if keep:
+            # one stretch of columns serves every row of the micro-batch
+            low, high = int(columns.min()), int(columns.max()) + 1
+            wanted = torch.arange(low, high, device=lengths.device)
+            logits = module(**arguments, use_cache=False, logits_to_keep=wanted).logits[rows, columns - low]
+        else:
+            logits = module(**arguments, use_cache=False).logits[rows, columns]
+    log_probs = -F.cross_entropy(logits.float(), responses.values(), reduction="none")
+    return torch.nested.nested_tensor_from_jagged(log_probs, offsets)
+
+
+LOGPROB_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {"rows": rows_answer_log_probs}
+
+
+def resolve_backend(name: str) -> str:
+    """The backend that ``algorithm.dpo.logprob_backend`` stands for."""
+    return "rows" if name == "auto" else name

@@ -1,0 +1,121 @@
+"""verl's FSDP engine with float32 answer log-probs and an optional copy of the weights as live reference."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from tensordict import TensorDict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id, get_device_name
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.utils import detach_tree
+
+from verl_aiops.trainers.backends import LOGPROB_BACKENDS
+
+__all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
+
+PREFERENCE_MODEL_TYPE = "preference_language_model"
+
+
+def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
+    data = parameter.data
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+class FSDPPreferenceEngine(FSDPEngineWithLMHead):
+    """FSDP1/FSDP2 engine whose model output is ``answer_log_probs`` (see :mod:`verl_aiops.trainers.backends`).
+
+    Sequence parallelism runs verl's own forward instead; its log-probs are float32 there when flash-attn's
+    cross-entropy kernel is installed, and the worker refuses them otherwise.
+    """
+
+    def __init__(self, model_config, *args, **kwargs):
+        # The registry found this class by PREFERENCE_MODEL_TYPE; verl's loader knows "language_model".
+        model_config.model_type = "language_model"
+        super().__init__(model_config, *args, **kwargs)
+        self._reference: list[torch.Tensor] | None = None
+
+    def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
+        if self.use_ulysses_sp:
+            tu.assign_non_tensor(micro_batch, temperature=1.0)
+            return super().forward_step(micro_batch, loss_function, forward_only)
+        micro_batch = micro_batch.to(get_device_id())
+        backend = LOGPROB_BACKENDS[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
+        packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=False)
+        autocast = (
+            nullcontext()
+            if self._autocast_dtype == torch.float32
+            else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
+        )
+        with autocast:
+            model_output = {"answer_log_probs": backend(self.module, micro_batch, packed=packed)}
+        if loss_function is None:
+            loss, metrics = torch.zeros((), device=get_device_name()), {}
+        else:
+            loss, metrics = loss_function(
+                model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
+            )
+        output = {"model_output": detach_tree(model_output), "loss": loss.detach().item(), "metrics": metrics}
+        return loss, output
+
+    def infer_batch(self, data: TensorDict, loss_function=None):
+        output = super().infer_batch(data, loss_function=loss_function)
+        self._reshard()
+        return output
+
+    def load_checkpoint(self, *args, **kwargs):
+        super().load_checkpoint(*args, **kwargs)
+        self._reshard()
+
+    def _reshard(self) -> None:
+        """Drop gathered parameters. FSDP2 keeps the root's after a forward pass without a backward, and a later
+        change of the shards (a checkpoint, swapped weights) would not reach them."""
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()
+
+    # --- live reference -------------------------------------------------------------------------------------------
+
+    def _reference_parameters(self) -> list[torch.nn.Parameter]:
+        # with LoRA the base is frozen, so the adapters are all that can differ
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def sync_reference(self, mixup: float) -> None:
+        """reference = mixup * policy + (1 - mixup) * reference (TR-DPO, arXiv 2404.09656, equations 4 and 5)."""
+        policy = [_local(p) for p in self._reference_parameters()]
+        if self._reference is None:
+            self._reference = [p.clone() for p in policy]
+            return
+        for held, now in zip(self._reference, policy, strict=True):
+            held.lerp_(now.to(held.device), mixup)
+
+    @contextmanager
+    def reference_weights(self):
+        """Run with the reference's weights in place of the policy's; both are restored bit for bit."""
+        policy = [_local(p) for p in self._reference_parameters()]
+        kept = [p.clone() for p in policy]
+        self._copy_in(self._reference)
+        try:
+            yield
+        finally:
+            self._copy_in(kept)
+
+    def _copy_in(self, values: list[torch.Tensor]) -> None:
+        self._reshard()
+        with torch.no_grad():
+            for parameter, value in zip(self._reference_parameters(), values, strict=True):
+                _local(parameter).copy_(value)
+        self._reshard()
+
+    @property
+    def reference_state_kept(self) -> bool:
+        return self._reference is not None
+
+    def reference_state(self) -> list[torch.Tensor] | None:
+        return None if self._reference is None else [t.cpu() for t in self._reference]
+
+    def load_reference_state(self, state: list[torch.Tensor]) -> None:
+        policy = [_local(p) for p in self._reference_parameters()]
+        self._reference = [t.to(p.device) for t, p in zip(state, policy, strict=True)]

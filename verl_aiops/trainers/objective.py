@@ -1,0 +1,82 @@
+"""The worker-side objective: from answer log-probs of a micro-batch to its share of the global loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.utils.padding import no_padding_2_padding
+
+from verl_aiops.losses import compute_dpo_loss, sum_logps
+
+__all__ = ["PreferenceObjective"]
+
+
+@dataclass
+class PreferenceObjective:
+    """Loss function for verl's engines, called once per micro-batch on rows chosen, rejected, chosen, ...
+
+    The engines sum losses over micro-batches and average gradients over data-parallel ranks, so each pair's loss
+    is scaled by ``dp_size / global_pairs``: the result is the mean over the pairs of the whole mini-batch, however
+    it was split. Metrics are partial sums scaled the same way.
+
+    Args:
+        loss_settings: keyword arguments of :func:`verl_aiops.losses.compute_dpo_loss`.
+        ld_alpha: length desensitising of LD-DPO, or None.
+    """
+
+    loss_settings: dict[str, Any] = field(default_factory=dict)
+    ld_alpha: float | None = None
+
+    def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
+        mask = data["response_mask"].to_padded_tensor(0.0)
+        policy = self._sums(self._token_logps(model_output, data), mask)
+        reference = None
+        if "ref_log_probs" in data.keys():
+            reference = self._sums(data["ref_log_probs"].to_padded_tensor(0.0), mask)
+        lengths = mask.sum(dim=-1)
+        chosen_rows = {"chosen_lengths": lengths[0::2], "rejected_lengths": lengths[1::2]}
+        losses, chosen_rewards, rejected_rewards = compute_dpo_loss(
+            policy[0::2],
+            policy[1::2],
+            None if reference is None else reference[0::2],
+            None if reference is None else reference[1::2],
+            weight=data["pair_weight"][0::2],
+            mean_chosen_length=float(data["mean_chosen_length"][0]),
+            **chosen_rows,
+            **self.loss_settings,
+        )
+        # rows of weight 0 in `counted` only fill up a batch; they are neither trained on nor measured
+        counted = data["counted"][0::2]
+        scale = data["dp_size"] / data["global_pairs"]
+        values = {
+            "loss/pairs": losses.detach(),
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": policy[0::2].detach(),
+            "logps/rejected": policy[1::2].detach(),
+        }
+        metrics = {
+            name: Metric(value=(value * counted).sum() * scale, aggregation=AggregationType.SUM)
+            for name, value in values.items()
+        }
+        return (losses * counted).sum() * scale, metrics
+
+    def _sums(self, token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.ld_alpha is None:
+            return sum_logps(token_logps, mask)
+        lengths = mask.sum(dim=-1)
+        public = torch.minimum(lengths[0::2], lengths[1::2]).repeat_interleave(2)
+        return sum_logps(token_logps, mask, ld_alpha=self.ld_alpha, public_lengths=public)
+
+    @staticmethod
+    def _token_logps(model_output: dict, data: TensorDict) -> torch.Tensor:
+        """(rows, longest answer) token log-probs, 0 beyond each answer."""
+        if "answer_log_probs" in model_output:
+            return model_output["answer_log_probs"].to_padded_tensor(0.0)
+        return no_padding_2_padding(model_output["log_probs"], data)

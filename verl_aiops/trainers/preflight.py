@@ -1,0 +1,213 @@
+"""Everything that is settled on the driver before Ray starts: defaults, checks, and one clear message."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from verl_aiops.trainers.config import ConfigError, DPOConfig
+from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
+
+__all__ = ["preference_mode", "prepare_offline", "with_preflight"]
+
+NO_ROLLOUTS = "verl_aiops.trainers.offline.NoRollouts"
+
+
+def preference_mode(config: DictConfig) -> str | None:
+    """``"dpo"`` for runs that the preference trainers serve, else None."""
+    estimator = config.algorithm.adv_estimator
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
+    return "dpo" if "dpo" in (estimator, mode) else None
+
+
+def with_preflight(validate_config):
+    """Wrap verl's ``validate_config``, the one function of ``main_ppo`` that sees the configuration before Ray."""
+
+    @functools.wraps(validate_config)
+    def checked(config, use_reference_policy, use_critic):
+        from verl.utils.device import get_device_name
+
+        from verl_aiops.data import PreferenceDataError
+        from verl_aiops.platform.cluster import ClusterError, check_cluster
+
+        given = user_keys()
+        try:
+            lines = []
+            if preference_mode(config) == "dpo":
+                lines += prepare_offline(config, given)
+                use_reference_policy = use_critic = False
+            if preference_mode(config) or get_device_name() == "cpu":
+                lines += check_cluster(config, given, get_device_name())
+        except (ConfigError, ClusterError, PreferenceDataError) as error:
+            # SystemExit passes Hydra without a traceback; the message is all the user needs
+            raise SystemExit(f"verl-aiops: error: {error}") from None
+        if lines:
+            print("verl-aiops: set for this run:\n  " + "\n  ".join(lines))
+        return validate_config(
+            config=config, use_reference_policy=use_reference_policy, use_critic=use_critic
+        )
+
+    return checked
+
+
+def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
+    """Turn a verl configuration into one that offline DPO can run, or refuse it.
+
+    Returns:
+        one line per key that was filled in.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+        PreferenceDataError: a data file that cannot work.
+    """
+    _check_trainer(config, given)
+    _check_files(config, given)
+    lines = apply_defaults(config, given)
+    dpo = DPOConfig.from_config(config)
+    _check_batches(config, dpo)
+    _check_model(config)
+    with open_dict(config):
+        config.algorithm.adv_estimator = "dpo"
+        config.trainer.v1.trainer_mode = "dpo"
+        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = NO_ROLLOUTS
+        config.actor_rollout_ref.model.model_type = _model_type(config)
+        if not config.data.val_files:
+            config.trainer.val_before_train = False
+            config.trainer.test_freq = -1
+    _check_pairs(config, dpo)
+    return lines
+
+
+def _model_type(config: DictConfig) -> str:
+    from verl_aiops.trainers.engine import PREFERENCE_MODEL_TYPE
+
+    return PREFERENCE_MODEL_TYPE
+
+
+def _check_trainer(config: DictConfig, given: set[str]) -> None:
+    if not config.trainer.use_v1:
+        raise ConfigError(
+            "trainer.use_v1=False: verl's legacy trainer has no preference training. Remove the setting (True is "
+            "verl's default)."
+        )
+    mode = config.trainer.v1.trainer_mode
+    if mode not in ("sync", "dpo"):
+        raise ConfigError(
+            f"trainer.v1.trainer_mode={mode}: offline DPO has no rollouts to run asynchronously. Remove the setting, or "
+            "use trainer.v1.trainer_mode=dpo."
+        )
+    if mode == "dpo" and "algorithm.adv_estimator" in given and config.algorithm.adv_estimator != "dpo":
+        raise ConfigError(
+            f"trainer.v1.trainer_mode=dpo with algorithm.adv_estimator={config.algorithm.adv_estimator}: offline DPO "
+            "estimates no advantages. Set algorithm.adv_estimator=dpo or remove it."
+        )
+    strategy = config.actor_rollout_ref.actor.strategy
+    if strategy not in ("fsdp", "fsdp2"):
+        raise ConfigError(
+            f"actor_rollout_ref.actor.strategy={strategy}: offline DPO runs on verl's FSDP engines. Use fsdp2 or fsdp."
+        )
+    if OmegaConf.select(config, "actor_rollout_ref.model.use_fused_kernels"):
+        raise ConfigError(
+            "actor_rollout_ref.model.use_fused_kernels=True: the preference trainers compute the output head only "
+            "where a label is, which verl's fused kernels cannot do. Set it to False."
+        )
+    if config.actor_rollout_ref.actor.ppo_epochs != 1 or config.actor_rollout_ref.actor.shuffle:
+        raise ConfigError(
+            "actor_rollout_ref.actor.ppo_epochs and .shuffle repeat or reorder rows inside a step, which would tear "
+            "pairs apart. Use trainer.total_epochs and data.shuffle."
+        )
+
+
+def _check_files(config: DictConfig, given: set[str]) -> None:
+    """Absolute paths, as the trainer may run in another working directory; verl's example files are no data."""
+    for key, required in (("train_files", True), ("val_files", False)):
+        value = config.data[key]
+        if f"data.{key}" not in given and "gsm8k" in str(value):
+            if required:
+                raise ConfigError("data.train_files is not set. Give one or more parquet or JSONL files of pairs.")
+            value = None
+        if value is None:
+            with open_dict(config):
+                config.data[key] = None
+            continue
+        files = list(value) if isinstance(value, ListConfig | list | tuple) else [value]
+        files = [os.path.abspath(os.path.expanduser(str(f))) for f in files]
+        for path in files:
+            if not os.path.isfile(path):
+                raise ConfigError(f"data.{key}: no such file: {path}")
+        with open_dict(config):
+            config.data[key] = files
+
+
+def _check_batches(config: DictConfig, dpo: DPOConfig) -> None:
+    from verl_aiops.losses import needs_whole_batch
+
+    actor = config.actor_rollout_ref.actor
+    pairs, mini, ranks = config.data.train_batch_size, actor.ppo_mini_batch_size, data_parallel_size(config)
+    micro = actor.ppo_micro_batch_size_per_gpu
+    arithmetic = (
+        f"data.train_batch_size={pairs} pairs per step, actor_rollout_ref.actor.ppo_mini_batch_size={mini} pairs per "
+        f"optimizer step, {ranks} data-parallel worker(s)"
+    )
+    if ranks < 1:
+        raise ConfigError("trainer.n_gpus_per_node x trainer.nnodes is smaller than one model-parallel group.")
+    if pairs < 1 or mini < 1 or pairs % mini:
+        raise ConfigError(f"{arithmetic}: the first must be a multiple of the second.")
+    if mini % ranks:
+        raise ConfigError(
+            f"{arithmetic}: the mini-batch must divide among the workers, pair by pair. Make it a multiple of {ranks}."
+        )
+    if not actor.use_dynamic_bsz and (mini // ranks) % micro:
+        raise ConfigError(
+            f"{arithmetic}, so {mini // ranks} pairs each, which "
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro} (in pairs) does not divide."
+        )
+    if needs_whole_batch(dpo.loss_type) and (actor.use_dynamic_bsz or ranks > 1 or micro != mini):
+        raise ConfigError(
+            f"algorithm.dpo.loss_type={dpo.loss_type} sorts over the whole batch, so a split batch would change its "
+            f"result. {arithmetic}: use one worker, actor.use_dynamic_bsz=False and "
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={mini}, or another loss."
+        )
+    longest = 2 * (config.data.max_prompt_length + config.data.max_response_length)
+    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
+        raise ConfigError(
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair of "
+            f"the lengths allowed (2 x (data.max_prompt_length + data.max_response_length) = {longest} tokens). Raise it "
+            "or lower the lengths."
+        )
+
+
+def _check_model(config: DictConfig) -> None:
+    path = os.path.expanduser(config.actor_rollout_ref.model.path)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "config.json")):
+            raise ConfigError(f"actor_rollout_ref.model.path={path}: the folder has no config.json, so it is no model.")
+        path = os.path.abspath(path)
+        with open_dict(config):
+            config.actor_rollout_ref.model.path = path
+    elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
+        raise ConfigError(f"actor_rollout_ref.model.path={path}: no such folder.")
+
+
+def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
+    """Read, render and check the first rows of every file with the tokenizer of the run."""
+    if dpo.preflight_rows == 0:
+        return
+    from verl.utils import hf_tokenizer
+
+    from verl_aiops.trainers.pairs import load_pairs
+
+    model = config.actor_rollout_ref.model
+    tokenizer = hf_tokenizer(model.tokenizer_path or model.path, trust_remote_code=model.trust_remote_code)
+    if model.custom_chat_template:
+        tokenizer.chat_template = model.custom_chat_template
+    train = load_pairs(config.data, tokenizer, "train", limit=dpo.preflight_rows)
+    if len(train) < min(config.data.train_batch_size, dpo.preflight_rows):
+        raise ConfigError(
+            f"data.train_files hold {len(train)} usable pairs, fewer than one batch "
+            f"(data.train_batch_size={config.data.train_batch_size})."
+        )
+    if config.data.val_files:
+        load_pairs(config.data, tokenizer, "val", limit=dpo.preflight_rows)
