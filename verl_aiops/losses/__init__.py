@@ -1,0 +1,22 @@
+"""Preference losses on sums of token log-probs: pure torch, no trainer, no verl.
+
+``compute_dpo_loss`` has every loss behind one signature; ``table.py`` lists them, ``pairwise.py`` has the formulas.
+"""
+
+from verl_aiops.losses.divergence import F_DIVERGENCES
+from verl_aiops.losses.dpo import compute_dpo_loss, compute_online_dpo_loss
+from verl_aiops.losses.sums import sum_logps
+from verl_aiops.losses.table import LOSS_TYPES, needs_lengths, needs_reference, needs_whole_batch
+from verl_aiops.losses.validate import validate_loss_args
+
+__all__ = [
+    "F_DIVERGENCES",
+    "LOSS_TYPES",
+    "compute_dpo_loss",
+    "compute_online_dpo_loss",
+    "needs_lengths",
+    "needs_reference",
+    "needs_whole_batch",
+    "sum_logps",
+    "validate_loss_args",
+]

@@ -1,0 +1,196 @@
+"""The preference losses of offline and online DPO as pure functions of log-prob sums."""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from verl_aiops.losses.sums import require_full_precision
+from verl_aiops.losses.table import LOSSES, needs_lengths, needs_reference, needs_whole_batch
+from verl_aiops.losses.terms import Knobs, PairTerms, per_token
+from verl_aiops.losses.validate import check_number, validate_loss_args, weighted_losses
+
+
+def compute_dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor | None = None,
+    reference_rejected_logps: Tensor | None = None,
+    *,
+    beta: float = 0.1,
+    loss_type: str | Sequence[str] = "sigmoid",
+    label_smoothing: float = 0.0,
+    chosen_lengths: Tensor | Sequence[int] | None = None,
+    rejected_lengths: Tensor | Sequence[int] | None = None,
+    mean_chosen_length: Tensor | float | None = None,
+    weight: Tensor | Sequence[float] | None = None,
+    loss_weights: Sequence[float] | None = None,
+    sft_weight: float = 0.0,
+    simpo_gamma: float = 0.5,
+    dpop_lambda: float = 50.0,
+    discopop_tau: float = 0.05,
+    f_divergence_type: str = "reverse_kl",
+    f_alpha_divergence_coef: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The preference loss of each pair, with the implicit rewards of its two answers.
+
+    The objective is the mean of the losses over the pairs of the batch. The order of pairs does not matter, and a
+    trainer which sums the losses of its micro-batches and workers and divides by the global number of pairs has the
+    same objective and gradient, on two conditions: ``needs_whole_batch(loss_type)`` is false, and for ``sft`` every
+    call is given the global ``mean_chosen_length``.
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: (pairs,) sums of the answers' token log-probs in nats under the
+            policy, float32 or float64. Gradients flow through these alone.
+        reference_chosen_logps, reference_rejected_logps: (pairs,) the same under the reference model; both None for
+            losses that need none (``needs_reference``).
+        beta: strength of the pull to the reference, > 0 (IPO's tau, the inverse of SPPO's eta). It is on another scale
+            for per-token losses: ``sigmoid_norm`` and ``simpo`` want 1 to 10.
+        loss_type: one of ``LOSS_TYPES``, or several to be summed; the formulas are in ``pairwise.py``.
+        label_smoothing: probability that a label is wrong, for ``sigmoid`` (cDPO), ``robust``, ``aot``,
+            ``aot_unpaired`` and (positive) ``exo_pair``.
+        chosen_lengths, rejected_lengths: (pairs,) answer lengths in tokens, for ``needs_lengths(loss_type)``.
+        mean_chosen_length: mean number of chosen tokens per pair over the whole batch, for ``sft``; None takes it from
+            the ``chosen_lengths`` of this call.
+        weight: (pairs,) factors of the pairs' losses, taken as constants; the objective stays a mean over pairs, it is
+            not divided by the sum of the weights. Rewards are not weighted.
+        loss_weights: one factor >= 0 per loss in ``loss_type``; None for 1 each.
+        sft_weight: factor of an added ``sft`` term, >= 0.
+        simpo_gamma: ``simpo``'s margin in units of reward, >= 0.
+        dpop_lambda: ``dpop``'s penalty, >= 0.
+        discopop_tau: ``discopop``'s temperature, > 0.
+        f_divergence_type: ``reverse_kl``, ``forward_kl``, ``js_divergence`` or ``alpha_divergence`` (arXiv 2309.16240).
+        f_alpha_divergence_coef: alpha of ``alpha_divergence``.
+
+    Returns:
+        (losses, chosen_rewards, rejected_rewards), each (pairs,): losses not reduced; rewards detached, beta *
+        (policy - reference) whatever the loss. Without a reference they are beta * policy, per token if ``simpo`` is
+        among the losses.
+
+    Raises:
+        TypeError: log-probs that are not float32 or float64.
+        ValueError: settings that ``validate_loss_args`` refuses; shapes that differ; a reference or lengths missing;
+            ``weight`` together with a loss that couples pairs.
+    """
+    validate_loss_args(
+        beta=beta,
+        loss_type=loss_type,
+        label_smoothing=label_smoothing,
+        loss_weights=loss_weights,
+        sft_weight=sft_weight,
+        simpo_gamma=simpo_gamma,
+        dpop_lambda=dpop_lambda,
+        discopop_tau=discopop_tau,
+        f_divergence_type=f_divergence_type,
+        f_alpha_divergence_coef=f_alpha_divergence_coef,
+    )
+    terms = weighted_losses(loss_type, loss_weights, sft_weight)
+    names = [name for name, _ in terms]
+    _check_logps(
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+    )
+    if (reference_chosen_logps is None) != (reference_rejected_logps is None):
+        raise ValueError("give both reference_chosen_logps and reference_rejected_logps, or neither")
+    if reference_chosen_logps is None and needs_reference(names):
+        raise ValueError(f"loss_type {names} needs reference_chosen_logps and reference_rejected_logps")
+    pairs = PairTerms(
+        policy_chosen=policy_chosen_logps,
+        policy_rejected=policy_rejected_logps,
+        reference_chosen=None if reference_chosen_logps is None else reference_chosen_logps.detach(),
+        reference_rejected=None if reference_rejected_logps is None else reference_rejected_logps.detach(),
+        chosen_lengths=_per_pair("chosen_lengths", chosen_lengths, policy_chosen_logps),
+        rejected_lengths=_per_pair("rejected_lengths", rejected_lengths, policy_chosen_logps),
+        mean_chosen_length=mean_chosen_length,
+    )
+    _check_lengths(names, pairs)
+
+    knobs = Knobs(
+        beta=beta,
+        label_smoothing=label_smoothing,
+        simpo_gamma=simpo_gamma,
+        dpop_lambda=dpop_lambda,
+        discopop_tau=discopop_tau,
+        f_divergence_type=f_divergence_type,
+        f_alpha_divergence_coef=f_alpha_divergence_coef,
+    )
+    losses = sum(factor * LOSSES[name].formula(pairs, knobs) for name, factor in terms)
+    if weight is not None:
+        if needs_whole_batch(names):
+            raise ValueError(f"weight has no meaning for loss_type {names}: sorting mixes the pairs of the batch")
+        losses = losses * _per_pair("weight", weight, losses)
+    chosen_rewards, rejected_rewards = _rewards(pairs, beta, per_answer_token="simpo" in names)
+    return losses, chosen_rewards, rejected_rewards
+
+
+def compute_online_dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor | None = None,
+    reference_rejected_logps: Tensor | None = None,
+    **options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``compute_dpo_loss`` for pairs that the policy itself made and a reward then ranked.
+
+    Online DPO (arXiv 2402.04792) differs from DPO in where the pairs come from, not in the loss. Arguments, result and
+    errors are those of ``compute_dpo_loss``.
+    """
+    return compute_dpo_loss(
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, **options
+    )
+
+
+# So that help() and anything which reads a signature show the shared keywords rather than **options.
+compute_online_dpo_loss.__signature__ = inspect.signature(compute_dpo_loss)
+
+
+def _check_logps(**logps: Tensor | None) -> None:
+    given = {name: tensor for name, tensor in logps.items() if tensor is not None}
+    for name, tensor in given.items():
+        require_full_precision(name, tensor)
+    shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"log-probs must all have the same shape (pairs,), got {shapes}")
+
+
+def _per_pair(name: str, values: Tensor | Sequence[float] | None, like: Tensor) -> Tensor | None:
+    """``values`` as a constant tensor of the type, device and shape of ``like``."""
+    if values is None:
+        return None
+    tensor = torch.as_tensor(values, dtype=like.dtype, device=like.device).detach()
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _check_lengths(names: list[str], pairs: PairTerms) -> None:
+    mean = pairs.mean_chosen_length
+    if isinstance(mean, Tensor):
+        # Its value is not looked at: that would make an accelerator wait for the host at every call.
+        if mean.dim():
+            raise ValueError(f"mean_chosen_length must be one number, got a tensor of shape {tuple(mean.shape)}")
+    elif mean is not None:
+        check_number("mean_chosen_length", mean, "> 0")
+    for name in names:
+        if not needs_lengths(name):
+            continue
+        missing = []
+        if pairs.chosen_lengths is None and not (name == "sft" and pairs.mean_chosen_length is not None):
+            missing.append("chosen_lengths")
+        if pairs.rejected_lengths is None and name not in ("sft", "sft_seq"):
+            missing.append("rejected_lengths")
+        if missing:
+            instead = " (or mean_chosen_length)" if name == "sft" else ""
+            raise ValueError(f"loss_type {name!r} needs {' and '.join(missing)}{instead}")
+
+
+def _rewards(pairs: PairTerms, beta: float, per_answer_token: bool) -> tuple[Tensor, Tensor]:
+    if pairs.reference_chosen is not None:
+        return beta * pairs.chosen_logratios.detach(), beta * pairs.rejected_logratios.detach()
+    chosen, rejected = pairs.policy_chosen.detach(), pairs.policy_rejected.detach()
+    if per_answer_token:
+        chosen, rejected = per_token(chosen, pairs.chosen_lengths), per_token(rejected, pairs.rejected_lengths)
+    return beta * chosen, beta * rejected

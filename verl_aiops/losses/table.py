@@ -1,0 +1,97 @@
+"""Which losses exist, and what each asks of its caller."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from verl_aiops.losses import pairwise
+from verl_aiops.losses.terms import Knobs, PairTerms
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss formula and its needs.
+
+    smoothing: the range of ``label_smoothing`` as text, None where the formula has none.
+    any_f: an f-divergence may replace the reverse KL. The partition function of f-DPO cancels only in a difference of
+        the two answers' scores, so losses which look at one answer alone (or sort) have no such form.
+    own_knobs: knobs that no other rule here covers.
+    """
+
+    formula: Callable[[PairTerms, Knobs], Tensor]
+    smoothing: str | None = None
+    any_f: bool = False
+    reference: bool = True
+    lengths: bool = False
+    whole_batch: bool = False
+    own_knobs: tuple[str, ...] = ()
+
+
+LOSSES = {
+    "sigmoid": LossSpec(pairwise.sigmoid, smoothing="[0, 0.5]", any_f=True),
+    "robust": LossSpec(pairwise.robust, smoothing="[0, 0.5)", any_f=True),
+    "hinge": LossSpec(pairwise.hinge, any_f=True),
+    "ipo": LossSpec(pairwise.ipo, any_f=True, lengths=True),
+    "ipo_sum": LossSpec(pairwise.ipo_sum, any_f=True),
+    "exo_pair": LossSpec(pairwise.exo_pair, smoothing="(0, 0.5]", any_f=True),
+    "nca_pair": LossSpec(pairwise.nca_pair),
+    "bco_pair": LossSpec(pairwise.bco_pair),
+    "sppo_hard": LossSpec(pairwise.sppo_hard),
+    "aot": LossSpec(pairwise.aot, smoothing="[0, 0.5]", whole_batch=True),
+    "aot_unpaired": LossSpec(pairwise.aot_unpaired, smoothing="[0, 0.5]", whole_batch=True),
+    "apo_zero": LossSpec(pairwise.apo_zero),
+    "apo_down": LossSpec(pairwise.apo_down),
+    "discopop": LossSpec(pairwise.discopop, any_f=True, own_knobs=("discopop_tau",)),
+    "sigmoid_norm": LossSpec(pairwise.sigmoid_norm, any_f=True, lengths=True),
+    "simpo": LossSpec(pairwise.simpo, reference=False, lengths=True, own_knobs=("simpo_gamma",)),
+    "dpop": LossSpec(pairwise.dpop, own_knobs=("dpop_lambda",)),
+    "sft": LossSpec(pairwise.sft, reference=False, lengths=True),
+    "sft_seq": LossSpec(pairwise.sft_seq, reference=False, lengths=True),
+}
+
+LOSS_TYPES = tuple(LOSSES)
+
+
+def loss_names(loss_type: str | Sequence[str]) -> tuple[str, ...]:
+    """``loss_type`` as a tuple of known names, in its order.
+
+    Raises:
+        ValueError: a name that does not exist (the message lists those that do, and the nearest), an empty list, or a
+            name given twice.
+    """
+    names = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
+    if not names:
+        raise ValueError("loss_type is an empty list; name at least one loss")
+    for name in names:
+        if name not in LOSSES:
+            near = difflib.get_close_matches(str(name), LOSS_TYPES, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"unknown loss_type {name!r}{hint}; there are: {', '.join(LOSS_TYPES)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"loss_type names a loss twice: {list(names)}; give it once, with a larger loss weight")
+    return names
+
+
+def needs_reference(loss_type: str | Sequence[str]) -> bool:
+    """Whether any of the losses compares with a reference model. Raises ValueError on an unknown name."""
+    return any(LOSSES[name].reference for name in loss_names(loss_type))
+
+
+def needs_lengths(loss_type: str | Sequence[str], *, sft_weight: float = 0.0) -> bool:
+    """Whether any of the losses divides by answer lengths in tokens. Raises ValueError on an unknown name.
+
+    ``sft`` (also by way of ``sft_weight``) can do with ``mean_chosen_length`` in place of the lengths, ``sft_seq``
+    with the chosen answers' lengths alone; the others need both answers'.
+    """
+    return any(LOSSES[name].lengths for name in loss_names(loss_type)) or sft_weight > 0
+
+
+def needs_whole_batch(loss_type: str | Sequence[str]) -> bool:
+    """Whether any of the losses couples the pairs of a batch, so that it must see all of them in one call.
+
+    Such a loss gives another value when its batch is cut into micro-batches or spread over workers. Raises ValueError
+    on an unknown name.
+    """
+    return any(LOSSES[name].whole_batch for name in loss_names(loss_type))
