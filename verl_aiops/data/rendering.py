@@ -1,0 +1,246 @@
+"""From preference rows to tokens: prompt tokens that both answers share, and answer tokens with their masks.
+
+A prompt of messages is rendered by the chat template with its generation prompt, and an answer is what the template
+renders for prompt and answer together after that: its text, the end-of-turn token and what follows it (TRL's
+DPOTrainer takes the same tokens). A prompt of text is tokenised as it is, with the special tokens the tokenizer puts
+in front; its answer ends with the end-of-sequence token.
+
+Prompt and answer meet on tokens. Where a tokenizer would merge the prompt's end with the answer's beginning, the two
+are tokenised apart, so that the prompt keeps the tokens it has when the model generates. Tokenizers that mark the
+start of every text (older SentencePiece ones) cannot be used so; and some templates' generation prompts do not come
+back in the rendered conversation. In both cases the prompt is what its tokens have in common with those of the whole,
+as in TRL, and the row is marked.
+"""
+
+import re
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from verl_aiops.data.errors import PreferenceDataError, RowFault
+from verl_aiops.data.rows import PreferenceRow
+
+RESERVED_TEMPLATE_ARGUMENTS = (
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tools",
+)
+
+
+@dataclass(slots=True)
+class EncodedPair:
+    """Token ids as lists of int; the masks, as long as their answers, hold 1 on tokens that are trained."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_mask: list[int]
+    rejected_mask: list[int]
+    prompt_end_changed: bool
+    eos_appended: bool
+
+
+@dataclass(slots=True)
+class _Side:
+    """Prompt and one answer as text. `cuts` are beginnings of `whole`: the prompt, then by turns the ends of trained
+    and of untrained stretches. `exact` is False where a cut only begins like `whole`."""
+
+    whole: str
+    cuts: list[str]
+    exact: bool = True
+    eos_appended: bool = False
+
+
+@dataclass(slots=True)
+class _Job:
+    """What one row needs from the tokenizer, and where the result goes."""
+
+    chosen: _Side
+    rejected: _Side
+    is_text: bool
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def exact(self):
+        return self.chosen.exact and self.rejected.exact
+
+
+class PairRenderer:
+    """Renders and tokenises batches of preference rows with one tokenizer.
+
+    `chat_template` replaces the tokenizer's own; `template_arguments` are handed to it on every call. Raises ValueError
+    for template arguments that are set here, PreferenceDataError for a tokenizer without an end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer, chat_template: str | None = None, template_arguments: dict | None = None):
+        taken = sorted(set(template_arguments or {}) & set(RESERVED_TEMPLATE_ARGUMENTS))
+        if taken:
+            raise ValueError(f"data.apply_chat_template_kwargs may not hold {', '.join(taken)}: set by the data set")
+        if tokenizer.eos_token_id is None:
+            raise PreferenceDataError("the tokenizer has no end-of-sequence token; answers could not end")
+        self._tokenizer = tokenizer
+        self._template = {"chat_template": chat_template, **(template_arguments or {})}
+        self._has_template = bool(chat_template or tokenizer.chat_template)
+        ends = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        ends |= set(tokenizer.all_special_tokens)
+        self._end_of_turn = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)))
+        self._front = self._tokens_in_front()
+        self._continues = self._continues_text()
+
+    def encode(self, rows: list[PreferenceRow]) -> list[EncodedPair | RowFault]:
+        """One result a row, in order: the encoded pair, or the fault that its rendering showed."""
+        jobs = []
+        for row in rows:
+            try:
+                jobs.append(self._text_job(row) if isinstance(row.prompt, str) else self._chat_job(row))
+            except RowFault as fault:
+                jobs.append(fault)
+        texts = [text for job in jobs if isinstance(job, _Job) for text in job.texts]
+        pieces = iter(self._tokenize(texts))
+        return [self._assemble(job, pieces) if isinstance(job, _Job) else job for job in jobs]
+
+    # ---- text
+
+    def _text_job(self, row):
+        eos = self._tokenizer.eos_token
+        wholes = [
+            row.prompt + (answer if answer.endswith(eos) else answer + eos) for answer in (row.chosen, row.rejected)
+        ]
+        return self._job([_Side(whole, [row.prompt]) for whole in wholes], is_text=True)
+
+    def _chat_job(self, row):
+        if not self._has_template:
+            raise PreferenceDataError(
+                "the data holds messages, but the tokenizer has no chat template: use a model that has one, "
+                "give a chat_template, or give prompts and answers as plain texts"
+            )
+        prompt = self._render(row.prompt, row.tools, add_generation_prompt=True)
+        sides = [self._chat_side(row.prompt, prompt, answer, row.tools) for answer in (row.chosen, row.rejected)]
+        return self._job(sides, is_text=False)
+
+    def _chat_side(self, prompt, prompt_text, answer, tools):
+        side = _Side(self._render(prompt + answer, tools), [])
+        for place, message in enumerate(answer):
+            if message["role"] != "assistant":
+                continue
+            before = prompt + answer[:place]
+            start = self._render(before, tools, add_generation_prompt=True) if place else prompt_text
+            if not side.whole.startswith(start):
+                side.exact = False
+                self._check_beginning(self._render(before, tools), side.whole, before)
+            side.cuts.append(start)
+            if place < len(answer) - 1:
+                end = self._render([*before, message], tools)
+                self._check_beginning(end, side.whole, [*before, message])
+                side.cuts.append(end)
+        if not self._ends_turn(side, answer[-1]["content"].strip()):
+            side.whole += self._tokenizer.eos_token
+            side.eos_appended = True
+        return side
+
+    def _ends_turn(self, side, content):
+        """Whether a special token (the end of sequence, or the template's own end of turn) follows the last answer."""
+        last = side.whole[len(side.cuts[-1]) :] if side.whole.startswith(side.cuts[-1]) else side.whole
+        at = last.rfind(content) if content else -1
+        return bool(self._end_of_turn.search(last, at + len(content) if at >= 0 else 0))
+
+    def _check_beginning(self, text, whole, messages):
+        if whole.startswith(text):
+            return
+        same = next((at for at, (a, b) in enumerate(zip(text, whole)) if a != b), min(len(text), len(whole)))
+        raise RowFault(
+            f"the chat template renders the first {len(messages)} message(s) differently once more follow (alone: "
+            f"...{text[max(0, same - 20) : same + 40]!r}, followed: ...{whole[max(0, same - 20) : same + 40]!r}), so "
+            "trained tokens cannot be told from the rest. Templates that strip the thinking of earlier turns do so: "
+            "put the earlier turns into the prompt, strip it from the data, or give a chat_template that keeps it"
+        )
+
+    def _render(self, messages, tools, add_generation_prompt=False):
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **self._template
+            )
+        except Exception as error:  # a template is a program of its own: what it raises is not limited to some types
+            roles = ", ".join(message["role"] for message in messages)
+            raise RowFault(f"the chat template refuses the messages ({roles}): {error}") from error
+
+    # ---- tokens
+
+    def _job(self, sides, is_text):
+        job = _Job(*sides, is_text)
+        if self._continues and job.exact:
+            job.texts.append(job.chosen.cuts[0])
+            for side in sides:
+                bounds = [len(cut) for cut in side.cuts] + [len(side.whole)]
+                job.texts += [side.whole[start:end] for start, end in zip(bounds, bounds[1:])]
+        else:
+            for side in sides:
+                job.texts += [*side.cuts, side.whole]
+        return job
+
+    def _assemble(self, job, pieces):
+        sides = job.chosen, job.rejected
+        if self._continues and job.exact:
+            prompt = next(pieces)
+            changed = False
+            answers = [[next(pieces) for _ in side.cuts] for side in sides]
+        else:
+            prompt, changed, answers = self._cut_by_common_beginning(
+                [[next(pieces) for _ in [*side.cuts, 0]] for side in sides]
+            )
+        if job.is_text and prompt[: len(self._front)] != self._front:
+            prompt = self._front + prompt
+        if not prompt:
+            return RowFault("chosen and rejected share no prompt token")
+        ids = [[token for stretch in answer for token in stretch] for answer in answers]
+        masks = [[int(place % 2 == 0) for place, stretch in enumerate(answer) for _ in stretch] for answer in answers]
+        for side, answer in zip(sides, ids):
+            if (job.is_text or side.eos_appended) and answer[-1:] != [self._tokenizer.eos_token_id]:
+                raise PreferenceDataError(
+                    f"the tokenizer does not read its end-of-sequence token {self._tokenizer.eos_token!r} as one token"
+                )
+        if ids[0] == ids[1]:
+            return RowFault("chosen and rejected are equal once rendered (the same token ids)")
+        eos_appended = job.chosen.eos_appended or job.rejected.eos_appended
+        return EncodedPair(prompt, *ids, *masks, prompt_end_changed=changed, eos_appended=eos_appended)
+
+    @staticmethod
+    def _cut_by_common_beginning(sides):
+        """Cut each side's last token list where the others, one for each cut, stop agreeing with it."""
+        ends = [[_common_length(cut, whole) for cut in cuts] for *cuts, whole in sides]
+        start = min(cuts[0] for cuts in ends)
+        answers = []
+        for (*_, whole), cuts in zip(sides, ends):
+            bounds = list(accumulate([start, *cuts[1:], len(whole)], max))
+            answers.append([whole[begin:end] for begin, end in zip(bounds, bounds[1:])])
+        prompt = sides[0][0]
+        return prompt[:start], start < len(prompt), answers
+
+    def _tokenize(self, texts):
+        if not texts:
+            return []
+        return self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    def _tokens_in_front(self):
+        """The special tokens that the tokenizer puts before a text (often one BOS, often none)."""
+        bare = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self._tokenizer("a")["input_ids"]
+        places = (at for at in range(len(full)) if full[at : at + len(bare)] == bare)
+        return full[: next(places, 0)]
+
+    def _continues_text(self):
+        """Whether a text's tokens are the same at the start and after other text, so that stretches can be joined."""
+        starts = ("a", " a", "Z", "7", "{", "\u00e9", "\u4e2d")
+        alone = self._tokenize([*starts, "\n", *("\n" + start for start in starts)])
+        line_break = alone[len(starts)]
+        joined = all(alone[len(starts) + 1 + at] == line_break + alone[at] for at in range(len(starts)))
+        return joined and alone[0] != alone[1]
+
+
+def _common_length(ids, others):
+    return next((at for at, (a, b) in enumerate(zip(ids, others)) if a != b), min(len(ids), len(others)))
