@@ -1,0 +1,11 @@
+"""Errors that a user of the incident tools can mend."""
+
+from __future__ import annotations
+
+
+class IncidentError(ValueError):
+    """Bad input or a bad setting; the message says where, what was expected and how to mend it."""
+
+
+class OutputExistsError(IncidentError):
+    """A file that would be written is already there."""

@@ -1,0 +1,172 @@
+"""The two-round triage instruction, English and Chinese, and the reference answers of both rounds.
+
+Round 1: read the data, think, quote evidence verbatim, give no verdict. Round 2: nothing but one JSON object. The texts
+are short because small models on small machines have to read them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from .schema import Incident
+from .taxonomy import System
+from .text import incident_text
+
+Message = dict[str, str]
+STYLES = ("two_round", "direct")
+OPEN_TAG, CLOSE_TAG = "<incident>", "</incident>"
+
+_ROUND1 = {
+    "en": "Incident triage, round 1 of 2. Read the data. Say what failed first and how it spread, and quote the lines "
+    'that show it word for word in "double quotes". No verdict yet.',
+    "zh": "故障定位，第 1 轮（共 2 轮）。阅读数据，说明最先出问题的是什么、影响如何扩散，"
+    '并用"双引号"逐字引用支持判断的原文。本轮不下结论。',
+}
+_ROUND2 = {
+    "en": "Round 2 of 2. Name the faulty service and the incident type. Answer with one JSON object and nothing else:",
+    "zh": "第 2 轮。给出故障服务和故障类型。只回答一个 JSON 对象，不要任何其他文字：",
+}
+_DIRECT = {
+    "en": "Incident triage. Name the faulty service and the incident type. "
+    "Answer with one JSON object and nothing else:",
+    "zh": "故障定位。给出故障服务和故障类型。只回答一个 JSON 对象，不要任何其他文字：",
+}
+_FORM = '{"service": "...", "incident_type": "..."}'
+_LISTS = {"en": ("Services: ", "Incident types: ", ", "), "zh": ("服务：", "故障类型：", "、")}
+_ANALYSES = {
+    "en": (
+        "The earliest sign of trouble is {quotes}. What follows elsewhere reads like its effect.",
+        "The data point to {quotes}. The remaining lines are either effects further up the calls or everyday noise.",
+        "What does not fit normal operation is {quotes}; the other messages can be explained by it.",
+    ),
+    "zh": (
+        "最早的异常是{quotes}。其他位置的现象像是它的后果。",
+        "关键数据是{quotes}。其余各行要么是上游受到的影响，要么是日常噪声。",
+        "与正常运行不符的是{quotes}，其他信息都可以由此解释。",
+    ),
+}
+_AND = {"en": " and ", "zh": "以及"}
+_NO_EVIDENCE = {
+    "en": "No single line settles it. The alert reads {quotes}; the rest has to be weighed together.",
+    "zh": "没有哪一行能单独说明问题。告警内容是{quotes}，需要结合其余数据判断。",
+}
+_QUOTE_CHARACTERS = re.compile('["“”„‟＂「」『』`\n]')
+_MIN_QUOTE_CHARS = 8
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The names an answer may use: those listed in the prompt, or the whole system's where the prompt lists none."""
+
+    services: tuple[str, ...]
+    incident_types: tuple[str, ...]
+
+
+def choose_candidates(incident: Incident, system: System, *, max_candidates: int = 0, seed: int = 0) -> Candidates:
+    """The candidate lists of an incident, shuffled so that the right name's position tells nothing; deterministic.
+
+    At most `max_candidates` names each (0: all). The right name is always among them; of the others, services that the
+    incident's text names (and types of its known decoys) come first, since otherwise the one service that both list and
+    text name would be the answer. Other names of the right answer (its aliases) are left out.
+    """
+    rng = random.Random(f"candidates/{seed}/{incident.id}")
+    mentioned = system.services_in(incident_text(incident))
+    services = [name for name in system.services if not incident.is_service(name)]
+    types = [name for name in system.incident_types if not incident.is_type(name)]
+    rng.shuffle(services)
+    rng.shuffle(types)
+    if max_candidates > 0:
+        services = sorted(services, key=lambda name: name not in mentioned)[: max_candidates - 1]
+        decoys = {incident_type for _, incident_type in incident.decoys}
+        types = sorted(types, key=lambda name: name not in decoys)[: max_candidates - 1]
+    services.insert(rng.randrange(len(services) + 1), incident.service)
+    types.insert(rng.randrange(len(types) + 1), incident.incident_type)
+    if max_candidates > 0:
+        # The cut sorted them; shuffled again, what the text names does not stand first.
+        rng.shuffle(services)
+        rng.shuffle(types)
+    return Candidates(tuple(services), tuple(types))
+
+
+def round1_message(incident: Incident) -> Message:
+    """The user message of round 1: the instruction and the delimited, neutralised data."""
+    return {"role": "user", "content": f"{_ROUND1[incident.lang]}\n{_delimited(incident)}"}
+
+
+def round2_message(lang: str, candidates: Candidates | None = None) -> Message:
+    """The user message of round 2: only JSON, with the candidate lists where given."""
+    return {"role": "user", "content": f"{_ROUND2[lang]}\n{_FORM}{_candidate_lines(lang, candidates)}"}
+
+
+def direct_message(incident: Incident, candidates: Candidates | None = None) -> Message:
+    """The single user message of the `direct` style: data first, then the instruction of the last round."""
+    lists = _candidate_lines(incident.lang, candidates)
+    return {"role": "user", "content": f"{_delimited(incident)}\n{_DIRECT[incident.lang]}\n{_FORM}{lists}"}
+
+
+def _delimited(incident: Incident) -> str:
+    return f"{OPEN_TAG}\n{incident_text(incident)}\n{CLOSE_TAG}"
+
+
+def _candidate_lines(lang: str, candidates: Candidates | None) -> str:
+    if candidates is None:
+        return ""
+    services, types, comma = _LISTS[lang]
+    return f"\n{services}{comma.join(candidates.services)}\n{types}{comma.join(candidates.incident_types)}"
+
+
+def quotable(text: str, max_chars: int = 0) -> str | None:
+    """The part of `text` that can stand between double quotes: its longest stretch without quotes, cut to `max_chars`.
+
+    None if what is left is too short to prove anything.
+    """
+    part = max(_QUOTE_CHARACTERS.split(text), key=len).strip()
+    if max_chars > 0:
+        part = part[:max_chars].rstrip()
+    return part if len(part) >= _MIN_QUOTE_CHARS else None
+
+
+def reference_analysis(incident: Incident, *, max_quotes: int = 3, quote_chars: int = 0) -> str:
+    """A right answer to round 1: quotes up to `max_quotes` known evidence strings and names no verdict.
+
+    Each quote is cut to `quote_chars` characters (0: whole). Pass the trimmed and neutralised incident, so that the
+    quotes occur in the prompt.
+    """
+    quotes = [part for part in (quotable(text, quote_chars) for text in incident.evidence) if part][
+        : max(1, max_quotes)
+    ]
+    if quotes:
+        forms = _ANALYSES[incident.lang]
+        form = forms[zlib.crc32(incident.id.encode()) % len(forms)]
+    else:
+        quotes = [max(_QUOTE_CHARACTERS.split(incident.symptom), key=len).strip()]
+        form = _NO_EVIDENCE[incident.lang]
+    return form.format(quotes=_AND[incident.lang].join(f'"{quote}"' for quote in quotes))
+
+
+def answer_json(service: str, incident_type: str) -> str:
+    """The one spelling of an answer: `{"service": "...", "incident_type": "..."}`."""
+    return json.dumps({"service": service, "incident_type": incident_type}, ensure_ascii=False)
+
+
+def ground_truth(incident: Incident, candidates: Candidates | None = None) -> dict[str, Any]:
+    """What a reward needs to know: `service`, `incident_type`, `evidence`, `aliases` and, where given, `candidates`.
+
+    `aliases` and `candidates` are objects with the keys `service` and `incident_type`: other right names of this
+    answer, and the names that the prompt offers. Pass the trimmed and neutralised incident, so that the evidence occurs
+    in `incident_text`.
+    """
+    truth: dict[str, Any] = {
+        "service": incident.service,
+        "incident_type": incident.incident_type,
+        "evidence": list(incident.evidence),
+        "aliases": {"service": list(incident.service_aliases), "incident_type": list(incident.type_aliases)},
+    }
+    if candidates is not None:
+        truth["candidates"] = {"service": list(candidates.services), "incident_type": list(candidates.incident_types)}
+    return truth

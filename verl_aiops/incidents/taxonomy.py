@@ -1,0 +1,111 @@
+"""Which services and incident types exist in which system: the candidates of a prompt and the source of near misses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .errors import IncidentError
+from .schema import Incident
+
+
+@dataclass(frozen=True)
+class System:
+    """The names that occur in one system, sorted."""
+
+    services: tuple[str, ...]
+    incident_types: tuple[str, ...]
+
+    def services_in(self, text: str) -> set[str]:
+        """The services that `text` names as whole words."""
+        return {name for name in self.services if name in text and _word(name).search(text)}
+
+
+@lru_cache(maxsize=4096)
+def _word(name: str) -> re.Pattern[str]:
+    # ASCII boundaries, because Chinese text has no spaces around a name; the hyphen, so that `db` is not found in
+    # `ledger-db`.
+    return re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(name)}(?![A-Za-z0-9_-])")
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Systems by source.
+
+    A source that is not listed uses the system of its longest listed parent (`petshop` for `petshop/high`).
+    """
+
+    systems: Mapping[str, System] = field(default_factory=dict)
+
+    @classmethod
+    def from_incidents(cls, incidents: Iterable[Incident]) -> Taxonomy:
+        names: dict[str, tuple[set[str], set[str]]] = {}
+        for incident in incidents:
+            services, types = names.setdefault(incident.source, (set(), set()))
+            services.add(incident.service)
+            types.add(incident.incident_type)
+        return cls({source: System(tuple(sorted(s)), tuple(sorted(t))) for source, (s, t) in sorted(names.items())})
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Taxonomy:
+        form = '{"source": {"services": ["..."], "incident_types": ["..."]}}'
+        if not isinstance(value, Mapping) or not value:
+            raise IncidentError(f"expected an object like {form}")
+        systems = {}
+        for source, entry in value.items():
+            lists = [entry.get(key) if isinstance(entry, Mapping) else None for key in ("services", "incident_types")]
+            for names in lists:
+                if (
+                    not isinstance(names, list)
+                    or not names
+                    or not all(isinstance(name, str) and name for name in names)
+                ):
+                    raise IncidentError(
+                        f"system '{source}': expected lists of names under services and incident_types, as in {form}"
+                    )
+            systems[source] = System(*(tuple(sorted(set(names))) for names in lists))
+        return cls(systems)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Taxonomy:
+        """Read `{"source": {"services": [...], "incident_types": [...]}}` from a JSON file."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such file") from None
+        except IncidentError as error:
+            raise IncidentError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise IncidentError(f"{path}: not valid JSON ({error})") from None
+
+    def to_dict(self) -> dict[str, dict[str, list[str]]]:
+        return {
+            source: {"services": list(system.services), "incident_types": list(system.incident_types)}
+            for source, system in self.systems.items()
+        }
+
+    def system_of(self, incident: Incident) -> System:
+        """The system an incident belongs to; raises IncidentError if it is unknown or lacks the answer."""
+        source = incident.source
+        while source not in self.systems:
+            if "/" not in source:
+                known = ", ".join(self.systems) or "none"
+                raise IncidentError(
+                    f"incident '{incident.id}': source '{incident.source}' is not in the taxonomy, which has: {known}"
+                )
+            source = source.rpartition("/")[0]
+        system = self.systems[source]
+        for name, names, what in (
+            (incident.service, system.services, "services"),
+            (incident.incident_type, system.incident_types, "incident_types"),
+        ):
+            if name not in names:
+                raise IncidentError(
+                    f"incident '{incident.id}': '{name}' is not in the taxonomy's {what} of '{source}'; add it there"
+                )
+        return system

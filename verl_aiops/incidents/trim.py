@@ -1,0 +1,142 @@
+"""Cutting an incident down to a budget around its evidence."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from .errors import IncidentError
+from .schema import Incident
+from .text import layout, neutralise_incident
+
+_MARKERS = {"en": "… {} lines left out", "zh": "… 略去 {} 行"}
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A trimmed incident and what it cost.
+
+    `incident.evidence` lists what is still there, so it can be quoted. `lines_left_out` counts log and trace lines,
+    `evidence_left_out` the evidence strings that are gone; `evidence_shortened` is 1 if the only one kept was cut to a
+    prefix, else 0.
+    """
+
+    incident: Incident
+    lines_left_out: int = 0
+    evidence_left_out: int = 0
+    evidence_shortened: int = 0
+
+
+def trim_incident(incident: Incident, budget: int, *, measure: Callable[[str], int] = len) -> Trimmed:
+    """Shorten `incident` until `measure(incident_text(incident)) <= budget`, keeping evidence and the lines near it.
+
+    `budget` is in characters, or in whatever unit `measure` counts: pass a tokenizer's length to budget in tokens. Runs
+    of dropped lines become one line that says how many. If the evidence alone is too long, as many whole evidence lines
+    as fit are kept, in order; if not even the first fits, it is cut to the longest prefix that does. The incident that
+    comes back is neutralised. Raises IncidentError if the budget leaves no room for any data.
+    """
+    incident = neutralise_incident(incident)
+    if measure(layout(incident.lang, incident.symptom, incident.logs, incident.trace_lines)) <= budget:
+        return Trimmed(incident)
+    page = _Page(incident, _cut_symptom(incident, budget, measure))
+
+    def fits(shown: Mapping[int, str]) -> bool:
+        return measure(layout(incident.lang, page.symptom, *page.sections(shown))) <= budget
+
+    spans = {text: page.lines_of(text) for text in incident.evidence}
+    marks = list(dict.fromkeys(index for span in spans.values() for index in span))
+    order = page.by_distance(marks)
+    count = _most(len(order), lambda n: fits({index: page.lines[index] for index in order[:n]}))
+    shown = {index: page.lines[index] for index in order[:count]}
+    if any(span and shown.keys() >= set(span) for span in spans.values()) or (count and not marks):
+        return page.trimmed(shown)
+
+    text = next((text for text, span in spans.items() if span), page.lines[order[0]])
+    index = spans[text].start if marks else order[0]
+    length = _most(len(text), lambda n: fits({index: text[:n]}))
+    if not text[:length].strip():
+        least = measure(layout(incident.lang, page.symptom, *page.sections({index: ""}))) + 20
+        raise IncidentError(
+            f"incident '{incident.id}': a budget of {budget} leaves no room for its data; give at least {least}"
+        )
+    return page.trimmed({index: text[:length]}, prefix=text[:length] if marks and length < len(text) else None)
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest n in 1..limit for which `fits` holds, found by bisection; 0 if there is none."""
+    return bisect_left(range(1, limit + 1), True, key=lambda n: not fits(n))
+
+
+def _cut_symptom(incident: Incident, budget: int, measure: Callable[[str], int]) -> str:
+    """At most half of the budget goes to the symptom, or a rambling one would leave nothing to triage."""
+    symptom = incident.symptom
+    if measure(symptom) <= budget // 2:
+        return symptom
+    return symptom[: max(1, _most(len(symptom), lambda n: measure(symptom[:n] + "…") <= budget // 2))] + "…"
+
+
+class _Page:
+    """The single lines of an incident.
+
+    Entries of several lines (stack traces) are cut line by line, not kept or lost as a whole.
+    """
+
+    def __init__(self, incident: Incident, symptom: str):
+        self.incident = incident
+        self.symptom = symptom
+        self.logs = "\n".join(incident.logs).split("\n") if incident.logs else []
+        self.trace = list(incident.trace_lines)
+        self.lines = self.logs + self.trace
+
+    def lines_of(self, text: str) -> range:
+        """The indices of the lines that `text` covers; empty if it is part of the symptom."""
+        for first, section in ((0, self.logs), (len(self.logs), self.trace)):
+            whole = "\n".join(section)
+            start = whole.find(text)
+            if start >= 0:
+                first += whole.count("\n", 0, start)
+                return range(first, first + text.count("\n") + 1)
+        return range(0)
+
+    def by_distance(self, marks: list[int]) -> list[int]:
+        """All line indices: the marked ones, then the others from near to far."""
+        if not marks:
+            # Nothing says where to look: the beginnings of logs and trace, turn about.
+            return sorted(
+                range(len(self.lines)), key=lambda index: index if index < len(self.logs) else index - len(self.logs)
+            )
+        others = sorted(set(range(len(self.lines))).difference(marks))
+        return marks + sorted(others, key=lambda index: min(abs(index - mark) for mark in marks))
+
+    def sections(self, shown: Mapping[int, str]) -> tuple[list[str], list[str]]:
+        """Log and trace lines with `shown` in place and a marker for every run of lines that are not."""
+        split = len(self.logs)
+        return self._section(range(split), shown), self._section(range(split, len(self.lines)), shown)
+
+    def _section(self, indices: Iterable[int], shown: Mapping[int, str]) -> list[str]:
+        lines: list[str] = []
+        gone = 0
+        for index in indices:
+            if index not in shown:
+                gone += 1
+                continue
+            if gone:
+                lines.append(_MARKERS[self.incident.lang].format(gone))
+                gone = 0
+            lines.append(shown[index])
+        if gone:
+            lines.append(_MARKERS[self.incident.lang].format(gone))
+        return lines
+
+    def trimmed(self, shown: Mapping[int, str], prefix: str | None = None) -> Trimmed:
+        logs, trace = self.sections(shown)
+        sections = (self.symptom, "\n".join(logs), "\n".join(trace))
+        evidence = tuple(text for text in self.incident.evidence if any(text in section for section in sections))
+        shortened = 0 if prefix is None else 1
+        lost = len(self.incident.evidence) - len(evidence) - shortened
+        evidence += () if prefix is None else (prefix,)
+        incident = replace(
+            self.incident, symptom=self.symptom, logs=tuple(logs), trace="\n".join(trace) or None, evidence=evidence
+        )
+        return Trimmed(incident, len(self.lines) - len(shown), lost, shortened)
