@@ -1,0 +1,82 @@
+"""Whether a round that should only think and quote already gives a verdict.
+
+The rule looks for the forms in which a verdict is announced, never for labels, so that no name of a service can trip
+it and the true label is treated like any other. Caught, whatever the case, in full-width letters, between Markdown
+emphasis and with invisible characters inside:
+
+- a JSON object with quoted keys, or a JSON array of strings;
+- `service:` or `service=` where a key can stand (start of a line, list item, bracket, after a comma) or after words
+  like "faulty";
+- "incident type", "root cause", "verdict", "diagnosis", "final answer", "conclusion", "culprit" with a colon, an equals
+  sign or "is" after them, unless "is not", "is unclear" and the like follow;
+- the Chinese counterparts of all this.
+
+Not caught: a verdict in free prose ("adservice ran out of CPU"), keys spelled with look-alike letters, other languages.
+That is meant: thinking aloud about a service is what the first round is for, and a false alarm would punish it.
+"""
+
+import re
+import unicodedata
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+
+_MARKS = "[\"'`*_“”「」【】]{0,4}"
+_IS = rf"{_MARKS}\s{{0,4}}(?:[:=](?![:/])|\b(?:is|was|must be)\b)\s*{_MARKS}"
+# "The root cause is not clear yet" is thinking, not a verdict.
+_OPEN = r"(?!not\b|un(?:clear|known|certain)|still\b|yet\b|to be\b|hard\b|difficult\b|[?.]|$)"
+_ZH_OPEN = "(?!什么|何|否|不|未|尚|哪|谁|待)"
+
+# Each rule runs only where its keyword occurs: searching for a fixed string is many times faster than the expression.
+_RULES = tuple(
+    (keyword, re.compile(pattern))
+    for keyword, pattern in (
+        ("{", r"\{\s*[\"'][^\"'\n]*[\"']\s*:"),
+        ("[", r"\[\s*\"[^\"\n]*\"\s*[,\]]"),
+        (
+            "service",
+            rf"(?:(?:^|[\n{{(\[,;|>]|[-*•] )[ \t]{{0,8}}|\b(?:faulty|failing|failed|affected|responsible|culprit)[ ])"
+            rf"{_MARKS}service{_MARKS}\s{{0,4}}[:=](?![:/])\s*\S",
+        ),
+        ("service", rf"\b(?:faulty|failing|responsible|culprit)[ ]service{_IS}{_OPEN}\S"),
+        ("type", rf"\b(?:incident|fault|failure)[ _-]?type{_IS}{_OPEN}\S"),
+        ("cause", rf"\b(?:root|underlying)[ _-]?cause{_IS}{_OPEN}\S"),
+        ("verdict", rf"\bverdict{_IS}{_OPEN}\S"),
+        ("diagnosis", rf"\bdiagnosis{_IS}{_OPEN}\S"),
+        ("answer", rf"\b(?:final|my)[ _-]?answer{_IS}{_OPEN}\S"),
+        ("conclusion", rf"\bconclusion{_IS}{_OPEN}\S"),
+        ("culprit", rf"\bculprit{_IS}{_OPEN}\S"),
+        ("服务", rf"(?:(?:^|[\n{{(\[,;|、。])\s{{0,4}}|故障|根因|问题){_MARKS}服务{_MARKS}\s{{0,4}}[:=]\s*\S"),
+        ("服务", rf"(?:故障|根因)服务{_MARKS}\s{{0,4}}(?:是|为)\s*{_ZH_OPEN}\S"),
+        ("类型", rf"(?:事件|故障|异常|问题)类型{_MARKS}\s{{0,4}}(?:[:=]|是|为)\s*{_ZH_OPEN}\S"),
+        ("因", rf"(?:根因|根本原因|故障原因){_MARKS}\s{{0,4}}(?:[:=]|是|为|在于|应为)\s*{_ZH_OPEN}\S"),
+        ("结论", rf"结论{_MARKS}\s{{0,4}}(?:[:=]|是|为)\s*{_ZH_OPEN}\S"),
+        ("答案", rf"答案{_MARKS}\s{{0,4}}(?:[:=]|是|为)\s*{_ZH_OPEN}\S"),
+        ("诊断", rf"诊断(?:结果)?{_MARKS}\s{{0,4}}(?:[:=]|是|为)\s*{_ZH_OPEN}\S"),
+    )
+)
+_ASCII_RULES = tuple(rule for rule in _RULES if rule[0].isascii())
+
+
+def gives_verdict(text: str) -> bool:
+    """Whether a text announces a verdict or holds JSON.
+
+    Args:
+        text: what the model wrote in one round, without its verbatim quotations of the incident, which may well say
+            "service: checkout" in the incident's own words.
+    """
+    folded = _fold(text)
+    for keyword, rule in _ASCII_RULES if folded.isascii() else _RULES:
+        if keyword in folded and rule.search(folded):
+            return True
+    return False
+
+
+def _fold(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    # In slices: canonical ordering takes quadratic time on a long run of combining marks.
+    slices = (text[at : at + 1024] for at in range(0, len(text), 1024))
+    return _INVISIBLE.sub("", "".join(unicodedata.normalize("NFKC", part) for part in slices)).lower()

@@ -1,0 +1,130 @@
+"""The knobs of the reward: their ranges, and the relation between the weights that keeps correctness on top."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from numbers import Integral, Real
+
+_VERL_KWARGS = frozenset(
+    {
+        "reward_router_address",
+        "reward_model_tokenizer",
+        "sandbox_fusion_url",
+        "concurrent_semaphore",
+        "memory_limit_mb",
+    }
+)
+
+_EXTRAS = ("format_weight", "evidence_weight", "early_verdict_weight", "invented_weight", "length_weight")
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """Weights and limits of `aiops_mturn.compute_score`, set through `reward.custom_reward_function.reward_kwargs`.
+
+    Weights are relative to the sum of the four that pay (service, type, format, evidence), so they need not add to one.
+
+    Attributes:
+        service_weight: paid for the right service.
+        type_weight: paid for the right incident type.
+        format_weight: paid for a well-formed answer.
+        evidence_weight: paid, times the quality of the quotes, when both fields are right.
+        early_verdict_weight: taken when a round before the last gives a verdict or JSON.
+        invented_weight: taken in full for four invented or altered quotes, in part for fewer.
+        length_weight: taken in full at twice the length budget, in part from the budget on.
+        length_budget: characters, all rounds together, that cost nothing.
+        min_quote_chars: characters other than white space below which a quotation is ignored.
+        allow_fence: accept an answer inside one Markdown fence.
+    """
+
+    service_weight: float = 0.40
+    type_weight: float = 0.40
+    format_weight: float = 0.05
+    evidence_weight: float = 0.15
+    early_verdict_weight: float = 0.05
+    invented_weight: float = 0.05
+    length_weight: float = 0.05
+    length_budget: int = 4000
+    min_quote_chars: int = 8
+    allow_fence: bool = False
+
+    @property
+    def paid(self) -> float:
+        """The sum that a perfect answer earns, by which scores are divided."""
+        return self.service_weight + self.type_weight + self.format_weight + self.evidence_weight
+
+
+_DEFAULT = RewardSettings()
+_KNOWN = tuple(field.name for field in fields(RewardSettings))
+_RANGES = {
+    "service_weight": (0.01, 1.0),
+    "type_weight": (0.01, 1.0),
+    **{name: (0.0, 1.0) for name in _EXTRAS},
+    "length_budget": (1, 1_000_000),
+    "min_quote_chars": (4, 200),
+}
+
+
+def read_settings(kwargs: dict) -> RewardSettings:
+    """Settings from the keyword arguments of one `compute_score` call.
+
+    Arguments that verl's reward managers pass themselves are ignored. Any other unknown name is refused if it could
+    have been meant as a setting: it speaks of a weight, resembles a setting, or has a number for its value.
+
+    Raises:
+        ValueError: an unknown or out-of-range setting, or weights under which correctness would no longer dominate.
+    """
+    if not kwargs:
+        return _DEFAULT
+    given = {name: value for name, value in kwargs.items() if name not in _VERL_KWARGS}
+    if not given:
+        return _DEFAULT
+    try:
+        # With the types, or True would find what was checked for 1.
+        return _build(tuple((name, type(value), value) for name, value in given.items()))
+    except TypeError:  # an unhashable value cannot be looked up; its check says what is wrong with it
+        return _build.__wrapped__(tuple((name, type(value), value) for name, value in given.items()))
+
+
+@lru_cache(maxsize=64)
+def _build(given: tuple) -> RewardSettings:
+    values = {}
+    for name, _, value in given:
+        if name in _KNOWN:
+            values[name] = _checked(name, value)
+        else:
+            _refuse_if_meant(name, value)
+    settings = RewardSettings(**values)
+    extras = sum(getattr(settings, name) for name in _EXTRAS)
+    smaller = min(settings.service_weight, settings.type_weight)
+    if extras >= smaller:
+        raise ValueError(
+            f"reward_kwargs: {' + '.join(_EXTRAS)} = {extras:g} must stay below the smaller of service_weight and "
+            f"type_weight ({smaller:g}), or an answer could earn more by its form than by one right field"
+        )
+    return settings
+
+
+def _checked(name: str, value: object) -> float | int | bool:
+    if name == "allow_fence":
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"reward_kwargs: allow_fence: expected true or false, got {value!r}")
+    low, high = _RANGES[name]
+    kind = Integral if isinstance(low, int) else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not low <= value <= high:
+        wanted = "an integer" if kind is Integral else "a number"
+        raise ValueError(f"reward_kwargs: {name}: expected {wanted} from {low} to {high}, got {value!r}")
+    return int(value) if kind is Integral else float(value)
+
+
+def _refuse_if_meant(name: str, value: object) -> None:
+    nearest = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.0)[0]
+    alike = bool(difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.65))
+    if alike or "weight" in name or isinstance(value, Real):
+        low, high = _RANGES.get(nearest, (False, True))
+        raise ValueError(
+            f"reward_kwargs: unknown setting {name!r}; the nearest known one is {nearest!r} (from {low} to {high}); "
+            f"known: {', '.join(_KNOWN)}"
+        )
