@@ -1,5 +1,6 @@
 """What all tests share: no hub, and one tiny model per session."""
 
+import json
 import os
 
 # A test that needs the network is a bug; without this, loading a folder may wait for the hub's timeouts first.
@@ -27,3 +28,21 @@ def tokenizer(_shared_tokenizer):
 @pytest.fixture(scope="session")
 def _shared_tokenizer():
     return make_tokenizer()
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """Function (rows, name="pairs.jsonl") -> str: writes dicts as JSON lines or parquet, by the name's suffix."""
+
+    def write(rows, name="pairs.jsonl"):
+        path = tmp_path / name
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write

@@ -149,5 +149,5 @@ def _parse(line: bytes) -> tuple[dict, str]:
     except RecursionError:
         return {}, "is not usable JSON: nested too deeply"
     if not isinstance(values, dict):
-        return {}, f"is a JSON {type(values).__name__}, not an object"
+        return {}, f"is JSON of type {type(values).__name__}, not an object"
     return values, ""

@@ -152,12 +152,12 @@ def _text_or_messages(value, key):
         return value
     if isinstance(value, list):
         return [_message(message, f"{key}[{place}]") for place, message in enumerate(value)]
-    raise RowFault(f"{key} is a {type(value).__name__}; a text or a list of messages is expected")
+    raise RowFault(f"{key} is of type {type(value).__name__}; a text or a list of messages is expected")
 
 
 def _message(message, key):
     if not isinstance(message, dict):
-        raise RowFault(f"{key} is a {type(message).__name__}, not a message {{'role', 'content'}}")
+        raise RowFault(f"{key} is of type {type(message).__name__}, not a message {{'role', 'content'}}")
     # Parquet gives every message of a column the same fields, null where a message had none.
     message = {field: value for field, value in message.items() if value is not None}
     role, content = message.get("role"), message.get("content")
@@ -166,7 +166,7 @@ def _message(message, key):
     if content is None and message.get("tool_calls"):
         return message | {"content": ""}
     if not isinstance(content, str):
-        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        kind = "nothing" if content is None else f"a value of type {type(content).__name__}"
         raise RowFault(f"{key} has {kind} as its content; a text is expected")
     _check_text(content, f"{key} content")
     return message
@@ -185,7 +185,7 @@ def _label(values, key):
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowFault(f"{key} is a {type(value).__name__}; a text or a whole number is expected")
+        raise RowFault(f"{key} is of type {type(value).__name__}; a text or a whole number is expected")
     return str(value)
 
 
@@ -194,7 +194,7 @@ def _weight(values, key):
     if value is None:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowFault(f"{key} is a {type(value).__name__}; a number is expected")
+        raise RowFault(f"{key} is of type {type(value).__name__}; a number is expected")
     if not math.isfinite(value) or value < 0:
         raise RowFault(f"{key} is {value}; a finite number of at least 0 is expected")
     return float(value)
