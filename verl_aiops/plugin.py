@@ -7,9 +7,17 @@ registration waits until verl itself imports the registry (``wrapt.when_imported
 
 from __future__ import annotations
 
+import importlib
+
 import wrapt
 
 # --- registries ------------------------------------------------------------------------------------------------
+
+
+def _bring(ours: str, *, when: str) -> None:
+    """Import our module as soon as verl has imported the registry's; the hook on ours then registers. Two steps,
+    because ours may also be the one that is imported first."""
+    wrapt.register_post_import_hook(lambda module: importlib.import_module(ours), when)
 
 
 @wrapt.when_imported("verl.plugin.platform")
@@ -27,20 +35,26 @@ def _algorithms(module):
     module.register_policy_loss("dpo")(compute_dpo_policy_loss)
 
 
-@wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")
-def _engines(module):
-    from verl_aiops.trainers.engine import PREFERENCE_MODEL_TYPE, FSDPPreferenceEngine
+_bring("verl_aiops.trainers.engine", when="verl.workers.engine.fsdp.transformer_impl")
 
-    module.EngineRegistry.register(PREFERENCE_MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
-        FSDPPreferenceEngine
+
+@wrapt.when_imported("verl_aiops.trainers.engine")
+def _engines(module):
+    from verl.workers.engine.base import EngineRegistry
+
+    EngineRegistry.register(module.PREFERENCE_MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
+        module.FSDPPreferenceEngine
     )
 
 
-@wrapt.when_imported("verl.trainer.ppo.v1.trainer_base")
-def _trainers(module):
-    from verl_aiops.trainers.offline import OfflineDPOTrainer
+_bring("verl_aiops.trainers.offline", when="verl.trainer.ppo.v1.trainer_base")
 
-    module.register_trainer("dpo")(OfflineDPOTrainer)
+
+@wrapt.when_imported("verl_aiops.trainers.offline")
+def _trainers(module):
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+
+    register_trainer("dpo")(module.OfflineDPOTrainer)
 
 
 # --- what verl 0.9 has no registry for ---------------------------------------------------------------------------
@@ -64,3 +78,12 @@ def _process_groups(module):
 
     module.initialize_global_process_group_ray = on_cpu_use_gloo(module.initialize_global_process_group_ray)
     module.initialize_global_process_group = on_cpu_use_gloo_torchrun(module.initialize_global_process_group)
+
+
+@wrapt.when_imported("verl.utils.import_utils")
+def _trl(module):
+    # What: verl sees TRL only where TRL has AutoModelForCausalLMWithValueHead. Why: TRL 1.x dropped that class, and
+    # every model verl loads beside such a TRL would fail with an ImportError. verl 0.9.x.
+    from verl_aiops.platform.trl_guard import only_with_value_head
+
+    module.is_trl_available = only_with_value_head(module.is_trl_available)

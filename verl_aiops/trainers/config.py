@@ -11,7 +11,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_aiops import losses
 
-__all__ = ["ConfigError", "DPOConfig", "nearest"]
+__all__ = ["PREFERENCE_MODEL_TYPE", "ConfigError", "DPOConfig", "nearest"]
+
+# the engine registry's key for engines that give answer log-probs
+PREFERENCE_MODEL_TYPE = "preference_language_model"
 
 
 class ConfigError(ValueError):
@@ -34,6 +37,7 @@ class DPOConfig:
     beta: float = 0.1
     loss_type: str | list[str] = "sigmoid"
     loss_weights: list[float] | None = None
+    sft_weight: float = 0.0
     label_smoothing: float = 0.0
     simpo_gamma: float = 0.5
     dpop_lambda: float = 50.0
@@ -107,6 +111,7 @@ class DPOConfig:
             "beta",
             "loss_type",
             "loss_weights",
+            "sft_weight",
             "label_smoothing",
             "simpo_gamma",
             "dpop_lambda",

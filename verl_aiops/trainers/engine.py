@@ -14,10 +14,9 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree
 
 from verl_aiops.trainers.backends import LOGPROB_BACKENDS
+from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
-
-PREFERENCE_MODEL_TYPE = "preference_language_model"
 
 
 def _local(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -15,6 +15,12 @@ from verl_aiops.losses import compute_dpo_loss, sum_logps
 __all__ = ["PreferenceObjective"]
 
 
+def _padded(nested: torch.Tensor) -> torch.Tensor:
+    """(rows, longest row). The width is given, as torch guesses it too large for tensors made from offsets."""
+    lengths = nested.offsets().diff()
+    return torch.nested.to_padded_tensor(nested, 0.0, output_size=(len(lengths), int(lengths.max())))
+
+
 @dataclass
 class PreferenceObjective:
     """Loss function for verl's engines, called once per micro-batch on rows chosen, rejected, chosen, ...
@@ -32,11 +38,11 @@ class PreferenceObjective:
     ld_alpha: float | None = None
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
-        mask = data["response_mask"].to_padded_tensor(0.0)
+        mask = _padded(data["response_mask"])
         policy = self._sums(self._token_logps(model_output, data), mask)
         reference = None
         if "ref_log_probs" in data.keys():
-            reference = self._sums(data["ref_log_probs"].to_padded_tensor(0.0), mask)
+            reference = self._sums(_padded(data["ref_log_probs"]), mask)
         lengths = mask.sum(dim=-1)
         chosen_rows = {"chosen_lengths": lengths[0::2], "rejected_lengths": lengths[1::2]}
         losses, chosen_rewards, rejected_rewards = compute_dpo_loss(
@@ -53,7 +59,6 @@ class PreferenceObjective:
         counted = data["counted"][0::2]
         scale = data["dp_size"] / data["global_pairs"]
         values = {
-            "loss/pairs": losses.detach(),
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
@@ -78,5 +83,5 @@ class PreferenceObjective:
     def _token_logps(model_output: dict, data: TensorDict) -> torch.Tensor:
         """(rows, longest answer) token log-probs, 0 beyond each answer."""
         if "answer_log_probs" in model_output:
-            return model_output["answer_log_probs"].to_padded_tensor(0.0)
+            return _padded(model_output["answer_log_probs"])
         return no_padding_2_padding(model_output["log_probs"], data)

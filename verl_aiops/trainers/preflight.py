@@ -7,7 +7,7 @@ import os
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from verl_aiops.trainers.config import ConfigError, DPOConfig
+from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
 
 __all__ = ["preference_mode", "prepare_offline", "with_preflight"]
@@ -72,18 +72,12 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
         config.algorithm.adv_estimator = "dpo"
         config.trainer.v1.trainer_mode = "dpo"
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = NO_ROLLOUTS
-        config.actor_rollout_ref.model.model_type = _model_type(config)
+        config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
         if not config.data.val_files:
             config.trainer.val_before_train = False
             config.trainer.test_freq = -1
     _check_pairs(config, dpo)
     return lines
-
-
-def _model_type(config: DictConfig) -> str:
-    from verl_aiops.trainers.engine import PREFERENCE_MODEL_TYPE
-
-    return PREFERENCE_MODEL_TYPE
 
 
 def _check_trainer(config: DictConfig, given: set[str]) -> None:

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.metric import Metric
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 __all__ = ["PreferenceWorker"]
@@ -34,7 +35,13 @@ class PreferenceWorker(ActorRolloutRefWorker):
     def evaluate_pairs(self, data: TensorDict) -> TensorDict | None:
         """Loss and metrics of a batch of pairs, without a gradient."""
         output = self.actor.infer_batch(data)
-        return output.cpu() if output is not None else None
+        if output is None:
+            return None
+        metrics = {
+            name: Metric.aggregate_dp(value) if isinstance(value, list) and isinstance(value[0], Metric) else value
+            for name, value in tu.get(output, "metrics").items()
+        }
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": metrics})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def sync_reference(self, mixup: float) -> None:

@@ -1,0 +1,95 @@
+"""Checkpoints of preference runs: which reference they belong to, and the plain model at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from omegaconf import DictConfig
+
+__all__ = ["check_same_reference", "export_model", "resume_folder", "write_reference_note"]
+
+NOTE = "reference.json"
+
+
+def resume_folder(trainer: DictConfig) -> str | None:
+    """The ``global_step_N`` folder that verl will resume from, or None."""
+    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+    if trainer.resume_mode == "disable":
+        return None
+    if trainer.resume_mode == "resume_path":
+        return os.path.abspath(trainer.resume_from_path)
+    return find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+
+
+def write_reference_note(folder: str, note: dict) -> None:
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, NOTE), "w", encoding="utf-8") as file:
+        json.dump(note, file, indent=1)
+
+
+def check_same_reference(folder: str, note: dict) -> None:
+    """Refuse to go on from a checkpoint whose losses were taken against another reference.
+
+    Raises:
+        ValueError: the notes differ, or the checkpoint has none.
+    """
+    path = os.path.join(folder, NOTE)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"{folder} is no checkpoint of a preference run (it has no {NOTE}). Choose another "
+            "trainer.default_local_dir, or set trainer.resume_mode=disable."
+        )
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    changed = [f"{key}: {before.get(key)!r} then, {note[key]!r} now" for key in note if before.get(key) != note[key]]
+    if changed:
+        raise ValueError(
+            f"{folder} was trained against another reference ({'; '.join(changed)}). Restore the settings or the model "
+            "folder it was started with, or start anew with trainer.resume_mode=disable and another "
+            "trainer.default_local_dir."
+        )
+
+
+def export_model(folder: str, config: DictConfig) -> str:
+    """Write the policy of a checkpoint as a plain Hugging Face folder, through verl's model merger.
+
+    LoRA adapters are merged into the weights and kept beside them in ``lora_adapter``. verl's merger writes bfloat16.
+
+    Returns:
+        the folder, ``<default_local_dir>/huggingface``.
+    """
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    actor = os.path.join(folder, "actor")
+    target = os.path.join(os.path.abspath(config.trainer.default_local_dir), "huggingface")
+    partial = f"{target}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    FSDPModelMerger(
+        ModelMergerConfig(
+            operation="merge",
+            backend="fsdp",
+            local_dir=actor,
+            target_dir=partial,
+            hf_model_config_path=os.path.join(actor, "huggingface"),
+            trust_remote_code=config.actor_rollout_ref.model.trust_remote_code,
+        )
+    ).merge_and_save()
+    if os.path.isdir(os.path.join(partial, "lora_adapter")):
+        _merge_adapter(partial, config.actor_rollout_ref.model.trust_remote_code)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    return target
+
+
+def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
+    merged.save_pretrained(folder)

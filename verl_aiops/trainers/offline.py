@@ -1,0 +1,320 @@
+"""Offline DPO on verl's engines: what ``main_ppo`` runs for ``algorithm.adv_estimator=dpo``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import ray
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from transfer_queue import KVBatchMeta
+from verl.single_controller.ray import (
+    RayClassWithInitArgs,
+    RayWorkerGroup,
+    ResourcePoolManager,
+    create_colocated_worker_cls,
+)
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug import marked_timer
+from verl.utils.metric import reduce_metrics
+
+from verl_aiops.trainers.checkpoints import check_same_reference, export_model, resume_folder, write_reference_note
+from verl_aiops.trainers.config import DPOConfig
+from verl_aiops.trainers.defaults import data_parallel_size
+from verl_aiops.trainers.objective import PreferenceObjective
+from verl_aiops.trainers.pairs import PairOrder, arrange, load_pairs, pair_batch, pair_tokens
+from verl_aiops.trainers.reference_pass import ReferenceScorer
+from verl_aiops.trainers.watch import ChosenWatch
+from verl_aiops.trainers.worker import PreferenceWorker
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["NoRollouts", "OfflineDPOTrainer"]
+
+
+class NoRollouts:
+    """Stands where verl wants an agent loop manager; offline training generates nothing."""
+
+    @classmethod
+    def create(cls, **kwargs) -> None:
+        return None
+
+
+class OfflineDPOTrainer(PPOTrainer):
+    """Preference pairs instead of rollouts; verl's engine, checkpoints, trackers and profiler as they are.
+
+    Only the training workers are started: no rollout server, reward worker, critic or reference worker.
+    """
+
+    def __init__(self, config: DictConfig):
+        super().__init__(config)
+        # verl saves and reloads TransferQueue's content for every mode but this one; nothing is ever in flight here
+        self.trainer_mode = "sync"
+        self.dpo = DPOConfig.from_config(config)
+        self.use_critic = self.use_reference_policy = False
+        self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
+        self.ranks = data_parallel_size(config)
+        self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type))
+
+    def _build_replay_buffer(self):
+        return None
+
+    # --- set-up -----------------------------------------------------------------------------------------------------
+
+    def _setup(self):
+        self._init_tokenizer()
+        self._init_dataloader()
+        self._init_dump_executor()
+        self._init_resource_pool_mgr()
+        self.resource_pool_manager.create_resource_pool()
+        self.reference = ReferenceScorer(self)
+        self._check_resume()
+        if self.dpo.reference_path:
+            self._score_with_other_model()
+        self.actor_rollout_wg = self.spawn_workers(self.config.actor_rollout_ref)
+        objective = PreferenceObjective(loss_settings=self.dpo.loss_settings(), ld_alpha=self.dpo.ld_alpha)
+        self.actor_rollout_wg.set_loss_fn(objective)
+        self.reference_metrics: dict[str, float] = {}
+        if self.dpo.uses_reference and not self.dpo.reference_path:
+            # before the checkpoint is loaded: the workers still hold the initial policy
+            if self.dpo.reference == "cached":
+                self.reference.fill(self.actor_rollout_wg)
+            elif not self._is_lora or self.dpo.reference_sync_steps:
+                self.actor_rollout_wg.sync_reference(1.0)
+        self._load_checkpoint()
+
+    @property
+    def _is_lora(self) -> bool:
+        model = self.config.actor_rollout_ref.model
+        return model.lora_rank > 0 or model.lora_adapter_path is not None
+
+    def _init_dataloader(self):
+        data = self.config.data
+        self.train_dataset = load_pairs(data, self.tokenizer, "train")
+        self.val_dataset = load_pairs(data, self.tokenizer, "val") if data.val_files else None
+        self.train_dataloader = PairOrder(
+            len(self.train_dataset),
+            data.train_batch_size,
+            seed=data.seed if data.seed is not None else 1,
+            shuffle=data.shuffle,
+            data_digest=self.train_dataset.identity(),
+        )
+        self.steps_per_epoch = self.train_dataloader.steps_per_epoch
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"data.train_files hold {len(self.train_dataset)} usable pairs, fewer than one batch "
+                f"(data.train_batch_size={data.train_batch_size})."
+            )
+        for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
+            if dataset is not None:
+                print(f"verl-aiops: {name}: {dataset.report}", flush=True)
+        self.total_training_steps = (
+            self.config.trainer.total_training_steps or self.steps_per_epoch * self.config.trainer.total_epochs
+        )
+        if self.total_training_steps > self.steps_per_epoch * self.config.trainer.total_epochs:
+            # fit() stops at whichever ends first
+            with open_dict(self.config):
+                self.config.trainer.total_epochs = -(-self.total_training_steps // self.steps_per_epoch)
+        with open_dict(self.config):
+            self.config.actor_rollout_ref.actor.optim.total_training_steps = self.total_training_steps
+
+    def _init_resource_pool_mgr(self):
+        trainer = self.config.trainer
+        self.mapping = {Role.Actor: "global_pool"}
+        self.resource_pool_manager = ResourcePoolManager(
+            resource_pool_spec={"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes}, mapping=self.mapping
+        )
+
+    def spawn_workers(self, actor_rollout_ref: DictConfig) -> RayWorkerGroup:
+        """Start one training worker per GPU and load the model that ``actor_rollout_ref.model.path`` names."""
+        options: dict[str, Any] = {"device_name": self.config.trainer.device}
+        profiler = self.config.global_profiler
+        if OmegaConf.select(profiler, "steps") is not None:
+            options["profile_steps"] = profiler.steps
+            if profiler.tool == "nsys":
+                options["worker_nsight_options"] = OmegaConf.to_container(
+                    profiler.global_tool_config.nsys.worker_nsight_options
+                )
+        role = str(Role.Actor)
+        worker = RayClassWithInitArgs(cls=ray.remote(PreferenceWorker), config=actor_rollout_ref, role=role)
+        group = RayWorkerGroup(
+            resource_pool=self.resource_pool_manager.get_resource_pool(Role.Actor),
+            ray_cls_with_init=create_colocated_worker_cls(class_dict={role: worker}),
+            **options,
+        ).spawn(prefix_set=[role])[role]
+        group.init_model()
+        return group
+
+    def _score_with_other_model(self):
+        """Fill the cache with ``algorithm.dpo.reference_path``, then give its workers back."""
+        if not self.dpo.uses_reference or self.reference.complete_without_model():
+            return
+        settings = OmegaConf.create(OmegaConf.to_container(self.config.actor_rollout_ref, resolve=True))
+        settings.model.path = self.dpo.reference_path
+        settings.model.lora_rank, settings.model.lora_adapter_path = 0, None
+        group = self.spawn_workers(settings)
+        try:
+            self.reference.fill(group)
+        finally:
+            for worker in group.workers:
+                ray.kill(worker)
+
+    # --- what PPOTrainer asks of its modes -----------------------------------------------------------------------------
+
+    def on_step_end(self): ...
+
+    def on_sample_end(self): ...
+
+    def get_llm_client(self):
+        return None
+
+    def get_teacher_client(self):
+        return None
+
+    def get_reward_handles(self):
+        return None
+
+    def _rollout_server_managers(self) -> list:
+        return []
+
+    def _log_rollout_data(self, batch, timing_raw, rollout_data_dir): ...
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def batch_settings(self) -> dict[str, Any]:
+        """Micro-batching of every batch, the scoring of references included: equal shapes round equally."""
+        actor = self.config.actor_rollout_ref.actor
+        return {
+            "use_dynamic_bsz": actor.use_dynamic_bsz,
+            "micro_batch_size_per_gpu": actor.ppo_micro_batch_size_per_gpu,
+            "max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+            "logprob_backend": self.reference.backend,
+        }
+
+    def arranged(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
+        """``indices`` in the order in which the ranks get them."""
+        return np.asarray(indices)[arrange(pair_tokens(dataset)[indices].tolist(), mini_pairs, self.ranks)]
+
+    def build_batch(self, dataset, indices: np.ndarray, *, mini_pairs: int, counted=None, with_reference: bool = True):
+        """TensorDict of the pairs ``indices``, which are arranged for the ranks already."""
+        cached = with_reference and self.dpo.uses_reference and self.dpo.reference == "cached"
+        batch = pair_batch(
+            [dataset[int(i)] for i in indices],
+            mini_pairs=mini_pairs,
+            reference=self.reference.lookup(dataset, indices) if cached else None,
+            counted=counted,
+            ranks=self.ranks,
+            **self.batch_settings(),
+        )
+        if with_reference and self.dpo.uses_reference and self.dpo.reference == "live":
+            scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
+            batch["ref_log_probs"] = scored["answer_log_probs"]
+        return batch
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        indices = self.arranged(
+            self.train_dataset, self.train_dataloader.step(self.global_steps), self.mini_pairs
+        )
+        with marked_timer("batch", timing_raw):
+            batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
+            self._tokens = int(batch["input_ids"].values().numel())
+        tu.assign_non_tensor(
+            batch,
+            mini_batch_size=2 * self.mini_pairs,
+            epochs=1,
+            seed=self.config.actor_rollout_ref.actor.data_loader_seed,
+            dataloader_kwargs={"shuffle": False},
+        )
+        with marked_timer("update_actor", timing_raw, color="red"):
+            output = self.actor_rollout_wg.update_actor(batch)
+        values = reduce_metrics(dict(tu.get(output, "metrics")))
+        for name, value in values.items():
+            prefix = "" if name.split("/")[0] in ("rewards", "logps", "perf") else "actor/"
+            metrics[prefix + name] = float(value)
+        if self.dpo.reference_sync_steps and self.global_steps % self.dpo.reference_sync_steps == 0:
+            with marked_timer("sync_reference", timing_raw):
+                self.actor_rollout_wg.sync_reference(self.dpo.reference_mixup)
+        warning = self.watch.see(metrics["rewards/chosen"], metrics["rewards/margins"])
+        if warning:
+            logger.warning(warning)
+            print(f"verl-aiops: warning: {warning}", flush=True)
+        # fit() clears the step's keys from TransferQueue afterwards and cannot clear none
+        key = f"pairs-{self.global_steps}"
+        return tq.kv_put(key=key, partition_id="train", tag={"pairs": len(indices)})
+
+    def _validate(self) -> dict[str, float]:
+        if self.val_dataset is None:
+            return {}
+        # whole mini-batches of the training shape; the last one is filled up with pairs that do not count
+        size = self.mini_pairs * max(1, 64 // self.mini_pairs)
+        total = len(self.val_dataset)
+        sums: dict[str, float] = {}
+        for start in range(0, total, size):
+            real = np.arange(start, min(start + size, total))
+            filled = np.concatenate([real, np.full(size - len(real), real[0])])
+            order = np.asarray(arrange(pair_tokens(self.val_dataset)[filled].tolist(), size, self.ranks))
+            batch = self.build_batch(
+                self.val_dataset, filled[order], mini_pairs=size, counted=(order < len(real)).tolist()
+            )
+            output = self.actor_rollout_wg.evaluate_pairs(batch)
+            for name, value in tu.get(output, "metrics").items():
+                if name == "loss" or name.startswith(("rewards/", "logps/")):
+                    sums[name] = sums.get(name, 0.0) + float(np.sum(value)) * len(real) / total
+        return {f"val/{name}": value for name, value in sums.items()}
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
+        seconds = timing_raw["step"]
+        gpus = self.resource_pool_manager.get_n_gpus()
+        metrics.update({f"timing_s/{name}": value for name, value in timing_raw.items()})
+        metrics.update(
+            {
+                "training/global_step": global_steps,
+                "training/epoch": epoch,
+                "perf/total_num_tokens": self._tokens,
+                "perf/time_per_step": seconds,
+                "perf/throughput": self._tokens / seconds / gpus,
+                "perf/tokens_per_s": self._tokens / timing_raw["update_actor"],
+                "perf/pairs_per_s": self.config.data.train_batch_size / timing_raw["update_actor"],
+                **{f"pairs/dropped/{why}": n for why, n in self.train_dataset.report.dropped.items()},
+                **self.reference.metrics,
+            }
+        )
+
+    def fit(self, agent_loop_manager):
+        super().fit(agent_loop_manager)
+        if self.config.trainer.get("val_only", False):
+            return
+        # fit() has counted past the last step
+        self.global_steps = min(self.global_steps, self.total_training_steps)
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        if not os.path.isdir(os.path.join(folder, "actor")):
+            self._save_checkpoint()
+        if self.dpo.export_model:
+            target = export_model(folder, self.config)
+            print(f"verl-aiops: trained model: {target}", flush=True)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------------
+
+    def _check_resume(self):
+        folder = resume_folder(self.config.trainer)
+        if folder:
+            check_same_reference(folder, self.reference.note())
+
+    def _save_checkpoint(self):
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        # before verl's own part, whose last act is to declare the checkpoint complete
+        write_reference_note(folder, self.reference.note())
+        if self.dpo.reference_sync_steps:
+            self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        folder = resume_folder(self.config.trainer)
+        if folder and self.dpo.reference_sync_steps:
+            self.actor_rollout_wg.load_reference(os.path.join(folder, "reference"))

@@ -1,0 +1,190 @@
+"""Pairs on their way to the workers: loading, order, and batches in which a pair is never torn apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+
+from verl_aiops.data import PreferenceDataset
+
+__all__ = ["PairOrder", "arrange", "load_pairs", "pair_batch", "pair_tokens"]
+
+# force_group_size of verl's micro-batching: rows that always stay together
+ROWS_PER_PAIR = 2
+
+
+def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = None) -> PreferenceDataset:
+    """The preference data of a run, tokenised and checked.
+
+    Args:
+        data: verl's ``data`` section.
+        split: ``"train"`` or ``"val"``.
+        limit: read at most this many rows.
+
+    Raises:
+        PreferenceDataError: bad files or rows.
+    """
+    most = data.get(f"{split}_max_samples", -1)
+    limits = [n for n in (limit, most if most and most > 0 else None) if n is not None]
+    files = data[f"{split}_files"]
+    return PreferenceDataset(
+        OmegaConf.to_container(files) if OmegaConf.is_config(files) else files,
+        tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        max_response_length=data.max_response_length,
+        truncation=data.truncation,
+        limit=min(limits) if limits else None,
+        apply_chat_template_kwargs=OmegaConf.to_container(data.apply_chat_template_kwargs or OmegaConf.create({})),
+    )
+
+
+class PairOrder:
+    """Which pairs make up which step: a function of the seed and the step number alone, so that a resumed run
+    sees exactly the data that an uninterrupted one would have seen.
+
+    Args:
+        pairs: number of pairs in the data set.
+        batch: pairs per step; the remainder of an epoch is left to other epochs' shuffles.
+        seed: of the shuffles; ignored without ``shuffle``.
+        shuffle: a new permutation every epoch, or the file's order every time.
+        data_digest: identity of the tokenised data, kept in the checkpoint.
+    """
+
+    def __init__(self, pairs: int, batch: int, *, seed: int, shuffle: bool, data_digest: str):
+        self.pairs, self.batch, self.seed, self.shuffle, self.data_digest = pairs, batch, seed, shuffle, data_digest
+        self.steps_per_epoch = pairs // batch
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """All pairs in the order of that epoch (0-based)."""
+        if not self.shuffle:
+            return np.arange(self.pairs)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.pairs)
+
+    def step(self, step: int) -> np.ndarray:
+        """Pairs of a step (1-based, counted over the whole run)."""
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        return self.epoch(epoch)[position * self.batch : (position + 1) * self.batch]
+
+    def state_dict(self) -> dict:
+        return {k: getattr(self, k) for k in ("pairs", "batch", "seed", "shuffle", "data_digest")}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Refuse a checkpoint that was made on other data or in another order."""
+        own = self.state_dict()
+        changed = [f"{k}: {state.get(k)!r} then, {own[k]!r} now" for k in own if state.get(k) != own[k]]
+        if changed:
+            raise ValueError(
+                "the checkpoint was made with other training data or another order of it (" + "; ".join(changed) + "). "
+                "Resuming would repeat or skip pairs. Use the same files and data settings, or start anew with "
+                "trainer.resume_mode=disable and another trainer.default_local_dir."
+            )
+
+
+def pair_tokens(dataset: PreferenceDataset) -> np.ndarray:
+    """(pairs,) tokens that a pair costs as two rows."""
+    prompt, chosen, rejected = dataset.lengths.T
+    return 2 * prompt + chosen + rejected
+
+
+def arrange(lengths: Sequence[int], mini_pairs: int, ranks: int) -> list[int]:
+    """Order of a step's pairs in which every data-parallel rank gets its share of every mini-batch.
+
+    Workers receive contiguous, equal parts and cut their own part into mini-batches, so a plain order would give
+    mini-batches of other pairs for another number of workers. Inside a mini-batch tokens are balanced over ranks.
+
+    Args:
+        lengths: tokens of each pair, in the step's order.
+        mini_pairs: pairs per optimizer step, all ranks together; divides ``len(lengths)``.
+        ranks: data-parallel size; divides ``mini_pairs``.
+
+    Returns:
+        positions into the step's pairs: rank 0's mini-batches one after another, then rank 1's, ...
+    """
+    parts: list[list[int]] = [[] for _ in range(ranks)]
+    for start in range(0, len(lengths), mini_pairs):
+        mini = list(range(start, start + mini_pairs))
+        if ranks == 1:
+            parts[0] += mini
+            continue
+        shares = get_seqlen_balanced_partitions([lengths[i] for i in mini], ranks, equal_size=True)
+        for part, share in zip(parts, shares, strict=True):
+            part += [mini[i] for i in sorted(share)]
+    return [i for part in parts for i in part]
+
+
+def _nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def pair_batch(
+    examples: Sequence[dict],
+    *,
+    mini_pairs: int,
+    reference: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+    counted: Sequence[bool] | None = None,
+    ranks: int = 1,
+    **settings,
+) -> TensorDict:
+    """Rows chosen, rejected, chosen, rejected, ... for verl's engines.
+
+    Args:
+        examples: items of :class:`PreferenceDataset`, already arranged for the ranks.
+        mini_pairs: pairs per optimizer step over all ranks, the denominator of the mean.
+        reference: token log-probs of chosen and rejected answers for each example.
+        counted: False for examples that only fill up the batch. Default: all True.
+        ranks: data-parallel size the examples are arranged for.
+        settings: non-tensor entries (micro-batch size and the like).
+
+    Returns:
+        TensorDict with nested ``input_ids``, ``position_ids``, ``prompts``, ``responses``, ``response_mask``,
+        ``loss_mask`` (and ``ref_log_probs``), and per row ``prompt_lengths``, ``pair_weight``, ``counted``,
+        ``mean_chosen_length`` (trained tokens of the chosen answers, mean over the mini-batch).
+    """
+    counted = [True] * len(examples) if counted is None else list(counted)
+    columns: dict[str, list[torch.Tensor]] = {k: [] for k in ("input_ids", "position_ids", "prompts", "responses")}
+    masks, weights, is_counted, chosen_tokens = [], [], [], []
+    for example, real in zip(examples, counted, strict=True):
+        prompt = torch.as_tensor(example["prompt_ids"], dtype=torch.int64)
+        for side in ("chosen", "rejected"):
+            answer = torch.as_tensor(example[f"{side}_ids"], dtype=torch.int64)
+            columns["input_ids"].append(torch.cat([prompt, answer]))
+            columns["position_ids"].append(torch.arange(len(prompt) + len(answer)))
+            columns["prompts"].append(prompt)
+            columns["responses"].append(answer)
+            masks.append(torch.as_tensor(example[f"{side}_mask"], dtype=torch.float32))
+            weights.append(float(example["weight"]))
+            is_counted.append(float(real))
+        chosen_tokens.append(float(masks[-2].sum()))
+    batch = {name: _nested(rows) for name, rows in columns.items()}
+    batch["response_mask"] = _nested(masks)
+    batch["loss_mask"] = batch["response_mask"]
+    batch["prompt_lengths"] = torch.tensor([len(p) for p in columns["prompts"]])
+    batch["pair_weight"] = torch.tensor(weights)
+    batch["counted"] = torch.tensor(is_counted)
+    batch["mean_chosen_length"] = _mean_per_mini_batch(chosen_tokens, mini_pairs, ranks, counted)
+    if reference is not None:
+        batch["ref_log_probs"] = _nested([torch.as_tensor(side) for pair in reference for side in pair])
+    td = tu.get_tensordict(batch)
+    tu.assign_non_tensor(
+        td, global_pairs=float(min(mini_pairs, sum(counted))), force_group_size=ROWS_PER_PAIR, temperature=1.0, **settings
+    )
+    return td
+
+
+def _mean_per_mini_batch(
+    chosen_tokens: list[float], mini_pairs: int, ranks: int, counted: list[bool]
+) -> torch.Tensor:
+    """(rows,) mean chosen length of each row's mini-batch, for pairs arranged as :func:`arrange` does."""
+    share = mini_pairs // ranks
+    per_rank = len(chosen_tokens) // ranks
+    tokens = np.asarray(chosen_tokens)
+    real = np.asarray(counted)
+    number = (np.arange(len(tokens)) % per_rank) // share
+    means = np.array([tokens[(number == k) & real].mean() for k in range(per_rank // share)])
+    return torch.from_numpy(means[number].repeat(ROWS_PER_PAIR)).float()
