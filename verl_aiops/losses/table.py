@@ -53,6 +53,19 @@ LOSSES = {
 
 LOSS_TYPES = tuple(LOSSES)
 
+# What people call a loss where spelling alone would point elsewhere ("dpo" is one letter from "dpop") or nowhere.
+_ALSO_KNOWN_AS = {
+    "dpo": "sigmoid",
+    "cdpo": "sigmoid",
+    "rdpo": "robust",
+    "slic": "hinge",
+    "exo": "exo_pair",
+    "nca": "nca_pair",
+    "bco": "bco_pair",
+    "sppo": "sppo_hard",
+    "lrml": "discopop",
+}
+
 
 def loss_names(loss_type: str | Sequence[str]) -> tuple[str, ...]:
     """``loss_type`` as a tuple of known names, in its order.
@@ -61,13 +74,14 @@ def loss_names(loss_type: str | Sequence[str]) -> tuple[str, ...]:
         ValueError: a name that does not exist (the message lists those that do, and the nearest), an empty list, or a
             name given twice.
     """
-    names = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
+    several = isinstance(loss_type, Sequence) and not isinstance(loss_type, str)
+    names = tuple(loss_type) if several else (loss_type,)
     if not names:
         raise ValueError("loss_type is an empty list; name at least one loss")
     for name in names:
-        if name not in LOSSES:
-            near = difflib.get_close_matches(str(name), LOSS_TYPES, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if not isinstance(name, str) or name not in LOSSES:
+            near = [_ALSO_KNOWN_AS.get(str(name)), *difflib.get_close_matches(str(name), LOSS_TYPES, n=1)]
+            hint = next((f" (did you mean {other!r}?)" for other in near if other), "")
             raise ValueError(f"unknown loss_type {name!r}{hint}; there are: {', '.join(LOSS_TYPES)}")
     if len(set(names)) < len(names):
         raise ValueError(f"loss_type names a loss twice: {list(names)}; give it once, with a larger loss weight")
