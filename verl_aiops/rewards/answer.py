@@ -24,6 +24,11 @@ _STRING = r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]
 _PAIR = f"{_STRING}{_WS}:{_WS}{_STRING}"
 # Deterministic: after every character at most one branch can go on, so a failing match costs linear time.
 _FLAT_OBJECT = re.compile(rf"{_WS}\{{{_WS}(?:{_PAIR}(?:{_WS},{_WS}{_PAIR})*{_WS})?\}}{_WS}")
+_PLAIN = r'"([^"\\\x00-\x1f]*)"'
+# The usual answer, two pairs without escapes, needs no decoding.
+_TWO_PLAIN_PAIRS = re.compile(
+    rf"{_WS}\{{{_WS}{_PLAIN}{_WS}:{_WS}{_PLAIN}{_WS},{_WS}{_PLAIN}{_WS}:{_WS}{_PLAIN}{_WS}\}}{_WS}"
+)
 _FENCE = re.compile(r"\s*```(?:json|JSON)?[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*", re.DOTALL)
 
 # The pairs, not a dict: a duplicate key, also one spelled with \u escapes, is only visible before the dict is made.
@@ -65,9 +70,13 @@ def parse_answer(text: object, *, allow_fence: bool = False) -> ParsedAnswer:
         return _refused("too_long")
     if allow_fence and (fence := _FENCE.fullmatch(text)):
         text = fence.group(1)
-    if not _FLAT_OBJECT.fullmatch(text):
+    if plain := _TWO_PLAIN_PAIRS.fullmatch(text):
+        first, one, second, two = plain.groups()
+        pairs = ((first, one), (second, two))
+    elif _FLAT_OBJECT.fullmatch(text):
+        pairs = _decode_pairs(text)
+    else:
         return _refused(_why_not_flat(text))
-    pairs = _decode_pairs(text)
     if len(pairs) == 2:
         (first, one), (second, two) = pairs
         if first == "service" and second == "incident_type":

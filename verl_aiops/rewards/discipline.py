@@ -7,6 +7,7 @@ emphasis and with invisible characters inside:
 - a JSON object with quoted keys, or a JSON array of strings;
 - `service:` or `service=` where a key can stand (start of a line, list item, bracket, after a comma) or after words
   like "faulty";
+- `<service>` and `<answer>` as tags;
 - "incident type", "root cause", "verdict", "diagnosis", "final answer", "conclusion", "culprit" with a colon, an equals
   sign or "is" after them, unless "is not", "is unclear" and the like follow;
 - the Chinese counterparts of all this.
@@ -23,17 +24,22 @@ _INVISIBLE = re.compile(
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 
+_USUAL_WIDE = tuple(zip("，：；（）！？", ",:;()!?"))
+
 _MARKS = "[\"'`*_“”「」【】]{0,4}"
 _IS = rf"{_MARKS}\s{{0,4}}(?:[:=](?![:/])|\b(?:is|was|must be)\b)\s*{_MARKS}"
 # "The root cause is not clear yet" is thinking, not a verdict.
-_OPEN = r"(?!not\b|un(?:clear|known|certain)|still\b|yet\b|to be\b|hard\b|difficult\b|[?.]|$)"
-_ZH_OPEN = "(?!什么|何|否|不|未|尚|哪|谁|待)"
+_OPEN = (
+    r"(?!not\b|none\b|no\b|un(?:clear|known|certain)|still\b|yet\b|to be\b|hard\b|difficult\b|pending\b|withheld\b|"
+    r"[?.]|$)"
+)
+_ZH_OPEN = "(?!什么|何|否|不|未|尚|哪|谁|待|暂|没|无法)"
 
 # Each rule runs only where its keyword occurs: searching for a fixed string is many times faster than the expression.
 _RULES = tuple(
     (keyword, re.compile(pattern))
     for keyword, pattern in (
-        ("{", r"\{\s*[\"'][^\"'\n]*[\"']\s*:"),
+        ("{", r"\{\s*[\"'`“”][^\"'`“”\n]*[\"'`“”]\s*:"),
         ("[", r"\[\s*\"[^\"\n]*\"\s*[,\]]"),
         (
             "service",
@@ -41,6 +47,7 @@ _RULES = tuple(
             rf"{_MARKS}service{_MARKS}\s{{0,4}}[:=](?![:/])\s*\S",
         ),
         ("service", rf"\b(?:faulty|failing|responsible|culprit)[ ]service{_IS}{_OPEN}\S"),
+        ("<", r"<(?:service|answer)>\s*\S"),
         ("type", rf"\b(?:incident|fault|failure)[ _-]?type{_IS}{_OPEN}\S"),
         ("cause", rf"\b(?:root|underlying)[ _-]?cause{_IS}{_OPEN}\S"),
         ("verdict", rf"\bverdict{_IS}{_OPEN}\S"),
@@ -77,6 +84,13 @@ def gives_verdict(text: str) -> bool:
 def _fold(text: str) -> str:
     if text.isascii():
         return text.lower()
+    for wide, plain in _USUAL_WIDE:
+        text = text.replace(wide, plain)
     # In slices: canonical ordering takes quadratic time on a long run of combining marks.
     slices = (text[at : at + 1024] for at in range(0, len(text), 1024))
-    return _INVISIBLE.sub("", "".join(unicodedata.normalize("NFKC", part) for part in slices)).lower()
+    return _INVISIBLE.sub("", "".join(map(_nfkc, slices))).lower()
+
+
+def _nfkc(text: str) -> str:
+    # The test is far cheaper than normalising, and without full-width punctuation Chinese text passes it.
+    return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)

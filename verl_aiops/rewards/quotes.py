@@ -1,6 +1,6 @@
 """Finding quotations in a model's text and telling verbatim ones from invented ones."""
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from verl_aiops.rewards.answer import MAX_LABEL_CHARS, normalise_label
 
@@ -10,15 +10,16 @@ MAX_QUOTES = 64
 MAX_READ_CHARS = 32_768
 """Text that is searched for quotations and verdicts, all rounds before the last together."""
 
-# Quotations inside a quotation, as log lines have them, are found by trying this many later closing marks.
-_MAX_CLOSINGS = 16
+# A log line of JSON has some dozens of quotation marks inside.
+_MAX_CLOSINGS = 64
 _MAX_LOOKUPS = 512
+# Lookups in a very long source are rationed by the characters they may have to pass.
+_MAX_PASSED = 20_000_000
 
 _CLOSING = {'"': '"', "`": "`", "“": "”", "「": "」"}
 
 
-@dataclass
-class Quotations:
+class Quotations(NamedTuple):
     """What a text quotes.
 
     Attributes:
@@ -28,19 +29,20 @@ class Quotations:
         too_many: the text quotes more than can be a choice; what was found up to there stands.
     """
 
-    verbatim: dict[str, int] = field(default_factory=dict)
-    invented: dict[str, None] = field(default_factory=dict)
-    rest: str = ""
-    too_many: bool = False
+    verbatim: dict[str, int]
+    invented: set[str]
+    rest: str
+    too_many: bool
 
 
 def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[str] = frozenset()) -> Quotations:
     """Find the quotations of a text: between straight or curly double quotes, corner brackets or backticks.
 
-    A quotation is trimmed and then compared with the source code point by code point. It runs to the last closing mark
-    up to which it is still verbatim, so that a log line with quotation marks inside can be quoted whole. One that is
-    not verbatim ends at its first closing mark, and each of its lines is judged alone. Quotations of fewer than
-    `min_chars` characters, white space not counted, and bare labels are ignored: they are emphasis, not evidence.
+    A quotation is trimmed and then compared with the source code point by code point. Log lines have quotation marks of
+    their own, so a closing mark is one that no ASCII letter or digit follows, and a verbatim quotation ends at the last
+    such mark up to which it is verbatim and its inner marks are paired. One that is not verbatim ends at its first
+    closing mark, and each of its lines is judged alone. Quotations of fewer than `min_chars` characters, white space
+    not counted, and bare labels are ignored: they are emphasis, not evidence.
 
     Args:
         text: what the model wrote, at most `MAX_READ_CHARS` long.
@@ -48,9 +50,11 @@ def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[
         min_chars: the shortest quotation that counts.
         names: normalised labels.
     """
-    found = Quotations()
+    verbatim: dict[str, int] = {}
+    invented: set[str] = set()
     pieces, kept = [], 0
-    lookups = 0
+    lookups, most_lookups = 0, min(_MAX_LOOKUPS, _MAX_PASSED // (len(source) + 1))
+    too_many = False
     # The next place of each opening mark; far faster than one regular expression for all of them.
     upcoming = {mark: at for mark in _CLOSING if (at := text.find(mark)) >= 0}
     while upcoming:
@@ -68,24 +72,21 @@ def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[
             if len(closer) > 1 and (at := text.find(mark, start)) >= 0:
                 upcoming[mark] = at
             continue
-        position = end + len(closer)
         if len(closer) > 2:
             start = _after_info_string(text, start, end)
-        lookups += 1
-        whole, last = source.find(text[start:end].strip()), end
-        if whole >= 0 and closer in source:
-            whole, last, tries = _extend(text, start, end, closer, source, whole)
-            lookups += tries
+        whole, last, tries = _extent(text, start, end, mark, closer, source)
+        lookups += tries
+        position = last + len(closer)
         if whole >= 0:
-            quoted, position = ((start, last),), last + len(closer)
+            quoted = ((start, last),)
         else:
-            quoted = _lines(text, start, end)
+            quoted = _lines(text, start, last)
             if closer[0] == mark:
                 # A stray mark pairs with the opening mark of the next quotation, which must not be lost with it.
                 lookups += 1
                 after = text.find(closer, position)
                 if after >= 0 and _counts(inner := text[position:after].strip(), min_chars) and inner in source:
-                    position = end
+                    position = last
         for low, high in quoted:
             quotation = text[low:high].strip()
             if not _counts(quotation, min_chars) or _is_name(quotation, names):
@@ -95,18 +96,17 @@ def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[
                 lookups += 1
                 at = source.find(quotation)
             if at < 0:
-                found.invented[quotation] = None
+                invented.add(quotation)
             else:
-                found.verbatim[quotation] = at
+                verbatim[quotation] = at
                 pieces.append(text[kept:low])
                 kept = high
-        if len(found.verbatim) + len(found.invented) > MAX_QUOTES or lookups > _MAX_LOOKUPS:
-            found.too_many = True
+        if len(verbatim) + len(invented) > MAX_QUOTES or lookups > most_lookups:
+            too_many = True
             break
         _advance(upcoming, text, position)
     pieces.append(text[kept:])
-    found.rest = " ".join(pieces)
-    return found
+    return Quotations(verbatim, invented, " ".join(pieces), too_many)
 
 
 def _advance(upcoming: dict[str, int], text: str, position: int) -> None:
@@ -120,17 +120,52 @@ def _advance(upcoming: dict[str, int], text: str, position: int) -> None:
                 upcoming[mark] = at
 
 
-def _extend(text: str, start: int, end: int, closer: str, source: str, at: int) -> tuple[int, int, int]:
-    """The last closing mark up to which a verbatim quotation stays verbatim: place in the source, mark, lookups."""
-    for tries in range(1, _MAX_CLOSINGS):
-        later = text.find(closer, end + len(closer))
-        if later < 0:
-            return at, end, tries
-        found = source.find(text[start:later].strip())
-        if found < 0:
-            return at, end, tries
-        at, end = found, later
-    return at, end, _MAX_CLOSINGS
+def _extent(text: str, start: int, end: int, mark: str, closer: str, source: str) -> tuple[int, int, int]:
+    """Where a quotation that starts here ends, given its first closing mark.
+
+    Returns:
+        Its first place in the source, -1 if it is not verbatim; its closing mark; the number of lookups in the source.
+    """
+    verbatim = []
+    closing = end
+    while len(verbatim) < _MAX_CLOSINGS and closing >= 0:
+        at = source.find(text[start:closing].strip())
+        if at < 0:
+            break
+        verbatim.append((closing, at))
+        closing = text.find(closer, closing + len(closer)) if closer in source else -1
+    lookups = len(verbatim) + 1
+    for closing, at in reversed(verbatim):
+        if _closes(text, closing, mark, closer) and _is_paired(text[start:closing], mark, closer):
+            return at, closing, lookups
+    if verbatim:
+        # A line cut off in the source may hold an unpaired mark; then the last mark of its line must close it.
+        closing, at = verbatim[-1]
+        line_end = text.find("\n", closing)
+        later = text.find(closer, closing + len(closer), len(text) if line_end < 0 else line_end)
+        if later < 0 and _closes(text, closing, mark, closer):
+            return at, closing, lookups
+    closing = end
+    for _ in range(_MAX_CLOSINGS):
+        if closing < 0:
+            break
+        if _closes(text, closing, mark, closer):
+            return -1, closing, lookups
+        closing = text.find(closer, closing + len(closer))
+    return -1, end, lookups
+
+
+def _closes(text: str, closing: int, mark: str, closer: str) -> bool:
+    if closer[0] != mark:
+        return True
+    following = text[closing + len(closer) : closing + len(closer) + 1]
+    return not (following.isascii() and following.isalnum())
+
+
+def _is_paired(quotation: str, mark: str, closer: str) -> bool:
+    if closer[0] != mark:
+        return quotation.count(mark) == quotation.count(closer)
+    return quotation.count(closer) % 2 == 0
 
 
 def _after_info_string(text: str, start: int, end: int) -> int:

@@ -1,6 +1,7 @@
 """Reading a row's ground truth. A fault here is the data set's, never the model's, so every fault raises ValueError."""
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,6 +12,9 @@ _ALIAS_SHAPES = (
     '{"service": [other names of the true label]}, {"service": {label: [other names]}}, {"service": {other name: '
     "label}} (the same under incident_type), or one such table for both fields without the field names"
 )
+
+_MOST_READ = 4096
+_READ_MAPPINGS: dict[bytes, "GroundTruth"] = {}
 
 
 class GroundTruth(NamedTuple):
@@ -47,18 +51,20 @@ def read_ground_truth(raw: object) -> GroundTruth:
     if isinstance(raw, str):
         return _read_text(raw)
     try:
-        # Reading takes several times longer than writing, and a row comes back with every answer of its group.
-        text = json.dumps(raw)
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # arrays, mappings of other kinds, or a fault that reading will name
+        # Only a key, never loaded again. It costs a tenth of reading, and a row comes back with every answer to it.
+        key = pickle.dumps(raw, protocol=5)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
         return _read_mapping(raw)
-    return _read_text(text)
+    truth = _READ_MAPPINGS.get(key)
+    if truth is None:
+        truth = _read_mapping(raw)
+        if len(_READ_MAPPINGS) >= _MOST_READ:
+            _READ_MAPPINGS.clear()
+        _READ_MAPPINGS[key] = truth
+    return truth
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_MOST_READ)
 def _read_text(text: str) -> GroundTruth:
     try:
         value = json.loads(text)
