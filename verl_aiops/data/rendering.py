@@ -132,12 +132,11 @@ class PairRenderer:
             start = self._render(before, tools, add_generation_prompt=True) if place else prompt_text
             if not side.whole.startswith(start):
                 side.exact = False
-                self._check_beginning(self._render(before, tools), side.whole, before)
+                self._beginning(self._render(before, tools), side.whole, before)
             side.cuts.append(start)
             if place < len(answer) - 1:
-                end = self._render([*before, message], tools)
-                self._check_beginning(end, side.whole, [*before, message])
-                side.cuts.append(end)
+                turns = [*before, message]
+                side.cuts.append(self._beginning(self._render(turns, tools), side.whole, turns))
         if not self._ends_turn(side, answer[-1]["content"].strip()):
             side.whole += self._tokenizer.eos_token
             side.eos_appended = True
@@ -149,9 +148,14 @@ class PairRenderer:
         at = last.rfind(content) if content else -1
         return bool(self._end_of_turn.search(last, at + len(content) if at >= 0 else 0))
 
-    def _check_beginning(self, text, whole, messages):
+    def _beginning(self, text, whole, messages):
+        """`text`, rendered from the first `messages`, as it stands at the beginning of `whole`, or RowFault."""
         if whole.startswith(text):
-            return
+            return text
+        # Some templates end a conversation, not a turn, with the end-of-sequence token (Phi-3's).
+        shorter = text.removesuffix(self._tokenizer.eos_token)
+        if whole.startswith(shorter):
+            return shorter
         same = next((at for at, (a, b) in enumerate(zip(text, whole)) if a != b), min(len(text), len(whole)))
         raise RowFault(
             f"the chat template renders the first {len(messages)} message(s) differently once more follow (alone: "
