@@ -11,6 +11,11 @@ import torch
 CPU_BACKEND = "cpu:gloo"
 
 
+def share_cores(workers: int) -> None:
+    """Give this process its part of the machine's cores: Ray allots one thread to every actor."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, workers)))
+
+
 def on_cpu_use_gloo(initialize_ray):
     """Wrap verl's ``initialize_global_process_group_ray``: same call, backend ``cpu:gloo`` on the CPU platform."""
 
@@ -20,6 +25,7 @@ def on_cpu_use_gloo(initialize_ray):
 
         if backend is None and get_device_name() == "cpu":
             backend = CPU_BACKEND
+            share_cores(int(os.environ.get("RAY_LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", 1)))
         return initialize_ray(timeout_second=timeout_second, backend=backend)
 
     return initialize
