@@ -129,7 +129,7 @@ def test_bad_logps(arguments, message):
         ({"weight": [[1.0, 2.0]]}, r"weight must have shape \(2,\), got \(1, 2\)"),
         ({"loss_type": "sft", "mean_chosen_length": 0.0}, "mean_chosen_length must be > 0"),
         ({"loss_type": "sft", "mean_chosen_length": torch.ones(2)}, "mean_chosen_length must be one number"),
-        ({"loss_type": ["sigmoid", "aot"], "weight": [1.0, 2.0]}, "weight has no meaning for.*aot.*sorting mixes"),
+        ({"loss_type": ["sigmoid", "aot"], "weight": [1.0, 2.0]}, "weights other than 1 have no meaning for.*aot.*sorting"),
     ],
 )
 def test_bad_lengths_and_weights(options, message):
@@ -186,3 +186,10 @@ def test_an_empty_answer_is_no_division_by_zero(name):
     losses = compute_dpo_loss(*LOGPS, loss_type=name, **none)[0]
     assert losses.isfinite().all()
     assert torch.equal(losses, compute_dpo_loss(*LOGPS, loss_type=name, **one)[0])
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_weights_of_one_are_fine_for_every_loss(name):
+    logps = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -1.0]), *LOGPS[2:]]
+    bare = compute_dpo_loss(*logps, loss_type=name)[0]
+    assert torch.equal(compute_dpo_loss(*logps, loss_type=name, weight=torch.ones(2))[0], bare)

@@ -71,7 +71,7 @@ def compute_dpo_loss(
     Raises:
         TypeError: log-probs that are not float32 or float64.
         ValueError: settings that ``validate_loss_args`` refuses; shapes that differ; a reference or lengths missing;
-            ``weight`` together with a loss that couples pairs.
+            a ``weight`` other than 1 for a loss that couples pairs.
     """
     validate_loss_args(
         beta=beta,
@@ -119,9 +119,12 @@ def compute_dpo_loss(
     )
     losses = sum(factor * LOSSES[name].formula(pairs, knobs) for name, factor in terms)
     if weight is not None:
-        if needs_whole_batch(names):
-            raise ValueError(f"weight has no meaning for loss_type {names}: sorting mixes the pairs of the batch")
-        losses = losses * _per_pair("weight", weight, losses)
+        factors = _per_pair("weight", weight, losses)
+        if needs_whole_batch(names) and not (factors == 1).all():
+            raise ValueError(
+                f"weights other than 1 have no meaning for loss_type {names}: sorting mixes the pairs of the batch"
+            )
+        losses = losses * factors
     chosen_rewards, rejected_rewards = _rewards(pairs, beta, per_answer_token="simpo" in names)
     return losses, chosen_rewards, rejected_rewards
 
