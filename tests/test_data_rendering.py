@@ -177,6 +177,12 @@ def test_special_tokens_inside_an_answer_do_not_count_as_its_end(tokenizer):
     assert tokenizer.decode(pair.chosen_ids) == "db <|im_end|> it is\n<|im_end|>"
 
 
+@pytest.mark.parametrize("answer", ["i", "end", "<", "_", "\\n"])
+def test_an_answer_that_is_part_of_the_end_token_gets_no_second_one(tokenizer, answer):
+    pair = encode(tokenizer, talk("?", answer, "cache"))
+    assert tokenizer.decode(pair.chosen_ids) == answer + "<|im_end|>\n" and not pair.eos_appended
+
+
 def test_a_tokenizer_without_eos_is_refused(tokenizer):
     tokenizer.eos_token = None
     with pytest.raises(PreferenceDataError, match="no end-of-sequence token"):
@@ -312,9 +318,23 @@ def test_messages_need_a_template(tokenizer):
 # ---- for any text
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"], include_characters="\n\t"), min_size=1)
-WORDS = st.lists(
-    st.sampled_from(["pay", "ments", " error", " rate", "\n", " ", "{", '": "', "12", "é", "中"]), min_size=1
-)
+PIECES = [
+    "pay",
+    "ments",
+    " error",
+    "\n",
+    " ",
+    "{",
+    '": "',
+    "'s",
+    "'",
+    "12",
+    "\u00e9",
+    "\u4e2d",
+    "\U0001f642",
+    "<|im_end|>",
+]
+WORDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8)
 ANY_TEXT = (TEXTS | WORDS.map("".join)).filter(str.strip)
 
 
@@ -322,17 +342,29 @@ unchanged_tokenizer = cache(make_tokenizer)
 
 
 @settings(max_examples=100, deadline=None)
+@given(ANY_TEXT, ANY_TEXT)
+def test_prompt_and_answer_are_tokenised_as_one_wherever_that_keeps_the_prompt(prompt, chosen):
+    """Even where no token crosses the border, what stands before it may decide how the answer is split."""
+    tokenizer = unchanged_tokenizer()
+    alone, whole = tokenizer([prompt, prompt + chosen + "<|im_end|>"])["input_ids"]
+    if whole[: len(alone)] == alone and not chosen.endswith("<|im_end|>"):
+        pair = encode(tokenizer, row(prompt, chosen, "another answer"))
+        assert pair.prompt_ids + pair.chosen_ids == whole
+
+
+@settings(max_examples=100, deadline=None)
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
 def test_any_text_is_kept_and_cut_at_the_border(prompt, chosen, rejected):
     tokenizer = unchanged_tokenizer()
-    if chosen != rejected:
+    if chosen.removesuffix("<|im_end|>") != rejected.removesuffix("<|im_end|>"):
         plain, chat = encode(tokenizer, row(prompt, chosen, rejected), talk(prompt, chosen, rejected))
         assert plain.prompt_ids == tokenizer(prompt)["input_ids"]
         assert chat.prompt_ids == tokenizer.apply_chat_template(
             messages(prompt), add_generation_prompt=True, return_dict=False
         )
         for name, answer in (("chosen", chosen), ("rejected", rejected)):
-            assert tokenizer.decode(getattr(plain, f"{name}_ids")) == answer + "<|im_end|>"
+            ended = answer if answer.endswith("<|im_end|>") else answer + "<|im_end|>"
+            assert tokenizer.decode(getattr(plain, f"{name}_ids")) == ended
             assert tokenizer.decode(getattr(chat, f"{name}_ids")) == answer + "<|im_end|>\n"
             assert getattr(plain, f"{name}_mask") == [1] * len(getattr(plain, f"{name}_ids"))
 

@@ -13,7 +13,7 @@ as in TRL, and the row is marked.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 from verl_aiops.data.errors import PreferenceDataError, RowFault
@@ -55,19 +55,24 @@ class _Side:
     exact: bool = True
     eos_appended: bool = False
 
+    def stretches(self):
+        """The texts between the cuts: trained, untrained, trained, ..."""
+        bounds = [len(cut) for cut in self.cuts] + [len(self.whole)]
+        return [self.whole[start:end] for start, end in zip(bounds, bounds[1:])]
+
 
 @dataclass(slots=True)
 class _Job:
-    """What one row needs from the tokenizer, and where the result goes."""
+    """What one row needs from the tokenizer: prompt and stretches `apart`, or each side's cuts and whole."""
 
-    chosen: _Side
-    rejected: _Side
+    sides: tuple[_Side, _Side]
     is_text: bool
-    texts: list[str] = field(default_factory=list)
+    apart: bool
 
-    @property
-    def exact(self):
-        return self.chosen.exact and self.rejected.exact
+    def texts(self):
+        if self.apart:
+            return [self.sides[0].cuts[0], *(text for side in self.sides for text in side.stretches())]
+        return [text for side in self.sides for text in (*side.cuts, side.whole)]
 
 
 class PairRenderer:
@@ -88,6 +93,7 @@ class PairRenderer:
         self._has_template = bool(chat_template or tokenizer.chat_template)
         ends = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         ends |= set(tokenizer.all_special_tokens)
+        self._barriers = ("\n", *ends)
         self._end_of_turn = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)))
         self._front = self._tokens_in_front()
         self._continues = self._continues_text()
@@ -100,7 +106,7 @@ class PairRenderer:
                 jobs.append(self._text_job(row) if isinstance(row.prompt, str) else self._chat_job(row))
             except RowFault as fault:
                 jobs.append(fault)
-        texts = [text for job in jobs if isinstance(job, _Job) for text in job.texts]
+        texts = [text for job in jobs if isinstance(job, _Job) for text in job.texts()]
         pieces = iter(self._tokenize(texts))
         return [self._assemble(job, pieces) if isinstance(job, _Job) else job for job in jobs]
 
@@ -145,7 +151,7 @@ class PairRenderer:
     def _ends_turn(self, side, content):
         """Whether a special token (the end of sequence, or the template's own end of turn) follows the last answer."""
         last = side.whole[len(side.cuts[-1]) :] if side.whole.startswith(side.cuts[-1]) else side.whole
-        at = last.rfind(content) if content else -1
+        at = last.find(content) if content else -1  # the first place: a short answer may come again in the end token
         return bool(self._end_of_turn.search(last, at + len(content) if at >= 0 else 0))
 
     def _beginning(self, text, whole, messages):
@@ -176,54 +182,42 @@ class PairRenderer:
     # ---- tokens
 
     def _job(self, sides, is_text):
-        job = _Job(*sides, is_text)
-        if self._continues and job.exact:
-            job.texts.append(job.chosen.cuts[0])
-            for side in sides:
-                bounds = [len(cut) for cut in side.cuts] + [len(side.whole)]
-                job.texts += [side.whole[start:end] for start, end in zip(bounds, bounds[1:])]
-        else:
-            for side in sides:
-                job.texts += [*side.cuts, side.whole]
-        return job
+        return _Job(tuple(sides), is_text, self._continues and all(side.exact and self._parts(side) for side in sides))
+
+    def _parts(self, side):
+        """Whether no token can reach across a cut: special tokens and line breaks before it, no white space after."""
+        return all(
+            cut.endswith(self._barriers) and not after[:1].isspace() for cut, after in zip(side.cuts, side.stretches())
+        )
 
     def _assemble(self, job, pieces):
-        sides = job.chosen, job.rejected
-        if self._continues and job.exact:
-            prompt = next(pieces)
-            changed = False
-            answers = [[next(pieces) for _ in side.cuts] for side in sides]
+        if job.apart:
+            prompt, answers, changed = self._from_stretches(job, pieces)
         else:
-            prompt, changed, answers = self._cut_by_common_beginning(
-                [[next(pieces) for _ in [*side.cuts, 0]] for side in sides]
-            )
+            sides = [[next(pieces) for _ in range(len(side.cuts) + 1)] for side in job.sides]
+            prompt, answers, changed = _cut_by_common_beginning(sides)
+            if changed and self._continues and all(side.exact for side in job.sides):
+                job.apart = True
+                prompt, answers, changed = self._from_stretches(job, iter(self._tokenize(job.texts())))
         if job.is_text and prompt[: len(self._front)] != self._front:
             prompt = self._front + prompt
         if not prompt:
             return RowFault("chosen and rejected share no prompt token")
         ids = [[token for stretch in answer for token in stretch] for answer in answers]
         masks = [[int(place % 2 == 0) for place, stretch in enumerate(answer) for _ in stretch] for answer in answers]
-        for side, answer in zip(sides, ids):
+        for side, answer in zip(job.sides, ids):
             if (job.is_text or side.eos_appended) and answer[-1:] != [self._tokenizer.eos_token_id]:
                 raise PreferenceDataError(
                     f"the tokenizer does not read its end-of-sequence token {self._tokenizer.eos_token!r} as one token"
                 )
         if ids[0] == ids[1]:
             return RowFault("chosen and rejected are equal once rendered (the same token ids)")
-        eos_appended = job.chosen.eos_appended or job.rejected.eos_appended
+        eos_appended = any(side.eos_appended for side in job.sides)
         return EncodedPair(prompt, *ids, *masks, prompt_end_changed=changed, eos_appended=eos_appended)
 
     @staticmethod
-    def _cut_by_common_beginning(sides):
-        """Cut each side's last token list where the others, one for each cut, stop agreeing with it."""
-        ends = [[_common_length(cut, whole) for cut in cuts] for *cuts, whole in sides]
-        start = min(cuts[0] for cuts in ends)
-        answers = []
-        for (*_, whole), cuts in zip(sides, ends):
-            bounds = list(accumulate([start, *cuts[1:], len(whole)], max))
-            answers.append([whole[begin:end] for begin, end in zip(bounds, bounds[1:])])
-        prompt = sides[0][0]
-        return prompt[:start], start < len(prompt), answers
+    def _from_stretches(job, pieces):
+        return next(pieces), [[next(pieces) for _ in side.cuts] for side in job.sides], False
 
     def _tokenize(self, texts):
         if not texts:
@@ -239,11 +233,26 @@ class PairRenderer:
 
     def _continues_text(self):
         """Whether a text's tokens are the same at the start and after other text, so that stretches can be joined."""
-        starts = ("a", " a", "Z", "7", "{", "\u00e9", "\u4e2d")
+        starts = ("a", " a", "Z", "7", "{", '"', "'s", "\u00e9", "\u4e2d")
         alone = self._tokenize([*starts, "\n", *("\n" + start for start in starts)])
         line_break = alone[len(starts)]
         joined = all(alone[len(starts) + 1 + at] == line_break + alone[at] for at in range(len(starts)))
         return joined and alone[0] != alone[1]
+
+
+def _cut_by_common_beginning(sides):
+    """Cut each side's last token list where the others, one for each cut, stop agreeing with it.
+
+    Returns the prompt, the stretches of both answers, and whether any cut's tokens changed when more text followed.
+    """
+    ends = [[_common_length(cut, whole) for cut in cuts] for *cuts, whole in sides]
+    changed = any(end < len(cut) for side, cuts in zip(sides, ends) for cut, end in zip(side, cuts))
+    start = min(cuts[0] for cuts in ends)
+    answers = []
+    for (*_, whole), cuts in zip(sides, ends):
+        bounds = list(accumulate([start, *cuts[1:], len(whole)], max))
+        answers.append([whole[begin:end] for begin, end in zip(bounds, bounds[1:])])
+    return sides[0][0][:start], answers, changed
 
 
 def _common_length(ids, others):
