@@ -90,18 +90,19 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
     else:
         trimmed = Trimmed(neutralise_incident(incident))
     incident = trimmed.incident
+    text = incident_text(incident)
     limit = options.max_candidates if options.show_candidates else 0
-    candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed)
+    candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed, text=text)
     shown = candidates if options.show_candidates else None
     if options.style == "direct":
-        rounds: tuple[Message, ...] = (direct_message(incident, shown),)
+        rounds: tuple[Message, ...] = (direct_message(incident, shown, text),)
         analysis = ""
     else:
-        rounds = (round1_message(incident), round2_message(incident.lang, shown))
+        rounds = (round1_message(incident, text), round2_message(incident.lang, shown))
         analysis = reference_analysis(incident, max_quotes=options.max_quotes, quote_chars=options.quote_chars)
     return Case(
         incident=incident,
-        text=incident_text(incident),
+        text=text,
         candidates=candidates,
         rounds=rounds,
         analysis=analysis,

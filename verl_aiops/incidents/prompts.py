@@ -67,35 +67,38 @@ class Candidates:
     incident_types: tuple[str, ...]
 
 
-def choose_candidates(incident: Incident, system: System, *, max_candidates: int = 0, seed: int = 0) -> Candidates:
+def choose_candidates(
+    incident: Incident, system: System, *, max_candidates: int = 0, seed: int = 0, text: str | None = None
+) -> Candidates:
     """The candidate lists of an incident, shuffled so that the right name's position tells nothing; deterministic.
 
     At most `max_candidates` names each (0: all). The right name is always among them; of the others, services that the
     incident's text names (and types of its known decoys) come first, since otherwise the one service that both list and
-    text name would be the answer. Other names of the right answer (its aliases) are left out.
+    text name would be the answer. Other names of the right answer (its aliases) are left out. `text` is
+    `incident_text(incident)`, where it is at hand.
     """
     rng = random.Random(f"candidates/{seed}/{incident.id}")
-    mentioned = system.services_in(incident_text(incident))
+    mentioned = system.services_in(text or incident_text(incident))
     services = [name for name in system.services if not incident.is_service(name)]
     types = [name for name in system.incident_types if not incident.is_type(name)]
-    rng.shuffle(services)
-    rng.shuffle(types)
+    services, types = _shuffled(rng, services), _shuffled(rng, types)
     if max_candidates > 0:
         services = sorted(services, key=lambda name: name not in mentioned)[: max_candidates - 1]
         decoys = {incident_type for _, incident_type in incident.decoys}
         types = sorted(types, key=lambda name: name not in decoys)[: max_candidates - 1]
-    services.insert(rng.randrange(len(services) + 1), incident.service)
-    types.insert(rng.randrange(len(types) + 1), incident.incident_type)
-    if max_candidates > 0:
-        # The cut sorted them; shuffled again, what the text names does not stand first.
-        rng.shuffle(services)
-        rng.shuffle(types)
-    return Candidates(tuple(services), tuple(types))
+    # Shuffled again, since the cut has put first what the text names.
+    return Candidates(
+        tuple(_shuffled(rng, [*services, incident.service])), tuple(_shuffled(rng, [*types, incident.incident_type]))
+    )
 
 
-def round1_message(incident: Incident) -> Message:
-    """The user message of round 1: the instruction and the delimited, neutralised data."""
-    return {"role": "user", "content": f"{_ROUND1[incident.lang]}\n{_delimited(incident)}"}
+def _shuffled(rng: random.Random, names: list[str]) -> list[str]:
+    return sorted(names, key=lambda _: rng.random())
+
+
+def round1_message(incident: Incident, text: str | None = None) -> Message:
+    """The user message of round 1: the instruction and the delimited, neutralised data (`text`, where at hand)."""
+    return {"role": "user", "content": f"{_ROUND1[incident.lang]}\n{_delimited(text or incident_text(incident))}"}
 
 
 def round2_message(lang: str, candidates: Candidates | None = None) -> Message:
@@ -103,14 +106,15 @@ def round2_message(lang: str, candidates: Candidates | None = None) -> Message:
     return {"role": "user", "content": f"{_ROUND2[lang]}\n{_FORM}{_candidate_lines(lang, candidates)}"}
 
 
-def direct_message(incident: Incident, candidates: Candidates | None = None) -> Message:
+def direct_message(incident: Incident, candidates: Candidates | None = None, text: str | None = None) -> Message:
     """The single user message of the `direct` style: data first, then the instruction of the last round."""
     lists = _candidate_lines(incident.lang, candidates)
-    return {"role": "user", "content": f"{_delimited(incident)}\n{_DIRECT[incident.lang]}\n{_FORM}{lists}"}
+    data = _delimited(text or incident_text(incident))
+    return {"role": "user", "content": f"{data}\n{_DIRECT[incident.lang]}\n{_FORM}{lists}"}
 
 
-def _delimited(incident: Incident) -> str:
-    return f"{OPEN_TAG}\n{incident_text(incident)}\n{CLOSE_TAG}"
+def _delimited(text: str) -> str:
+    return f"{OPEN_TAG}\n{text}\n{CLOSE_TAG}"
 
 
 def _candidate_lines(lang: str, candidates: Candidates | None) -> str:
@@ -149,9 +153,13 @@ def reference_analysis(incident: Incident, *, max_quotes: int = 3, quote_chars: 
     return form.format(quotes=_AND[incident.lang].join(f'"{quote}"' for quote in quotes))
 
 
+# `json.dumps` with an option builds an encoder for every call.
+json_text = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def answer_json(service: str, incident_type: str) -> str:
     """The one spelling of an answer: `{"service": "...", "incident_type": "..."}`."""
-    return json.dumps({"service": service, "incident_type": incident_type}, ensure_ascii=False)
+    return json_text({"service": service, "incident_type": incident_type})
 
 
 def ground_truth(incident: Incident, candidates: Candidates | None = None) -> dict[str, Any]:

@@ -54,19 +54,31 @@ def _check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:
 
 def _check_label(field: str, value: Any) -> None:
     _check_text(field, value)
+    if not _is_clean_label(value):
+        _refuse_label(field, value)
+
+
+@lru_cache(maxsize=4096)
+def _is_clean_label(value: str) -> bool:
+    spaced = value != value.strip() or not value.isprintable()
+    return not spaced and len(value) <= MAX_LABEL_CHARS and neutralise(value) == value
+
+
+def _refuse_label(field: str, value: str) -> None:
     if value != value.strip() or not value.isprintable():
         raise _fail(
             field, f"one printable line without spaces around it, found {value[:60]!r}", "trim and clean the name"
         )
     if len(value) > MAX_LABEL_CHARS:
         raise _fail(field, f"at most {MAX_LABEL_CHARS} characters, found {len(value)}", "give the short name of it")
-    if neutralise(value) != value:
-        raise _fail(field, f"a plain name, found the chat-template marker in {value[:60]!r}", "rename it")
+    raise _fail(field, f"a plain name, found the chat-template marker in {value[:60]!r}", "rename it")
 
 
 def _check_list(field: str, value: Any, *, labels: bool = False) -> None:
     if not isinstance(value, tuple):
         raise _fail(field, f"a list of strings, found {_found(value)}", 'write it as ["first line", "second line"]')
+    if not labels and set(map(type, value)) <= {str} and "".join(value).isascii():
+        return
     for number, item in enumerate(value):
         if labels:
             _check_label(f"{field}[{number}]", item)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 from .errors import IncidentError
@@ -23,14 +22,26 @@ class System:
 
     def services_in(self, text: str) -> set[str]:
         """The services that `text` names as whole words."""
-        return {name for name in self.services if name in text and _word(name).search(text)}
+        return names_in(text, self.services)
 
 
-@lru_cache(maxsize=4096)
-def _word(name: str) -> re.Pattern[str]:
-    # ASCII boundaries, because Chinese text has no spaces around a name; the hyphen, so that `db` is not found in
-    # `ledger-db`.
-    return re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(name)}(?![A-Za-z0-9_-])")
+# Chinese text has no spaces around a name, so only these join it to a longer word; `db` is not found in `ledger-db`.
+_WORD = frozenset(ascii_letters + digits + "_-")
+
+
+def names_in(text: str, names: Iterable[str]) -> set[str]:
+    """Those of `names` that occur in `text` as whole words."""
+    return {name for name in names if _occurs(text, name)}
+
+
+def _occurs(text: str, name: str) -> bool:
+    start = text.find(name)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(name) : start + len(name) + 1]
+        if before not in _WORD and after not in _WORD:
+            return True
+        start = text.find(name, start + 1)
+    return False
 
 
 @dataclass(frozen=True)

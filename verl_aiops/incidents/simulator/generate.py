@@ -154,7 +154,8 @@ class _Scene:
         )
 
     def _say(self, service: str, level: str, wording: str, at: float, **given: object) -> str:
-        given.setdefault("op", _pick(self.rng, self.topology.operations))
+        if "{op}" in wording:
+            given["op"] = _pick(self.rng, self.topology.operations)
         message = wording.format_map(Values(self.rng, self.facts.setdefault(service, {}), **given))
         # Each program keeps its own format; neighbours differ.
         form = LINE_FORMATS[(self.format + len(service)) % len(LINE_FORMATS)]

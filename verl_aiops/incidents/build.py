@@ -1,0 +1,146 @@
+"""Data files from incidents: preference pairs and SFT conversations, with one and the same split."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .case import Case, PromptOptions, assistant, build_case
+from .errors import IncidentError
+from .pairs import PairMaker, PairOptions
+from .prompts import json_text
+from .sources import IncidentSource
+from .split import split_side
+from .summary import Side, Summary
+from .writers import row_writers, sibling
+
+PREFS_COLUMNS = {
+    "prompt": "messages",
+    "chosen": "messages",
+    "rejected": "messages",
+    "id": "string",
+    "group": "string",
+    "weight": "double",
+    "kind": "string",
+    "lang": "string",
+    "source": "string",
+    "ground_truth": "string",
+    "incident_text": "string",
+}
+SFT_COLUMNS = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
+
+Rows = list[dict[str, Any]]
+
+
+def iter_cases(source: IncidentSource, options: PromptOptions) -> Iterator[tuple[Case, str]]:
+    """Every incident of `source` made ready, with its split key, in order; a progress bar on a terminal's stderr."""
+    incidents = tqdm(source.stream(), total=source.count, unit="incident", disable=None, file=sys.stderr, leave=False)
+    for incident in incidents:
+        yield build_case(incident, source.taxonomy.system_of(incident), options), source.group_of(incident)
+
+
+def build_prefs(
+    source: IncidentSource,
+    out: str | Path,
+    *,
+    val_out: str | Path | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+    prompts: PromptOptions | None = None,
+    pairs: PairOptions | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Write preference pairs to `out` and, for `val_share` of the faults, to `val_out` (default: see `sibling`).
+
+    Columns: `PREFS_COLUMNS`; `prompt`, `chosen` and `rejected` are lists of {role, content}. `seed` rules the split,
+    the candidate lists and the choice of near misses. An IncidentError, or any other, leaves no half-written file.
+    """
+    prompts = replace(prompts or PromptOptions(), seed=seed)
+    pairs = replace(pairs or PairOptions(), seed=seed)
+    makers = {side: PairMaker(source.taxonomy, pairs) for side in ("train", "val")}
+
+    def rows(case: Case, group: str, side: str) -> Rows:
+        shared = {
+            "prompt": case.prompt,
+            "chosen": [assistant(case.answer)],
+            "group": group,
+            "weight": 1.0,
+            "lang": case.incident.lang,
+            "source": case.incident.source,
+            "ground_truth": json_text(case.ground_truth),
+            "incident_text": case.text,
+        }
+        return [
+            {**shared, "rejected": [assistant(pair.rejected)], "id": f"{case.incident.id}#{number}", "kind": pair.kind}
+            for number, pair in enumerate(makers[side].make(case))
+        ]
+
+    summary = _build("preference pairs", source, out, val_out, val_share, seed, prompts, PREFS_COLUMNS, rows, overwrite)
+    summary.makers = makers
+    return summary
+
+
+def build_sft(
+    source: IncidentSource,
+    out: str | Path,
+    *,
+    val_out: str | Path | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+    prompts: PromptOptions | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Write conversations for verl's SFT trainer, one per incident: the prompt of the pairs and the right answer.
+
+    Columns: `SFT_COLUMNS`; `messages` is a list of {role, content}. The same source, seed and share put the same
+    incidents on the same side as in `build_prefs`.
+    """
+
+    def rows(case: Case, group: str, side: str) -> Rows:
+        messages = [*case.prompt, assistant(case.answer)]
+        incident = case.incident
+        return [
+            {"messages": messages, "id": incident.id, "group": group, "lang": incident.lang, "source": incident.source}
+        ]
+
+    prompts = replace(prompts or PromptOptions(), seed=seed)
+    return _build("SFT conversations", source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite)
+
+
+def _build(
+    what: str,
+    source: IncidentSource,
+    out: str | Path,
+    val_out: str | Path | None,
+    val_share: float,
+    seed: int,
+    prompts: PromptOptions,
+    columns: dict[str, str],
+    rows_of: Callable[[Case, str, str], Rows],
+    overwrite: bool,
+) -> Summary:
+    if not 0 <= val_share < 1:
+        raise IncidentError(f"val share: expected a share from 0 to below 1, found {val_share}")
+    files = {"train": str(out)}
+    if val_share > 0:
+        files["val"] = str(val_out or sibling(out, "val"))
+    sides = {side: Side(groups=None if source.one_each else set()) for side in files}
+    with row_writers(list(files.values()), columns, overwrite=overwrite) as writers:
+        by_side = dict(zip(files, writers))
+        for case, group in iter_cases(source, prompts):
+            side = split_side(group, val_share, seed)
+            rows = rows_of(case, group, side)
+            for row in rows:
+                by_side[side].write(row)
+            sides[side].add(case, group, len(rows), sum(len(message["content"]) for message in case.prompt))
+        if not by_side["train"].count:
+            raise IncidentError(
+                f"{source.name}: nothing to write for training from {source.count} incidents; give more of them, more "
+                "than one possible answer, or a smaller validation share"
+            )
+    return Summary(what, source.name, sides, files)
