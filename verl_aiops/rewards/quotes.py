@@ -1,5 +1,7 @@
 """Finding quotations in a model's text and telling verbatim ones from invented ones."""
 
+import string
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from verl_aiops.rewards.answer import MAX_LABEL_CHARS, normalise_label
@@ -16,6 +18,8 @@ _MAX_LOOKUPS = 512
 # Lookups in a very long source are rationed by the characters they may have to pass.
 _MAX_PASSED = 20_000_000
 
+_WORD = frozenset(string.ascii_letters + string.digits)
+_STARTS = _WORD | frozenset("/\\{[(<$%#@&+=~^-_")
 _CLOSING = {'"': '"', "`": "`", "“": "”", "「": "」"}
 
 
@@ -35,14 +39,29 @@ class Quotations(NamedTuple):
     too_many: bool
 
 
+class _Source:
+    """The text quoted from, with a limited number of lookups."""
+
+    __slots__ = ("text", "left")
+
+    def __init__(self, text: str):
+        self.text = text
+        self.left = min(_MAX_LOOKUPS, _MAX_PASSED // (len(text) + 1))
+
+    def find(self, part: str) -> int:
+        self.left -= 1
+        return self.text.find(part)
+
+
 def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[str] = frozenset()) -> Quotations:
     """Find the quotations of a text: between straight or curly double quotes, corner brackets or backticks.
 
     A quotation is trimmed and then compared with the source code point by code point. Log lines have quotation marks of
-    their own, so a closing mark is one that no ASCII letter or digit follows, and a verbatim quotation ends at the last
-    such mark up to which it is verbatim and its inner marks are paired. One that is not verbatim ends at its first
-    closing mark, and each of its lines is judged alone. Quotations of fewer than `min_chars` characters, white space
-    not counted, and bare labels are ignored: they are emphasis, not evidence.
+    their own, so a verbatim quotation ends at the last mark up to which it is verbatim and its inner marks are paired.
+    Where opening and closing marks look the same, none opens right after an ASCII letter or digit, and none closes
+    right before what starts a word, a path or a bracket. A quotation that is not verbatim ends at the next mark, and
+    each of its lines is judged alone. Quotations of fewer than `min_chars` characters, white space not counted, and
+    bare labels are ignored: they are emphasis, not evidence.
 
     Args:
         text: what the model wrote, at most `MAX_READ_CHARS` long.
@@ -53,60 +72,61 @@ def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[
     verbatim: dict[str, int] = {}
     invented: set[str] = set()
     pieces, kept = [], 0
-    lookups, most_lookups = 0, min(_MAX_LOOKUPS, _MAX_PASSED // (len(source) + 1))
-    too_many = False
+    limited = _Source(source)
+    for start, end, at in _quoted_spans(text, limited, min_chars):
+        quotation = text[start:end].strip()
+        if not _counts(quotation, min_chars) or _is_name(quotation, names):
+            continue
+        if at < 0:
+            invented.add(quotation)
+        else:
+            verbatim[quotation] = at
+            pieces.append(text[kept:start])
+            kept = end
+        if len(verbatim) + len(invented) > MAX_QUOTES:
+            break
+    pieces.append(text[kept:])
+    too_many = limited.left < 0 or len(verbatim) + len(invented) > MAX_QUOTES
+    return Quotations(verbatim, invented, " ".join(pieces), too_many)
+
+
+def _quoted_spans(text: str, source: _Source, min_chars: int) -> Iterator[tuple[int, int, int]]:
+    """Start and end in the text of whatever stands between marks, and its first place in the source or -1."""
     # The next place of each opening mark; far faster than one regular expression for all of them.
     upcoming = {mark: at for mark in _CLOSING if (at := text.find(mark)) >= 0}
-    while upcoming:
+    while upcoming and source.left >= 0:
         mark = min(upcoming, key=upcoming.__getitem__)
-        start = upcoming[mark] + len(mark)
+        opening = upcoming[mark]
+        start = opening + 1
         closer = _CLOSING[mark]
         if mark == "`":
             while text.startswith("`", start):
                 start += 1
-            closer = text[upcoming[mark] : start]
+            closer = text[opening:start]
+        twins = closer[0] == mark
+        if twins and text[opening - 1 : opening] in _WORD:
+            _advance(upcoming, text, start)
+            continue
         end = text.find(closer, start)
         if end < 0:
-            # No later mark of this kind can be closed either, except a shorter run of backticks.
-            upcoming.pop(mark)
-            if len(closer) > 1 and (at := text.find(mark, start)) >= 0:
-                upcoming[mark] = at
+            # Where one mark cannot be closed no later one can, except a shorter run of backticks.
+            upcoming[mark] = text.find(mark, start) if len(closer) > 1 else -1
+            if upcoming[mark] < 0:
+                del upcoming[mark]
             continue
         if len(closer) > 2:
             start = _after_info_string(text, start, end)
-        whole, last, tries = _extent(text, start, end, mark, closer, source)
-        lookups += tries
-        position = last + len(closer)
-        if whole >= 0:
-            quoted = ((start, last),)
+        at, end = _verbatim_extent(text, start, end, mark, closer, source)
+        position = end + len(closer)
+        if at >= 0:
+            yield start, end, at
         else:
-            quoted = _lines(text, start, last)
-            if closer[0] == mark:
-                # A stray mark pairs with the opening mark of the next quotation, which must not be lost with it.
-                lookups += 1
-                after = text.find(closer, position)
-                if after >= 0 and _counts(inner := text[position:after].strip(), min_chars) and inner in source:
-                    position = last
-        for low, high in quoted:
-            quotation = text[low:high].strip()
-            if not _counts(quotation, min_chars) or _is_name(quotation, names):
-                continue
-            at = whole
-            if at < 0 and len(quoted) > 1:
-                lookups += 1
-                at = source.find(quotation)
-            if at < 0:
-                invented.add(quotation)
-            else:
-                verbatim[quotation] = at
-                pieces.append(text[kept:low])
-                kept = high
-        if len(verbatim) + len(invented) > MAX_QUOTES or lookups > most_lookups:
-            too_many = True
-            break
+            yield from _lines(text, start, end, source)
+            # A stray mark pairs with the opening mark of the next quotation, which must not be lost with it.
+            after = text.find(closer, position) if twins else -1
+            if after >= 0 and _is_verbatim(text[position:after].strip(), source, min_chars):
+                position = end
         _advance(upcoming, text, position)
-    pieces.append(text[kept:])
-    return Quotations(verbatim, invented, " ".join(pieces), too_many)
 
 
 def _advance(upcoming: dict[str, int], text: str, position: int) -> None:
@@ -120,12 +140,8 @@ def _advance(upcoming: dict[str, int], text: str, position: int) -> None:
                 upcoming[mark] = at
 
 
-def _extent(text: str, start: int, end: int, mark: str, closer: str, source: str) -> tuple[int, int, int]:
-    """Where a quotation that starts here ends, given its first closing mark.
-
-    Returns:
-        Its first place in the source, -1 if it is not verbatim; its closing mark; the number of lookups in the source.
-    """
+def _verbatim_extent(text: str, start: int, end: int, mark: str, closer: str, source: _Source) -> tuple[int, int]:
+    """Where the quotation stands in the source, -1 if it is not verbatim, and its closing mark, given the next mark."""
     verbatim = []
     closing = end
     while len(verbatim) < _MAX_CLOSINGS and closing >= 0:
@@ -133,33 +149,23 @@ def _extent(text: str, start: int, end: int, mark: str, closer: str, source: str
         if at < 0:
             break
         verbatim.append((closing, at))
-        closing = text.find(closer, closing + len(closer)) if closer in source else -1
-    lookups = len(verbatim) + 1
+        closing = text.find(closer, closing + len(closer)) if closer in source.text else -1
     for closing, at in reversed(verbatim):
         if _closes(text, closing, mark, closer) and _is_paired(text[start:closing], mark, closer):
-            return at, closing, lookups
+            return at, closing
     if verbatim:
         # A line cut off in the source may hold an unpaired mark; then the last mark of its line must close it.
         closing, at = verbatim[-1]
         line_end = text.find("\n", closing)
         later = text.find(closer, closing + len(closer), len(text) if line_end < 0 else line_end)
         if later < 0 and _closes(text, closing, mark, closer):
-            return at, closing, lookups
-    closing = end
-    for _ in range(_MAX_CLOSINGS):
-        if closing < 0:
-            break
-        if _closes(text, closing, mark, closer):
-            return -1, closing, lookups
-        closing = text.find(closer, closing + len(closer))
-    return -1, end, lookups
+            return at, closing
+    return -1, end
 
 
 def _closes(text: str, closing: int, mark: str, closer: str) -> bool:
-    if closer[0] != mark:
-        return True
-    following = text[closing + len(closer) : closing + len(closer) + 1]
-    return not (following.isascii() and following.isalnum())
+    after = closing + len(closer)
+    return closer[0] != mark or text[after : after + 1] not in _STARTS
 
 
 def _is_paired(quotation: str, mark: str, closer: str) -> bool:
@@ -173,13 +179,21 @@ def _after_info_string(text: str, start: int, end: int) -> int:
     return newline + 1 if newline >= 0 and " " not in text[start:newline].strip() else start
 
 
-def _lines(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    lines = []
-    while 0 <= (newline := text.find("\n", start, end)):
-        lines.append((start, newline))
+def _lines(text: str, start: int, end: int, source: _Source) -> Iterator[tuple[int, int, int]]:
+    """The lines of a quotation that is not verbatim as a whole."""
+    newline = text.find("\n", start, end)
+    if newline < 0:
+        yield start, end, -1
+        return
+    while newline >= 0:
+        yield start, newline, source.find(text[start:newline].strip())
         start = newline + 1
-    lines.append((start, end))
-    return lines
+        newline = text.find("\n", start, end)
+    yield start, end, source.find(text[start:end].strip())
+
+
+def _is_verbatim(quotation: str, source: _Source, min_chars: int) -> bool:
+    return _counts(quotation, min_chars) and source.find(quotation) >= 0
 
 
 def _counts(quotation: str, min_chars: int) -> bool:

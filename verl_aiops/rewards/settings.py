@@ -98,7 +98,7 @@ def _build(given: tuple) -> RewardSettings:
     settings = RewardSettings(**values)
     extras = sum(getattr(settings, name) for name in _EXTRAS)
     smaller = min(settings.service_weight, settings.type_weight)
-    if extras >= smaller:
+    if extras >= smaller * (1 - 1e-6):  # equal but for rounding is not below
         raise ValueError(
             f"reward_kwargs: {' + '.join(_EXTRAS)} = {extras:g} must stay below the smaller of service_weight and "
             f"type_weight ({smaller:g}), or an answer could earn more by its form than by one right field"

@@ -94,9 +94,8 @@ def _read_mapping(raw: object) -> GroundTruth:
 
 def _label(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(
-            f"ground_truth: {where}: expected a non-empty str, got {'nothing' if value is None else value!r}"
-        )
+        got = "nothing" if value is None else repr(value)
+        raise ValueError(f"ground_truth: {where}: expected a non-empty str, got {got}")
     if len(value) > MAX_LABEL_CHARS:
         raise ValueError(f"ground_truth: {where}: expected at most {MAX_LABEL_CHARS} characters, got {len(value)}")
     label = normalise_label(value)
