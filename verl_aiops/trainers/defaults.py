@@ -61,7 +61,7 @@ DEFAULTS: tuple[Default, ...] = (
     Default("trainer.device", "cuda", lambda c: "cpu", "the platform found", _on_cpu),
     Default("trainer.total_epochs", 30, lambda c: 1, "preference pairs are seldom worth more than one epoch"),
     Default("trainer.logger", ["console", "wandb"], lambda c: ["console", "tensorboard"], "needs no account"),
-    Default("trainer.project_name", "verl_examples", lambda c: "verl_aiops", "names the run"),
+    Default("trainer.project_name", "verl_examples", lambda c: "verl-aiops", "names the run"),
     Default("trainer.experiment_name", "gsm8k", lambda c: c.algorithm.adv_estimator, "names the run"),
     Default(
         "actor_rollout_ref.actor.ppo_mini_batch_size",

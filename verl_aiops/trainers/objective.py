@@ -65,6 +65,8 @@ class PreferenceObjective:
             "rewards/margins": chosen_rewards - rejected_rewards,
             "logps/chosen": policy[0::2].detach(),
             "logps/rejected": policy[1::2].detach(),
+            # what the policy itself prefers, whatever the reference does
+            "logps/accuracies": (policy[0::2] > policy[1::2]).float(),
         }
         metrics = {
             name: Metric(value=(value * counted).sum() * scale, aggregation=AggregationType.SUM)

@@ -1,0 +1,95 @@
+"""Greedy answers of a model to the prompts of a preference file, scored by the triage reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from verl_aiops.rewards.aiops_mturn import compute_score
+
+__all__ = ["AnswerScores", "generate_answers", "read_questions", "score_answers", "wilson_interval"]
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), sensible for small n and shares near 0 or 1."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """Shares over the questions asked: valid JSON, right service, right type, both right."""
+
+    n: int
+    json_ok: float
+    service_ok: float
+    type_ok: float
+    acc_main: float
+
+
+def read_questions(path: str, limit: int | None = None) -> list[dict]:
+    """One row per prompt of a preference parquet made by ``verl-aiops build-prefs``, in the file's order.
+
+    Raises:
+        ValueError: the file lacks ``prompt`` or ``ground_truth``.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    missing = {"prompt", "ground_truth"} - set(table.column_names)
+    if missing:
+        raise ValueError(
+            f"{path}: no column {', '.join(sorted(missing))}; found {', '.join(table.column_names)}. Answers can be scored "
+            "for files made by `verl-aiops build-prefs`."
+        )
+    questions = {json.dumps(row["prompt"], sort_keys=True): row for row in reversed(table.to_pylist())}
+    return list(reversed(questions.values()))[:limit]
+
+
+def generate_answers(
+    model_dir: str, questions: Sequence[dict], *, max_new_tokens: int = 64, batch_size: int = 8, description: str = ""
+) -> list[str]:
+    """Greedy continuations, special tokens removed, in the order of the questions."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+    prompts = [
+        tokenizer.apply_chat_template(list(q["prompt"]), add_generation_prompt=True, tokenize=False) for q in questions
+    ]
+    # prompts of like length share a batch, so that little is spent on padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for start in tqdm(range(0, len(order), batch_size), desc=f"Answers {description}".strip(), unit="batch"):
+        batch = order[start : start + batch_size]
+        inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs.to(device), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        for i, row in zip(batch, output[:, inputs["input_ids"].shape[1] :], strict=True):
+            answers[i] = tokenizer.decode(row, skip_special_tokens=True)
+    return answers
+
+
+def score_answers(questions: Sequence[dict], answers: Sequence[str]) -> AnswerScores:
+    """Mean of the reward's parts over the questions; only the last round is asked, so nothing is quoted."""
+    scores = [
+        compute_score("aiops_mturn", answer, question["ground_truth"])
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+    return AnswerScores(
+        n=len(scores),
+        **{k: sum(s[k] for s in scores) / len(scores) for k in ("json_ok", "service_ok", "type_ok", "acc_main")},
+    )

@@ -1,0 +1,145 @@
+"""Before and after a DPO run: one table, one plot, the answers themselves.
+
+    python -m verl_aiops.evaluation.before_after --before MODEL --after RUN/huggingface \
+        --pairs pairs.val.parquet --metrics RUN/metrics.jsonl --out RUN/report
+
+``--metrics`` is what verl's ``file`` logger wrote; pair accuracy and margin on held-out pairs stand in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from verl_aiops.evaluation.answers import generate_answers, read_questions, score_answers, wilson_interval
+
+__all__ = ["main", "read_metrics", "report_rows"]
+
+
+def read_metrics(path: str) -> list[dict]:
+    """``{"step": n, **metrics}`` per line of verl's file logger."""
+    with open(path, encoding="utf-8") as file:
+        return [{"step": entry["step"], **entry["data"]} for entry in map(json.loads, file)]
+
+
+def _held_out(metrics: list[dict]) -> tuple[dict, dict]:
+    rows = [m for m in metrics if "val/loss" in m]
+    if len(rows) < 2:
+        raise ValueError(
+            f"the metrics hold {len(rows)} validation(s), two are needed: before training (trainer.val_before_train=True) "
+            "and after the last step (trainer.test_freq > 0)."
+        )
+    return rows[0], rows[-1]
+
+
+def _share(value: float, n: int) -> str:
+    low, high = wilson_interval(value * n, n)
+    return f"{100 * value:5.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def report_rows(before: dict, after: dict, pairs: int, answers: tuple) -> list[tuple[str, str, str]]:
+    """Lines (what, before, after) of the table; shares with 95 % Wilson intervals."""
+    gap = [m["val/logps/chosen"] - m["val/logps/rejected"] for m in (before, after)]
+    rows = [
+        (
+            f"pairs ranked right ({pairs} held out)",
+            *(_share(m["val/logps/accuracies"], pairs) for m in (before, after)),
+        ),
+        ("log-prob gap chosen - rejected (nats)", *(f"{g:+.2f}" for g in gap)),
+        ("DPO reward margin", *(f"{m['val/rewards/margins']:+.3f}" for m in (before, after))),
+    ]
+    names = {"json_ok": "valid JSON", "service_ok": "service right", "type_ok": "type right", "acc_main": "both right"}
+    for key, name in names.items():
+        rows.append((f"{name} ({answers[0].n} greedy answers)", *(_share(getattr(a, key), a.n) for a in answers)))
+    return rows
+
+
+def _plot(metrics: list[dict], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    # Okabe and Ito's colours, told apart by colour-blind readers; validation is dashed for readers in print
+    blue, orange = "#0072B2", "#D55E00"
+    train = [m for m in metrics if "actor/loss" in m]
+    held_out = [m for m in metrics if "val/loss" in m]
+    panels = [
+        ("loss", "actor/loss", "val/loss"),
+        ("reward margin (chosen - rejected)", "rewards/margins", "val/rewards/margins"),
+        ("log-prob of the chosen answer (nats)", "logps/chosen", "val/logps/chosen"),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), constrained_layout=True)
+    for axis, (title, train_key, val_key) in zip(axes, panels, strict=True):
+        axis.plot([m["step"] for m in train], [m[train_key] for m in train], color=blue, lw=1.2, label="training batch")
+        axis.plot(
+            [m["step"] for m in held_out],
+            [m[val_key] for m in held_out],
+            color=orange,
+            ls="--",
+            marker="o",
+            ms=5,
+            label="held out",
+        )
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m verl_aiops.evaluation.before_after",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--before", required=True, help="model folder the run started from")
+    parser.add_argument("--after", required=True, help="model folder the run wrote")
+    parser.add_argument("--pairs", required=True, help="held-out preference parquet from verl-aiops build-prefs")
+    parser.add_argument("--metrics", required=True, help="JSON lines of verl's file logger")
+    parser.add_argument("--out", required=True, help="folder for table, plot and answers")
+    parser.add_argument("--questions", type=int, default=24, help="held-out incidents to answer (default 24)")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    arguments = parser.parse_args(argv)
+    try:
+        import pyarrow.parquet as pq
+
+        metrics = read_metrics(arguments.metrics)
+        before, after = _held_out(metrics)
+        pairs = pq.read_metadata(arguments.pairs).num_rows
+        questions = read_questions(arguments.pairs, arguments.questions)
+    except (OSError, ValueError) as error:
+        print(f"before_after: error: {error}", file=sys.stderr)
+        return 2
+    texts = [
+        generate_answers(folder, questions, max_new_tokens=arguments.max_new_tokens, description=name)
+        for name, folder in (("before", arguments.before), ("after", arguments.after))
+    ]
+    scores = tuple(score_answers(questions, answers) for answers in texts)
+    rows = report_rows(before, after, pairs, scores)
+    os.makedirs(arguments.out, exist_ok=True)
+    width = max(len(row[0]) for row in rows)
+    table = "\n".join(
+        f"{name:<{width}}  {old:>22}  {new:>22}" for name, old, new in [("", "before", "after"), *rows]
+    )
+    print(table)
+    with open(os.path.join(arguments.out, "table.txt"), "w", encoding="utf-8") as file:
+        file.write(table + "\n")
+    with open(os.path.join(arguments.out, "answers.jsonl"), "w", encoding="utf-8") as file:
+        for question, old, new in zip(questions, *texts, strict=True):
+            row = {"id": question.get("id"), "ground_truth": question["ground_truth"], "before": old, "after": new}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        _plot(metrics, os.path.join(arguments.out, "curves.png"))
+        print(f"plot: {os.path.join(arguments.out, 'curves.png')}")
+    except ImportError:
+        print('no plot: matplotlib is not installed (pip install "verl-aiops[plot]")')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
