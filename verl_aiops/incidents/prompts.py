@@ -22,19 +22,17 @@ STYLES = ("two_round", "direct")
 OPEN_TAG, CLOSE_TAG = "<incident>", "</incident>"
 
 _ROUND1 = {
-    "en": "Incident triage, round 1 of 2. Read the data. Say what failed first and how it spread, and quote the lines "
-    'that show it word for word in "double quotes". No verdict yet.',
-    "zh": "故障定位，第 1 轮（共 2 轮）。阅读数据，说明最先出问题的是什么、影响如何扩散，"
-    '并用"双引号"逐字引用支持判断的原文。本轮不下结论。',
+    "en": "Incident triage, round 1 of 2. Say what failed first and how it spread. Quote the lines that show it word "
+    'for word in "double quotes". No verdict yet.',
+    "zh": '故障定位，第 1 轮（共 2 轮）。说明最先出问题的是什么、影响如何扩散，用"双引号"逐字引用依据。本轮不下结论。',
 }
 _ROUND2 = {
-    "en": "Round 2 of 2. Name the faulty service and the incident type. Answer with one JSON object and nothing else:",
-    "zh": "第 2 轮。给出故障服务和故障类型。只回答一个 JSON 对象，不要任何其他文字：",
+    "en": "Round 2 of 2. Name the faulty service and the incident type. Answer with one JSON object only:",
+    "zh": "第 2 轮。给出故障服务和故障类型，只回答一个 JSON 对象：",
 }
 _DIRECT = {
-    "en": "Incident triage. Name the faulty service and the incident type. "
-    "Answer with one JSON object and nothing else:",
-    "zh": "故障定位。给出故障服务和故障类型。只回答一个 JSON 对象，不要任何其他文字：",
+    "en": "Incident triage. Name the faulty service and the incident type. Answer with one JSON object only:",
+    "zh": "故障定位。给出故障服务和故障类型，只回答一个 JSON 对象：",
 }
 _FORM = '{"service": "...", "incident_type": "..."}'
 _LISTS = {"en": ("Services: ", "Incident types: ", ", "), "zh": ("服务：", "故障类型：", "、")}

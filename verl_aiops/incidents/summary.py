@@ -69,12 +69,13 @@ class Summary:
         return "\n".join(lines)
 
     def _side(self, name: str, side: Side) -> list[str]:
+        mean_prompt = side.prompt_chars / side.incidents
         faults = side.incidents if side.groups is None else len(side.groups)
         langs = ", ".join(f"{lang} {count:,}" for lang, count in sorted(side.langs.items()))
         lines = [
             f"  {name}: {side.rows:,} rows of {side.incidents:,} incidents ({faults:,} faults) in {self.files[name]}",
             f"    classes: {len(side.services)} services, {len(side.types)} incident types; languages: {langs}",
-            f"    prompt: {side.prompt_chars / side.incidents:,.0f} characters on average, longest {side.longest_prompt}",
+            f"    prompt: {mean_prompt:,.0f} characters on average, at most {side.longest_prompt:,}",
         ]
         if side.trimmed or side.without_evidence:
             lines.append(

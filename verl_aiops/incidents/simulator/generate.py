@@ -14,7 +14,7 @@ from .faults import SLOW, Fault
 from .faults_data import DATA_FAULTS
 from .faults_host import HOST_FAULTS
 from .faults_link import LINK_FAULTS
-from .noise import BACKGROUND, CALLER, CALLER_METRICS, LINE_FORMATS, QUIET_METRICS, SYMPTOMS, UNRELATED
+from .noise import BACKGROUND, CALLER, CALLER_METRICS, ECHOES, LINE_FORMATS, QUIET_METRICS, SYMPTOMS, UNRELATED
 from .topology import TOPOLOGIES, Topology
 from .values import Values
 
@@ -210,7 +210,7 @@ class _Scene:
                 self._measure(caller, CALLER_METRICS[self.effect], 10 + rng.random() * 50)
 
     def _show_decoys(self) -> list[tuple[str, str]]:
-        """Lines of another theme on services off the failing path: near its wording, within normal operation."""
+        """Lines of another theme on services off the failing path: near its wording, but normal or long over."""
         rng = self.rng
         others = [name for name in self.topology.services if name not in self.chain]
         decoys = []
@@ -221,12 +221,11 @@ class _Scene:
             if theme is self.fault:
                 theme = themes[(themes.index(theme) + 1) % len(themes)]
             for _ in range(1 + int(rng.random() * 2)):
-                self._say(
-                    service,
-                    _pick(rng, ("WARN", "WARN", "INFO")),
-                    _pick(rng, self._words(theme.mild)),
-                    rng.random() * 60,
-                )
+                if rng.random() < self.difficulty.echo:
+                    wording = _pick(rng, self._words(ECHOES)).replace("{what}", _pick(rng, self._words(theme.own)))
+                else:
+                    wording = _pick(rng, self._words(theme.mild))
+                self._say(service, _pick(rng, ("WARN", "WARN", "INFO")), wording, rng.random() * 60)
             if theme.mild_metrics and rng.random() < 0.5:
                 self._measure(service, _pick(rng, theme.mild_metrics), rng.random() * 60)
             decoys.append((service, theme.name))

@@ -51,6 +51,11 @@ UNRELATED = (
     ("WARN", Voice(en=("client {ip} hung up before the answer",), zh=("客户端 {ip} 在应答前断开",))),
     ("WARN", Voice(en=("retry 1 of 3 went through, rid {rid}",), zh=("第 1 次重试成功，rid {rid}",))),
 )
+# A fault's own wording that is not about now: the words alone do not tell what is wrong.
+ECHOES = Voice(
+    en=("drill in staging: {what}", "closed yesterday, ticket {hash}: {what}", "replaying last week's log: {what}"),
+    zh=("预发环境演练：{what}", "昨日已关闭，工单 {hash}：{what}", "回放上周日志：{what}"),
+)
 # What a caller sees of a fault further down. It names who was called, never why that one fails.
 CALLER = {
     SLOW: Voice(
