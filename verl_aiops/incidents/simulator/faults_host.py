@@ -182,8 +182,8 @@ HOST_FAULTS = (
             en=("young collection {few} ms, old generation {mid_pct}%", "GC took {low_pct} ms"),
             zh=("年轻代回收 {few} ms，老年代 {mid_pct}%", "垃圾回收 {low_pct} ms"),
         ),
-        metrics=("gc_pause_max_ms={slow_ms} (usual {low_pct}) gc_time_pct={bad_pct}",),
-        mild_metrics=("gc_pause_max_ms={low_pct} (usual {few}) gc_time_pct={few2}",),
+        metrics=("collector_stop_max_ms={slow_ms} (usual {low_pct}) gc_time_pct={bad_pct}",),
+        mild_metrics=("collector_stop_max_ms={low_pct} (usual {few}) gc_time_pct={few2}",),
     ),
     Fault(
         name="thread_pool_exhausted",

@@ -1,0 +1,130 @@
+"""Trimming: within the budget, around the evidence, with nothing lost unsaid."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl_aiops.incidents import Incident, IncidentError, Simulator, incident_text, neutralise_incident, trim_incident
+
+LINES = tuple(f"{number:02d} line of log with some words" for number in range(40))
+
+
+def make(logs=LINES, trace=None, evidence=(), **changes):
+    return Incident("x", "s", "db", "oom", "Slow.", tuple(logs), trace, evidence=tuple(evidence), **changes)
+
+
+def test_short_incidents_are_left_alone():
+    incident = make(LINES[:3])
+    assert trim_incident(incident, 10_000).incident is incident
+
+
+def test_keeps_the_evidence_and_its_neighbours():
+    trimmed = trim_incident(make(evidence=[LINES[20]]), 300)
+    logs = trimmed.incident.logs
+    numbers = [int(line[:2]) for line in logs if line[0].isdigit()]
+    assert 20 in numbers and numbers == list(range(numbers[0], numbers[-1] + 1))
+    assert logs[0] == f"… {numbers[0]} lines left out"
+    assert logs[-1] == f"… {39 - numbers[-1]} lines left out"
+    assert trimmed.lines_left_out == 40 - len(numbers)
+    assert trimmed.incident.evidence == (LINES[20],)
+    assert len(incident_text(trimmed.incident)) <= 300
+
+
+def test_marker_speaks_the_language_and_covers_the_trace():
+    trace = "\n".join(f"span {number}" for number in range(30))
+    trimmed = trim_incident(make(trace=trace, evidence=["span 5"], lang="zh"), 200)
+    assert re.fullmatch(r"… 略去 \d+ 行", trimmed.incident.logs[0])
+    assert "span 5" in trimmed.incident.trace_lines
+    assert re.search(r"… 略去 \d+ 行", trimmed.incident.trace)
+
+
+def test_evidence_beyond_the_budget_is_dropped_in_order_and_counted():
+    trimmed = trim_incident(make(evidence=LINES[::8]), 150)
+    kept = trimmed.incident.evidence
+    assert 1 <= len(kept) < 5 and kept == LINES[::8][: len(kept)]
+    assert trimmed.evidence_left_out == 5 - len(kept)
+    assert trimmed.evidence_shortened == 0
+
+
+def test_one_endless_evidence_line_is_cut_to_a_verbatim_prefix():
+    line = "db says " + "very " * 400
+    incident = make((*LINES, line), evidence=[line, LINES[3]])
+    trimmed = trim_incident(incident, 200)
+    (prefix,) = trimmed.incident.evidence
+    assert line.startswith(prefix) and 60 < len(prefix) < 200
+    assert (trimmed.evidence_left_out, trimmed.evidence_shortened) == (1, 1)
+    assert prefix in incident_text(trimmed.incident)
+
+
+def test_stack_traces_are_cut_by_line():
+    entry = "\n".join(f"  at frame {number}" for number in range(60))
+    trimmed = trim_incident(make(("before", entry, "after"), evidence=["at frame 30\n  at frame 31"]), 200)
+    assert trimmed.incident.evidence == ("at frame 30\n  at frame 31",)
+
+
+def test_without_evidence_the_beginnings_stay():
+    trimmed = trim_incident(make(trace="\n".join(f"span {number}" for number in range(30))), 300)
+    assert trimmed.incident.logs[0] == LINES[0] and trimmed.incident.trace_lines[0] == "span 0"
+
+
+def test_a_rambling_symptom_gives_way():
+    trimmed = trim_incident(replace(make(evidence=[LINES[0]]), symptom="word " * 300), 200)
+    assert trimmed.incident.evidence == (LINES[0],)
+    assert trimmed.incident.symptom.endswith("…")
+
+
+def test_budget_in_another_unit():
+    incident = make(evidence=[LINES[20]])
+
+    def words(text: str) -> int:
+        return len(text.split())
+
+    trimmed = trim_incident(incident, 40, measure=words)
+    assert 25 < words(incident_text(trimmed.incident)) <= 40
+
+
+def test_no_room_at_all():
+    with pytest.raises(
+        IncidentError, match=r"incident 'x': a budget of 20 leaves no room for its data; give at least \d+"
+    ):
+        trim_incident(make(evidence=[LINES[0]]), 20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    budget=st.integers(260, 3000),
+    lang=st.sampled_from(["en", "zh"]),
+    difficulty=st.sampled_from(["easy", "hard"]),
+)
+def test_never_loses_the_evidence(seed, budget, lang, difficulty):
+    incident = Simulator(seed=seed, lang=lang, difficulty=difficulty).incident(0)
+    trimmed = trim_incident(incident, budget)
+    text = incident_text(trimmed.incident)
+    assert len(text) <= budget
+    assert trimmed.incident.evidence and all(item in text for item in trimmed.incident.evidence)
+    assert len(trimmed.incident.evidence) + trimmed.evidence_left_out == len(incident.evidence)
+    if sum(len(item) + 1 for item in incident.evidence) + len(incident.symptom) + 200 < budget:
+        assert trimmed.incident.evidence == incident.evidence
+    assert trim_incident(trimmed.incident, budget).incident == trimmed.incident
+
+
+WORDS = st.text(st.sampled_from("ab <|>\n\u200b"), min_size=1, max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(logs=st.lists(WORDS, min_size=1, max_size=12), pick=st.integers(0, 11), budget=st.integers(90, 300))
+def test_any_text(logs, pick, budget):
+    chosen = logs[pick % len(logs)]
+    incident = make(logs, evidence=[chosen] if chosen.strip() else [])
+    trimmed = trim_incident(incident, budget)
+    text = incident_text(trimmed.incident)
+    assert len(text) <= budget
+    assert len(trimmed.incident.evidence) == len(incident.evidence)
+    whole = incident_text(neutralise_incident(incident))
+    assert all(item in text and item in whole for item in trimmed.incident.evidence)
