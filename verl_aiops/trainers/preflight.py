@@ -73,6 +73,9 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
         config.trainer.v1.trainer_mode = "dpo"
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = NO_ROLLOUTS
         config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
+        if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
+            # verl reads the name even where nothing is rolled out
+            config.actor_rollout_ref.rollout.name = "none"
         if not config.data.val_files:
             config.trainer.val_before_train = False
             config.trainer.test_freq = -1
