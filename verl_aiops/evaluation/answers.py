@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,8 @@ class AnswerScores:
     acc_main: float
 
 
-def read_questions(path: str, limit: int | None = None) -> list[dict]:
-    """One row per prompt of a preference parquet made by ``verl-aiops build-prefs``, in the file's order.
+def read_questions(path: str, limit: int | None = None, seed: int = 0) -> list[dict]:
+    """One row per prompt of a preference parquet made by ``verl-aiops build-prefs``: all, or ``limit`` at random.
 
     Raises:
         ValueError: the file lacks ``prompt`` or ``ground_truth``.
@@ -51,8 +52,10 @@ def read_questions(path: str, limit: int | None = None) -> list[dict]:
             f"{path}: no column {', '.join(sorted(missing))}; found {', '.join(table.column_names)}. Answers can be scored "
             "for files made by `verl-aiops build-prefs`."
         )
-    questions = {json.dumps(row["prompt"], sort_keys=True): row for row in reversed(table.to_pylist())}
-    return list(reversed(questions.values()))[:limit]
+    questions = list({json.dumps(row["prompt"], sort_keys=True): row for row in table.to_pylist()}.values())
+    if limit is None or limit >= len(questions):
+        return questions
+    return random.Random(seed).sample(questions, limit)
 
 
 def generate_answers(

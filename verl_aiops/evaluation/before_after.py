@@ -106,11 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     arguments = parser.parse_args(argv)
     try:
-        import pyarrow.parquet as pq
-
         metrics = read_metrics(arguments.metrics)
         before, after = _held_out(metrics)
-        pairs = pq.read_metadata(arguments.pairs).num_rows
+        pairs = int(after["val/pairs"])
         questions = read_questions(arguments.pairs, arguments.questions)
     except (OSError, ValueError) as error:
         print(f"before_after: error: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from verl_aiops.trainers.checkpoints import check_same_reference, export_model, 
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
 from verl_aiops.trainers.objective import PreferenceObjective
-from verl_aiops.trainers.pairs import PairOrder, arrange, load_pairs, pair_batch, pair_tokens
+from verl_aiops.trainers.pairs import PairOrder, arrange, load_pairs, order_seed, pair_batch, pair_tokens
 from verl_aiops.trainers.reference_pass import ReferenceScorer
 from verl_aiops.trainers.watch import ChosenWatch
 from verl_aiops.trainers.worker import PreferenceWorker
@@ -100,7 +100,7 @@ class OfflineDPOTrainer(PPOTrainer):
         self.train_dataloader = PairOrder(
             len(self.train_dataset),
             data.train_batch_size,
-            seed=data.seed if data.seed is not None else 1,
+            seed=order_seed(data),
             shuffle=data.shuffle,
             data_digest=self.train_dataset.identity(),
         )
@@ -265,7 +265,7 @@ class OfflineDPOTrainer(PPOTrainer):
             for name, value in tu.get(output, "metrics").items():
                 if name == "loss" or name.startswith(("rewards/", "logps/")):
                     sums[name] = sums.get(name, 0.0) + float(np.sum(value)) * len(real) / total
-        return {f"val/{name}": value for name, value in sums.items()}
+        return {"val/pairs": float(total), **{f"val/{name}": value for name, value in sums.items()}}
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
         seconds = timing_raw["step"]

@@ -13,7 +13,7 @@ from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from verl_aiops.data import PreferenceDataset
 
-__all__ = ["PairOrder", "arrange", "load_pairs", "pair_batch", "pair_tokens"]
+__all__ = ["PairOrder", "arrange", "load_pairs", "order_seed", "pair_batch", "pair_tokens"]
 
 # force_group_size of verl's micro-batching: rows that always stay together
 ROWS_PER_PAIR = 2
@@ -25,13 +25,12 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
     Args:
         data: verl's ``data`` section.
         split: ``"train"`` or ``"val"``.
-        limit: read at most this many rows.
+        limit: read this many rows from the beginning, whatever ``*_max_samples`` says.
 
     Raises:
         PreferenceDataError: bad files or rows.
     """
-    most = data.get(f"{split}_max_samples", -1)
-    limits = [n for n in (limit, most if most and most > 0 else None) if n is not None]
+    most = data.get(f"{split}_max_samples", -1) or -1
     files = data[f"{split}_files"]
     return PreferenceDataset(
         OmegaConf.to_container(files) if OmegaConf.is_config(files) else files,
@@ -39,9 +38,19 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
         max_prompt_length=data.max_prompt_length,
         max_response_length=data.max_response_length,
         truncation=data.truncation,
-        limit=min(limits) if limits else None,
+        limit=limit if limit is not None else (most if most > 0 else None),
+        # like verl's own data sets: *_max_samples draws at random where the data is shuffled
+        seed=order_seed(data) if limit is None and data.shuffle else None,
+        prompt_key=data.get("prompt_key", "prompt"),
+        chosen_key=data.get("chosen_key", "chosen"),
+        rejected_key=data.get("rejected_key", "rejected"),
         apply_chat_template_kwargs=OmegaConf.to_container(data.apply_chat_template_kwargs or OmegaConf.create({})),
     )
+
+
+def order_seed(data: DictConfig) -> int:
+    """``data.seed``, or 1 where it is null: runs that set nothing are repeatable too."""
+    return data.seed if data.seed is not None else 1
 
 
 class PairOrder:
