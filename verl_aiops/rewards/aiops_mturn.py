@@ -56,7 +56,7 @@ from typing import Any
 
 from verl_aiops.rewards.answer import match_label, parse_answer
 from verl_aiops.rewards.discipline import gives_verdict
-from verl_aiops.rewards.evidence import Judgement, cut_passages, judge_quotations
+from verl_aiops.rewards.evidence import Judgement, find_evidence, judge_quotations
 from verl_aiops.rewards.quotes import MAX_READ_CHARS, find_quotations
 from verl_aiops.rewards.settings import RewardSettings, read_settings
 from verl_aiops.rewards.truth import GroundTruth, read_ground_truth
@@ -95,7 +95,8 @@ def compute_score(
     judgement, quotes, invented, early_verdict = _read_early(early, incident_text, truth, settings)
     evidence = judgement.quality if right else 0.0
     chars = len(final) + sum(map(len, early))
-    overlong = min(1.0, max(0.0, chars / settings.length_budget - 1.0))
+    over = chars / settings.length_budget - 1.0
+    overlong = 0.0 if over <= 0.0 else min(1.0, over)
     earned = (
         settings.format_weight * answer.ok
         + settings.service_weight * service_ok
@@ -163,7 +164,7 @@ def _read_early(
         judgement = judge_quotations(
             found.verbatim,
             len(found.invented),
-            cut_passages(incident_text, truth.evidence),
+            find_evidence(incident_text, truth.evidence),
             min_chars=settings.min_quote_chars,
         )
     return judgement, len(found.verbatim), len(found.invented), gives_verdict(found.rest)

@@ -17,15 +17,17 @@ _MAX_OCCURRENCES = 16
 UNJUDGED_SHARE = 0.5
 
 
-class Passages(NamedTuple):
-    """An incident's text, cut for judging quotations; the lists run in parallel, in the order of the text.
+class Evidence(NamedTuple):
+    """An incident's text and where its known evidence stands in it.
 
     Attributes:
         text: the incident's own text.
-        starts: where each passage starts.
+        starts: where each stretch of evidence starts; stretches do not overlap, none goes beyond its line, and they are
+            in the order of the text.
         ends: where it ends.
-        items: for each passage, the numbers of the known evidence in it, empty for any other passage.
+        items: the numbers of the pieces of known evidence it is made of.
         known: how many pieces of known evidence occur in the text.
+        lines: how many lines of the text are not blank.
     """
 
     text: str
@@ -33,6 +35,7 @@ class Passages(NamedTuple):
     ends: list[int]
     items: list[frozenset[int]]
     known: int
+    lines: int
 
 
 class Judgement(NamedTuple):
@@ -54,9 +57,9 @@ _NOTHING = Judgement(0.0, 0.0, 0.0)
 _NO_ITEMS: frozenset[int] = frozenset()
 
 
-def _occurrences(text: str, part: str, start: int = 0) -> list[int]:
+def _occurrences(text: str, part: str) -> list[int]:
     found = []
-    at = text.find(part, start)
+    at = text.find(part)
     while at >= 0 and len(found) < _MAX_OCCURRENCES:
         found.append(at)
         at = text.find(part, at + len(part))
@@ -64,105 +67,112 @@ def _occurrences(text: str, part: str, start: int = 0) -> list[int]:
 
 
 @lru_cache(maxsize=256)
-def cut_passages(text: str, evidence: tuple[str, ...]) -> Passages:
-    """Cut an incident's text into passages. Known evidence that does not occur in the text cannot be quoted from it and
-    is left out.
+def find_evidence(text: str, evidence: tuple[str, ...]) -> Evidence:
+    """Find the known evidence in an incident's text. What does not occur there cannot be quoted and is left out.
 
     Args:
         text: the incident's own text.
         evidence: known evidence, trimmed and not empty.
     """
-    spans = sorted(
-        (at, at + len(item), number) for number, item in enumerate(evidence) for at in _occurrences(text, item)
-    )
+    spans = []
+    for number, item in enumerate(evidence):
+        for at in _occurrences(text, item):
+            for line in item.split("\n"):
+                if line:
+                    spans.append((at, at + len(line), number))
+                at += len(line) + 1
+    spans.sort()
     starts, ends, items = [], [], []
-    position, first = 0, 0
-    for line in text.split("\n"):
-        start, end = position, position + len(line)
-        position = end + 1
-        while first < len(spans) and spans[first][1] <= start:
-            first += 1
-        if first < len(spans) and spans[first][0] < end:
-            for low, high, numbers in _cut_line(text, start, end, spans, first):
-                starts.append(low)
-                ends.append(high)
-                items.append(numbers)
-        elif line and not line.isspace():
+    for start, end, number in spans:
+        if ends and start < ends[-1]:
+            ends[-1] = max(end, ends[-1])
+            items[-1] |= {number}
+        else:
             starts.append(start)
             ends.append(end)
-            items.append(_NO_ITEMS)
-    return Passages(text, starts, ends, items, len({number for _, _, number in spans}))
+            items.append(frozenset({number}))
+    lines = sum(1 for line in text.split("\n") if line and not line.isspace()) if not spans else 0
+    return Evidence(text, starts, ends, items, len({number for _, _, number in spans}), lines)
 
 
-def _cut_line(text: str, start: int, end: int, spans: list, first: int) -> list[tuple[int, int, frozenset[int]]]:
-    merged = []
-    for index in range(first, len(spans)):
-        low, high, number = spans[index]
-        if low >= end:
-            break
-        low, high = max(low, start), min(high, end)
-        if low >= high:
-            continue
-        if merged and low < merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]), merged[-1][2] | {number})
-        else:
-            merged.append((low, high, frozenset({number})))
-    context = max(high - low for low, high, _ in merged)
-    cut, position = [], start
-    for low, high, numbers in [*merged, (end, end, _NO_ITEMS)]:
-        if len(text[position:low].strip()) > context:
-            cut.append((position, low, _NO_ITEMS))
-        if numbers:
-            cut.append((low, high, numbers))
-        position = high
-    return cut
-
-
-def judge_quotations(verbatim: Mapping[str, int], invented: int, passages: Passages, *, min_chars: int) -> Judgement:
+def judge_quotations(verbatim: Mapping[str, int], invented: int, evidence: Evidence, *, min_chars: int) -> Judgement:
     """Judge distinct verbatim quotations, each with its first place in the text, and a number of invented ones.
 
     Each quotation stands for one place of the text, the one richest in evidence, and pays there in proportion to how
     many of its places hold evidence. A passage counts once however often it is quoted; it is quoted when `min_chars` of
     its characters are, or all of them.
     """
-    quoted: dict[int, float] = {}
+    text = evidence.text
+    quoted: dict[int, tuple[float, frozenset[int]]] = {}
     for quotation, first in verbatim.items():
-        place = _touched(first, first + len(quotation), passages, min_chars)
+        size = len(quotation)
+        place = _touched(first, first + size, evidence, min_chars)
         share = 1.0
-        others = _occurrences(passages.text, quotation, first + len(quotation))
-        if others:
-            places = [place, *(_touched(at, at + len(quotation), passages, min_chars) for at in others)]
-            worth = [sum(1 for index in place if passages.items[index]) for place in places]
+        if text.find(quotation, first + size) >= 0:
+            places = [_touched(at, at + size, evidence, min_chars) for at in _occurrences(text, quotation)]
+            worth = [sum(1 for _, items in place if items) for place in places]
             place = places[worth.index(max(worth))]
             share = sum(1 for number in worth if number) / len(places)
-        for index in place:
-            if share > quoted.get(index, -1.0):
-                quoted[index] = share
+        for start, items in place:
+            if start not in quoted or share > quoted[start][0]:
+                quoted[start] = (share, items)
     if not quoted:
         return _NOTHING
     counted = len(quoted) + invented
-    if not passages.known:
+    if not evidence.known:
         precision = len(quoted) / counted
         # Half of the text may be quoted freely; from there to all of it the credit falls to nothing.
-        brevity = min(1.0, 2.0 * (1.0 - len(quoted) / len(passages.starts)))
+        brevity = min(1.0, 2.0 * (1.0 - len(quoted) / evidence.lines))
         return Judgement(precision, 0.0, UNJUDGED_SHARE * brevity * precision)
     earned, recalled = 0.0, set()
-    for index, share in quoted.items():
-        if passages.items[index]:
+    for share, items in quoted.values():
+        if items:
             earned += share
-            recalled |= passages.items[index]
-    precision, recall = earned / counted, len(recalled) / passages.known
+            recalled |= items
+    precision, recall = earned / counted, len(recalled) / evidence.known
     return Judgement(precision, recall, precision * recall**0.5)
 
 
-def _touched(start: int, end: int, passages: Passages, min_chars: int) -> list[int]:
-    starts, ends = passages.starts, passages.ends
+def _touched(start: int, end: int, evidence: Evidence, min_chars: int) -> list[tuple[int, frozenset[int]]]:
+    """The passages that a stretch of the text quotes: where each starts, and the known evidence in it."""
+    text, starts, ends, items_of, _, _ = evidence
+    first = bisect_right(ends, start)
+    if first < len(starts) and starts[first] <= start and ends[first] >= end:
+        # The usual case: all of it lies in one stretch.
+        return [(starts[first], items_of[first])]
+    line_start = text.rfind("\n", 0, start) + 1
     touched = []
-    index = max(0, bisect_right(starts, start) - 1)
-    while index < len(starts) and (low := starts[index]) < end:
-        high = ends[index]
-        overlap = (high if high < end else end) - (low if low > start else start)
-        if overlap >= min_chars or overlap == high - low:
-            touched.append(index)
-        index += 1
+    while line_start < end:
+        line_end = text.find("\n", line_start)
+        if line_end < 0:
+            line_end = len(text)
+        first = bisect_right(ends, line_start)
+        if first < len(starts) and starts[first] < line_end:
+            passages = _cut_line(line_start, line_end, evidence, first)
+        elif text[line_start:line_end].isspace():
+            passages = ()
+        else:
+            passages = ((line_start, line_end, _NO_ITEMS),)
+        for low, high, items in passages:
+            overlap = (high if high < end else end) - (low if low > start else start)
+            if overlap >= min_chars or overlap == high - low > 0:
+                touched.append((low, items))
+        line_start = line_end + 1
     return touched
+
+
+def _cut_line(start: int, end: int, evidence: Evidence, first: int) -> list[tuple[int, int, frozenset[int]]]:
+    """The passages of a line that holds evidence, of which `first` is the first stretch."""
+    last = first
+    while last < len(evidence.starts) and evidence.starts[last] < end:
+        last += 1
+    stretches = list(zip(evidence.starts[first:last], evidence.ends[first:last], evidence.items[first:last]))
+    context = max(high - low for low, high, _ in stretches)
+    cut, position = [], start
+    for low, high, items in [*stretches, (end, end, _NO_ITEMS)]:
+        if len(evidence.text[position:low].strip()) > context:
+            cut.append((position, low, _NO_ITEMS))
+        if items:
+            cut.append((low, high, items))
+        position = high
+    return cut

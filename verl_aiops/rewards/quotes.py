@@ -42,7 +42,7 @@ class Quotations(NamedTuple):
 class _Source:
     """The text quoted from, with a limited number of lookups."""
 
-    __slots__ = ("text", "left")
+    __slots__ = ("left", "text")
 
     def __init__(self, text: str):
         self.text = text
@@ -69,6 +69,30 @@ def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[
         min_chars: the shortest quotation that counts.
         names: normalised labels.
     """
+    return _plain_quotations(text, source, min_chars, names) or _any_quotations(text, source, min_chars, names)
+
+
+def _plain_quotations(text: str, source: str, min_chars: int, names: frozenset[str]) -> Quotations | None:
+    """The usual case in a third of the time: straight quotes only, none in the source, and what they hold counts and is
+    verbatim. None where anything is otherwise."""
+    if '"' in source or "“" in text or "「" in text or "`" in text:
+        return None
+    parts = text.split('"')
+    if len(parts) % 2 == 0 or len(parts) > 2 * MAX_QUOTES:
+        return None
+    verbatim: dict[str, int] = {}
+    for index in range(1, len(parts), 2):
+        quotation = parts[index].strip()
+        at = source.find(quotation)
+        if at < 0 or not _counts(quotation, min_chars) or _is_name(quotation, names):
+            return None
+        if parts[index - 1][-1:] in _WORD or parts[index + 1][:1] in _STARTS:
+            return None
+        verbatim[quotation] = at
+    return Quotations(verbatim, set(), '" "'.join(parts[::2]), False)
+
+
+def _any_quotations(text: str, source: str, min_chars: int, names: frozenset[str]) -> Quotations:
     verbatim: dict[str, int] = {}
     invented: set[str] = set()
     pieces, kept = [], 0
@@ -95,7 +119,7 @@ def _quoted_spans(text: str, source: _Source, min_chars: int) -> Iterator[tuple[
     # The next place of each opening mark; far faster than one regular expression for all of them.
     upcoming = {mark: at for mark in _CLOSING if (at := text.find(mark)) >= 0}
     while upcoming and source.left >= 0:
-        mark = min(upcoming, key=upcoming.__getitem__)
+        mark = min(upcoming, key=upcoming.__getitem__) if len(upcoming) > 1 else next(iter(upcoming))
         opening = upcoming[mark]
         start = opening + 1
         closer = _CLOSING[mark]
@@ -142,24 +166,28 @@ def _advance(upcoming: dict[str, int], text: str, position: int) -> None:
 
 def _verbatim_extent(text: str, start: int, end: int, mark: str, closer: str, source: _Source) -> tuple[int, int]:
     """Where the quotation stands in the source, -1 if it is not verbatim, and its closing mark, given the next mark."""
+    at = source.find(text[start:end].strip())
+    if at < 0:
+        return -1, end
+    if closer not in source.text:
+        return (at if _closes(text, end, mark, closer) else -1), end
     verbatim = []
     closing = end
-    while len(verbatim) < _MAX_CLOSINGS and closing >= 0:
-        at = source.find(text[start:closing].strip())
-        if at < 0:
-            break
+    while at >= 0:
         verbatim.append((closing, at))
-        closing = text.find(closer, closing + len(closer)) if closer in source.text else -1
+        closing = text.find(closer, closing + len(closer))
+        if closing < 0 or len(verbatim) == _MAX_CLOSINGS:
+            break
+        at = source.find(text[start:closing].strip())
     for closing, at in reversed(verbatim):
         if _closes(text, closing, mark, closer) and _is_paired(text[start:closing], mark, closer):
             return at, closing
-    if verbatim:
-        # A line cut off in the source may hold an unpaired mark; then the last mark of its line must close it.
-        closing, at = verbatim[-1]
-        line_end = text.find("\n", closing)
-        later = text.find(closer, closing + len(closer), len(text) if line_end < 0 else line_end)
-        if later < 0 and _closes(text, closing, mark, closer):
-            return at, closing
+    # A line cut off in the source may hold an unpaired mark; then the last mark of its line must close it.
+    closing, at = verbatim[-1]
+    line_end = text.find("\n", closing)
+    later = text.find(closer, closing + len(closer), len(text) if line_end < 0 else line_end)
+    if later < 0 and _closes(text, closing, mark, closer):
+        return at, closing
     return -1, end
 
 
@@ -199,8 +227,9 @@ def _is_verbatim(quotation: str, source: _Source, min_chars: int) -> bool:
 def _counts(quotation: str, min_chars: int) -> bool:
     if len(quotation) < min_chars:
         return False
-    # Most quotations show within a few words that they are long enough.
-    return len("".join(quotation[: 4 * min_chars].split())) >= min_chars or len("".join(quotation.split())) >= min_chars
+    if quotation.isprintable():  # the space is the only white space that is
+        return len(quotation) - quotation.count(" ") >= min_chars
+    return len("".join(quotation.split())) >= min_chars
 
 
 def _is_name(quotation: str, names: frozenset[str]) -> bool:

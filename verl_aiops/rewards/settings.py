@@ -3,7 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from numbers import Integral, Real
 
 _VERL_KWARGS = frozenset(
@@ -49,7 +49,7 @@ class RewardSettings:
     min_quote_chars: int = 8
     allow_fence: bool = False
 
-    @property
+    @cached_property
     def paid(self) -> float:
         """The sum that a perfect answer earns, by which scores are divided."""
         return self.service_weight + self.type_weight + self.format_weight + self.evidence_weight

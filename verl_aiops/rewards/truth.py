@@ -115,7 +115,7 @@ def _strings(value: object, where: str) -> list[str]:
 
 
 def _labels(value: object, where: str) -> frozenset[str]:
-    return frozenset(_label(item, where) for item in _strings(value, where))
+    return frozenset([_label(item, where) for item in _strings(value, where)])
 
 
 def _candidates(value: object, field: str) -> frozenset[str]:
