@@ -6,9 +6,10 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from verl_aiops.rewards import quotes
 from verl_aiops.rewards.aiops_mturn import compute_score
 from verl_aiops.rewards.answer import normalise_label, parse_answer
 from verl_aiops.rewards.discipline import gives_verdict
@@ -89,7 +90,7 @@ def test_an_accepted_answer_is_json_for_everyone_else_too(text):
         assert json.loads(text) == {"service": answer.service, "incident_type": answer.incident_type}
 
 
-weights = st.floats(0, 1, allow_nan=False)
+weights = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
 
 
 @given(
@@ -197,6 +198,23 @@ def test_normalising_a_label_twice_changes_nothing(text):
     once = normalise_label(text)
     assert normalise_label(once) == once
     assert normalise_label(unicodedata.normalize("NFD", text)) == once
+
+
+quote_soup = st.lists(
+    st.sampled_from([*LINES, LINES[0][:-3], "never written", "db", " ", "\n", "x", ". ", '"', '"', '"', "“", "”", "`"])
+)
+
+
+@example(f'x"{LINES[0]}"', False)
+@example(f'"{LINES[0]}"x', False)
+@example(f'"{LINES[0]}" and "{LINES[0]}" and "db"', False)
+@given(quote_soup.map("".join), st.booleans())
+@quick
+def test_the_short_way_to_quotations_finds_what_the_long_way_finds(text, in_pairs):
+    if in_pairs:
+        text = "".join(f' "{line}"' for line in LINES) + text
+    short = quotes._plain_quotations(text, INCIDENT, 8, frozenset({"db"}))
+    assert short in (None, quotes._any_quotations(text, INCIDENT, 8, frozenset({"db"})))
 
 
 @given(st.integers(0, len(LINES[0]) - 1), st.characters(exclude_characters='"`\n', exclude_categories=("Cs",)))

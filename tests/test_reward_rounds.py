@@ -107,6 +107,9 @@ QUOTATIONS = [
     Row(quoted(CPU, "bad line here"), {"invented": 1, "evidence_precision": 0.5}, "an invented one beside a right one"),
     Row(quoted(CALL.replace("503", "504")), {"invented": 1}, "altered after marks of the line's own"),
     Row(f'The 5" disk is fine. "{CPU}" and "{CALL}"', {"quotes": 2, "evidence_recall": 1}, "a stray mark before"),
+    Row(f'A " here. "{CPU}" and "{CALL}"', {"quotes": 2, "evidence_recall": 1}, "a stray mark between spaces"),
+    Row(f'x"{CPU}"', NONE, "a mark right after a letter opens nothing"),
+    Row(quoted(CPU, f"{CALL}\n10:"), ALL, "three characters of the next line do not quote it"),
     Row(quoted(OTHERS[3][9:], marks="「」"), {"quotes": 1, "invented": 0, "evidence": 0}, "Chinese, no evidence"),
     Row(quoted(*(line[n:] for line in LINES for n in range(15))), {"evidence": 0}, "ninety quotations are no choice"),
     Row('"' * 30_000, {"quotes": 0, "invented": 0}, "nothing but marks"),
@@ -242,6 +245,19 @@ def test_without_known_evidence_quotations_earn_half_and_less_the_more_they_copy
     assert earned(CPU, "never written here") == 0.25
 
 
+def test_blank_lines_are_no_passages_and_tabs_no_characters():
+    incident = "\n \n".join(LINES) + "\na\t\t\t\t\t\t\tb"
+    extra = {"turns": [quoted("\n \n".join(LINES[:3]), "a\t\t\t\t\t\t\tb"), RIGHT], "incident_text": incident}
+    result = compute_score("", "", TRUTH | {"evidence": None}, extra)
+    assert (result["quotes"], result["evidence"]) == (1, 0.5)
+
+
+def test_what_stands_beside_evidence_in_its_line_is_its_context():
+    truth = TRUTH | {"evidence": [CPU[9:]]}
+    extra = {"turns": [quoted(CPU), RIGHT], "incident_text": INCIDENT}
+    assert compute_score("", "", truth, extra)["evidence"] == 1
+
+
 def test_evidence_on_one_line_with_everything_else_still_tells_choice_from_copying():
     truth = TRUTH | {"evidence": ["adservice cpu 98%"]}
     incident = "cartservice cpu 11%; checkout fine; adservice cpu 98%; emailservice fine; frontend slow"
@@ -252,6 +268,20 @@ def test_evidence_on_one_line_with_everything_else_still_tells_choice_from_copyi
 
     assert earned("adservice cpu 98%") == 1
     assert earned(incident) < 0.5
+
+
+def test_evidence_of_several_lines_is_recalled_by_any_of_them():
+    trace = "Traceback:\n  File ads.py, line 7\n\nQuotaError: cpu"
+    incident = INCIDENT + "\n" + trace + "\n10:00:20 cartservice restarted"
+
+    def judged(*lines):
+        extra = {"turns": [quoted(*lines), RIGHT], "incident_text": incident}
+        result = compute_score("", "", TRUTH | {"evidence": [trace, CPU]}, extra)
+        return result["evidence_precision"], result["evidence_recall"]
+
+    assert judged(trace, CPU) == judged("QuotaError: cpu", CPU) == (1, 1)
+    assert judged("File ads.py, line 7") == (1, 0.5)
+    assert judged(trace + "\n10:00:20 cartservice restarted") == (0.75, 0.5)
 
 
 def test_verbatim_words_of_the_incident_are_no_verdict():
