@@ -28,7 +28,7 @@ ALL_SERVICES = {service for topology in TOPOLOGIES.values() for service in topol
 
 @pytest.fixture(scope="module")
 def many() -> list[Incident]:
-    return list(Simulator(seed=1, lang="mix", difficulty="mix").stream(3000))
+    return list(Simulator(seed=1, lang="mix", difficulty="mix").stream(2000))
 
 
 def wordings():

@@ -55,11 +55,13 @@ class PromptOptions:
 class Case:
     """One incident made ready.
 
-    `rounds` are the user message of each round; `analysis` is the reference answer of all but the last.
+    `text` is the data part of the prompt and `named` the services of the system that it names; `rounds` are the user
+    message of each round; `analysis` is the reference answer to all but the last.
     """
 
     incident: Incident
     text: str
+    named: frozenset[str]
     candidates: Candidates
     rounds: tuple[Message, ...]
     analysis: str
@@ -91,8 +93,9 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
         trimmed = Trimmed(neutralise_incident(incident))
     incident = trimmed.incident
     text = incident_text(incident)
+    named = frozenset(system.services_in(text))
     limit = options.max_candidates if options.show_candidates else 0
-    candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed, text=text)
+    candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed, named=named)
     shown = candidates if options.show_candidates else None
     if options.style == "direct":
         rounds: tuple[Message, ...] = (direct_message(incident, shown, text),)
@@ -103,6 +106,7 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
     return Case(
         incident=incident,
         text=text,
+        named=named,
         candidates=candidates,
         rounds=rounds,
         analysis=analysis,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .case import Case
 from .errors import IncidentError
 from .prompts import answer_json
-from .taxonomy import Taxonomy, names_in
+from .taxonomy import Taxonomy
 
 OTHER_SYSTEM = "other_system"
 DEFAULT_KINDS: Mapping[str, float] = {
@@ -106,7 +106,7 @@ def _upstream(case: Case) -> list[tuple[str, str]]:
     if case.incident.upstream:
         services = [name for name in services if name in case.incident.upstream]
     else:
-        services = sorted(names_in(case.text, services))
+        services = [name for name in services if name in case.named]
     return [(service, case.incident.incident_type) for service in services]
 
 
@@ -162,11 +162,10 @@ class PairMaker:
     def make(self, case: Case) -> list[Pair]:
         """Up to `pairs_per_incident` pairs with different rejected answers; none if no wrong answer exists at all."""
         rng = random.Random(f"pairs/{self.options.seed}/{case.incident.id}")
-        named = names_in(case.text, _wrong_services(case))
         used: set[tuple[str, str]] = set()
         pairs = []
         for _ in range(self.options.pairs_per_incident):
-            found = self._next(case, rng, named, used)
+            found = self._next(case, rng, used)
             if found is None:
                 self.short_incidents += 1
                 break
@@ -175,9 +174,7 @@ class PairMaker:
             pairs.append(self._pair(case, kind, answer))
         return pairs
 
-    def _next(
-        self, case: Case, rng: random.Random, named: set[str], used: set[tuple[str, str]]
-    ) -> tuple[str, Answer] | None:
+    def _next(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> tuple[str, Answer] | None:
         source = case.incident.source
         total = sum(self.options.kinds.values())
 
@@ -188,11 +185,11 @@ class PairMaker:
         for kind in sorted((kind for kind, share in self.options.kinds.items() if share > 0), key=excess):
             proposals = [Answer(*names, source) for names in KINDS[kind].propose(case) if names not in used]
             if proposals:
-                return kind, self._best(case, proposals, rng, named)
+                return kind, self._best(case, proposals, rng)
         proposals = self._from_other_systems(case, rng, used)
         if not proposals:
             return None
-        return OTHER_SYSTEM, self._best(case, proposals, rng, named)
+        return OTHER_SYSTEM, self._best(case, proposals, rng)
 
     def _from_other_systems(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> list[Answer]:
         """For a system with a single possible answer: the names of all others, both wrong."""
@@ -206,10 +203,12 @@ class PairMaker:
         answers = [answer for answer in answers if answer[:2] not in used]
         return rng.sample(answers, _MAX_PROPOSALS) if len(answers) > _MAX_PROPOSALS else answers
 
-    def _best(self, case: Case, proposals: list[Answer], rng: random.Random, named: set[str]) -> Answer:
+    def _best(self, case: Case, proposals: list[Answer], rng: random.Random) -> Answer:
         incident = case.incident
         if rng.random() < self.options.hard_share:
-            hard = [answer for answer in proposals if answer.service in named or answer.service == incident.service]
+            hard = [
+                answer for answer in proposals if answer.service in case.named or answer.service == incident.service
+            ]
             proposals = hard or proposals
         right_length = len(incident.service) + len(incident.incident_type)
         surplus = self.lengths[1] - self.lengths[0]

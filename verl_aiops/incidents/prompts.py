@@ -10,7 +10,9 @@ import json
 import random
 import re
 import zlib
+from collections.abc import Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .schema import Incident
@@ -66,22 +68,23 @@ class Candidates:
 
 
 def choose_candidates(
-    incident: Incident, system: System, *, max_candidates: int = 0, seed: int = 0, text: str | None = None
+    incident: Incident, system: System, *, max_candidates: int = 0, seed: int = 0, named: Set[str] | None = None
 ) -> Candidates:
     """The candidate lists of an incident, shuffled so that the right name's position tells nothing; deterministic.
 
     At most `max_candidates` names each (0: all). The right name is always among them; of the others, services that the
     incident's text names (and types of its known decoys) come first, since otherwise the one service that both list and
-    text name would be the answer. Other names of the right answer (its aliases) are left out. `text` is
-    `incident_text(incident)`, where it is at hand.
+    text name would be the answer. Other names of the right answer (its aliases) are left out. `named` are the services
+    that the text names, where that is known already.
     """
     rng = random.Random(f"candidates/{seed}/{incident.id}")
-    mentioned = system.services_in(text or incident_text(incident))
+    if named is None:
+        named = system.services_in(incident_text(incident))
     services = [name for name in system.services if not incident.is_service(name)]
     types = [name for name in system.incident_types if not incident.is_type(name)]
     services, types = _shuffled(rng, services), _shuffled(rng, types)
     if max_candidates > 0:
-        services = sorted(services, key=lambda name: name not in mentioned)[: max_candidates - 1]
+        services = sorted(services, key=lambda name: name not in named)[: max_candidates - 1]
         decoys = {incident_type for _, incident_type in incident.decoys}
         types = sorted(types, key=lambda name: name not in decoys)[: max_candidates - 1]
     # Shuffled again, since the cut has put first what the text names.
@@ -155,6 +158,7 @@ def reference_analysis(incident: Incident, *, max_quotes: int = 3, quote_chars: 
 json_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
+@lru_cache(maxsize=4096)
 def answer_json(service: str, incident_type: str) -> str:
     """The one spelling of an answer: `{"service": "...", "incident_type": "..."}`."""
     return json_text({"service": service, "incident_type": incident_type})

@@ -38,7 +38,9 @@ class _ParquetSink:
 
         self.schema = parquet_schema(columns)
         self.rows: list[Mapping[str, Any]] = []
-        self.writer = pq.ParquetWriter(path, self.schema, compression="zstd", compression_level=1)
+        self.writer = pq.ParquetWriter(
+            path, self.schema, compression="zstd", compression_level=1, write_statistics=False
+        )
 
     def write(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -16,13 +17,14 @@ from .faults_host import HOST_FAULTS
 from .faults_link import LINK_FAULTS
 from .noise import BACKGROUND, CALLER, CALLER_METRICS, ECHOES, LINE_FORMATS, QUIET_METRICS, SYMPTOMS, UNRELATED
 from .topology import TOPOLOGIES, Topology
-from .values import Values
+from .values import fill
 
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*HOST_FAULTS, *DATA_FAULTS, *LINK_FAULTS)}
 _FAULTS_OF_KIND: dict[str, tuple[Fault, ...]] = {}
 for _fault in FAULTS.values():
     for _kind in _fault.kinds:
         _FAULTS_OF_KIND[_kind] = (*_FAULTS_OF_KIND.get(_kind, ()), _fault)
+_TWO_DIGITS = tuple(f"{number:02d}" for number in range(60))
 # In Chinese systems many programs still log in English.
 _ENGLISH_LINES_IN_CHINESE = 0.35
 
@@ -109,7 +111,7 @@ class _Scene:
         self.effect = _pick(rng, fault.effects)
         self.start = 3600 + int(rng.random() * 75_000)
         self.format = int(rng.random() * len(LINE_FORMATS))
-        self.facts: dict[str, dict[str, object]] = {}
+        self.facts: defaultdict[str, dict[str, object]] = defaultdict(dict)
         self.events: list[tuple[float, str]] = []
         self.evidence: list[str] = []
         self.chain = self._chain()
@@ -133,9 +135,8 @@ class _Scene:
         trace = self._trace() if rng.random() < self.difficulty.trace else None
         self.events.sort(key=lambda event: event[0])
         flow = _pick(rng, self.topology.flows)[1 if self.lang == "zh" else 0]
-        symptom = _pick(rng, SYMPTOMS[self.effect].of(self.lang)).format_map(
-            Values(rng, {}, flow=flow, time=_clock(self.start + 20 + rng.random() * 40)[:5])
-        )
+        time = _clock(self.start + 20 + rng.random() * 40)[:5]
+        symptom = fill(_pick(rng, SYMPTOMS[self.effect].of(self.lang)), rng, {}, flow=flow, time=time)
         return Incident(
             id=f"{fault_name}-1",
             source=source_of(self.topology),
@@ -156,7 +157,7 @@ class _Scene:
     def _say(self, service: str, level: str, wording: str, at: float, **given: object) -> str:
         if "{op}" in wording:
             given["op"] = _pick(self.rng, self.topology.operations)
-        message = wording.format_map(Values(self.rng, self.facts.setdefault(service, {}), **given))
+        message = fill(wording, self.rng, self.facts[service], **given)
         # Each program keeps its own format; neighbours differ.
         form = LINE_FORMATS[(self.format + len(service)) % len(LINE_FORMATS)]
         line = form(_clock(self.start + at), level, service, len(message) % 3, message)
@@ -164,7 +165,7 @@ class _Scene:
         return line
 
     def _measure(self, service: str, wording: str, at: float) -> str:
-        line = f"metric {service} {wording.format_map(Values(self.rng, self.facts.setdefault(service, {})))}"
+        line = f"metric {service} {fill(wording, self.rng, self.facts[service])}"
         self.events.append((at, line))
         return line
 
@@ -272,4 +273,4 @@ class _Scene:
 
 def _clock(seconds: float) -> str:
     whole = int(seconds)
-    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{_TWO_DIGITS[whole // 3600]}:{_TWO_DIGITS[whole // 60 % 60]}:{_TWO_DIGITS[whole % 60]}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from random import Random
+from string import Formatter
 
 
 def _choice(*options: str) -> Callable[[Random], str]:
@@ -66,22 +68,27 @@ MAKERS: dict[str, Callable[[Random], object]] = {
 _FACTS = frozenset({"pool", "mib", "node", "version", "table", "key", "cls", "file", "volume", "partner", "days"})
 
 
-class Values(dict):
-    """Draws a value when a wording first asks for it; a wording that asks twice gets the same one.
+@cache
+def _pieces(wording: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((literal, name) for literal, name, _, _ in Formatter().parse(wording))
 
-    `facts` keeps what holds for a whole service, such as the size of its pool, across its lines.
+
+def fill(wording: str, rng: Random, facts: dict[str, object], **given: object) -> str:
+    """`wording` with its braces filled from `given` or else by `MAKERS`; one that names a value twice gets it twice.
+
+    `facts` keeps what holds for a whole service, such as the size of its pool, from line to line.
     """
-
-    def __init__(self, rng: Random, facts: dict[str, object], **given: object):
-        super().__init__(given)
-        self.rng, self.facts = rng, facts
-
-    def __missing__(self, name: str) -> object:
-        if name in self.facts:
-            return self.facts[name]
-        value = MAKERS[name](self.rng)
-        if name in _FACTS:
-            self.facts[name] = value
-        else:
-            self[name] = value
-        return value
+    text = ""
+    for literal, name in _pieces(wording):
+        text += literal
+        if name is None:
+            continue
+        if name not in given:
+            if name not in _FACTS:
+                given[name] = MAKERS[name](rng)
+            else:
+                if name not in facts:
+                    facts[name] = MAKERS[name](rng)
+                given[name] = facts[name]
+        text += str(given[name])
+    return text
