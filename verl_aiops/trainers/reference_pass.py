@@ -102,20 +102,24 @@ class ReferenceScorer:
                 order = np.arange(len(dataset))
             for start in range(0, len(order), mini):
                 batch = order[start : start + mini]
-                if any(self._keys[id(dataset)][int(i)] not in self.cache for i in batch):
+                if self._lacks(dataset, batch):
                     batches.append((dataset, batch))
         unsaved = 0
         total = sum(len(indices) for _, indices in batches)
         with tqdm(total=total, desc="Reference log-probs", unit="pair", disable=not batches) as bar:
             for dataset, indices in batches:
-                for index, pair in self._score(workers, dataset, indices):
-                    self.cache.put(self._keys[id(dataset)][index], *pair)
+                if self._lacks(dataset, indices):  # unless batches before held the same pairs
+                    for index, pair in self._score(workers, dataset, indices):
+                        self.cache.put(self._keys[id(dataset)][index], *pair)
+                    unsaved += len(indices)
                 bar.update(len(indices))
-                unsaved += len(indices)
                 if unsaved >= _PAIRS_PER_PART:
                     self.cache.save()
                     unsaved = 0
         self.cache.save()
+
+    def _lacks(self, dataset, indices: np.ndarray) -> bool:
+        return any(self._keys[id(dataset)][int(i)] not in self.cache for i in indices)
 
     def _score(self, workers, dataset, indices: np.ndarray):
         mini = self.trainer.mini_pairs
