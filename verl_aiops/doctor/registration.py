@@ -16,7 +16,7 @@ from verl_aiops.doctor.versions import PACKAGE
 __all__ = ["NAMES", "check_names", "check_platform", "check_plugin"]
 
 ENTRY_POINT, PLUGIN = "verl_aiops", "verl_aiops.plugin"
-OUT_OF_STEP = "The plug-in is loaded, so verl and verl-aiops do not fit together; compare the versions above."
+OUT_OF_STEP = "The plug-in is loaded: if no fault above explains this, verl and verl-aiops do not fit together."
 
 
 def check_plugin() -> Iterable[Finding]:
