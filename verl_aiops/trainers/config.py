@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -75,6 +76,8 @@ class DPOConfig:
         return result
 
     def _check(self) -> None:
+        if self.loss_weights is not None and not isinstance(self.loss_weights, list | tuple):
+            raise ConfigError(f"algorithm.dpo.loss_weights={self.loss_weights!r}: expected a list, one weight per loss.")
         try:
             losses.validate_loss_args(**self.loss_settings())
         except ValueError as error:
@@ -83,15 +86,15 @@ class DPOConfig:
             raise ConfigError(f"algorithm.dpo.reference={self.reference!r}: expected 'cached' or 'live'.")
         if self.logprob_backend not in ("auto", "rows"):
             raise ConfigError(f"algorithm.dpo.logprob_backend={self.logprob_backend!r}: expected 'auto' or 'rows'.")
-        if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
-            raise ConfigError(f"algorithm.dpo.ld_alpha={self.ld_alpha}: expected a number from 0 to 1, or null.")
+        if self.ld_alpha is not None and not (isinstance(self.ld_alpha, Real) and 0.0 <= self.ld_alpha <= 1.0):
+            raise ConfigError(f"algorithm.dpo.ld_alpha={self.ld_alpha!r}: expected a number from 0 to 1, or null.")
         for name in ("reference_verify_pairs", "reference_sync_steps", "preflight_rows"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"algorithm.dpo.{name}={value!r}: expected a whole number, 0 or more.")
-        if not 0.0 < self.reference_mixup <= 1.0:
+        if not (isinstance(self.reference_mixup, Real) and 0.0 < self.reference_mixup <= 1.0):
             raise ConfigError(
-                f"algorithm.dpo.reference_mixup={self.reference_mixup}: expected more than 0 and at most 1 "
+                f"algorithm.dpo.reference_mixup={self.reference_mixup!r}: expected more than 0 and at most 1 "
                 "(1 copies the policy, less mixes it into the reference)."
             )
         if self.reference_sync_steps and self.reference != "live":
