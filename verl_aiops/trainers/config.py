@@ -77,7 +77,7 @@ class DPOConfig:
 
     def _check(self) -> None:
         if self.loss_weights is not None and not isinstance(self.loss_weights, list | tuple):
-            raise ConfigError(f"algorithm.dpo.loss_weights={self.loss_weights!r}: expected a list, one weight per loss.")
+            raise ConfigError(f"algorithm.dpo.loss_weights={self.loss_weights!r}: expected a list, one per loss.")
         try:
             losses.validate_loss_args(**self.loss_settings())
         except ValueError as error:
