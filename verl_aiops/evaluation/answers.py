@@ -49,8 +49,8 @@ def read_questions(path: str, limit: int | None = None, seed: int = 0) -> list[d
     missing = {"prompt", "ground_truth"} - set(table.column_names)
     if missing:
         raise ValueError(
-            f"{path}: no column {', '.join(sorted(missing))}; found {', '.join(table.column_names)}. Answers can be scored "
-            "for files made by `verl-aiops build-prefs`."
+            f"{path}: no column {', '.join(sorted(missing))}; found {', '.join(table.column_names)}. Answers can be "
+            "scored for files made by `verl-aiops build-prefs`."
         )
     questions = list({json.dumps(row["prompt"], sort_keys=True): row for row in table.to_pylist()}.values())
     if limit is None or limit >= len(questions):

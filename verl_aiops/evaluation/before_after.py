@@ -28,8 +28,8 @@ def _held_out(metrics: list[dict]) -> tuple[dict, dict]:
     rows = [m for m in metrics if "val/loss" in m]
     if len(rows) < 2:
         raise ValueError(
-            f"the metrics hold {len(rows)} validation(s), two are needed: before training (trainer.val_before_train=True) "
-            "and after the last step (trainer.test_freq > 0)."
+            f"the metrics hold {len(rows)} validation(s), two are needed: before training "
+            "(trainer.val_before_train=True) and after the last step (trainer.test_freq > 0)."
         )
     return rows[0], rows[-1]
 
@@ -121,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = report_rows(before, after, pairs, scores)
     os.makedirs(arguments.out, exist_ok=True)
     width = max(len(row[0]) for row in rows)
-    table = "\n".join(
-        f"{name:<{width}}  {old:>22}  {new:>22}" for name, old, new in [("", "before", "after"), *rows]
-    )
+    table = "\n".join(f"{name:<{width}}  {old:>22}  {new:>22}" for name, old, new in [("", "before", "after"), *rows])
     print(table)
     with open(os.path.join(arguments.out, "table.txt"), "w", encoding="utf-8") as file:
         file.write(table + "\n")

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+import socket
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.platform.cpu import existing_ray_address
 
-__all__ = ["ClusterError", "check_cluster", "logical_cpus_needed"]
+__all__ = ["ClusterError", "answers", "check_cluster", "logical_cpus_needed"]
 
 
 class ClusterError(ValueError):
     """The cluster cannot hold the run; the message says what is missing and how to provide it."""
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at ``host:port``. Ray itself waits for a dead cluster for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return True  # "auto": for Ray to resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def logical_cpus_needed(config: DictConfig) -> int:
@@ -52,8 +65,9 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     if units_key not in given and OmegaConf.select(config, units_key) == 8:
         put(units_key, 1)
     needed = logical_cpus_needed(config)
-    if existing_ray_address() or OmegaConf.select(config, "ray_kwargs.ray_init.address"):
-        _check_existing(config, needed, gpus)
+    address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or existing_ray_address()
+    if address and address != "local":
+        _check_existing(address, needed, gpus)
         return lines
     cpus = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus")
     if cpus is None and (os.cpu_count() or 1) < needed:
@@ -76,16 +90,17 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     return lines
 
 
-def _check_existing(config: DictConfig, needed: int, gpus: int) -> None:
+def _check_existing(address: str, needed: int, gpus: int) -> None:
     import ray
 
+    if not answers(address):
+        raise ClusterError(
+            f"nothing answers at {address}, where the environment (RAY_ADDRESS) or a `ray start` on this machine says "
+            "a Ray cluster is. Start it, or unset RAY_ADDRESS and run `ray stop` so that the run starts its own."
+        )
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(
-            address=OmegaConf.select(config, "ray_kwargs.ray_init.address") or "auto",
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
         total = ray.cluster_resources()
     finally:

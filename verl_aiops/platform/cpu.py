@@ -20,8 +20,9 @@ __all__ = ["PlatformCPU", "cpu_device_module", "existing_ray_address"]
 
 def existing_ray_address() -> str | None:
     """Address of the Ray cluster that ``ray.init()`` would join, or None where it would start its own."""
-    if os.environ.get("RAY_ADDRESS"):
-        return os.environ["RAY_ADDRESS"]
+    configured = os.environ.get("RAY_ADDRESS")
+    if configured:
+        return None if configured == "local" else configured
     from ray._private.utils import read_ray_address
 
     return read_ray_address()

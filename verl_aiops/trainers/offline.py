@@ -64,7 +64,7 @@ class OfflineDPOTrainer(PPOTrainer):
     def _build_replay_buffer(self):
         return None
 
-    # --- set-up -----------------------------------------------------------------------------------------------------
+    # --- set-up ------------------------------------------------------------------------------------------------------
 
     def _setup(self):
         self._init_tokenizer()
@@ -164,7 +164,7 @@ class OfflineDPOTrainer(PPOTrainer):
             for worker in group.workers:
                 ray.kill(worker)
 
-    # --- what PPOTrainer asks of its modes -----------------------------------------------------------------------------
+    # --- what PPOTrainer asks of its modes ---------------------------------------------------------------------------
 
     def on_step_end(self): ...
 
@@ -184,7 +184,7 @@ class OfflineDPOTrainer(PPOTrainer):
 
     def _log_rollout_data(self, batch, timing_raw, rollout_data_dir): ...
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    # --- training ----------------------------------------------------------------------------------------------------
 
     def batch_settings(self) -> dict[str, Any]:
         """Micro-batching of every batch, the scoring of references included: equal shapes round equally."""
@@ -217,9 +217,7 @@ class OfflineDPOTrainer(PPOTrainer):
         return batch
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        indices = self.arranged(
-            self.train_dataset, self.train_dataloader.step(self.global_steps), self.mini_pairs
-        )
+        indices = self.arranged(self.train_dataset, self.train_dataloader.step(self.global_steps), self.mini_pairs)
         with marked_timer("batch", timing_raw):
             batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
             self._tokens = int(batch["input_ids"].values().numel())
@@ -298,7 +296,7 @@ class OfflineDPOTrainer(PPOTrainer):
             target = export_model(folder, self.config)
             print(f"verl-aiops: trained model: {target}", flush=True)
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------------
+    # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _check_resume(self):
         folder = resume_folder(self.config.trainer)

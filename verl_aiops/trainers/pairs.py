@@ -181,14 +181,16 @@ def pair_batch(
         batch["ref_log_probs"] = _nested([torch.as_tensor(side) for pair in reference for side in pair])
     td = tu.get_tensordict(batch)
     tu.assign_non_tensor(
-        td, global_pairs=float(min(mini_pairs, sum(counted))), force_group_size=ROWS_PER_PAIR, temperature=1.0, **settings
+        td,
+        global_pairs=float(min(mini_pairs, sum(counted))),
+        force_group_size=ROWS_PER_PAIR,
+        temperature=1.0,
+        **settings,
     )
     return td
 
 
-def _mean_per_mini_batch(
-    chosen_tokens: list[float], mini_pairs: int, ranks: int, counted: list[bool]
-) -> torch.Tensor:
+def _mean_per_mini_batch(chosen_tokens: list[float], mini_pairs: int, ranks: int, counted: list[bool]) -> torch.Tensor:
     """(rows,) mean chosen length of each row's mini-batch, for pairs arranged as :func:`arrange` does."""
     share = mini_pairs // ranks
     per_rank = len(chosen_tokens) // ranks

@@ -45,9 +45,7 @@ def with_preflight(validate_config):
             raise SystemExit(f"verl-aiops: error: {error}") from None
         if lines:
             print("verl-aiops: set for this run:\n  " + "\n  ".join(lines))
-        return validate_config(
-            config=config, use_reference_policy=use_reference_policy, use_critic=use_critic
-        )
+        return validate_config(config=config, use_reference_policy=use_reference_policy, use_critic=use_critic)
 
     return checked
 
@@ -92,8 +90,8 @@ def _check_trainer(config: DictConfig, given: set[str]) -> None:
     mode = config.trainer.v1.trainer_mode
     if mode not in ("sync", "dpo"):
         raise ConfigError(
-            f"trainer.v1.trainer_mode={mode}: offline DPO has no rollouts to run asynchronously. Remove the setting, or "
-            "use trainer.v1.trainer_mode=dpo."
+            f"trainer.v1.trainer_mode={mode}: offline DPO has no rollouts to run asynchronously. Remove the setting, "
+            "or use trainer.v1.trainer_mode=dpo."
         )
     if mode == "dpo" and "algorithm.adv_estimator" in given and config.algorithm.adv_estimator != "dpo":
         raise ConfigError(
@@ -170,9 +168,9 @@ def _check_batches(config: DictConfig, dpo: DPOConfig) -> None:
     longest = 2 * (config.data.max_prompt_length + config.data.max_response_length)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
         raise ConfigError(
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair of "
-            f"the lengths allowed (2 x (data.max_prompt_length + data.max_response_length) = {longest} tokens). Raise it "
-            "or lower the lengths."
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair "
+            f"of the lengths allowed (2 x (data.max_prompt_length + data.max_response_length) = {longest} tokens). "
+            "Raise it or lower the lengths."
         )
 
 

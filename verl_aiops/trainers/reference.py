@@ -15,9 +15,7 @@ from tqdm import tqdm
 
 __all__ = ["ReferenceCache", "ReferenceIdentity", "default_cache_dir", "weights_digest"]
 
-_SCHEMA = pa.schema(
-    [("pair", pa.binary()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))]
-)
+_SCHEMA = pa.schema([("pair", pa.binary()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))])
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
