@@ -260,6 +260,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path):
         ({"val_share": 1.0}, "val share: expected a share from 0 to below 1"),
         ({"out": "p.txt"}, r"cannot write '\.txt' files; name it with one of \.parquet, \.jsonl"),
         ({"val_out": "p.parquet"}, "two outputs have the same name"),
+        ({"val_out": "v.parquet", "val_share": 0}, "a validation share of 0 leaves nothing for it"),
     ],
 )
 def test_bad_outputs(tmp_path, change, message):

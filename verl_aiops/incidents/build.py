@@ -126,6 +126,10 @@ def _build(
 ) -> Summary:
     if not 0 <= val_share < 1:
         raise IncidentError(f"val share: expected a share from 0 to below 1, found {val_share}")
+    if val_out is not None and val_share == 0:
+        raise IncidentError(
+            f"{val_out}: a validation share of 0 leaves nothing for it; raise the share or drop the name"
+        )
     files = {"train": str(out)}
     if val_share > 0:
         files["val"] = str(val_out or sibling(out, "val"))
