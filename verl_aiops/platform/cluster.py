@@ -68,6 +68,15 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or existing_ray_address()
     if address and address != "local":
         _check_existing(address, needed, gpus)
+        for key in ("ray_kwargs.ray_init.num_cpus", "ray_kwargs.ray_init.num_gpus"):
+            value = OmegaConf.select(config, key)
+            if value is not None and key in given:
+                raise ClusterError(
+                    f"{key}={value} is for a Ray that the run starts itself, but it joins the cluster at {address}, "
+                    "whose resources are set already, and Ray refuses that. Remove the setting, or stop the cluster."
+                )
+            if value is not None:
+                put(key, None)
         return lines
     cpus = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus")
     if cpus is None and (os.cpu_count() or 1) < needed:
