@@ -40,7 +40,11 @@ def on_cpu_use_gloo_torchrun(initialize_torchrun):
 
         if get_device_name() != "cpu":
             return initialize_torchrun(timeout_second)
-        torch.distributed.init_process_group(backend=CPU_BACKEND, timeout=timedelta(seconds=timeout_second))
+        torch.distributed.init_process_group(
+            backend=CPU_BACKEND,
+            timeout=timedelta(seconds=timeout_second),
+            init_method=os.environ.get("DIST_INIT_METHOD"),
+        )
         return int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     return initialize
