@@ -15,6 +15,21 @@ from verl_aiops.losses import compute_dpo_loss, sum_logps
 __all__ = ["PreferenceObjective"]
 
 
+METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "logps/accuracies",
+)
+
+
+def _partial_sum(values: torch.Tensor, scale: float) -> Metric:
+    return Metric(value=values.sum() * scale, aggregation=AggregationType.SUM)
+
+
 def _padded(nested: torch.Tensor) -> torch.Tensor:
     """(rows, longest row). The width is given, as torch guesses it too large for tensors made from offsets."""
     lengths = nested.offsets().diff()
@@ -38,41 +53,45 @@ class PreferenceObjective:
     ld_alpha: float | None = None
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
+        # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
+        real = data["counted"][0::2] > 0
         mask = _padded(data["response_mask"])
         policy = self._sums(self._token_logps(model_output, data), mask)
         reference = None
         if "ref_log_probs" in data.keys():
             reference = self._sums(_padded(data["ref_log_probs"]), mask)
         lengths = mask.sum(dim=-1)
-        chosen_rows = {"chosen_lengths": lengths[0::2], "rejected_lengths": lengths[1::2]}
+        if not real.any():
+            return policy.sum() * 0.0, {name: _partial_sum(policy.new_zeros(1), 0.0) for name in METRICS}
+
+        def side(values: torch.Tensor | None, first: int) -> torch.Tensor | None:
+            return None if values is None else values[first::2][real]
+
         losses, chosen_rewards, rejected_rewards = compute_dpo_loss(
-            policy[0::2],
-            policy[1::2],
-            None if reference is None else reference[0::2],
-            None if reference is None else reference[1::2],
-            weight=data["pair_weight"][0::2],
+            side(policy, 0),
+            side(policy, 1),
+            side(reference, 0),
+            side(reference, 1),
+            weight=side(data["pair_weight"], 0),
             mean_chosen_length=float(data["mean_chosen_length"][0]),
-            **chosen_rows,
+            chosen_lengths=side(lengths, 0),
+            rejected_lengths=side(lengths, 1),
             **self.loss_settings,
         )
-        # rows of weight 0 in `counted` only fill up a batch; they are neither trained on nor measured
-        counted = data["counted"][0::2]
         scale = data["dp_size"] / data["global_pairs"]
-        values = {
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": rejected_rewards,
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
-            "rewards/margins": chosen_rewards - rejected_rewards,
-            "logps/chosen": policy[0::2].detach(),
-            "logps/rejected": policy[1::2].detach(),
+        chosen, rejected = side(policy, 0).detach(), side(policy, 1).detach()
+        values = (
+            chosen_rewards,
+            rejected_rewards,
+            (chosen_rewards > rejected_rewards).float(),
+            chosen_rewards - rejected_rewards,
+            chosen,
+            rejected,
             # what the policy itself prefers, whatever the reference does
-            "logps/accuracies": (policy[0::2] > policy[1::2]).float(),
-        }
-        metrics = {
-            name: Metric(value=(value * counted).sum() * scale, aggregation=AggregationType.SUM)
-            for name, value in values.items()
-        }
-        return (losses * counted).sum() * scale, metrics
+            (chosen > rejected).float(),
+        )
+        metrics = {name: _partial_sum(value, scale) for name, value in zip(METRICS, values, strict=True)}
+        return losses.sum() * scale, metrics
 
     def _sums(self, token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self.ld_alpha is None:
