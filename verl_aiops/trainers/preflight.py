@@ -62,6 +62,7 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
     """
     _check_trainer(config, given)
     _check_files(config, given)
+    _check_sizes(config)
     lines = apply_defaults(config, given)
     dpo = DPOConfig.from_config(config)
     _check_batches(config, dpo)
@@ -136,6 +137,19 @@ def _check_files(config: DictConfig, given: set[str]) -> None:
             config.data[key] = files
 
 
+def _check_sizes(config: DictConfig) -> None:
+    """The numbers that the defaults are computed from."""
+    for key in (
+        "data.train_batch_size",
+        "actor_rollout_ref.actor.ppo_mini_batch_size",
+        "trainer.n_gpus_per_node",
+        "trainer.nnodes",
+    ):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{key}={value}: expected a whole number, 1 or more.")
+
+
 def _check_batches(config: DictConfig, dpo: DPOConfig) -> None:
     from verl_aiops.losses import needs_whole_batch
 
@@ -148,13 +162,13 @@ def _check_batches(config: DictConfig, dpo: DPOConfig) -> None:
     )
     if ranks < 1:
         raise ConfigError("trainer.n_gpus_per_node x trainer.nnodes is smaller than one model-parallel group.")
-    if pairs < 1 or mini < 1 or pairs % mini:
+    if pairs % mini:
         raise ConfigError(f"{arithmetic}: the first must be a multiple of the second.")
     if mini % ranks:
         raise ConfigError(
             f"{arithmetic}: the mini-batch must divide among the workers, pair by pair. Make it a multiple of {ranks}."
         )
-    if not actor.use_dynamic_bsz and (mini // ranks) % micro:
+    if not actor.use_dynamic_bsz and (not isinstance(micro, int) or micro < 1 or (mini // ranks) % micro):
         raise ConfigError(
             f"{arithmetic}, so {mini // ranks} pairs each, which "
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro} (in pairs) does not divide."
