@@ -201,7 +201,10 @@ def _check_model(config: DictConfig) -> None:
 
 
 def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
-    """Read, render and check the first rows of every file with the tokenizer of the run."""
+    """Read, render and check the first rows of the files with the tokenizer of the run."""
+    batch, most = config.data.train_batch_size, config.data.get("train_max_samples") or -1
+    if 0 < most < batch:
+        raise ConfigError(f"data.train_max_samples={most} is less than one batch (data.train_batch_size={batch}).")
     if dpo.preflight_rows == 0:
         return
     from verl.utils import hf_tokenizer
@@ -212,11 +215,12 @@ def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
     tokenizer = hf_tokenizer(model.tokenizer_path or model.path, trust_remote_code=model.trust_remote_code)
     if model.custom_chat_template:
         tokenizer.chat_template = model.custom_chat_template
-    train = load_pairs(config.data, tokenizer, "train", limit=dpo.preflight_rows)
-    if len(train) < min(config.data.train_batch_size, dpo.preflight_rows):
+    rows = max(dpo.preflight_rows, batch)
+    train = load_pairs(config.data, tokenizer, "train", limit=rows)
+    # rows that were dropped say nothing about a file of which only the beginning was read
+    if len(train) < batch and train.report.rows < rows:
         raise ConfigError(
-            f"data.train_files hold {len(train)} usable pairs, fewer than one batch "
-            f"(data.train_batch_size={config.data.train_batch_size})."
+            f"data.train_files hold {len(train)} usable pairs, fewer than one batch (data.train_batch_size={batch})."
         )
     if config.data.val_files:
         load_pairs(config.data, tokenizer, "val", limit=dpo.preflight_rows)
