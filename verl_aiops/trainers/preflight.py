@@ -138,9 +138,15 @@ def _check_files(config: DictConfig, given: set[str]) -> None:
 
 
 def _check_sizes(config: DictConfig) -> None:
-    """The numbers that the defaults are computed from."""
+    from verl_aiops.data.preference import TRUNCATIONS
+
+    """The numbers that the defaults and the other checks are computed from."""
+    if config.data.truncation not in TRUNCATIONS:
+        raise ConfigError(f"data.truncation={config.data.truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
     for key in (
         "data.train_batch_size",
+        "data.max_prompt_length",
+        "data.max_response_length",
         "actor_rollout_ref.actor.ppo_mini_batch_size",
         "trainer.n_gpus_per_node",
         "trainer.nnodes",
@@ -207,12 +213,10 @@ def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
         raise ConfigError(f"data.train_max_samples={most} is less than one batch (data.train_batch_size={batch}).")
     if dpo.preflight_rows == 0:
         return
-    from verl.utils import hf_tokenizer
-
     from verl_aiops.trainers.pairs import load_pairs
 
     model = config.actor_rollout_ref.model
-    tokenizer = hf_tokenizer(model.tokenizer_path or model.path, trust_remote_code=model.trust_remote_code)
+    tokenizer = _load_tokenizer(model)
     if model.custom_chat_template:
         tokenizer.chat_template = model.custom_chat_template
     rows = max(dpo.preflight_rows, batch)
@@ -224,3 +228,17 @@ def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
         )
     if config.data.val_files:
         load_pairs(config.data, tokenizer, "val", limit=dpo.preflight_rows)
+
+
+def _load_tokenizer(model: DictConfig):
+    from verl.utils import hf_tokenizer
+
+    key = "tokenizer_path" if model.tokenizer_path else "path"
+    try:
+        return hf_tokenizer(model[key], trust_remote_code=model.trust_remote_code)
+    except (ImportError, OSError, ValueError) as error:
+        what = "" if os.path.isdir(os.path.expanduser(model[key])) else "no such folder, and as a name on the hub "
+        raise ConfigError(
+            f"actor_rollout_ref.model.{key}={model[key]}: {what}its tokenizer cannot be loaded: "
+            + " ".join(str(error).split())
+        ) from None
