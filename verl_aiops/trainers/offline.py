@@ -59,7 +59,7 @@ class OfflineDPOTrainer(PPOTrainer):
         self.use_critic = self.use_reference_policy = False
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
-        self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type))
+        self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
         return None
