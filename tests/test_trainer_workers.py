@@ -165,6 +165,7 @@ def test_every_split_gives_the_plain_loss_gradient_and_margin(tiny_model_dir, sp
 
 
 def _precision_and_references(worker, model_dir):
+    from torch.distributed.fsdp import FSDPModule
     from verl.utils import tensordict_utils as tu
 
     from verl_aiops.trainers.objective import PreferenceObjective
@@ -193,6 +194,9 @@ def _precision_and_references(worker, model_dir):
     start = weights()
     report["first loss"] = first_loss(before)
     report["second loss"] = first_loss(before)
+    groups = [m._get_fsdp_state()._fsdp_param_group for m in engine.module.modules() if isinstance(m, FSDPModule)]
+    trained = [g for g in groups if g and any(p.sharded_param.requires_grad for p in g.fsdp_params)]
+    report["reduce dtypes"] = {str(g._reduce_dtype) for g in trained}
     report["trained"] = sorted(start)[:1] + [len(start)]
     after = weights()
     report["weights moved"] = max(float((after[n] - start[n]).abs().max()) for n in start)
@@ -225,8 +229,16 @@ def test_first_loss_is_ln_2_and_a_kept_reference_does_not_move(tiny_model_dir, d
 
 def test_lora_trains_adapters_and_scores_the_reference_without_them(tiny_model_dir):
     report = run_workers(
-        tiny_model_dir, 1, _precision_and_references, str(tiny_model_dir), lora_rank=4, gradient_checkpointing=True
+        tiny_model_dir,
+        1,
+        _precision_and_references,
+        str(tiny_model_dir),
+        lora_rank=4,
+        gradient_checkpointing=True,
+        param_dtype="bf16",
     )[0]
+    # the first forward pass ran with adapters off, that is frozen; gradients are reduced in float32 all the same
+    assert report["reduce dtypes"] == {"torch.float32"}
     assert all("lora_" in name for name in report["trained"][:1])
     assert f"{report['first loss']:.6f}" == "0.693147"
     assert report["second loss"] < report["first loss"]

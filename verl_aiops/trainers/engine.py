@@ -36,6 +36,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
         self._reference: list[torch.Tensor] | None = None
+        self._inferred_without_gradients = False
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
         if self.use_ulysses_sp:
@@ -63,7 +64,20 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
     def infer_batch(self, data: TensorDict, loss_function=None):
         output = super().infer_batch(data, loss_function=loss_function)
         self._reshard()
+        # PEFT freezes the adapters while they are off
+        self._inferred_without_gradients |= not any(p.requires_grad for p in self.module.parameters())
         return output
+
+    def train_batch(self, data: TensorDict, loss_function):
+        if self._inferred_without_gradients and isinstance(self.module, FSDPModule):
+            # FSDP2 settles gradient dtypes at its first forward pass, from the parameters that are trainable then. If
+            # that pass scored the reference with adapters off there were none; unshard() settles them again.
+            for module in self.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.unshard()
+                    module.reshard()
+            self._inferred_without_gradients = False
+        return super().train_batch(data, loss_function)
 
     def load_checkpoint(self, *args, **kwargs):
         super().load_checkpoint(*args, **kwargs)
