@@ -1,5 +1,5 @@
 """What main_ppo runs for preference data, from the check before Ray starts to the plain model at the end."""
 
-# First, and here: verl loads the plug-in while it is imported, and the plug-in waits for modules of this package. If one
-# of them were the first to import verl, the plug-in would meet it half made and fail, which verl does not show.
+# First, and here: verl loads the plug-in while it is imported, and the plug-in waits for modules of this package. If
+# one of them were the first to import verl, the plug-in would meet it half made and fail, which verl does not show.
 import verl  # noqa: F401
