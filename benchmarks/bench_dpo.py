@@ -5,7 +5,8 @@
 
 Prints pairs/s, tokens/s and peak memory of the training process for ours (through verl's main_ppo, reference cached),
 TRL as it comes (live reference) and TRL with precomputed reference log-probs, the ratios, and the largest gap between
-their losses; exits 1 if the first losses differ by more than 1e-4. The first step of each is left out of the timing. Needs the extra `trl`.
+their losses; exits 1 if the first losses differ by more than 1e-4. The first step of each is not timed. Needs the extra
+`trl`.
 """
 
 from __future__ import annotations
