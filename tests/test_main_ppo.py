@@ -180,3 +180,30 @@ def test_two_workers_and_lora_through_main_ppo(whole_run, data, tiny_model_dir, 
     assert lora[1]["reference/cache_misses"] == 0
     assert lora[STEPS]["actor/loss"] < lora[1]["actor/loss"]
     assert (tmp_path / "lora" / "huggingface" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_another_model_as_reference_and_a_moving_one(whole_run, data, tiny_model_dir, tmp_path):
+    """reference_path scores with that model and hands its GPUs back; a live, synced reference survives a resume."""
+    from tiny import make_tiny_model
+
+    first, metrics, _ = whole_run
+    other = make_tiny_model(tmp_path / "other", seed=7)
+    cache = tmp_path / "cache"
+    reference, output = run(data, tiny_model_dir, tmp_path / "by_path", cache, f"+algorithm.dpo.reference_path={other}")
+    assert reference[1]["reference/cache_misses"] == 22
+    assert reference[1]["logps/chosen"] == pytest.approx(metrics[1]["logps/chosen"], rel=1e-6)
+    assert abs(reference[1]["rewards/margins"]) > 1e-3
+
+    live = ["+algorithm.dpo.reference=live", "+algorithm.dpo.reference_sync_steps=2", "trainer.save_freq=3"]
+    whole, _ = run(data, tiny_model_dir, tmp_path / "live", cache, *live)
+    # until the first sync a live reference and a cached one are the same
+    assert whole[2]["actor/loss"] == pytest.approx(metrics[2]["actor/loss"], rel=1e-6)
+    assert f"{whole[3]['actor/loss']:.6f}" == "0.693147"
+    out = tmp_path / "live_resumed"
+    out.mkdir()
+    shutil.copytree(tmp_path / "live" / "global_step_3", out / "global_step_3")
+    (out / "latest_checkpointed_iteration.txt").write_text("3")
+    resumed, _ = run(data, tiny_model_dir, out, cache, *live, "trainer.val_before_train=False")
+    for step in (4, 5, 6):
+        assert resumed[step]["actor/loss"] == pytest.approx(whole[step]["actor/loss"], rel=1e-6, abs=1e-6), step

@@ -79,7 +79,6 @@ class OfflineDPOTrainer(PPOTrainer):
         self.actor_rollout_wg = self.spawn_workers(self.config.actor_rollout_ref)
         objective = PreferenceObjective(loss_settings=self.dpo.loss_settings(), ld_alpha=self.dpo.ld_alpha)
         self.actor_rollout_wg.set_loss_fn(objective)
-        self.reference_metrics: dict[str, float] = {}
         if self.dpo.uses_reference and not self.dpo.reference_path:
             # before the checkpoint is loaded: the workers still hold the initial policy
             if self.dpo.reference == "cached":

@@ -138,9 +138,9 @@ def _check_files(config: DictConfig, given: set[str]) -> None:
 
 
 def _check_sizes(config: DictConfig) -> None:
+    """The numbers that the defaults and the other checks are computed from."""
     from verl_aiops.data.preference import TRUNCATIONS
 
-    """The numbers that the defaults and the other checks are computed from."""
     if config.data.truncation not in TRUNCATIONS:
         raise ConfigError(f"data.truncation={config.data.truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
     for key in (
