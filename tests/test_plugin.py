@@ -52,8 +52,8 @@ for first, plugins in json.loads(sys.argv[1]):
         os._exit(0)
     os.wait()
 """
-FIRST = ["verl", "verl_aiops.plugin", "verl_aiops.trainers.offline", "verl_aiops.trainers.engine"]
-FIRST += ["verl_aiops.trainers.preflight", "verl_aiops.platform.cpu"]
+FIRST = ["verl", "verl_aiops.plugin", "verl_aiops.platform.cpu"]
+FIRST += ["verl_aiops.trainers.offline", "verl_aiops.trainers.engine"]
 
 OURS = {
     "trainers": {"dpo": "verl_aiops.trainers.offline.OfflineDPOTrainer"},
