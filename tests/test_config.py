@@ -80,6 +80,7 @@ def test_a_reference_is_used_where_the_loss_compares_with_one():
         ({"reference_sync_steps": 8}, "Set algorithm.dpo.reference=live"),
         ({"reference_mixup": 0.0}, "algorithm.dpo.reference_mixup=0.0"),
         ({"reference_mixup": 1.1}, "algorithm.dpo.reference_mixup=1.1"),
+        ({"reference_mixup": 0.5, "reference": "live"}, "has no effect without algorithm.dpo.reference_sync_steps"),
         ({"reference_mixup": "all"}, "algorithm.dpo.reference_mixup='all'"),
         ({"reference": "live", "reference_path": "m"}, "algorithm.dpo.reference_path works with"),
     ],

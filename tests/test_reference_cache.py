@@ -23,6 +23,8 @@ IDENTITY = ReferenceIdentity(
     backend="rows",
     attention="sdpa",
     packed=False,
+    sequence_parallel=1,
+    model_overrides="{}",
     device="cuda",
 )
 
@@ -119,7 +121,8 @@ def test_a_damaged_part_is_named_with_the_remedy(tmp_path, damage):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ReferenceIdentity)])
 def test_every_part_of_the_identity_has_its_own_numbers(tmp_path, field):
     value = getattr(IDENTITY, field)
-    other = dataclasses.replace(IDENTITY, **{field: not value if isinstance(value, bool) else value + "x"})
+    changed = {bool: lambda: not value, int: lambda: value + 1, str: lambda: value + "x"}[type(value)]()
+    other = dataclasses.replace(IDENTITY, **{field: changed})
     assert other.digest() != IDENTITY.digest()
     _filled(tmp_path, _pairs(1))
     assert ReferenceCache(str(tmp_path), other).load(set(_pairs(1))) == 0
@@ -376,10 +379,13 @@ def test_the_identity_names_the_way_of_computing(start):
         backend="rows",
         attention="flash_attention_2",
         packed=False,
+        sequence_parallel=1,
+        model_overrides="{}",
         device="cpu",
     )
-    trainer.config.actor_rollout_ref.model.override_config = {"attn_implementation": "sdpa"}
+    trainer.config.actor_rollout_ref.model.override_config = {"attn_implementation": "sdpa", "rope_theta": 5e5}
     trainer.config.actor_rollout_ref.actor.fsdp_config.mixed_precision = None
     trainer.config.actor_rollout_ref.model.use_remove_padding = True
     other = ReferenceScorer(trainer).identity
     assert (other.attention, other.compute_dtype, other.packed) == ("sdpa", "bf16", True)
+    assert other.model_overrides == '{"rope_theta": 500000.0}'

@@ -102,6 +102,11 @@ class DPOConfig:
                 "algorithm.dpo.reference_sync_steps is set, so the reference moves during training, but "
                 "algorithm.dpo.reference=cached holds its log-probs fixed. Set algorithm.dpo.reference=live."
             )
+        if self.reference_mixup != 1.0 and not self.reference_sync_steps:
+            raise ConfigError(
+                f"algorithm.dpo.reference_mixup={self.reference_mixup} has no effect without "
+                "algorithm.dpo.reference_sync_steps. Set both, or remove it."
+            )
         if self.reference == "live" and self.reference_path:
             raise ConfigError(
                 "algorithm.dpo.reference_path works with algorithm.dpo.reference=cached (each pair is scored once by "

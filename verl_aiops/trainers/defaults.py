@@ -33,6 +33,15 @@ def _no_flash_attn(config: DictConfig) -> bool:
     return _on_cpu(config) or importlib.util.find_spec("flash_attn") is None
 
 
+def sequence_parallel_size(config: DictConfig) -> int:
+    """Ranks that share one sequence (Ulysses), 1 for none."""
+    actor = config.actor_rollout_ref.actor
+    return max(
+        OmegaConf.select(actor, "ulysses_sequence_parallel_size", default=1) or 1,
+        OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size", default=1) or 1,
+    )
+
+
 def data_parallel_size(config: DictConfig) -> int:
     """Number of data-parallel ranks that the trainer's GPUs make."""
     world = config.trainer.n_gpus_per_node * config.trainer.nnodes
@@ -42,11 +51,7 @@ def data_parallel_size(config: DictConfig) -> int:
         return world // (
             parts.tensor_model_parallel_size * parts.pipeline_model_parallel_size * parts.context_parallel_size
         )
-    sequence = max(
-        OmegaConf.select(actor, "ulysses_sequence_parallel_size", default=1) or 1,
-        OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size", default=1) or 1,
-    )
-    return world // sequence
+    return world // sequence_parallel_size(config)
 
 
 def _micro_batch(config: DictConfig) -> int:

@@ -125,6 +125,11 @@ def _check_files(config: DictConfig, given: set[str]) -> None:
                 raise ConfigError("data.train_files is not set. Give one or more parquet or JSONL files of pairs.")
             value = None
         if value is None:
+            if key == "val_files" and "trainer.test_freq" in given and config.trainer.test_freq > 0:
+                raise ConfigError(
+                    f"trainer.test_freq={config.trainer.test_freq}, but there is nothing to validate on. Give "
+                    "data.val_files, or remove it."
+                )
             with open_dict(config):
                 config.data[key] = None
             continue

@@ -67,6 +67,8 @@ class ReferenceIdentity:
     backend: str
     attention: str
     packed: bool
+    sequence_parallel: int
+    model_overrides: str
     device: str
 
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -10,9 +11,17 @@ from tqdm import tqdm
 from verl.utils.fs import copy_to_local
 
 from verl_aiops.trainers.backends import resolve_backend
+from verl_aiops.trainers.defaults import sequence_parallel_size
 from verl_aiops.trainers.reference import ReferenceCache, ReferenceIdentity, default_cache_dir, weights_digest
 
 __all__ = ["ReferenceScorer"]
+
+
+def _overrides(model) -> str:
+    """``override_config`` as text, without the attention, which stands for itself."""
+    overrides = OmegaConf.to_container(model.override_config or OmegaConf.create({}), resolve=True)
+    overrides.pop("attn_implementation", None)
+    return json.dumps(overrides, sort_keys=True)
 
 # pairs between two parts of the cache: what a killed pass may lose
 _PAIRS_PER_PART = 2048
@@ -62,6 +71,8 @@ class ReferenceScorer:
             backend=self.backend,
             attention=str(OmegaConf.select(model, "override_config.attn_implementation") or "flash_attention_2"),
             packed=bool(model.use_remove_padding),
+            sequence_parallel=sequence_parallel_size(self.trainer.config),
+            model_overrides=_overrides(model),
             device=self.trainer.config.trainer.device,
         )
 
