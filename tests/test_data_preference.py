@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import verl_aiops.data
-from verl_aiops.data import PreferenceDataError, PreferenceDataset, collate_pairs
+from verl_aiops.data import PreferenceDataError, PreferenceDataset
 from verl_aiops.data.storage import Ragged
 
 
@@ -80,11 +80,11 @@ def test_lengths(load):
     ]
 
 
-def test_loader_and_collate(load):
+def test_loader_and_pickle(load):
     data = load([text("x" * at) for at in range(1, 8)])
-    batches = list(DataLoader(data, batch_size=3, collate_fn=collate_pairs))
-    assert [batch["index"] for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [len(ids) for ids in batches[1]["prompt_ids"]] == [4, 5, 6]
+    batches = list(DataLoader(data, batch_size=3, collate_fn=list))
+    assert [[item["index"] for item in batch] for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [len(item["prompt_ids"]) for item in batches[1]] == [4, 5, 6]
     copy = pickle.loads(pickle.dumps(data))
     assert copy.identity() == data.identity() and len(copy[0]["prompt_ids"]) == 1
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -238,12 +238,6 @@ class PreferenceDataset(Dataset):
             )
         if parts:
             raise PreferenceDataError("\n".join(parts))
-
-
-def collate_pairs(items: Iterable[dict]) -> dict[str, list]:
-    """Items of a PreferenceDataset as one dict of lists, in order; nothing is padded."""
-    items = list(items)
-    return {key: [item[key] for item in items] for key in items[0]}
 
 
 def _cut_left(ids, limit, bos_id):
