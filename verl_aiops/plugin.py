@@ -57,6 +57,47 @@ def _trainers(module):
     register_trainer("dpo")(module.OfflineDPOTrainer)
 
 
+_bring("verl_aiops.trainers.triage", when="verl.trainer.ppo.v1.trainer_sync")
+
+
+@wrapt.when_imported("verl_aiops.trainers.triage")
+def _triage_trainer(module):
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+
+    register_trainer("aiops_sync")(module.TriageTrainer)
+
+
+_bring("verl_aiops.rewards.manager", when="verl.experimental.reward_loop.reward_manager.naive")
+
+
+@wrapt.when_imported("verl_aiops.rewards.manager")
+def _reward_managers(module):
+    from verl.experimental.reward_loop.reward_manager import register
+
+    register("aiops_mturn")(module.AiopsMturnRewardManager)
+
+
+@wrapt.when_imported("verl.experimental.agent_loop.agent_loop")
+def _agent_loops(module):
+    # what verl's `register` writes; it takes the class, and ours would have to be imported in every process
+    module._agent_loop_registry["aiops_mturn"] = {"_target_": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"}
+
+
+@wrapt.when_imported("verl.workers.rollout.replica")
+def _rollout_replicas(module):
+    def load():
+        from verl_aiops.rollout.hf_replica import HFReplica
+
+        return HFReplica
+
+    module.RolloutReplicaRegistry.register("hf", load)
+
+
+@wrapt.when_imported("verl.workers.rollout.base")
+def _rollout_workers(module):
+    module._ROLLOUT_REGISTRY["hf", "async"] = "verl_aiops.rollout.hf_replica.HFServerAdapter"
+
+
 # --- what verl 0.9 has no registry for ---------------------------------------------------------------------------
 
 

@@ -1,0 +1,8 @@
+"""How answers are generated for verl: conversations of several rounds, and a small rollout on transformers.
+
+`turns` and `agent_loop` are for any engine; `hf_engine`, `hf_server` and `hf_replica` are the rollout named ``hf``.
+"""
+
+# First, and here: verl loads the plug-in while it is imported, and the plug-in waits for modules of this package. If
+# one of them were the first to import verl, the plug-in would meet it half made and fail, which verl does not show.
+import verl  # noqa: F401

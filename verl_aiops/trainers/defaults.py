@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-__all__ = ["DEFAULTS", "Default", "apply_defaults", "user_keys"]
+__all__ = ["DEFAULTS", "RL_DEFAULTS", "Default", "apply_defaults", "user_keys"]
 
 
 @dataclass(frozen=True)
@@ -60,34 +60,34 @@ def _micro_batch(config: DictConfig) -> int:
 
 
 _FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+_NO_FLASH = "flash-attn is not installed"
+_COMPILE = "compilation takes longer than small models on CPU gain from it"
 
-DEFAULTS: tuple[Default, ...] = (
+
+def _static_batches(config: DictConfig) -> bool:
+    return not config.actor_rollout_ref.actor.use_dynamic_bsz
+
+
+def _has_critic(config: DictConfig) -> bool:
+    from verl.trainer.ppo.utils import need_critic
+
+    return need_critic(config)
+
+
+def _critic_on_cpu(config: DictConfig) -> bool:
+    return _on_cpu(config) and _has_critic(config)
+
+
+def _with_hf(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "actor_rollout_ref.rollout.name") == "hf"
+
+
+_PLATFORM: tuple[Default, ...] = (
     Default("trainer.n_gpus_per_node", 8, lambda c: 1, "one worker unless more are asked for", _on_cpu),
     Default("trainer.device", "cuda", lambda c: "cpu", "the platform found", _on_cpu),
-    Default("trainer.total_epochs", 30, lambda c: 1, "preference pairs are seldom worth more than one epoch"),
     Default("trainer.logger", ["console", "wandb"], lambda c: ["console", "tensorboard"], "needs no account"),
     Default("trainer.project_name", "verl_examples", lambda c: "verl-aiops", "names the run"),
     Default("trainer.experiment_name", "gsm8k", lambda c: c.algorithm.adv_estimator, "names the run"),
-    Default(
-        "actor_rollout_ref.actor.ppo_mini_batch_size",
-        256,
-        lambda c: c.data.train_batch_size,
-        "one optimizer step per batch of data.train_batch_size pairs",
-    ),
-    Default(
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
-        None,
-        _micro_batch,
-        "largest of 1 to 4 pairs that divides a worker's share",
-        lambda c: not c.actor_rollout_ref.actor.use_dynamic_bsz,
-    ),
-    Default(
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
-        None,
-        lambda c: c.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu,
-        "scoring uses the training micro-batch",
-        lambda c: not c.actor_rollout_ref.actor.use_dynamic_bsz,
-    ),
     Default(
         "actor_rollout_ref.model.use_remove_padding",
         True,
@@ -96,11 +96,7 @@ DEFAULTS: tuple[Default, ...] = (
         _no_flash_attn,
     ),
     Default(
-        "actor_rollout_ref.model.override_config.attn_implementation",
-        None,
-        lambda c: "sdpa",
-        "flash-attn is not installed",
-        _no_flash_attn,
+        "actor_rollout_ref.model.override_config.attn_implementation", None, lambda c: "sdpa", _NO_FLASH, _no_flash_attn
     ),
     Default("actor_rollout_ref.actor.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", _on_cpu),
     Default(
@@ -115,6 +111,108 @@ DEFAULTS: tuple[Default, ...] = (
     ),
 )
 
+DEFAULTS: tuple[Default, ...] = (
+    *_PLATFORM,
+    Default("trainer.total_epochs", 30, lambda c: 1, "preference pairs are seldom worth more than one epoch"),
+    Default(
+        "actor_rollout_ref.actor.ppo_mini_batch_size",
+        256,
+        lambda c: c.data.train_batch_size,
+        "one optimizer step per batch of data.train_batch_size pairs",
+    ),
+    Default(
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        None,
+        _micro_batch,
+        "largest of 1 to 4 pairs that divides a worker's share",
+        _static_batches,
+    ),
+    Default(
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+        None,
+        lambda c: c.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu,
+        "scoring uses the training micro-batch",
+        _static_batches,
+    ),
+)
+
+
+def _answers_micro_batch(config: DictConfig) -> int:
+    answers = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+    per_rank = answers // max(1, data_parallel_size(config))
+    return max((n for n in range(1, 9) if per_rank and per_rank % n == 0), default=1)
+
+
+def _scoring_micro_batch(config: DictConfig) -> int:
+    return config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
+
+
+RL_DEFAULTS: tuple[Default, ...] = (
+    *_PLATFORM,
+    Default(
+        "reward.reward_manager.name",
+        "naive",
+        lambda c: "aiops_mturn",
+        "the triage reward; keeps the rounds apart in dumped generations",
+        lambda c: _triage_reward(c) and c.reward.reward_manager.source == "register",
+    ),
+    Default("actor_rollout_ref.rollout.name", None, lambda c: "hf", "the rollout that needs no GPU", _on_cpu),
+    Default(
+        "actor_rollout_ref.rollout.tensor_model_parallel_size", 2, lambda c: 1, "a replica is one process", _with_hf
+    ),
+    Default("actor_rollout_ref.rollout.dtype", "bfloat16", lambda c: "float32", "as the trainer computes", _on_cpu),
+    Default("actor_rollout_ref.rollout.agent.num_workers", 8, lambda c: 1, "each is a Python process", _on_cpu),
+    Default("reward.num_workers", 8, lambda c: 1, "each is a Python process", _on_cpu),
+    Default("data.dataloader_num_workers", 8, lambda c: 0, "each is a Python process", _on_cpu),
+    Default("actor_rollout_ref.actor.use_torch_compile", True, lambda c: False, _COMPILE, _on_cpu),
+    Default("actor_rollout_ref.actor.fsdp_config.use_torch_compile", True, lambda c: False, _COMPILE, _on_cpu),
+    Default(
+        "actor_rollout_ref.actor.ppo_mini_batch_size",
+        256,
+        lambda c: c.data.train_batch_size,
+        "one optimizer step per batch of data.train_batch_size prompts",
+        lambda c: c.data.train_batch_size < 256,
+    ),
+    Default(
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        None,
+        _answers_micro_batch,
+        "largest of 1 to 8 answers that divides a worker's share",
+        _static_batches,
+    ),
+    Default(
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+        None,
+        _scoring_micro_batch,
+        "scoring uses the training micro-batch",
+        _static_batches,
+    ),
+    Default(
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+        None,
+        _scoring_micro_batch,
+        "scoring uses the training micro-batch",
+        lambda c: _static_batches(c) and c.actor_rollout_ref.actor.use_kl_loss,
+    ),
+    Default(
+        "actor_rollout_ref.ref.fsdp_config.mixed_precision", None, lambda c: dict(_FP32), "float32 on CPU", _on_cpu
+    ),
+    Default("critic.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", _critic_on_cpu),
+    Default("critic.fsdp.mixed_precision", None, lambda c: dict(_FP32), "float32 on CPU", _critic_on_cpu),
+    Default(
+        "critic.ppo_micro_batch_size_per_gpu",
+        None,
+        _scoring_micro_batch,
+        "as the actor's",
+        lambda c: _static_batches(c) and _has_critic(c),
+    ),
+)
+
+
+def _triage_reward(config: DictConfig) -> bool:
+    path = config.reward.custom_reward_function.path
+    return path is None or "verl_aiops" in path or path.endswith("aiops_mturn.py")
+
 
 def user_keys() -> set[str]:
     """Dotted keys that the command line sets (prefixes ``+``, ``++``, ``~`` removed); empty outside Hydra."""
@@ -125,11 +223,11 @@ def user_keys() -> set[str]:
     return {override.split("=", 1)[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
 
 
-def apply_defaults(config: DictConfig, given: set[str]) -> list[str]:
+def apply_defaults(config: DictConfig, given: set[str], defaults: tuple[Default, ...] = DEFAULTS) -> list[str]:
     """Fill ``config`` in place; returns one line per key that was set, to be shown to the user."""
     lines = []
     with open_dict(config):
-        for default in DEFAULTS:
+        for default in defaults:
             value = OmegaConf.select(config, default.key)
             if OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True)

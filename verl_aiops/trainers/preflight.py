@@ -9,8 +9,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
+from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
 
-__all__ = ["preference_mode", "prepare_offline", "with_preflight"]
+__all__ = ["load_tokenizer", "preference_mode", "prepare_offline", "with_preflight"]
 
 NO_ROLLOUTS = "verl_aiops.trainers.offline.NoRollouts"
 
@@ -38,6 +39,8 @@ def with_preflight(validate_config):
             if preference_mode(config) == "dpo":
                 lines += prepare_offline(config, given)
                 use_reference_policy = use_critic = False
+            elif is_triage_run(config):
+                lines += prepare_triage(config, given)
             if preference_mode(config) or get_device_name() == "cpu":
                 lines += check_cluster(config, given, get_device_name())
         except (ConfigError, ClusterError, PreferenceDataError) as error:
@@ -60,6 +63,7 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
         ConfigError: a setting that cannot work.
         PreferenceDataError: a data file that cannot work.
     """
+    refuse_ignored_keys(config)
     _check_trainer(config, given)
     _check_files(config, given)
     _check_sizes(config)
@@ -221,7 +225,7 @@ def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
     from verl_aiops.trainers.pairs import load_pairs
 
     model = config.actor_rollout_ref.model
-    tokenizer = _load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     if model.custom_chat_template:
         tokenizer.chat_template = model.custom_chat_template
     rows = max(dpo.preflight_rows, batch)
@@ -235,7 +239,7 @@ def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
         load_pairs(config.data, tokenizer, "val", limit=dpo.preflight_rows)
 
 
-def _load_tokenizer(model: DictConfig):
+def load_tokenizer(model: DictConfig):
     from verl.utils import hf_tokenizer
 
     key = "tokenizer_path" if model.tokenizer_path else "path"

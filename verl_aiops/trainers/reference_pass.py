@@ -23,6 +23,7 @@ def _overrides(model) -> str:
     overrides.pop("attn_implementation", None)
     return json.dumps(overrides, sort_keys=True)
 
+
 # pairs between two parts of the cache: what a killed pass may lose
 _PAIRS_PER_PART = 2048
 

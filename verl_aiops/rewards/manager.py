@@ -1,0 +1,45 @@
+"""The reward manager ``aiops_mturn``: verl's naive one with the triage reward, keeping the rounds' texts apart."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+
+from verl_aiops.rewards.aiops_mturn import compute_score
+
+__all__ = ["AiopsMturnRewardManager", "turn_columns"]
+
+
+def turn_columns(turns: list[str] | None) -> dict[str, str]:
+    """``round_1``, ``round_2``, ...: what verl writes into dumped generations beside the reward's parts."""
+    return {f"round_{at}": text for at, text in enumerate(turns or (), 1)}
+
+
+class AiopsMturnRewardManager(NaiveRewardManager):
+    """Scores with `rewards.aiops_mturn.compute_score`, or with ``reward.custom_reward_function`` where that is set.
+
+    ``reward.custom_reward_function.reward_kwargs`` are the reward's settings in both cases.
+    """
+
+    def __init__(self, config, tokenizer, compute_score: Any = None, **kwargs):
+        super().__init__(config, tokenizer, self._reward(config, compute_score), **kwargs)
+
+    @staticmethod
+    def _reward(config, given):
+        custom = config.reward.custom_reward_function
+        if custom.path is not None:
+            return given  # verl has bound reward_kwargs
+        return partial(compute_score, **dict(custom.get("reward_kwargs") or {}))
+
+    async def run_single(self, data: DataProto) -> dict:
+        """verl's result, with the texts of the rounds added to ``reward_extra_info``.
+
+        verl takes strings there into the dumped generations and leaves them out of the metrics.
+        """
+        result = await super().run_single(data)
+        fields = data[-1:][0].non_tensor_batch.get("tool_extra_fields") or {}
+        result["reward_extra_info"] |= turn_columns(fields.get("turns"))
+        return result

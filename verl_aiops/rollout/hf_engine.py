@@ -1,0 +1,228 @@
+"""Batched sampling on transformers' own ``generate``: prompt token ids in, sampled ids and their log-probs out."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+__all__ = ["Engine", "Request", "Sampling", "Sampled", "filtered"]
+
+_IGNORED = {"logprobs", "repetition_penalty", "min_p", "n"}
+_NEUTRAL = {"repetition_penalty": 1.0, "min_p": 0.0, "n": 1}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one request are drawn; ``temperature`` 0 takes the likeliest, ``top_k`` -1 or 0 takes all."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    seed: int | None = None
+    ignore_eos: bool = False
+
+    @classmethod
+    def from_params(cls, params: dict[str, Any], max_tokens: int) -> Sampling:
+        """From the parameters that verl's agent loops send; ``max_tokens`` is used where they name no limit.
+
+        Raises:
+            ValueError: a parameter that this engine does not have, or a value that makes no sense.
+        """
+        given = dict(params)
+        limit = given.pop("max_new_tokens", None) or given.pop("max_tokens", None) or max_tokens
+        given.pop("max_tokens", None)
+        for name in _IGNORED & given.keys():
+            value = given.pop(name)
+            if name in _NEUTRAL and value not in (None, _NEUTRAL[name]):
+                raise ValueError(f"rollout hf: sampling parameter {name}={value} is not supported")
+        known = {"temperature", "top_p", "top_k", "seed", "ignore_eos"}
+        if unknown := given.keys() - known:
+            raise ValueError(f"rollout hf: sampling parameter {sorted(unknown)[0]} is not supported")
+        made = cls(max_tokens=min(int(limit), max_tokens), **{k: v for k, v in given.items() if v is not None})
+        if made.temperature < 0 or not 0 < made.top_p <= 1:
+            raise ValueError(
+                f"rollout hf: temperature={made.temperature}, top_p={made.top_p}: expected 0 or more, and above 0 to 1"
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sampled ids, the stop token included; the log-prob of each under the temperature (1 where it is 0), before
+    top-p and top-k, which is what verl's trainer computes."""
+
+    token_ids: list[int]
+    logps: list[float]
+    aborted: bool = False
+
+
+def filtered(logps: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
+    """Log-probs (vocabulary,) with -inf outside the ``top_k`` likeliest and the smallest set that holds ``top_p``."""
+    if 0 < top_k < logps.numel():
+        logps = logps.masked_fill(logps < logps.topk(top_k).values[-1], -torch.inf)
+    if top_p < 1:
+        # as in the nucleus paper (arXiv 1904.09751), the token that passes the threshold belongs to the set
+        ordered, order = logps.softmax(-1).sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p
+        logps = logps.masked_fill(torch.zeros_like(outside).scatter(0, order, outside), -torch.inf)
+    return logps
+
+
+class _Sampler(LogitsProcessor):
+    """Draws each row's next token, and leaves ``generate`` only the argmax.
+
+    Gumbel's trick (the argmax of log p - log E, E exponential, is a sample of p) with a generator for each row makes a
+    row's sample independent of the rows it happens to be batched with.
+    """
+
+    def __init__(self, requests: Sequence[Request], seeds: Sequence[int]):
+        self.requests = requests
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperatures = torch.tensor([[r.sampling.temperature or 1.0] for r in requests])
+        self.logps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logps = (scores.float() / self.temperatures.to(scores.device)).log_softmax(-1)
+        if not torch.isfinite(logps.amax(-1)).all():
+            raise FloatingPointError("rollout hf: the model's logits are not finite; its weights are broken")
+        drawn = logps.clone()
+        for row, (request, generator) in enumerate(zip(self.requests, self.generators)):
+            sampling = request.sampling
+            if sampling.temperature == 0:
+                continue
+            noise = torch.empty(logps.shape[-1]).exponential_(generator=generator).clamp_min_(1e-30)
+            drawn[row] = filtered(drawn[row], sampling.top_p, sampling.top_k) - noise.log().to(drawn.device)
+        self.logps.append(logps.gather(1, drawn.argmax(-1, keepdim=True)).squeeze(1).cpu())
+        return drawn
+
+
+class _Stop(StoppingCriteria):
+    """Ends a row at its stop token or budget, and all rows when the batch is aborted."""
+
+    def __init__(self, requests: Sequence[Request], stops: frozenset[int], prompt_len: int, abort: threading.Event):
+        self.budgets = torch.tensor([r.sampling.max_tokens for r in requests])
+        self.heed = torch.tensor([not r.sampling.ignore_eos for r in requests])
+        self.stops, self.prompt_len, self.abort = torch.tensor(sorted(stops)), prompt_len, abort
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        last = input_ids[:, -1].cpu()
+        done = torch.isin(last, self.stops) & self.heed | (input_ids.shape[1] - self.prompt_len >= self.budgets)
+        if self.abort.is_set():
+            done[:] = True
+        return done.to(input_ids.device)
+
+
+class Engine:
+    """Generates for whole batches with one model. Not thread-safe: one call at a time, `abort` from any thread.
+
+    Args:
+        model: a causal language model of transformers.
+        stops: ids that end an answer.
+        seed: of all sampling; see `generate`.
+    """
+
+    def __init__(self, model, stops: Iterable[int], seed: int = 0):
+        self.model = model.eval()
+        self.stops = frozenset(stops)
+        self.seed = seed
+        self._abort = threading.Event()
+
+    def abort(self) -> None:
+        """Let the batch that runs end at its next token."""
+        self._abort.set()
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], version: int = 0) -> list[Sampled]:
+        """Sample an answer to each request.
+
+        A request's sample depends on the engine's seed, ``version`` (the number of the weights), its prompt and how
+        many requests with this prompt came before it in the batch: not on the order or the batch it came in.
+        """
+        self._abort.clear()
+        if not requests:
+            return []
+        prompts = sorted({r.prompt_ids for r in requests}, key=len)
+        width = max(2, len(prompts[-1]))  # at least one token before the last, for the cache below
+        place = {prompt: at for at, prompt in enumerate(prompts)}
+        rows = [place[r.prompt_ids] for r in requests]
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for at, prompt in enumerate(prompts):
+            ids[at, width - len(prompt) :] = torch.tensor(prompt)
+            mask[at, width - len(prompt) :] = 1
+        device = self.model.device
+        cache = self._prefill(ids.to(device), mask.to(device))
+        # samples of one prompt share its forward pass: the cache is copied, not computed again
+        cache.batch_select_indices(torch.tensor(rows, device=device))
+        sampler = _Sampler(requests, self._seeds(requests, version))
+        longest = max(r.sampling.max_tokens for r in requests)
+        out = self.model.generate(
+            input_ids=ids[rows].to(device),
+            attention_mask=mask[rows].to(device),
+            past_key_values=cache,
+            generation_config=GenerationConfig(
+                max_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=None, bos_token_id=None
+            ),
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([_Stop(requests, self.stops, width, self._abort)]),
+        )
+        sampled = out[:, width:].tolist()
+        logps = torch.stack(sampler.logps, 1).tolist()
+        return [self._result(request, sampled[at], logps[at]) for at, request in enumerate(requests)]
+
+    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
+        """The keys and values of all prompt tokens but the last, which ``generate`` computes itself."""
+        cache = DynamicCache(config=self.model.config)
+        before = mask[:, :-1]
+        self.model(
+            input_ids=ids[:, :-1],
+            attention_mask=before,
+            position_ids=(before.cumsum(-1) - 1).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cache
+
+    def _seeds(self, requests: Sequence[Request], version: int) -> list[int]:
+        seen: Counter[tuple[int, ...]] = Counter()
+        seeds = []
+        for request in requests:
+            seed = request.sampling.seed
+            if seed is None:
+                name = f"{self.seed}/{version}/{seen[request.prompt_ids]}/{request.prompt_ids}"
+                seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+            seen[request.prompt_ids] += 1
+            seeds.append(seed)
+        return seeds
+
+    def _result(self, request: Request, ids: list[int], logps: list[float]) -> Sampled:
+        sampling = request.sampling
+        end = min(len(ids), sampling.max_tokens)
+        stopped = False
+        if not sampling.ignore_eos:
+            stop = next((at for at, token in enumerate(ids[:end]) if token in self.stops), None)
+            if stop is not None:
+                end, stopped = stop + 1, True
+        return Sampled(ids[:end], logps[:end], aborted=not stopped and end < sampling.max_tokens)

@@ -1,0 +1,189 @@
+"""The token stream of a conversation in rounds: what the model wrote stays as it was, what stands between is rendered.
+
+Rendering the whole conversation again with the chat template and tokenising it would give other tokens than those the
+model produced (merges across the border, stripped spaces, removed reasoning), and training on tokens that were never
+sampled. So only the text *between* two answers is rendered, and its tokens are appended.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl.utils.tokenizer.chat_template import apply_chat_template
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder, MergeResult
+
+__all__ = ["Stream", "TemplateTurns", "round_budgets", "rounds_of"]
+
+# stands for an answer while the template is rendered; templates strip spaces and look for tags, so it has neither
+_SENTINEL = "verlAiopsAnswerStandsHere"
+ANSWER_TOKENS = 64
+
+
+class TemplateTurns(ContinuousTokenBuilder):
+    """verl's token builder for models that it has no family for: the border is read off the chat template itself.
+
+    verl's default builder appends the rendered next message right after the model's last token. A template writes more
+    there (ChatML a line break after ``<|im_end|>``), and an answer that was cut has no end of turn at all.
+    """
+
+    def merge_context_tokens(
+        self,
+        previous_messages: list[dict[str, Any]],
+        updated_messages: list[dict[str, Any]],
+        runtime_token_ids: list[int],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> MergeResult:
+        """Close the model's turn where it did not, and append the messages that follow it, with a generation prompt.
+
+        Args:
+            previous_messages: ends with the assistant's message whose tokens end ``runtime_token_ids``.
+            updated_messages: the same and the new messages.
+
+        Raises:
+            ValueError: the template does not render an answer as it is written.
+        """
+        self._assert_append_only(previous_messages, updated_messages)
+        new = tuple(m["content"] for m in updated_messages[len(previous_messages) :])
+        closing, between = self._between(new)
+        written = next(k for k in range(len(closing), -1, -1) if k == 0 or runtime_token_ids[-k:] == closing[:k])
+        inserted = closing[written:]
+        return MergeResult(
+            token_ids=[*runtime_token_ids, *inserted, *between],
+            appended_token_count=len(between),
+            inserted_token_ids=inserted,
+        )
+
+    def between(self, texts: tuple[str, ...]) -> list[int]:
+        """All tokens between an answer that was cut and the next one, with the user's ``texts`` in between."""
+        closing, between = self._between(texts)
+        return [*closing, *between]
+
+    @functools.cached_property
+    def _cache(self) -> dict[tuple[str, ...], tuple[list[int], list[int]]]:
+        return {}
+
+    def _between(self, texts: tuple[str, ...]) -> tuple[list[int], list[int]]:
+        """Tokens that end the assistant's turn, and those of the user's messages and the generation prompt."""
+        if texts not in self._cache:
+            answered = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
+            closing = self._after_answer(answered, add_generation_prompt=False)
+            users = [{"role": "user", "content": text} for text in texts]
+            rest = self._after_answer([*answered, *users], add_generation_prompt=True)
+            if not rest.startswith(closing):
+                raise ValueError(
+                    f"the chat template ends an answer with {closing!r} at the end of a conversation, but not before a "
+                    f"user's message ({rest[:80]!r}), so rounds cannot be joined; use a template that does"
+                )
+            self._cache[texts] = self._encode(closing), self._encode(rest[len(closing) :])
+        return self._cache[texts]
+
+    def _after_answer(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        text = apply_chat_template(
+            self.tokenizer,
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **self.chat_template_kwargs,
+        )
+        before, found, after = text.partition(_SENTINEL)
+        if not found or _SENTINEL in after:
+            raise ValueError("the chat template does not render an assistant's text once and unchanged")
+        return after
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+@dataclass
+class Stream:
+    """Tokens of one conversation behind its prompt, with what training needs to know of each.
+
+    ``ids``, ``mask`` and ``logps`` have one entry per token: 1 in ``mask`` where the model wrote it. ``logps`` is None
+    when the engine gives none; 0.0 stands for tokens that the model did not write.
+    """
+
+    prompt_ids: list[int]
+    ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logps: list[float] | None = field(default_factory=list)
+
+    @property
+    def all_ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.ids]
+
+    def add_answer(self, ids: list[int], logps: list[float] | None) -> None:
+        """Append what the model wrote.
+
+        Raises:
+            ValueError: as many log-probs as tokens are needed, in every round or in none.
+        """
+        if logps is not None and len(logps) != len(ids):
+            raise ValueError(f"the rollout engine gave {len(logps)} log-probs for {len(ids)} tokens")
+        if logps is None:
+            if self.logps and any(self.mask):
+                raise ValueError("the rollout engine gave log-probs in one round and none in the next")
+            self.logps = None
+        elif self.logps is None:
+            raise ValueError("the rollout engine gave log-probs in one round and none in another")
+        else:
+            self.logps.extend(logps)
+        self.ids.extend(ids)
+        self.mask.extend([1] * len(ids))
+
+    def add_context(self, ids: list[int]) -> None:
+        """Append what stands between two answers; no loss is taken on it."""
+        self.ids.extend(ids)
+        self.mask.extend([0] * len(ids))
+        if self.logps is not None:
+            self.logps.extend([0.0] * len(ids))
+
+
+def rounds_of(extra_info: Any) -> list[str]:
+    """The user texts of the rounds after the first.
+
+    Raises:
+        ValueError: not a list of texts.
+    """
+    rounds = (extra_info or {}).get("rounds")
+    if rounds is None:
+        return []
+    rounds = list(rounds)
+    if not all(isinstance(text, str) and text for text in rounds):
+        raise ValueError(f'extra_info["rounds"]: expected the user text of each later round, found {rounds!r}')
+    return rounds
+
+
+def round_budgets(total: int, between: list[int], round_tokens: list[int] | None, answer_tokens: int) -> list[int]:
+    """How many tokens the model may write in each round.
+
+    Args:
+        total: tokens of the whole response, ``data.max_response_length``.
+        between: tokens between the rounds, one number less than there are rounds.
+        round_tokens: what the user set, None for a division: the last round gets ``answer_tokens``, the earlier ones
+            share the rest evenly. Fewer entries than rounds: the last one stands for those that are missing.
+        answer_tokens: of the last round, where ``round_tokens`` is None and there is more than one.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    rounds = len(between) + 1
+    room = total - sum(between)
+    if round_tokens is not None:
+        budgets = [*round_tokens[:rounds], *round_tokens[-1:] * (rounds - len(round_tokens))]
+    elif rounds == 1:
+        budgets = [room]
+    else:
+        share, rest = divmod(room - answer_tokens, rounds - 1)
+        budgets = [share + (at < rest) for at in range(rounds - 1)] + [answer_tokens]
+    if min(budgets) < 1 or sum(budgets) > room:
+        asked = sum(round_tokens[:rounds]) if round_tokens is not None else answer_tokens + rounds - 1
+        raise ValueError(
+            f"data.max_response_length={total} holds {room} tokens of answers in {rounds} rounds, as the instructions "
+            f"between them take {sum(between)}, but the rounds need {max(asked, sum(budgets))} (budgets {budgets}). "
+            f"Raise data.max_response_length to {max(asked, sum(budgets)) + sum(between)} or more, or lower "
+            "actor_rollout_ref.rollout.custom.aiops_mturn.round_tokens or .answer_tokens."
+        )
+    return budgets

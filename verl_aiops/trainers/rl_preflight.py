@@ -1,0 +1,191 @@
+"""What a run on triage data (GRPO, PPO, ...) is checked for and completed with before Ray starts."""
+
+from __future__ import annotations
+
+import os
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from verl_aiops.trainers.config import ConfigError
+from verl_aiops.trainers.defaults import RL_DEFAULTS, apply_defaults
+
+__all__ = ["is_triage_run", "prepare_triage", "refuse_ignored_keys"]
+
+REWARD, LOOP, MODE = "aiops_mturn", "aiops_mturn", "aiops_sync"
+# groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
+_IGNORED = {
+    "custom_reward_function": "reward.custom_reward_function",
+    "reward_model": "reward.reward_model (reward.num_workers, reward.reward_manager.name)",
+    "sandbox_fusion": "reward.sandbox_fusion",
+}
+
+
+def is_triage_run(config: DictConfig) -> bool:
+    """Whether our reward, agent loop or rollout is in use; every other run is left to verl alone."""
+    return (
+        _ours(OmegaConf.select(config, "reward.custom_reward_function.path"))
+        or _ours(OmegaConf.select(config, "custom_reward_function.path"))
+        or config.reward.reward_manager.name == REWARD
+        or config.actor_rollout_ref.rollout.agent.default_agent_loop == LOOP
+        or _rollout_name(config) == "hf"
+        or _chosen_by_data(config)
+    )
+
+
+def _ours(path: str | None) -> bool:
+    return bool(path) and ("verl_aiops" in path or os.path.basename(path) == "aiops_mturn.py")
+
+
+def _rollout_name(config: DictConfig) -> str | None:
+    rollout = config.actor_rollout_ref.rollout
+    return None if OmegaConf.is_missing(rollout, "name") else rollout.name
+
+
+def _train_files(config: DictConfig) -> list[str]:
+    files = config.data.train_files
+    return [os.path.expanduser(str(f)) for f in ([files] if isinstance(files, str) else files or [])]
+
+
+def _chosen_by_data(config: DictConfig) -> bool:
+    """Whether the first rows of the training file name our agent loop; unreadable files are verl's to report."""
+    return any(row.get("agent_name") == LOOP for row in _first_rows(config, 1))
+
+
+def _first_rows(config: DictConfig, count: int) -> list[dict]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in _train_files(config):
+        if not path.endswith(".parquet") or not os.path.isfile(path):
+            continue
+        try:
+            file = pq.ParquetFile(path)
+            columns = [c for c in ("agent_name", "extra_info") if c in file.schema_arrow.names]
+            return next(file.iter_batches(batch_size=count, columns=columns)).to_pylist()
+        except (pa.ArrowException, OSError, StopIteration):
+            return []
+    return []
+
+
+def refuse_ignored_keys(config: DictConfig) -> None:
+    """Stop a run that sets what verl 0.9 ignores without a word.
+
+    Raises:
+        ConfigError: names each such key and today's.
+    """
+    wrong = []
+    for group, today in _IGNORED.items():
+        for key in _set_keys(OmegaConf.select(config, group)):
+            now = f"{today}.{key}" if "(" not in today else today
+            wrong.append(f"{group}.{key} is ignored by verl 0.9: use {now}")
+    multi_turn = OmegaConf.select(config, "actor_rollout_ref.rollout.multi_turn")
+    if multi_turn is True or (OmegaConf.is_config(multi_turn) and multi_turn.get("enable")):
+        wrong.append(
+            "actor_rollout_ref.rollout.multi_turn.enable is ignored by verl 0.9: the column agent_name of the data, or "
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={LOOP}, chooses the loop that runs several rounds"
+        )
+    if wrong:
+        raise ConfigError("\n  ".join(["settings without effect; remove or rename them:", *wrong]))
+
+
+def _set_keys(group) -> list[str]:
+    """Dotted names of the values in a configuration group that are not None."""
+    if not OmegaConf.is_config(group):
+        return []
+    keys = []
+    for key, value in group.items():
+        if OmegaConf.is_config(value):
+            keys += [f"{key}.{inner}" for inner in _set_keys(value)]
+        elif value is not None:
+            keys.append(str(key))
+    return keys
+
+
+def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
+    """Complete and check a run on triage data.
+
+    Returns:
+        one line per key that was filled in.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+    refuse_ignored_keys(config)
+    lines = apply_defaults(config, given, RL_DEFAULTS)
+    name = _rollout_name(config)
+    if name is None:
+        raise ConfigError("actor_rollout_ref.rollout.name is not set: sglang, vllm, or hf (any machine, small models).")
+    if name == "hf":
+        _check_hf(config)
+    _check_reward(config)
+    _check_group(config)
+    _check_rounds(config)
+    if config.trainer.use_v1 and config.trainer.v1.trainer_mode == "sync":
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = MODE
+    return lines
+
+
+def _check_hf(config: DictConfig) -> None:
+    from verl_aiops.rollout.hf_limits import unsupported
+
+    if wrong := unsupported(config.actor_rollout_ref.rollout, config.actor_rollout_ref.model):
+        raise ConfigError("\n  ".join(["the rollout hf cannot do this:", *wrong]))
+    if config.trainer.v1.trainer_mode == "separate_async":
+        raise ConfigError("trainer.v1.trainer_mode=separate_async: the rollout hf runs beside the trainer. Use sync.")
+
+
+def _check_reward(config: DictConfig) -> None:
+    from verl_aiops.rewards.settings import read_settings
+
+    custom = config.reward.custom_reward_function
+    if custom.path is None and config.reward.reward_manager.name != REWARD:
+        raise ConfigError(
+            "no reward: set reward.custom_reward_function.path=pkg://verl_aiops.rewards.aiops_mturn, or "
+            f"reward.reward_manager.name={REWARD}."
+        )
+    if custom.path is not None and not _ours(custom.path):
+        return
+    try:
+        read_settings(dict(custom.get("reward_kwargs") or {}))
+    except ValueError as error:
+        raise ConfigError(f"reward.custom_reward_function.reward_kwargs: {error}") from None
+
+
+def _check_group(config: DictConfig) -> None:
+    n = config.actor_rollout_ref.rollout.n
+    if config.algorithm.adv_estimator.startswith("grpo") and n < 2:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.n={n}: GRPO compares the answers to one prompt with each other. Set 2 or more."
+        )
+
+
+def _check_rounds(config: DictConfig) -> None:
+    """The budgets of the rounds against ``data.max_response_length``, on the data's own instructions."""
+    rows = [row for row in _first_rows(config, 64) if row.get("agent_name", LOOP) == LOOP]
+    from verl_aiops.rollout.settings import RoundSettings
+
+    try:
+        settings = RoundSettings.from_config(OmegaConf.select(config, "actor_rollout_ref.rollout.custom.aiops_mturn"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    on_sglang = _rollout_name(config) == "sglang"
+    if settings.json_schema and on_sglang and config.actor_rollout_ref.rollout.skip_tokenizer_init:
+        raise ConfigError(
+            "actor_rollout_ref.rollout.custom.aiops_mturn.json_schema=True: SGLang needs its tokenizer for this. Set "
+            "actor_rollout_ref.rollout.skip_tokenizer_init=False."
+        )
+    if not rows:
+        return
+    from verl_aiops.rollout.turns import TemplateTurns, round_budgets, rounds_of
+    from verl_aiops.trainers.preflight import load_tokenizer
+
+    tokenizer = load_tokenizer(config.actor_rollout_ref.model)
+    builder = TemplateTurns(tokenizer, chat_template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}))
+    for row in rows:
+        try:
+            between = [len(builder.between((text,))) for text in rounds_of(row.get("extra_info"))]
+            round_budgets(config.data.max_response_length, between, settings.round_tokens, settings.answer_tokens)
+        except ValueError as error:
+            name = (row.get("extra_info") or {}).get("id")
+            raise ConfigError(f"data.train_files, row {name}: {error}") from None
