@@ -27,7 +27,7 @@ def unsupported(rollout: Any, model: Any) -> list[str]:
             wrong.append(f"{where}.{name}={size}: each replica of the rollout hf is one process. Set it to 1.")
     if rollout.disaggregation.enabled:
         wrong.append(f"{where}.disaggregation.enabled=True: prefill and decoding are one process in the rollout hf.")
-    for name in ("quantization", "enable_rollout_routing_replay", "qat"):
+    for name in ("quantization", "enable_rollout_routing_replay"):
         if rollout.get(name, None):
             wrong.append(f"{where}.{name}={rollout.get(name)}: the rollout hf does not do this. Remove it.")
     if rollout.prometheus.enable or not rollout.disable_log_stats:
