@@ -39,7 +39,7 @@ args=(
 )
 if [ "$GPUS" = 0 ]; then
   GPUS=1
-  args+=(engine.strategy=fsdp2 model.enable_gradient_checkpointing=False
+  args+=(trainer.device=cpu engine.strategy=fsdp2 model.enable_gradient_checkpointing=False
     '+engine.mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}')
 fi
 torchrun --standalone --nnodes=1 --nproc_per_node="$GPUS" -m verl.trainer.sft_trainer \

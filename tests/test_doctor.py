@@ -220,12 +220,12 @@ def test_a_rollout_counts_as_usable_only_if_it_imports(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(environment, "ROLLOUTS", ("broken_engine", "sound_engine"))
-    broken, sound = environment.check_rollouts()
+    broken, sound, hf = environment.check_rollouts()
     assert broken.level == INFO and broken.value.endswith("import fails: ImportError: libcudart.so.13: cannot open")
-    assert sound.level == OK
+    assert sound.level == OK and hf.level == OK and not hf.advice
     monkeypatch.setattr(environment, "ROLLOUTS", ("no_such_engine",))
-    absent, none = environment.check_rollouts()
-    assert absent.value == "not installed" and none.value == "none usable" and none.level == INFO
+    absent, hf = environment.check_rollouts()
+    assert absent.value == "not installed" and hf.label == "rollout hf" and "only one usable" in hf.advice
 
 
 @pytest.mark.parametrize("spec, level, follows", [(None, INFO, "sdpa"), (object(), OK, "packed")])

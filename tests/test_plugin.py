@@ -19,11 +19,14 @@ import datasets, hydra, pandas, peft, ray, tensordict, torch, transfer_queue, tr
 import torch.distributed.fsdp, torch.distributed.tensor
 
 def listing():
+    from verl.experimental.agent_loop import agent_loop
+    from verl.experimental.reward_loop.reward_manager import registry
     from verl.plugin.platform import PlatformRegistry
     from verl.trainer import main_ppo
     from verl.trainer.ppo import core_algos
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.engine import EngineRegistry
+    from verl.workers.rollout import base, replica
 
     def name(thing):
         return f"{thing.__module__}.{thing.__qualname__}"
@@ -33,6 +36,7 @@ def listing():
         "estimators": core_algos.ADV_ESTIMATOR_REGISTRY,
         "policy losses": core_algos.POLICY_LOSS_REGISTRY,
         "platforms": PlatformRegistry._platforms,
+        "reward managers": registry.REWARD_MANAGER,
         "engines": {
             f"{model}/{backend}/{device}": engine
             for model, backends in EngineRegistry._engines.items()
@@ -41,6 +45,9 @@ def listing():
         },
     }
     names = {kind: {str(key): name(thing) for key, thing in found.items()} for kind, found in registries.items()}
+    names["agent loops"] = {key: loop["_target_"] for key, loop in agent_loop._agent_loop_registry.items()}
+    names["rollouts"] = {"/".join(key): path for key, path in base._ROLLOUT_REGISTRY.items()}
+    names["replicas"] = {key: load.__module__ for key, load in replica.RolloutReplicaRegistry._registry.items()}
     return {**names, "checked": main_ppo.validate_config.__code__.co_filename}
 
 for first, plugins in json.loads(sys.argv[1]):
@@ -53,13 +60,21 @@ for first, plugins in json.loads(sys.argv[1]):
     os.wait()
 """
 FIRST = ["verl", "verl_aiops.plugin", "verl_aiops.platform.cpu"]
-FIRST += ["verl_aiops.trainers.offline", "verl_aiops.trainers.engine"]
+FIRST += ["verl_aiops.trainers.offline", "verl_aiops.trainers.engine", "verl_aiops.trainers.triage"]
+FIRST += ["verl_aiops.rewards.manager", "verl_aiops.rollout.hf_replica", "verl_aiops.rollout.agent_loop"]
 
 OURS = {
-    "trainers": {"dpo": "verl_aiops.trainers.offline.OfflineDPOTrainer"},
+    "trainers": {
+        "dpo": "verl_aiops.trainers.offline.OfflineDPOTrainer",
+        "aiops_sync": "verl_aiops.trainers.triage.TriageTrainer",
+    },
     "estimators": {"dpo": "verl_aiops.trainers.algorithms.compute_dpo_advantage"},
     "policy losses": {"dpo": "verl_aiops.trainers.algorithms.compute_dpo_policy_loss"},
     "platforms": {"cpu": "verl_aiops.platform.cpu.PlatformCPU"},
+    "reward managers": {"aiops_mturn": "verl_aiops.rewards.manager.AiopsMturnRewardManager"},
+    "agent loops": {"aiops_mturn": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"},
+    "rollouts": {"hf/async": "verl_aiops.rollout.hf_replica.HFServerAdapter"},
+    "replicas": {"hf": "verl_aiops.plugin"},
     "engines": {
         f"preference_language_model/{backend}/{device}": "verl_aiops.trainers.engine.FSDPPreferenceEngine"
         for backend in ("fsdp", "fsdp2")
@@ -120,6 +135,17 @@ def test_our_names_resolve_through_verls_functions():
     from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
     from verl_aiops.trainers.offline import OfflineDPOTrainer
 
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+    from verl.workers.rollout.base import get_rollout_class
+    from verl.workers.rollout.replica import get_rollout_replica_class
+
+    from verl_aiops.rewards.manager import AiopsMturnRewardManager
+    from verl_aiops.rollout.hf_replica import HFReplica, HFServerAdapter
+    from verl_aiops.trainers.triage import TriageTrainer
+
+    assert get_trainer_cls("aiops_sync") is TriageTrainer
+    assert get_reward_manager_cls("aiops_mturn") is AiopsMturnRewardManager
+    assert get_rollout_replica_class("hf") is HFReplica and get_rollout_class("hf") is HFServerAdapter
     assert get_trainer_cls("dpo") is OfflineDPOTrainer
     assert get_adv_estimator_fn("dpo") is compute_dpo_advantage
     assert get_policy_loss_fn("dpo") is compute_dpo_policy_loss

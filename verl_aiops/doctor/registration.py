@@ -102,6 +102,27 @@ def _engine(name: str) -> Any:
     return EngineRegistry.get_engine_cls(name, "fsdp2")
 
 
+def _reward_manager(name: str) -> Any:
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+
+    return get_reward_manager_cls(name)
+
+
+def _agent_loop(name: str) -> Any:
+    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+
+    module, _, loop = _agent_loop_registry[name]["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), loop)
+
+
+def _rollout(name: str) -> Any:
+    from verl.workers.rollout.base import get_rollout_class
+    from verl.workers.rollout.replica import get_rollout_replica_class
+
+    get_rollout_class(name)
+    return get_rollout_replica_class(name)
+
+
 def _platform(name: str) -> Any:
     from verl.plugin.platform import PlatformRegistry
 
@@ -121,9 +142,16 @@ NAMES: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("advantage estimator", "dpo", _adv_estimator),
     ("policy loss", "dpo", _policy_loss),
     ("trainer mode", "dpo", _trainer_mode),
+    ("trainer mode", "aiops_sync", _trainer_mode),
     ("engine", "preference_language_model", _engine),
+    ("reward manager", "aiops_mturn", _reward_manager),
+    ("agent loop", "aiops_mturn", _agent_loop),
+    ("rollout", "hf", _rollout),
     ("platform", "cpu", _platform),
     ("preset", "dpo", _preset),
+    ("preset", "grpo_mturn", _preset),
+    ("preset", "dr_grpo", _preset),
+    ("preset", "ppo_mturn", _preset),
     ("preset", "cpu", _preset),
 )
 

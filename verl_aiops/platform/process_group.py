@@ -40,6 +40,8 @@ def on_cpu_use_gloo_torchrun(initialize_torchrun):
 
         if get_device_name() != "cpu":
             return initialize_torchrun(timeout_second)
+        # torchrun sets one thread for each process unless the user says otherwise
+        share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         torch.distributed.init_process_group(
             backend=CPU_BACKEND,
             timeout=timedelta(seconds=timeout_second),

@@ -1,0 +1,99 @@
+"""What the reward manager hands on, and what training logs of it."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+
+from verl_aiops.trainers.triage import part_metrics
+
+TRUTH = json.dumps({"service": "db", "incident_type": "disk_full", "evidence": ["disk 100% used"]})
+RIGHT = '{"service": "db", "incident_type": "disk_full"}'
+
+
+def configuration(**custom):
+    settings = {"path": None, "name": "compute_score", **custom}
+    return OmegaConf.create({"reward": {"custom_reward_function": settings}})
+
+
+def score(tokenizer, turns, given=None, **custom):
+    """The manager's result for one trajectory as verl's worker hands it over."""
+    from verl import DataProto
+
+    from verl_aiops.rewards.manager import AiopsMturnRewardManager
+
+    responses = torch.tensor([tokenizer.encode("any text")])
+    batch = TensorDict({"responses": responses, "attention_mask": torch.ones_like(responses)}, batch_size=1)
+    fields = np.empty(1, dtype=object)
+    fields[0] = {"turns": turns, "round_cut": [0] * len(turns)} if turns is not None else {}
+    row = {
+        "data_source": np.array(["aiops_mturn"]),
+        "reward_model": np.array([{"ground_truth": TRUTH}], dtype=object),
+        "extra_info": np.array([{"incident_text": "disk 100% used since 9"}], dtype=object),
+        "tool_extra_fields": fields,
+    }
+
+    async def go():
+        manager = AiopsMturnRewardManager(configuration(**custom), tokenizer, compute_score=given)
+        return await manager.run_single(DataProto(batch=batch, non_tensor_batch=row))
+
+    return asyncio.run(go())
+
+
+def test_rounds_reach_the_reward_and_stay_apart(tokenizer):
+    result = score(tokenizer, ['It says "disk 100% used".', RIGHT])
+    assert result["reward_score"] == pytest.approx(1.0)
+    info = result["reward_extra_info"]
+    assert info["round_1"] == 'It says "disk 100% used".' and info["round_2"] == RIGHT
+    assert info["acc_main"] == 1.0 and info["evidence"] == 1.0
+    assert score(tokenizer, [RIGHT, "no"])["reward_score"] == 0.0
+
+
+def test_without_rounds_the_response_is_the_answer(tokenizer):
+    result = score(tokenizer, None)
+    assert result["reward_score"] == 0.0 and "round_1" not in result["reward_extra_info"]
+
+
+def test_settings_reach_the_reward(tokenizer):
+    plain = score(tokenizer, ["", RIGHT])["reward_score"]
+    assert score(tokenizer, ["", RIGHT], reward_kwargs={"evidence_weight": 0.0})["reward_score"] > plain
+
+
+def test_a_reward_of_the_users_own_is_used(tokenizer):
+    def mine(data_source, solution_str, ground_truth, extra_info, **kwargs):
+        return {"score": 0.25, "turns": float(len(extra_info["turns"]))}
+
+    result = score(tokenizer, ["a", "b"], given=mine, path="mine.py")
+    assert result["reward_score"] == 0.25 and result["reward_extra_info"]["turns"] == 2.0
+
+
+def test_part_metrics():
+    rows = [
+        {"reward_extra_info": {"score": 1.0, "json_ok": 1.0, "round_1": "x"}, "round_cut": [1, 0]},
+        {"reward_extra_info": {"score": 0.5, "json_ok": 0.0, "round_1": "y"}, "round_cut": [0, 0]},
+        {"round_cut": [1]},
+    ]
+    assert part_metrics(rows) == pytest.approx(
+        {"reward/score": 0.75, "reward/json_ok": 0.5, "rounds/cut_1": 2 / 3, "rounds/cut_2": 0.0}
+    )
+    assert part_metrics([]) == {}
+
+
+def test_verls_trainer_still_has_what_is_overridden():
+    import inspect
+
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    from verl_aiops.trainers.triage import TriageTrainer
+
+    for name in ("_compute_metrics", "_log_rollout_data"):
+        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (PPOTrainer, TriageTrainer))
+        assert list(theirs.parameters) == list(ours.parameters), name
+    fit = inspect.getsource(PPOTrainer.fit)
+    assert fit.index("self._compute_metrics(") < fit.index("self._log_rollout_data(") < fit.index("tq.kv_clear(")
+    assert "reward_extra_info" not in inspect.getsource(PPOTrainer._compute_metrics), "verl logs the parts itself now"
+    assert 'self.trainer_mode == "sync"' in inspect.getsource(PPOTrainer._build_replay_buffer)
