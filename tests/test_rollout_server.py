@@ -80,9 +80,7 @@ def test_a_failed_batch_fails_its_requests_only():
     async def go():
         recorder = Recorder()
         batches = batcher(recorder, max_seqs=1)
-        answers = await asyncio.gather(
-            *[batches.submit(request(n)) for n in (1, 666, 2)], return_exceptions=True
-        )
+        answers = await asyncio.gather(*[batches.submit(request(n)) for n in (1, 666, 2)], return_exceptions=True)
         assert [type(a) for a in answers] == [Sampled, FloatingPointError, Sampled]
 
     asyncio.run(go())

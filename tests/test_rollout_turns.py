@@ -203,8 +203,10 @@ def test_two_rounds(tokenizer, tiny_model_dir):
     first, second = encode(tokenizer, 'It says "full".'), encode(tokenizer, '{"service": "a"}')
     output, engine = run_loop(tokenizer, tiny_model_dir, [first, second])
     asked = [request["prompt_ids"] for request in engine.asked]
-    assert asked[0] == output.prompt_ids == tokenizer.apply_chat_template(
-        [USER], add_generation_prompt=True, return_dict=False
+    assert (
+        asked[0]
+        == output.prompt_ids
+        == tokenizer.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
     )
     between = len(asked[1]) - len(asked[0]) - len(first)
     assert output.response_ids == asked[1][len(asked[0]) :] + second

@@ -3,7 +3,7 @@
 Needs neither torch nor verl and imports nothing else of this package.
 """
 
-from .build import PREFS_COLUMNS, SFT_COLUMNS, build_prefs, build_sft, iter_cases
+from .build import PREFS_COLUMNS, RL_COLUMNS, SFT_COLUMNS, build_prefs, build_rl, build_sft, iter_cases
 from .case import Case, PromptOptions, build_case
 from .errors import IncidentError, OutputExistsError
 from .pairs import DEFAULT_KINDS, KINDS, Pair, PairMaker, PairOptions, parse_kinds
@@ -17,6 +17,7 @@ from .prompts import (
     round1_message,
     round2_message,
 )
+from .readback import check_rl_file
 from .readers import READERS, read_incidents
 from .safety import neutralise
 from .schema import Incident, fault_id, normalise_label
@@ -34,6 +35,7 @@ __all__ = [
     "KINDS",
     "PREFS_COLUMNS",
     "READERS",
+    "RL_COLUMNS",
     "SFT_COLUMNS",
     "Candidates",
     "Case",
@@ -55,7 +57,9 @@ __all__ = [
     "answer_json",
     "build_case",
     "build_prefs",
+    "build_rl",
     "build_sft",
+    "check_rl_file",
     "choose_candidates",
     "direct_message",
     "fault_id",

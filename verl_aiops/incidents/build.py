@@ -1,10 +1,11 @@
-"""Data files from incidents: preference pairs and SFT conversations, with one and the same split."""
+"""Data files from incidents: preference pairs, SFT conversations and RL prompts, with one and the same split."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from tqdm import tqdm
 from .case import Case, PromptOptions, assistant, build_case
 from .errors import IncidentError
 from .pairs import PairMaker, PairOptions
-from .prompts import json_text
+from .prompts import Message, json_text
 from .sources import IncidentSource
 from .split import split_side
 from .summary import Side, Summary
-from .writers import row_writers, sibling
+from .writers import Columns, row_writers, sibling
 
 PREFS_COLUMNS = {
     "prompt": "messages",
@@ -33,6 +34,24 @@ PREFS_COLUMNS = {
     "incident_text": "string",
 }
 SFT_COLUMNS = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
+# What verl finds a row's reward and agent loop by.
+RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
+RL_COLUMNS = {
+    "data_source": "string",
+    "prompt": "messages",
+    "agent_name": "string",
+    "ability": "string",
+    "reward_model": {"style": "string", "ground_truth": "string"},
+    "extra_info": {
+        "index": "int",
+        "id": "string",
+        "group": "string",
+        "lang": "string",
+        "source": "string",
+        "incident_text": "string",
+        "rounds": "strings",
+    },
+}
 
 Rows = list[dict[str, Any]]
 
@@ -112,6 +131,52 @@ def build_sft(
     return _build("SFT conversations", source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite)
 
 
+def build_rl(
+    source: IncidentSource,
+    out: str | Path,
+    *,
+    val_out: str | Path | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+    prompts: PromptOptions | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Write prompts for verl's RL trainers, one per incident, with what the reward and the later rounds need.
+
+    Columns: `RL_COLUMNS`. `prompt` holds the messages before the first answer, `extra_info.rounds` the user's texts of
+    the rounds after it, `reward_model.ground_truth` is JSON text, and `extra_info.index` numbers a file's rows. The
+    evidence always stays in the prompt whole (`PromptOptions.whole_evidence`), since the reward pays for quoting it.
+    The same source, seed and share put the same incidents on the same side as in `build_prefs`.
+    """
+    indices = {side: count() for side in ("train", "val")}
+
+    def rows(case: Case, group: str, side: str) -> Rows:
+        incident = case.incident
+        extra_info = {
+            "index": next(indices[side]),
+            "id": incident.id,
+            "group": group,
+            "lang": incident.lang,
+            "source": incident.source,
+            "incident_text": case.text,
+            "rounds": [message["content"] for message in case.rounds[1:]],
+        }
+        return [
+            {
+                "data_source": RL_NAME,
+                "prompt": case.opening,
+                "agent_name": RL_NAME,
+                "ability": RL_ABILITY,
+                "reward_model": {"style": "rule", "ground_truth": json_text(case.ground_truth)},
+                "extra_info": extra_info,
+            }
+        ]
+
+    prompts = replace(prompts or PromptOptions(), seed=seed, whole_evidence=True)
+    arguments = (source, out, val_out, val_share, seed, prompts, RL_COLUMNS, rows, overwrite)
+    return _build("RL prompts", *arguments, prompt_of=lambda case: case.opening)
+
+
 def _build(
     what: str,
     source: IncidentSource,
@@ -120,9 +185,10 @@ def _build(
     val_share: float,
     seed: int,
     prompts: PromptOptions,
-    columns: dict[str, str],
+    columns: Columns,
     rows_of: Callable[[Case, str, str], Rows],
     overwrite: bool,
+    prompt_of: Callable[[Case], list[Message]] = lambda case: case.prompt,
 ) -> Summary:
     if not 0 <= val_share < 1:
         raise IncidentError(f"val share: expected a share from 0 to below 1, found {val_share}")
@@ -141,7 +207,7 @@ def _build(
             rows = rows_of(case, group, side)
             for row in rows:
                 by_side[side].write(row)
-            sides[side].add(case, group, len(rows), sum(len(message["content"]) for message in case.prompt))
+            sides[side].add(case, group, len(rows), sum(len(message["content"]) for message in prompt_of(case)))
         if not by_side["train"].count:
             raise IncidentError(
                 f"{source.name}: nothing to write for training from {source.count} incidents; give more of them, more "

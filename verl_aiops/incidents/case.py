@@ -29,12 +29,14 @@ from .trim import Trimmed, trim_incident
 class PromptOptions:
     """How prompts are made.
 
-    `budget` bounds the incident's data, in characters or in the unit of `measure`; 0 leaves them whole.
+    `budget` bounds the incident's data, in characters or in the unit of `measure`; 0 leaves them whole. With
+    `whole_evidence` it gives way where evidence needs more.
     """
 
     style: str = "two_round"
     budget: int = 1200
     measure: Callable[[str], int] = len
+    whole_evidence: bool = False
     show_candidates: bool = True
     max_candidates: int = 8
     max_quotes: int = 3
@@ -70,6 +72,11 @@ class Case:
     trimmed: Trimmed
 
     @property
+    def opening(self) -> list[Message]:
+        """The messages before the first answer."""
+        return [self.rounds[0]]
+
+    @property
     def prompt(self) -> list[Message]:
         """All messages before the final answer: one, or round 1, the reference analysis and round 2."""
         if len(self.rounds) == 1:
@@ -88,7 +95,9 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
     """
     options = options or PromptOptions()
     if options.budget:
-        trimmed = trim_incident(incident, options.budget, measure=options.measure)
+        trimmed = trim_incident(
+            incident, options.budget, measure=options.measure, whole_evidence=options.whole_evidence
+        )
     else:
         trimmed = Trimmed(neutralise_incident(incident))
     incident = trimmed.incident

@@ -28,6 +28,7 @@ class Side:
     trimmed: int = 0
     evidence_left_out: int = 0
     evidence_shortened: int = 0
+    over_budget: int = 0
     without_evidence: int = 0
 
     def add(self, case: Case, group: str, rows: int, prompt_chars: int) -> None:
@@ -44,6 +45,7 @@ class Side:
         self.trimmed += trimmed.lines_left_out > 0
         self.evidence_left_out += trimmed.evidence_left_out
         self.evidence_shortened += trimmed.evidence_shortened
+        self.over_budget += trimmed.over_budget
         self.without_evidence += not incident.evidence
 
 
@@ -56,6 +58,11 @@ class Summary:
     sides: dict[str, Side]
     files: dict[str, str]
     makers: dict[str, PairMaker] = field(default_factory=dict)
+
+    @property
+    def written(self) -> list[str]:
+        """The files there are: a side without rows has none."""
+        return [self.files[name] for name, side in self.sides.items() if side.rows]
 
     def __str__(self) -> str:
         lines = [f"{self.what} from {self.source}"]
@@ -82,6 +89,8 @@ class Summary:
                 f"    trimmed {side.trimmed:,} incidents ({side.evidence_left_out:,} evidence lines left out, "
                 f"{side.evidence_shortened:,} cut short); {side.without_evidence:,} without evidence"
             )
+        if side.over_budget:
+            lines.append(f"    {side.over_budget:,} incidents exceed the budget, since their evidence stays whole")
         return lines
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Union
 
 from .errors import IncidentError, OutputExistsError
 from .schema import Incident
@@ -17,12 +17,15 @@ from .taxonomy import Taxonomy
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# A column's type by name (see `parquet_schema`), or a mapping of the fields of a struct.
+Columns = Mapping[str, Union[str, "Columns"]]
+
 # Rows held in memory before they go to disk as one row group: a few megabytes of prompts.
 ROW_GROUP = 1000
 
 
 class _JsonlSink:
-    def __init__(self, path: Path, columns: Mapping[str, str]):
+    def __init__(self, path: Path, columns: Columns):
         self.file: IO[str] = path.open("x", encoding="utf-8", newline="\n")
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -33,7 +36,7 @@ class _JsonlSink:
 
 
 class _ParquetSink:
-    def __init__(self, path: Path, columns: Mapping[str, str]):
+    def __init__(self, path: Path, columns: Columns):
         import pyarrow.parquet as pq
 
         self.schema = parquet_schema(columns)
@@ -63,35 +66,48 @@ class _ParquetSink:
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     import pyarrow as pa
 
-    if not pa.types.is_list(kind):
-        return pa.array(values, kind)
-    # Several times faster than handing the dicts to arrow.
-    messages = [message for value in values for message in value]
-    parts = [pa.array([message[name] for message in messages], pa.string()) for name in ("role", "content")]
-    offsets = pa.array([0, *accumulate(map(len, values))], pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, ["role", "content"]))
+    # Lists and structs are taken apart here: several times faster than handing lists of dicts to arrow.
+    if pa.types.is_struct(kind):
+        fields = list(kind)
+        parts = [_column([value[field.name] for value in values], field.type) for field in fields]
+        return pa.StructArray.from_arrays(parts, fields=fields)
+    if pa.types.is_list(kind):
+        offsets = pa.array([0, *accumulate(map(len, values))], pa.int32())
+        return pa.ListArray.from_arrays(offsets, _column([item for value in values for item in value], kind.value_type))
+    return pa.array(values, kind)
 
 
 # A new format is one class with write(row) and close(), and one line here.
 SINKS = {".parquet": _ParquetSink, ".jsonl": _JsonlSink}
 
 
-def parquet_schema(columns: Mapping[str, str]) -> pa.Schema:
-    """The arrow schema of `columns`, name to type: `string`, `double` or `messages` (a list of {role, content})."""
+def parquet_schema(columns: Columns) -> pa.Schema:
+    """The arrow schema of `columns`, name to type.
+
+    Types: `string`, `double`, `int`, `strings` (a list), `messages` (a list of {role, content}), or a mapping like
+    `columns` itself, which makes a struct.
+    """
     import pyarrow as pa
 
     types = {
         "string": pa.string(),
         "double": pa.float64(),
+        "int": pa.int64(),
+        "strings": pa.list_(pa.string()),
         "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
     }
-    return pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    return pa.schema(
+        [
+            (name, types[kind] if isinstance(kind, str) else pa.struct(list(parquet_schema(kind))))
+            for name, kind in columns.items()
+        ]
+    )
 
 
 class RowWriter:
     """Writes rows to a temporary file beside `path`; `keep` puts it in place, `discard` removes it."""
 
-    def __init__(self, path: Path, columns: Mapping[str, str], overwrite: bool):
+    def __init__(self, path: Path, columns: Columns, overwrite: bool):
         if path.suffix.lower() not in SINKS:
             raise IncidentError(f"{path}: cannot write '{path.suffix}' files; name it with one of {', '.join(SINKS)}")
         if path.is_dir():
@@ -130,9 +146,7 @@ class RowWriter:
 
 
 @contextmanager
-def row_writers(
-    paths: Sequence[str | Path], columns: Mapping[str, str], *, overwrite: bool = False
-) -> Iterator[list[RowWriter]]:
+def row_writers(paths: Sequence[str | Path], columns: Columns, *, overwrite: bool = False) -> Iterator[list[RowWriter]]:
     """Writers for files that belong together: all appear at the end, or none if anything goes wrong.
 
     `columns` maps names to types as in `parquet_schema`. Raises `OutputExistsError` at once if a file is there and
