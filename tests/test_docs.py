@@ -4,18 +4,29 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES
+from verl_aiops.rollout.settings import RoundSettings
 from verl_aiops.trainers.config import DPOConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", README, flags=re.MULTILINE)
+RL = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
 
 
-def test_every_setting_stands_in_the_readme_with_its_default():
+def rows_of(text):
+    return re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", text, flags=re.MULTILINE)
+
+
+ROWS = rows_of(README)
+
+
+@pytest.mark.parametrize("text, settings", [(README, DPOConfig), (RL, RoundSettings)])
+def test_every_setting_stands_in_the_docs_with_its_default(text, settings):
     as_yaml = {None: "null", True: "true", False: "false"}
-    defaults = {f.name: f.default for f in fields(DPOConfig)}
-    said = {name: default for name, default, _ in ROWS}
+    defaults = {f.name: f.default for f in fields(settings)}
+    said = {name: default for name, default, _ in rows_of(text)}
     assert list(said) == list(defaults)
     for name, default in defaults.items():
         expected = as_yaml[default] if default is None or isinstance(default, bool) else str(default)
@@ -31,5 +42,12 @@ def test_every_loss_and_divergence_stands_in_the_readme():
 
 
 def test_files_that_the_readme_names_exist():
-    for path in re.findall(r"\b(?:examples|scripts)/[\w./-]+\.(?:sh|py)\b", README):
+    for path in re.findall(r"\b(?:examples|scripts|benchmarks|docs)/[\w./-]+\.(?:sh|py|md)\b", README + RL):
         assert (ROOT / path).is_file(), path
+
+
+def test_every_preset_and_script_stands_in_the_docs():
+    for preset in (ROOT / "verl_aiops" / "config" / "verl_aiops").glob("*.yaml"):
+        assert re.search(rf"\b{preset.stem}\b", README + RL), preset.stem
+    for script in (ROOT / "examples").glob("*.sh"):
+        assert script.name in README + RL, script.name

@@ -246,6 +246,31 @@ def test_verls_is_trl_available_is_called_as_we_call_it():
 # --- what the trainer takes for granted of its base class and of main_ppo ------------------------------------------
 
 
+def test_verls_load_valuehead_model_is_called_as_we_call_it(tiny_model_dir, monkeypatch):
+    """verl asks for flash-attn by name; when it heeds the configuration, the replacement can go."""
+    import importlib.util
+
+    import torch
+    import verl.utils.model as model_module
+    from transformers import AutoConfig
+
+    ours, verls = _replaced(model_module, "load_valuehead_model")
+    assert list(inspect.signature(verls).parameters) == [
+        "local_path",
+        "torch_dtype",
+        "model_config",
+        "trust_remote_code",
+    ]
+    assert 'attn_implementation="flash_attention_2"' in inspect.getsource(verls)
+    config = AutoConfig.from_pretrained(tiny_model_dir, num_labels=1)
+    critic = ours(str(tiny_model_dir), torch.float32, config, False)
+    assert critic(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(model_module, "is_trl_available", lambda: False)
+    with pytest.raises(RuntimeError, match="is not a value head model"):  # verl's own, where flash-attn is there
+        ours(str(tiny_model_dir), torch.float32, config, False)
+
+
 def test_main_ppo_makes_and_runs_the_trainer_as_ours_expects():
     from verl.trainer import main_ppo
 

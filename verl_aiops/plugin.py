@@ -128,3 +128,12 @@ def _trl(module):
     from verl_aiops.platform.trl_guard import only_with_value_head
 
     module.is_trl_available = only_with_value_head(module.is_trl_available)
+
+
+@wrapt.when_imported("verl.utils.model")
+def _critics(module):
+    # What: without flash-attn a critic is loaded with sdpa attention. Why: verl asks for flash_attention_2 whatever
+    # the configuration says, takes the error for a missing value head, and tells the user to install TRL. verl 0.9.x.
+    from verl_aiops.platform.valuehead import without_flash_attn
+
+    module.load_valuehead_model = without_flash_attn(module.load_valuehead_model)

@@ -14,14 +14,15 @@ import os
 import sys
 
 from verl_aiops.evaluation.answers import generate_answers, read_questions, score_answers, wilson_interval
+from verl_aiops.evaluation.curves import plot_curves, read_metrics
 
-__all__ = ["main", "read_metrics", "report_rows"]
+__all__ = ["main", "report_rows"]
 
-
-def read_metrics(path: str) -> list[dict]:
-    """``{"step": n, **metrics}`` per line of verl's file logger."""
-    with open(path, encoding="utf-8") as file:
-        return [{"step": entry["step"], **entry["data"]} for entry in map(json.loads, file)]
+_PANELS = {
+    "actor/loss": "loss",
+    "rewards/margins": "reward margin (chosen - rejected)",
+    "logps/chosen": "log-prob of the chosen answer (nats)",
+}
 
 
 def _held_out(metrics: list[dict]) -> tuple[dict, dict]:
@@ -54,41 +55,6 @@ def report_rows(before: dict, after: dict, pairs: int, answers: tuple) -> list[t
     for key, name in names.items():
         rows.append((f"{name} ({answers[0].n} greedy answers)", *(_share(getattr(a, key), a.n) for a in answers)))
     return rows
-
-
-def _plot(metrics: list[dict], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    # Okabe and Ito's colours, told apart by colour-blind readers; validation is dashed for readers in print
-    blue, orange = "#0072B2", "#D55E00"
-    train = [m for m in metrics if "actor/loss" in m]
-    held_out = [m for m in metrics if "val/loss" in m]
-    panels = [
-        ("loss", "actor/loss", "val/loss"),
-        ("reward margin (chosen - rejected)", "rewards/margins", "val/rewards/margins"),
-        ("log-prob of the chosen answer (nats)", "logps/chosen", "val/logps/chosen"),
-    ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), constrained_layout=True)
-    for axis, (title, train_key, val_key) in zip(axes, panels, strict=True):
-        axis.plot([m["step"] for m in train], [m[train_key] for m in train], color=blue, lw=1.2, label="training batch")
-        axis.plot(
-            [m["step"] for m in held_out],
-            [m[val_key] for m in held_out],
-            color=orange,
-            ls="--",
-            marker="o",
-            ms=5,
-            label="held out",
-        )
-        axis.set_title(title, fontsize=11)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             row = {"id": question.get("id"), "ground_truth": question["ground_truth"], "before": old, "after": new}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     try:
-        _plot(metrics, os.path.join(arguments.out, "curves.png"))
+        plot_curves({"training batch": metrics}, _PANELS, os.path.join(arguments.out, "curves.png"))
         print(f"plot: {os.path.join(arguments.out, 'curves.png')}")
     except ImportError:
         print('no plot: matplotlib is not installed (pip install "verl-aiops[plot]")')

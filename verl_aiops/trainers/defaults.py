@@ -78,6 +78,10 @@ def _critic_on_cpu(config: DictConfig) -> bool:
     return _on_cpu(config) and _has_critic(config)
 
 
+def _critic_no_flash_attn(config: DictConfig) -> bool:
+    return _no_flash_attn(config) and _has_critic(config)
+
+
 def _with_hf(config: DictConfig) -> bool:
     return OmegaConf.select(config, "actor_rollout_ref.rollout.name") == "hf"
 
@@ -196,6 +200,10 @@ RL_DEFAULTS: tuple[Default, ...] = (
     ),
     Default(
         "actor_rollout_ref.ref.fsdp_config.mixed_precision", None, lambda c: dict(_FP32), "float32 on CPU", _on_cpu
+    ),
+    Default("critic.model.use_remove_padding", True, lambda c: False, _NO_FLASH, _critic_no_flash_attn),
+    Default(
+        "critic.model.override_config.attn_implementation", None, lambda c: "sdpa", _NO_FLASH, _critic_no_flash_attn
     ),
     Default("critic.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", _critic_on_cpu),
     Default("critic.fsdp.mixed_precision", None, lambda c: dict(_FP32), "float32 on CPU", _critic_on_cpu),

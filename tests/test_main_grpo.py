@@ -1,0 +1,164 @@
+"""verl's stock main_ppo with two-round rollouts on CPU: GRPO, PPO, one and two workers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 3
+# A random model never answers right. This reward gives its answers something to be better or worse at, so that the
+# weights move, and keeps the parts of the real one.
+REWARD = """
+from verl_aiops.rewards.aiops_mturn import compute_score as real
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    parts = real(data_source, solution_str, ground_truth, extra_info)
+    return {**parts, "score": min(1.0, sum(text.count("e") for text in extra_info["turns"]) / 40)}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from verl_aiops.cli import main
+
+    folder = tmp_path_factory.mktemp("rl")
+    build = ["build-rl", "--out", str(folder / "rl.parquet"), "--num-incidents", "40", "--lang", "mix"]
+    assert main([*build, "--max-chars", "150", "--max-candidates", "3"]) == 0
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def run(data, model_dir, out, *overrides, estimator="grpo"):
+    """Metrics by step and the output of a run that is told nothing but data, model, reward and sizes."""
+    command = [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        f"algorithm.adv_estimator={estimator}",
+        f"data.train_files={data / 'rl.parquet'}",
+        f"data.val_files={data / 'rl.val.parquet'}",
+        "data.train_batch_size=4",
+        "data.val_max_samples=4",
+        "data.max_prompt_length=1024",
+        "data.max_response_length=420",
+        f"actor_rollout_ref.model.path={model_dir}",
+        "actor_rollout_ref.actor.optim.lr=3e-3",
+        "+actor_rollout_ref.rollout.custom.aiops_mturn.round_tokens=[24,16]",
+        f"reward.custom_reward_function.path={data / 'reward.py'}",
+        "reward.reward_manager.name=aiops_mturn",
+        f"trainer.total_training_steps={STEPS}",
+        "trainer.logger=[console,file]",
+        f"trainer.default_local_dir={out}",
+        f"trainer.rollout_data_dir={out / 'rollouts'}",
+        f"trainer.validation_data_dir={out / 'validation'}",
+        *overrides,
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"), "RAY_DEDUP_LOGS": "0"},
+        cwd=out,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    steps: dict[int, dict] = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        steps.setdefault(entry["step"], {}).update(entry["data"])
+    return steps, done.stdout
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def grpo(data, tiny_model_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("grpo")
+    metrics, output = run(
+        data, tiny_model_dir, out, "actor_rollout_ref.rollout.n=4", "trainer.test_freq=3", "trainer.save_freq=3"
+    )
+    return out, metrics, output
+
+
+def test_rollout_and_trainer_agree_before_and_after_the_weights_move(grpo):
+    """The trainer's log-probs of what was sampled are the rollout's: at step 1, and after each update of the weights,
+    which would show at a learning rate of 3e-3 if they had not been sent."""
+    _, metrics, output = grpo
+    assert sorted(metrics) == list(range(STEPS + 1))
+    for step in range(1, STEPS + 1):
+        assert metrics[step]["training/rollout_probs_diff_max"] < 1e-4, step
+        assert abs(metrics[step]["rollout_corr/log_ppl_diff"]) < 1e-4, step
+        assert metrics[step]["actor/grad_norm"] > 0
+    assert metrics[3]["actor/entropy"] != pytest.approx(metrics[1]["actor/entropy"], rel=1e-3)
+    assert "verl-aiops: set for this run:" in output and "actor_rollout_ref.rollout.name=hf" in output
+
+
+def test_parts_of_the_reward_are_logged_apart(grpo):
+    _, metrics, _ = grpo
+    for name in ("score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence", "invented", "rounds"):
+        assert f"reward/{name}" in metrics[1], name
+    assert metrics[1]["reward/rounds"] == 2.0
+    assert metrics[1]["reward/score"] == pytest.approx(metrics[1]["critic/score/mean"], abs=1e-6)
+    assert 0 <= metrics[1]["rounds/cut_1"] <= 1
+    assert metrics[0]["val-core/aiops_mturn/acc/mean@1"] == 0.0
+    assert "val-aux/aiops_mturn/json_ok/mean@1" in metrics[3] and "val-aux/aiops_mturn/evidence/mean@1" in metrics[3]
+
+
+def test_generations_are_dumped_with_their_rounds_apart(grpo):
+    out, _, _ = grpo
+    rows = lines_of(out / "rollouts" / "1.jsonl")
+    assert len(rows) == 4 * 4 and len({row["input"] for row in rows}) == 4
+    for row in rows:
+        assert row["round_1"] in row["output"] or "�" in row["output"] or "<|" in row["round_1"]
+        assert isinstance(row["json_ok"], float) and "round_2" in row and "incident_type" in row["gts"]
+    # the answers to one prompt differ, and stand side by side
+    assert len({row["round_1"] for row in rows[:4]}) > 1 and len({row["input"] for row in rows[:4]}) == 1
+    assert {"round_1", "round_2", "evidence"} <= lines_of(out / "validation" / "3.jsonl")[0].keys()
+
+
+@pytest.mark.slow
+def test_resumed_run_goes_on(grpo, data, tiny_model_dir, tmp_path):
+    """From the checkpoint of step 3 with the same rollout seed; the weights that generate are the checkpoint's."""
+    import shutil
+
+    first, _, _ = grpo
+    out = tmp_path / "resumed"
+    out.mkdir()
+    shutil.copytree(first / "global_step_3", out / "global_step_3")
+    (out / "latest_checkpointed_iteration.txt").write_text("3")
+    metrics, _ = run(
+        data,
+        tiny_model_dir,
+        out,
+        "actor_rollout_ref.rollout.n=4",
+        "trainer.total_training_steps=5",
+        "trainer.val_before_train=False",
+    )
+    assert sorted(metrics) == [4, 5]
+    assert metrics[4]["training/rollout_probs_diff_max"] < 1e-4
+
+
+@pytest.mark.slow
+def test_two_workers_have_a_server_each(grpo, data, tiny_model_dir, tmp_path):
+    _, one, _ = grpo
+    metrics, _ = run(
+        data, tiny_model_dir, tmp_path / "two", "actor_rollout_ref.rollout.n=4", "trainer.n_gpus_per_node=2"
+    )
+    for step in range(1, STEPS + 1):
+        assert metrics[step]["training/rollout_probs_diff_max"] < 1e-4, step
+    assert metrics[1]["response_length/mean"] > 0
+
+
+@pytest.mark.slow
+def test_ppo_with_a_critic(data, tiny_model_dir, tmp_path):
+    metrics, _ = run(data, tiny_model_dir, tmp_path / "ppo", estimator="gae")
+    assert all(metrics[step]["critic/vf_loss"] > 0 for step in range(1, STEPS + 1))
+    assert all(metrics[step]["training/rollout_probs_diff_max"] < 1e-4 for step in range(1, STEPS + 1))

@@ -1,0 +1,135 @@
+"""Training curves of one or more runs, from what verl's ``file`` logger wrote.
+
+    python -m verl_aiops.evaluation.curves runs/grpo/metrics.jsonl --out runs/grpo/curves.png
+    python -m verl_aiops.evaluation.curves grpo=a/metrics.jsonl ppo=b/metrics.jsonl --keys reward/score,reward/json_ok \
+        --smooth 5 --out both.png
+
+Each key is a panel, each run a line. Where a key has a twin in validation (``val-aux/*/json_ok/mean@1`` for
+``reward/json_ok``, ``val/loss`` for ``actor/loss``), it is drawn with markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["RL_KEYS", "main", "plot_curves", "read_metrics"]
+
+RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence", "timing_s/step")
+# Okabe and Ito's colours, told apart by colour-blind readers; validation has markers for readers in print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """``{"step": n, **metrics}`` for each line of verl's file logger.
+
+    Raises:
+        ValueError: a line is not what the logger writes; names file and line.
+    """
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                rows.append({"step": entry["step"], **entry["data"]})
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{path}, line {number}: expected a line of verl's file logger (trainer.logger=[console,file])"
+                ) from None
+    return rows
+
+
+def _twin(key: str, names: Sequence[str]) -> str | None:
+    """The validation metric that belongs to a training metric, if there is one."""
+    last = key.rpartition("/")[2]
+    patterns = (f"val/{key}", f"val/{last}", f"val-core/*/{last}/mean@*", f"val-aux/*/{last}/mean@*")
+    return next((name for pattern in patterns for name in fnmatch.filter(names, pattern)), None)
+
+
+def _series(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _smoothed(values: list[float], window: int) -> list[float]:
+    return [sum(part) / len(part) for part in (values[max(0, at + 1 - window) : at + 1] for at in range(len(values)))]
+
+
+def plot_curves(
+    runs: Mapping[str, list[dict]], keys: Mapping[str, str], path: str | Path, *, smooth: int = 1, columns: int = 3
+) -> None:
+    """Draw ``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`) into the image ``path``.
+
+    ``smooth``: mean over so many last steps; the steps themselves stay visible, pale.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a key that no run has.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(dict.fromkeys(name for rows in runs.values() for row in rows for name in row))
+    for key in keys:
+        if key not in names:
+            raise ValueError(f"{key}: no run has logged it; there are {', '.join(sorted(names)[:200])}")
+    columns = min(columns, len(keys))
+    lines = -(-len(keys) // columns)
+    size = (4.4 * columns, 3.3 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
+    for axis, (key, title) in zip(axes.flat, keys.items()):
+        for (label, rows), colour in zip(runs.items(), COLOURS * len(runs)):
+            steps, values = _series(rows, key)
+            if smooth > 1:
+                axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
+            axis.plot(steps, _smoothed(values, smooth), color=colour, lw=1.5, label=label)
+            twin = _twin(key, names)
+            if twin is not None:
+                held_out = f"{label}, held out" if len(runs) > 1 else "held out"
+                other = colour if len(runs) > 1 else COLOURS[1]
+                axis.plot(*_series(rows, twin), color=other, ls="--", marker="o", ms=5, label=held_out)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(keys) :]:
+        axis.axis("off")
+    axes.flat[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m verl_aiops.evaluation.curves",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]METRICS", help="metrics.jsonl of each run")
+    parser.add_argument("--keys", default=",".join(RL_KEYS), help="metrics to draw, default %(default)s")
+    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over the last N steps (default 1)")
+    parser.add_argument("--out", required=True, metavar="FILE.png")
+    arguments = parser.parse_args(argv)
+    try:
+        named = [run.rpartition("=") for run in arguments.runs]
+        runs = {label or Path(path).parent.name or path: read_metrics(path) for label, _, path in named}
+        plot_curves(runs, {key: key for key in arguments.keys.split(",")}, arguments.out, smooth=arguments.smooth)
+    except (OSError, ValueError) as error:
+        print(f"curves: error: {error}", file=sys.stderr)
+        return 2
+    except ImportError:
+        print('curves: error: matplotlib is not installed (pip install "verl-aiops[plot]")', file=sys.stderr)
+        return 2
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
