@@ -4,7 +4,7 @@
     python benchmarks/bench_rollout.py --model MODEL --prompts 8 --samples 4 --prompt-tokens 400 --new-tokens 48
 
 Prints sampled tokens/s of the rollout's engine, of `generate` on the padded batch, and of transformers' continuous
-batching (which computes prompts of one group one after another and the vocabulary's logits of every prompt token), and how
+batching (which shares no prompt of a group and computes the logits of every prompt token), and how
 many times as fast the engine is. All sample the full number of tokens; each is run twice and the second run counts.
 """
 
