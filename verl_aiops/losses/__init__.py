@@ -1,10 +1,12 @@
 """Preference losses on sums of token log-probs: pure torch, no trainer, no verl.
 
 ``compute_dpo_loss`` has every loss behind one signature; ``table.py`` lists them, ``pairwise.py`` has the formulas.
+``label_preferences`` makes the pairs of online DPO from scored answers.
 """
 
 from verl_aiops.losses.divergence import F_DIVERGENCES
 from verl_aiops.losses.dpo import compute_dpo_loss, compute_online_dpo_loss
+from verl_aiops.losses.labelling import PAIRING_RULES, Labels, label_groups, label_preferences
 from verl_aiops.losses.sums import sum_logps
 from verl_aiops.losses.table import LOSS_TYPES, needs_lengths, needs_reference, needs_whole_batch
 from verl_aiops.losses.validate import validate_loss_args
@@ -12,8 +14,12 @@ from verl_aiops.losses.validate import validate_loss_args
 __all__ = [
     "F_DIVERGENCES",
     "LOSS_TYPES",
+    "PAIRING_RULES",
+    "Labels",
     "compute_dpo_loss",
     "compute_online_dpo_loss",
+    "label_groups",
+    "label_preferences",
     "needs_lengths",
     "needs_reference",
     "needs_whole_batch",
