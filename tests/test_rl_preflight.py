@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from verl_aiops.trainers import rl_preflight
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.defaults import RL_DEFAULTS
+from verl_aiops.trainers.defaults import ONLINE_DEFAULTS, RL_DEFAULTS, TRIAGE_DEFAULTS
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
 
 ROW = {
@@ -111,7 +111,7 @@ def test_on_a_gpu_the_platforms_defaults_stay(prepare, monkeypatch):
 
 def test_the_defaults_replaced_are_still_verls():
     config = composed("actor_rollout_ref.rollout.name=sglang")
-    for default in RL_DEFAULTS:
+    for default in (*TRIAGE_DEFAULTS, *RL_DEFAULTS, *ONLINE_DEFAULTS):
         value = OmegaConf.select(config, default.key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if default.key != "actor_rollout_ref.rollout.name":
@@ -224,4 +224,4 @@ def test_files_that_cannot_be_read_are_left_to_verl(tmp_path):
     broken.write_text("no parquet")
     assert not is_triage_run(composed(f"data.train_files={broken}"))
     assert not is_triage_run(composed(f"data.train_files={tmp_path / 'absent.parquet'}"))
-    assert rl_preflight._first_rows(composed(f"data.train_files={broken}"), 3) == []
+    assert rl_preflight.first_rows(composed(f"data.train_files={broken}"), 3) == []

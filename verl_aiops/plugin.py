@@ -31,8 +31,9 @@ def _platforms(module):
 def _algorithms(module):
     from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
 
-    module.register_adv_est("dpo")(compute_dpo_advantage)
-    module.register_policy_loss("dpo")(compute_dpo_policy_loss)
+    for name in ("dpo", "online_dpo"):
+        module.register_adv_est(name)(compute_dpo_advantage)
+        module.register_policy_loss(name)(compute_dpo_policy_loss)
 
 
 _bring("verl_aiops.trainers.engine", when="verl.workers.engine.fsdp.transformer_impl")
@@ -65,6 +66,16 @@ def _triage_trainer(module):
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
     register_trainer("aiops_sync")(module.TriageTrainer)
+
+
+_bring("verl_aiops.trainers.online", when="verl.trainer.ppo.v1.trainer_sync")
+
+
+@wrapt.when_imported("verl_aiops.trainers.online")
+def _online_trainer(module):
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+
+    register_trainer("online_dpo")(module.OnlineDPOTrainer)
 
 
 _bring("verl_aiops.rewards.manager", when="verl.experimental.reward_loop.reward_manager.naive")

@@ -50,6 +50,7 @@ RL_COLUMNS = {
         "source": "string",
         "incident_text": "string",
         "rounds": "strings",
+        "answers": "strings",
     },
 }
 
@@ -144,9 +145,10 @@ def build_rl(
     """Write prompts for verl's RL trainers, one per incident, with what the reward and the later rounds need.
 
     Columns: `RL_COLUMNS`. `prompt` holds the messages before the first answer, `extra_info.rounds` the user's texts of
-    the rounds after it, `reward_model.ground_truth` is JSON text, and `extra_info.index` numbers a file's rows. The
-    evidence always stays in the prompt whole (`PromptOptions.whole_evidence`), since the reward pays for quoting it.
-    The same source, seed and share put the same incidents on the same side as in `build_prefs`.
+    the rounds after it, `extra_info.answers` right answers to all of them (for self-play),
+    `reward_model.ground_truth` is JSON text, and `extra_info.index` numbers a file's rows. The evidence always stays in
+    the prompt whole (`PromptOptions.whole_evidence`), since the reward pays for quoting it. The same source, seed and
+    share put the same incidents on the same side as in `build_prefs`.
     """
     indices = {side: count() for side in ("train", "val")}
 
@@ -160,6 +162,7 @@ def build_rl(
             "source": incident.source,
             "incident_text": case.text,
             "rounds": [message["content"] for message in case.rounds[1:]],
+            "answers": [case.analysis, case.answer][-len(case.rounds) :],
         }
         return [
             {

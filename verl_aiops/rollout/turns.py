@@ -61,6 +61,10 @@ class TemplateTurns(ContinuousTokenBuilder):
         closing, between = self._between(texts)
         return [*closing, *between]
 
+    def closing(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self._between(("?",))[0]
+
     @functools.cached_property
     def _cache(self) -> dict[tuple[str, ...], tuple[list[int], list[int]]]:
         return {}

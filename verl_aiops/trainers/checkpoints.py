@@ -8,7 +8,7 @@ import shutil
 
 from omegaconf import DictConfig
 
-__all__ = ["check_same_reference", "export_model", "resume_folder", "write_reference_note"]
+__all__ = ["PreferenceCheckpoints", "check_same_reference", "export_model", "resume_folder", "write_reference_note"]
 
 NOTE = "reference.json"
 
@@ -51,6 +51,51 @@ def check_same_reference(folder: str, note: dict) -> None:
             "folder it was started with, or start anew with trainer.resume_mode=disable and another "
             "trainer.default_local_dir."
         )
+
+
+class PreferenceCheckpoints:
+    """What offline and online DPO do at checkpoints and at the end of a run; stands before verl's trainer in the bases.
+
+    Wants ``dpo`` (a `PreferenceConfig`) and `reference_note` of the trainer.
+    """
+
+    def reference_note(self) -> dict:
+        """What a checkpoint remembers of its reference."""
+        raise NotImplementedError
+
+    def check_resume(self) -> None:
+        """Before anything is started. Raises ValueError if the run would go on from another run's checkpoint."""
+        folder = resume_folder(self.config.trainer)
+        if folder:
+            check_same_reference(folder, self.reference_note())
+
+    def fit(self, agent_loop_manager):
+        """verl's loop, then the checkpoint of the last step and the plain model."""
+        super().fit(agent_loop_manager)
+        if self.config.trainer.get("val_only", False):
+            return
+        # fit() has counted past the last step
+        self.global_steps = min(self.global_steps, self.total_training_steps)
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        if not os.path.isdir(os.path.join(folder, "actor")):
+            self._save_checkpoint()
+        if self.dpo.export_model:
+            target = export_model(folder, self.config)
+            print(f"verl-aiops: trained model: {target}", flush=True)
+
+    def _save_checkpoint(self):
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        # before verl's own part, whose last act is to declare the checkpoint complete
+        write_reference_note(folder, self.reference_note())
+        if self.dpo.reference_sync_steps:
+            self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        folder = resume_folder(self.config.trainer)
+        if folder and self.dpo.reference_sync_steps:
+            self.actor_rollout_wg.load_reference(os.path.join(folder, "reference"))
 
 
 def export_model(folder: str, config: DictConfig) -> str:

@@ -6,16 +6,20 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_aiops import losses
 
-__all__ = ["PREFERENCE_MODEL_TYPE", "ConfigError", "DPOConfig", "nearest"]
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["PREFERENCE_MODEL_TYPE", "SELF_PLAY", "ConfigError", "DPOConfig", "OnlineDPOConfig", "nearest"]
 
 # the engine registry's key for engines that give answer log-probs
 PREFERENCE_MODEL_TYPE = "preference_language_model"
+SELF_PLAY = "self_play"
 
 
 class ConfigError(ValueError):
@@ -29,11 +33,13 @@ def nearest(name: str, known) -> str:
 
 
 @dataclass(frozen=True)
-class DPOConfig:
-    """Settings of offline DPO, read from ``algorithm.dpo.*``.
+class PreferenceConfig:
+    """What offline and online DPO have in common.
 
     The loss settings are those of :func:`verl_aiops.losses.compute_dpo_loss`, under the same names.
     """
+
+    section: ClassVar[str]
 
     beta: float = 0.1
     loss_type: str | list[str] = "sigmoid"
@@ -46,26 +52,21 @@ class DPOConfig:
     f_divergence_type: str = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
     ld_alpha: float | None = None
-    reference: str = "cached"
-    reference_path: str | None = None
-    reference_cache_dir: str | None = None
-    reference_verify_pairs: int = 4
     reference_sync_steps: int = 0
     reference_mixup: float = 1.0
     logprob_backend: str = "auto"
-    preflight_rows: int = 2000
     export_model: bool = True
 
     @classmethod
-    def from_config(cls, config: DictConfig | Mapping[str, Any]) -> DPOConfig:
+    def from_config(cls, config: DictConfig | Mapping[str, Any]) -> Self:
         """Build from a whole verl configuration; unknown keys and bad values raise :class:`ConfigError`."""
-        section = OmegaConf.select(config, "algorithm.dpo") if isinstance(config, DictConfig) else config
+        section = OmegaConf.select(config, cls.section) if isinstance(config, DictConfig) else config
         values = {} if section is None else dict(section)
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
                 raise ConfigError(
-                    f"algorithm.dpo.{key}: no such setting{nearest(key, known)}. Known: {', '.join(known)}."
+                    f"{cls.section}.{key}: no such setting{nearest(key, known)}. Known: {', '.join(known)}."
                 )
         plain = {
             k: OmegaConf.to_container(v, resolve=True) if isinstance(v, ListConfig | DictConfig) else v
@@ -76,42 +77,34 @@ class DPOConfig:
         return result
 
     def _check(self) -> None:
+        where = self.section
         if self.loss_weights is not None and not isinstance(self.loss_weights, list | tuple):
-            raise ConfigError(f"algorithm.dpo.loss_weights={self.loss_weights!r}: expected a list, one per loss.")
+            raise ConfigError(f"{where}.loss_weights={self.loss_weights!r}: expected a list, one per loss.")
         try:
             losses.validate_loss_args(**self.loss_settings())
         except ValueError as error:
-            raise ConfigError(f"algorithm.dpo: {error}") from None
-        if self.reference not in ("cached", "live"):
-            raise ConfigError(f"algorithm.dpo.reference={self.reference!r}: expected 'cached' or 'live'.")
+            raise ConfigError(f"{where}: {error}") from None
         if self.logprob_backend not in ("auto", "rows"):
-            raise ConfigError(f"algorithm.dpo.logprob_backend={self.logprob_backend!r}: expected 'auto' or 'rows'.")
+            raise ConfigError(f"{where}.logprob_backend={self.logprob_backend!r}: expected 'auto' or 'rows'.")
         if self.ld_alpha is not None and not (isinstance(self.ld_alpha, Real) and 0.0 <= self.ld_alpha <= 1.0):
-            raise ConfigError(f"algorithm.dpo.ld_alpha={self.ld_alpha!r}: expected a number from 0 to 1, or null.")
-        for name in ("reference_verify_pairs", "reference_sync_steps", "preflight_rows"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"algorithm.dpo.{name}={value!r}: expected a whole number, 0 or more.")
+            raise ConfigError(f"{where}.ld_alpha={self.ld_alpha!r}: expected a number from 0 to 1, or null.")
+        self._check_counts("reference_sync_steps")
         if not (isinstance(self.reference_mixup, Real) and 0.0 < self.reference_mixup <= 1.0):
             raise ConfigError(
-                f"algorithm.dpo.reference_mixup={self.reference_mixup!r}: expected more than 0 and at most 1 "
+                f"{where}.reference_mixup={self.reference_mixup!r}: expected more than 0 and at most 1 "
                 "(1 copies the policy, less mixes it into the reference)."
-            )
-        if self.reference_sync_steps and self.reference != "live":
-            raise ConfigError(
-                "algorithm.dpo.reference_sync_steps is set, so the reference moves during training, but "
-                "algorithm.dpo.reference=cached holds its log-probs fixed. Set algorithm.dpo.reference=live."
             )
         if self.reference_mixup != 1.0 and not self.reference_sync_steps:
             raise ConfigError(
-                f"algorithm.dpo.reference_mixup={self.reference_mixup} has no effect without "
-                "algorithm.dpo.reference_sync_steps. Set both, or remove it."
+                f"{where}.reference_mixup={self.reference_mixup} has no effect without "
+                f"{where}.reference_sync_steps. Set both, or remove it."
             )
-        if self.reference == "live" and self.reference_path:
-            raise ConfigError(
-                "algorithm.dpo.reference_path works with algorithm.dpo.reference=cached (each pair is scored once by "
-                "that model); a live reference starts as a copy of the policy. Remove one of the two settings."
-            )
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{self.section}.{name}={value!r}: expected a whole number, 0 or more.")
 
     def loss_settings(self) -> dict[str, Any]:
         """Keyword arguments for the loss functions."""
@@ -132,3 +125,77 @@ class DPOConfig:
     @property
     def uses_reference(self) -> bool:
         return losses.needs_reference(self.loss_type)
+
+
+@dataclass(frozen=True)
+class DPOConfig(PreferenceConfig):
+    """Settings of offline DPO, read from ``algorithm.dpo.*``."""
+
+    reference: str = "cached"
+    reference_path: str | None = None
+    reference_cache_dir: str | None = None
+    reference_verify_pairs: int = 4
+    preflight_rows: int = 2000
+
+    section: ClassVar[str] = "algorithm.dpo"
+
+    def _check(self) -> None:
+        super()._check()
+        if self.reference not in ("cached", "live"):
+            raise ConfigError(f"algorithm.dpo.reference={self.reference!r}: expected 'cached' or 'live'.")
+        self._check_counts("reference_verify_pairs", "preflight_rows")
+        if self.reference_sync_steps and self.reference != "live":
+            raise ConfigError(
+                "algorithm.dpo.reference_sync_steps is set, so the reference moves during training, but "
+                "algorithm.dpo.reference=cached holds its log-probs fixed. Set algorithm.dpo.reference=live."
+            )
+        if self.reference == "live" and self.reference_path:
+            raise ConfigError(
+                "algorithm.dpo.reference_path works with algorithm.dpo.reference=cached (each pair is scored once by "
+                "that model); a live reference starts as a copy of the policy. Remove one of the two settings."
+            )
+
+
+@dataclass(frozen=True)
+class OnlineDPOConfig(PreferenceConfig):
+    """Settings of online DPO, read from ``algorithm.online_dpo.*``.
+
+    ``rule`` is one of `losses.PAIRING_RULES`, or ``self_play``: the data's own answer against the policy's (SPIN, arXiv
+    2401.01335). ``eos_penalty`` is taken from the score of an answer that did not end. ``importance_clip``: see
+    `trainers.objective`. ``max_failed_share``: of answers without a finite score, above which the run ends.
+    """
+
+    rule: str = "best_vs_worst"
+    min_gap: float = 0.0
+    eos_penalty: float = 0.0
+    importance_clip: float | None = None
+    max_failed_share: float = 0.1
+
+    section: ClassVar[str] = "algorithm.online_dpo"
+
+    def _check(self) -> None:
+        super()._check()
+        rules = (*losses.PAIRING_RULES, SELF_PLAY)
+        if self.rule not in rules:
+            raise ConfigError(
+                f"{self.section}.rule={self.rule!r}: no such rule{nearest(self.rule, rules)}. Known: "
+                f"{', '.join(rules)}."
+            )
+        for name, most in (("min_gap", None), ("eos_penalty", None), ("max_failed_share", 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or value < 0 or (most and value > most):
+                raise ConfigError(
+                    f"{self.section}.{name}={value!r}: expected a number, 0 or more{' and at most 1' * bool(most)}."
+                )
+        clip = self.importance_clip
+        if clip is not None and not (isinstance(clip, Real) and not isinstance(clip, bool) and clip >= 1):
+            raise ConfigError(f"{self.section}.importance_clip={clip!r}: expected a number, 1 or more, or null.")
+        if losses.needs_whole_batch(self.loss_type):
+            raise ConfigError(
+                f"{self.section}.loss_type={self.loss_type} sorts over a whole batch of pairs, but a step of online "
+                "DPO has as many pairs as its answers make. Use another loss."
+            )
+
+    @property
+    def self_play(self) -> bool:
+        return self.rule == SELF_PLAY

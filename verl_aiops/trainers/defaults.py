@@ -9,7 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-__all__ = ["DEFAULTS", "RL_DEFAULTS", "Default", "apply_defaults", "user_keys"]
+__all__ = [
+    "DEFAULTS",
+    "ONLINE_DEFAULTS",
+    "RL_DEFAULTS",
+    "TRIAGE_DEFAULTS",
+    "Default",
+    "apply_defaults",
+    "user_keys",
+]
 
 
 @dataclass(frozen=True)
@@ -153,13 +161,6 @@ def _scoring_micro_batch(config: DictConfig) -> int:
 
 RL_DEFAULTS: tuple[Default, ...] = (
     *_PLATFORM,
-    Default(
-        "reward.reward_manager.name",
-        "naive",
-        lambda c: "aiops_mturn",
-        "the triage reward; keeps the rounds apart in dumped generations",
-        lambda c: _triage_reward(c) and c.reward.reward_manager.source == "register",
-    ),
     Default("actor_rollout_ref.rollout.name", None, lambda c: "hf", "the rollout that needs no GPU", _on_cpu),
     Default(
         "actor_rollout_ref.rollout.tensor_model_parallel_size", 2, lambda c: 1, "a replica is one process", _with_hf
@@ -214,6 +215,35 @@ RL_DEFAULTS: tuple[Default, ...] = (
         "as the actor's",
         lambda c: _static_batches(c) and _has_critic(c),
     ),
+)
+
+
+TRIAGE_DEFAULTS: tuple[Default, ...] = (
+    Default(
+        "reward.reward_manager.name",
+        "naive",
+        lambda c: "aiops_mturn",
+        "the triage reward; keeps the rounds apart in dumped generations",
+        lambda c: _triage_reward(c) and c.reward.reward_manager.source == "register",
+    ),
+)
+
+# before RL_DEFAULTS, whose numbers count answers
+ONLINE_DEFAULTS: tuple[Default, ...] = (
+    Default(
+        "actor_rollout_ref.actor.ppo_mini_batch_size",
+        256,
+        lambda c: c.data.train_batch_size,
+        "at most so many pairs per optimizer step",
+    ),
+    Default(
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        None,
+        _micro_batch,
+        "largest of 1 to 4 pairs that divides a worker's share",
+        _static_batches,
+    ),
+    Default("critic.enable", None, lambda c: False, "preferences need no critic"),
 )
 
 

@@ -47,10 +47,15 @@ class PreferenceObjective:
     Args:
         loss_settings: keyword arguments of :func:`verl_aiops.losses.compute_dpo_loss`.
         ld_alpha: length desensitising of LD-DPO, or None.
+        importance_clip: None, or c: the loss of a pair is weighted by ``min(c, r_chosen * r_rejected)``, taken as a
+            constant, where r is an answer's probability under the policy over that under the policy that sampled it.
+            Truncated importance sampling (Ionides 2008, "Truncated Importance Sampling", JCGS 17(2)) for pairs that
+            are no longer on-policy: several mini-batches or epochs per rollout.
     """
 
     loss_settings: dict[str, Any] = field(default_factory=dict)
     ld_alpha: float | None = None
+    importance_clip: float | None = None
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
         # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
@@ -72,13 +77,13 @@ class PreferenceObjective:
             side(policy, 1),
             side(reference, 0),
             side(reference, 1),
-            weight=side(data["pair_weight"], 0),
+            weight=side(data["pair_weight"], 0) * self._importance(side, policy, data, mask),
             mean_chosen_length=float(data["mean_chosen_length"][0]),
             chosen_lengths=side(lengths, 0),
             rejected_lengths=side(lengths, 1),
             **self.loss_settings,
         )
-        scale = data["dp_size"] / data["global_pairs"]
+        scale = data["dp_size"] / float(data["global_pairs"][0])
         chosen, rejected = side(policy, 0).detach(), side(policy, 1).detach()
         values = (
             chosen_rewards,
@@ -92,6 +97,13 @@ class PreferenceObjective:
         )
         metrics = {name: _partial_sum(value, scale) for name, value in zip(METRICS, values, strict=True)}
         return losses.sum() * scale, metrics
+
+    def _importance(self, side, policy: torch.Tensor, data: TensorDict, mask: torch.Tensor) -> torch.Tensor | float:
+        """(pairs,) weights of pairs whose answers an older policy sampled; 1 without `importance_clip`."""
+        if self.importance_clip is None:
+            return 1.0
+        ratios = policy.detach() - sum_logps(_padded(data["behaviour_log_probs"]), mask)
+        return (side(ratios, 0) + side(ratios, 1)).exp().clamp(max=self.importance_clip)
 
     def _sums(self, token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self.ld_alpha is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
-from verl_aiops.trainers.checkpoints import check_same_reference, export_model, resume_folder, write_reference_note
+from verl_aiops.trainers.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
 from verl_aiops.trainers.objective import PreferenceObjective
@@ -45,7 +44,7 @@ class NoRollouts:
         return None
 
 
-class OfflineDPOTrainer(PPOTrainer):
+class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
     """Preference pairs instead of rollouts; verl's engine, checkpoints, trackers and profiler as they are.
 
     Only the training workers are started: no rollout server, reward worker, critic or reference worker.
@@ -73,7 +72,7 @@ class OfflineDPOTrainer(PPOTrainer):
         self._init_resource_pool_mgr()
         self.resource_pool_manager.create_resource_pool()
         self.reference = ReferenceScorer(self)
-        self._check_resume()
+        self.check_resume()
         if self.dpo.reference_path:
             self._score_with_other_model()
         self.actor_rollout_wg = self.spawn_workers(self.config.actor_rollout_ref)
@@ -162,6 +161,9 @@ class OfflineDPOTrainer(PPOTrainer):
         finally:
             for worker in group.workers:
                 ray.kill(worker)
+
+    def reference_note(self) -> dict:
+        return self.reference.note()
 
     # --- what PPOTrainer asks of its modes ---------------------------------------------------------------------------
 
@@ -281,37 +283,3 @@ class OfflineDPOTrainer(PPOTrainer):
                 **self.reference.metrics,
             }
         )
-
-    def fit(self, agent_loop_manager):
-        super().fit(agent_loop_manager)
-        if self.config.trainer.get("val_only", False):
-            return
-        # fit() has counted past the last step
-        self.global_steps = min(self.global_steps, self.total_training_steps)
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        if not os.path.isdir(os.path.join(folder, "actor")):
-            self._save_checkpoint()
-        if self.dpo.export_model:
-            target = export_model(folder, self.config)
-            print(f"verl-aiops: trained model: {target}", flush=True)
-
-    # --- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _check_resume(self):
-        folder = resume_folder(self.config.trainer)
-        if folder:
-            check_same_reference(folder, self.reference.note())
-
-    def _save_checkpoint(self):
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        # before verl's own part, whose last act is to declare the checkpoint complete
-        write_reference_note(folder, self.reference.note())
-        if self.dpo.reference_sync_steps:
-            self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
-        super()._save_checkpoint()
-
-    def _load_checkpoint(self):
-        super()._load_checkpoint()
-        folder = resume_folder(self.config.trainer)
-        if folder and self.dpo.reference_sync_steps:
-            self.actor_rollout_wg.load_reference(os.path.join(folder, "reference"))

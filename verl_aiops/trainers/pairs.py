@@ -137,30 +137,34 @@ def pair_batch(
     mini_pairs: int,
     reference: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     counted: Sequence[bool] | None = None,
+    behaviour: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ranks: int = 1,
     **settings,
 ) -> TensorDict:
     """Rows chosen, rejected, chosen, rejected, ... for verl's engines.
 
     Args:
-        examples: items of :class:`PreferenceDataset`, already arranged for the ranks.
+        examples: items of :class:`PreferenceDataset`, already arranged for the ranks; instead of ``prompt_ids`` they
+            may have ``chosen_prompt_ids`` and ``rejected_prompt_ids``.
         mini_pairs: pairs per optimizer step over all ranks, the denominator of the mean.
         reference: token log-probs of chosen and rejected answers for each example.
         counted: False for examples that only fill up the batch. Default: all True.
+        behaviour: token log-probs of both answers under the policy that sampled them.
         ranks: data-parallel size the examples are arranged for.
         settings: non-tensor entries (micro-batch size and the like).
 
     Returns:
         TensorDict with nested ``input_ids``, ``position_ids``, ``prompts``, ``responses``, ``response_mask``,
-        ``loss_mask`` (and ``ref_log_probs``), and per row ``prompt_lengths``, ``pair_weight``, ``counted``,
-        ``mean_chosen_length`` (trained tokens of the chosen answers, mean over the mini-batch).
+        ``loss_mask`` (and ``ref_log_probs``, ``behaviour_log_probs``), and per row ``prompt_lengths``, ``pair_weight``,
+        ``counted``, ``mean_chosen_length`` (trained tokens of the chosen answers, mean over the mini-batch) and
+        ``global_pairs`` (pairs of the mini-batch that count).
     """
     counted = [True] * len(examples) if counted is None else list(counted)
     columns: dict[str, list[torch.Tensor]] = {k: [] for k in ("input_ids", "position_ids", "prompts", "responses")}
     masks, weights, is_counted, chosen_tokens = [], [], [], []
     for example, real in zip(examples, counted, strict=True):
-        prompt = torch.as_tensor(example["prompt_ids"], dtype=torch.int64)
         for side in ("chosen", "rejected"):
+            prompt = torch.as_tensor(example.get(f"{side}_prompt_ids", example.get("prompt_ids")), dtype=torch.int64)
             answer = torch.as_tensor(example[f"{side}_ids"], dtype=torch.int64)
             columns["input_ids"].append(torch.cat([prompt, answer]))
             columns["position_ids"].append(torch.arange(len(prompt) + len(answer)))
@@ -176,13 +180,15 @@ def pair_batch(
     batch["prompt_lengths"] = torch.tensor([len(p) for p in columns["prompts"]])
     batch["pair_weight"] = torch.tensor(weights)
     batch["counted"] = torch.tensor(is_counted)
-    batch["mean_chosen_length"] = _mean_per_mini_batch(chosen_tokens, mini_pairs, ranks, counted)
+    means, counts = _per_mini_batch(chosen_tokens, mini_pairs, ranks, counted)
+    batch["mean_chosen_length"], batch["global_pairs"] = means, counts
     if reference is not None:
         batch["ref_log_probs"] = _nested([torch.as_tensor(side) for pair in reference for side in pair])
+    if behaviour is not None:
+        batch["behaviour_log_probs"] = _nested([side.float() for pair in behaviour for side in pair])
     td = tu.get_tensordict(batch)
     tu.assign_non_tensor(
         td,
-        global_pairs=float(min(mini_pairs, sum(counted))),
         force_group_size=ROWS_PER_PAIR,
         temperature=1.0,
         **settings,
@@ -190,12 +196,16 @@ def pair_batch(
     return td
 
 
-def _mean_per_mini_batch(chosen_tokens: list[float], mini_pairs: int, ranks: int, counted: list[bool]) -> torch.Tensor:
-    """(rows,) mean chosen length of each row's mini-batch, for pairs arranged as :func:`arrange` does."""
+def _per_mini_batch(
+    chosen_tokens: list[float], mini_pairs: int, ranks: int, counted: list[bool]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean chosen length and number of counted pairs of each row's mini-batch, both (rows,), for pairs arranged as
+    :func:`arrange` does."""
     share = mini_pairs // ranks
     per_rank = len(chosen_tokens) // ranks
     tokens = np.asarray(chosen_tokens)
     real = np.asarray(counted)
     number = (np.arange(len(tokens)) % per_rank) // share
-    means = np.array([tokens[(number == k) & real].mean() for k in range(per_rank // share)])
-    return torch.from_numpy(means[number].repeat(ROWS_PER_PAIR)).float()
+    minis = [(number == k) & real for k in range(per_rank // share)]
+    means, counts = np.array([tokens[mini].mean() for mini in minis]), np.array([mini.sum() for mini in minis])
+    return tuple(torch.from_numpy(values[number].repeat(ROWS_PER_PAIR)).float() for values in (means, counts))

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
+from verl_aiops.trainers.online_preflight import prepare_online
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
 
 __all__ = ["load_tokenizer", "preference_mode", "prepare_offline", "with_preflight"]
@@ -17,10 +18,9 @@ NO_ROLLOUTS = "verl_aiops.trainers.offline.NoRollouts"
 
 
 def preference_mode(config: DictConfig) -> str | None:
-    """``"dpo"`` for runs that the preference trainers serve, else None."""
-    estimator = config.algorithm.adv_estimator
-    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
-    return "dpo" if "dpo" in (estimator, mode) else None
+    """``"dpo"`` or ``"online_dpo"`` for runs that the preference trainers serve, else None."""
+    asked = (OmegaConf.select(config, "trainer.v1.trainer_mode"), config.algorithm.adv_estimator)
+    return next((mode for mode in asked if mode in ("dpo", "online_dpo")), None)
 
 
 def with_preflight(validate_config):
@@ -38,6 +38,9 @@ def with_preflight(validate_config):
             lines = []
             if preference_mode(config) == "dpo":
                 lines += prepare_offline(config, given)
+                use_reference_policy = use_critic = False
+            elif preference_mode(config) == "online_dpo":
+                lines += prepare_online(config, given)
                 use_reference_policy = use_critic = False
             elif is_triage_run(config):
                 lines += prepare_triage(config, given)

@@ -7,9 +7,9 @@ import os
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.defaults import RL_DEFAULTS, apply_defaults
+from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
 
-__all__ = ["is_triage_run", "prepare_triage", "refuse_ignored_keys"]
+__all__ = ["check_rollout", "check_rounds", "is_triage_run", "prepare_triage", "refuse_ignored_keys"]
 
 REWARD, LOOP, MODE = "aiops_mturn", "aiops_mturn", "aiops_sync"
 # groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
@@ -48,10 +48,10 @@ def _train_files(config: DictConfig) -> list[str]:
 
 def _chosen_by_data(config: DictConfig) -> bool:
     """Whether the first rows of the training file name our agent loop; unreadable files are verl's to report."""
-    return any(row.get("agent_name") == LOOP for row in _first_rows(config, 1))
+    return any(row.get("agent_name") == LOOP for row in first_rows(config, 1))
 
 
-def _first_rows(config: DictConfig, count: int) -> list[dict]:
+def first_rows(config: DictConfig, count: int) -> list[dict]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -60,7 +60,7 @@ def _first_rows(config: DictConfig, count: int) -> list[dict]:
             continue
         try:
             file = pq.ParquetFile(path)
-            columns = [c for c in ("agent_name", "extra_info") if c in file.schema_arrow.names]
+            columns = [c for c in ("agent_name", "data_source", "extra_info") if c in file.schema_arrow.names]
             return next(file.iter_batches(batch_size=count, columns=columns)).to_pylist()
         except (pa.ArrowException, OSError, StopIteration):
             return []
@@ -111,24 +111,26 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
         ConfigError: a setting that cannot work.
     """
     refuse_ignored_keys(config)
-    lines = apply_defaults(config, given, RL_DEFAULTS)
-    name = _rollout_name(config)
-    if name is None:
-        raise ConfigError("actor_rollout_ref.rollout.name is not set: sglang, vllm, or hf (any machine, small models).")
-    if name == "hf":
-        _check_hf(config)
+    lines = apply_defaults(config, given, (*TRIAGE_DEFAULTS, *RL_DEFAULTS))
+    check_rollout(config)
     _check_reward(config)
     _check_group(config)
-    _check_rounds(config)
+    check_rounds(config)
     if config.trainer.use_v1 and config.trainer.v1.trainer_mode == "sync":
         with open_dict(config):
             config.trainer.v1.trainer_mode = MODE
     return lines
 
 
-def _check_hf(config: DictConfig) -> None:
+def check_rollout(config: DictConfig) -> None:
+    """Raises ConfigError if no rollout is named, or ``hf`` is asked for what it cannot do."""
     from verl_aiops.rollout.hf_limits import unsupported
 
+    name = _rollout_name(config)
+    if name is None:
+        raise ConfigError("actor_rollout_ref.rollout.name is not set: sglang, vllm, or hf (any machine, small models).")
+    if name != "hf":
+        return
     if wrong := unsupported(config.actor_rollout_ref.rollout, config.actor_rollout_ref.model):
         raise ConfigError("\n  ".join(["the rollout hf cannot do this:", *wrong]))
     if config.trainer.v1.trainer_mode == "separate_async":
@@ -160,9 +162,9 @@ def _check_group(config: DictConfig) -> None:
         )
 
 
-def _check_rounds(config: DictConfig) -> None:
+def check_rounds(config: DictConfig) -> None:
     """The budgets of the rounds against ``data.max_response_length``, on the data's own instructions."""
-    rows = [row for row in _first_rows(config, 64) if row.get("agent_name", LOOP) == LOOP]
+    rows = [row for row in first_rows(config, 64) if row.get("agent_name", LOOP) == LOOP]
     from verl_aiops.rollout.settings import RoundSettings
 
     try:

@@ -1,0 +1,135 @@
+"""What online DPO needs, settled and checked on the driver before Ray starts, in one message."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, OnlineDPOConfig
+from verl_aiops.trainers.defaults import (
+    ONLINE_DEFAULTS,
+    RL_DEFAULTS,
+    TRIAGE_DEFAULTS,
+    apply_defaults,
+    data_parallel_size,
+)
+from verl_aiops.trainers.rl_preflight import check_rollout, check_rounds, is_triage_run, refuse_ignored_keys
+
+__all__ = ["prepare_online"]
+
+
+def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
+    """Turn a verl configuration into one that online DPO can run, or refuse it.
+
+    Returns:
+        one line per key that was filled in.
+
+    Raises:
+        ConfigError: everything that cannot work, together.
+    """
+    refuse_ignored_keys(config)
+    triage = is_triage_run(config)
+    with open_dict(config):
+        config.algorithm.adv_estimator = "online_dpo"
+    defaults = (*(TRIAGE_DEFAULTS if triage else ()), *ONLINE_DEFAULTS, *RL_DEFAULTS)
+    lines = apply_defaults(config, given, defaults)
+    dpo = OnlineDPOConfig.from_config(config)
+    wrong = [*_trainer_faults(config), *_data_faults(config, dpo), *_batch_faults(config)]
+    for check in (check_rollout, check_rounds):
+        try:
+            check(config)
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("online DPO cannot run like this:\n  " + "\n  ".join(wrong))
+    with open_dict(config):
+        config.trainer.v1.trainer_mode = "online_dpo"
+        config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
+    return lines
+
+
+def _trainer_faults(config: DictConfig) -> list[str]:
+    faults = []
+    actor = config.actor_rollout_ref.actor
+    if not config.trainer.use_v1:
+        faults.append("trainer.use_v1=False: verl's legacy trainer has no preference training. Remove it.")
+    mode = config.trainer.v1.trainer_mode
+    if mode not in ("sync", "online_dpo"):
+        faults.append(f"trainer.v1.trainer_mode={mode}: pairs are made of whole steps. Remove it, or set sync.")
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        faults.append(f"actor_rollout_ref.actor.strategy={actor.strategy}: use fsdp2 or fsdp.")
+    if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
+        faults.append(
+            "actor_rollout_ref.actor.use_kl_loss, algorithm.use_kl_in_reward: the loss holds the policy to its "
+            "reference by algorithm.online_dpo.beta already. Set both to False."
+        )
+    if OmegaConf.select(config, "actor_rollout_ref.model.use_fused_kernels"):
+        faults.append("actor_rollout_ref.model.use_fused_kernels=True: not with preference training. Set it to False.")
+    if actor.shuffle:
+        faults.append("actor_rollout_ref.actor.shuffle=True would tear pairs apart; they are shuffled already.")
+    return faults
+
+
+def _data_faults(config: DictConfig, dpo: OnlineDPOConfig) -> list[str]:
+    faults = []
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.n < 2 and not dpo.self_play:
+        faults.append(
+            f"actor_rollout_ref.rollout.n={rollout.n}: a preference needs two answers to a prompt. Set 2 or more, or "
+            "algorithm.online_dpo.rule=self_play."
+        )
+    reward = config.reward
+    if (
+        not dpo.self_play
+        and reward.custom_reward_function.path is None
+        and not reward.reward_model.enable
+        and reward.reward_manager.name == "naive"
+        and not _verl_has_reward(config)
+    ):
+        faults.append(
+            "no reward ranks the answers: set reward.custom_reward_function.path (pkg://verl_aiops.rewards.aiops_mturn "
+            "for triage), or reward.reward_model.enable=True."
+        )
+    if dpo.importance_clip is not None and (
+        rollout.temperature != 1 or not rollout.calculate_log_probs or dpo.self_play
+    ):
+        faults.append(
+            "algorithm.online_dpo.importance_clip needs the log-probs of sampled answers at temperature 1: set "
+            "actor_rollout_ref.rollout.temperature=1, .calculate_log_probs=True, and no self-play."
+        )
+    return faults
+
+
+def _verl_has_reward(config: DictConfig) -> bool:
+    """Whether verl has a built-in reward for the first row's ``data_source``."""
+    from verl_aiops.trainers.rl_preflight import first_rows
+
+    rows = first_rows(config, 1)
+    if not rows:
+        return True  # not ours to say
+    from verl.utils.reward_score import default_compute_score
+
+    try:
+        default_compute_score(rows[0].get("data_source"), "", "")
+    except NotImplementedError:
+        return False
+    except Exception:  # it has one, which wants a real answer
+        return True
+    return True
+
+
+def _batch_faults(config: DictConfig) -> list[str]:
+    faults = []
+    actor, ranks = config.actor_rollout_ref.actor, data_parallel_size(config)
+    mini = actor.ppo_mini_batch_size
+    if not isinstance(mini, int) or mini < 1 or mini % max(1, ranks):
+        faults.append(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}: counts the pairs of an optimizer step, which divide "
+            f"among {ranks} data-parallel worker(s). Make it a multiple of {ranks}."
+        )
+    longest = 2 * (config.data.max_prompt_length + config.data.max_response_length)
+    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
+        faults.append(
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair "
+            f"(2 x (data.max_prompt_length + data.max_response_length) = {longest} tokens). Raise it."
+        )
+    return faults
