@@ -8,11 +8,13 @@ import pytest
 
 from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES
 from verl_aiops.rollout.settings import RoundSettings
-from verl_aiops.trainers.config import DPOConfig
+from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RL = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
+ONLINE = (ROOT / "docs" / "online_dpo.md").read_text(encoding="utf-8")
+DOCS = README + RL + ONLINE
 
 
 def rows_of(text):
@@ -22,7 +24,7 @@ def rows_of(text):
 ROWS = rows_of(README)
 
 
-@pytest.mark.parametrize("text, settings", [(README, DPOConfig), (RL, RoundSettings)])
+@pytest.mark.parametrize("text, settings", [(README, DPOConfig), (RL, RoundSettings), (ONLINE, OnlineDPOConfig)])
 def test_every_setting_stands_in_the_docs_with_its_default(text, settings):
     as_yaml = {None: "null", True: "true", False: "false"}
     defaults = {f.name: f.default for f in fields(settings)}
@@ -42,12 +44,12 @@ def test_every_loss_and_divergence_stands_in_the_readme():
 
 
 def test_files_that_the_readme_names_exist():
-    for path in re.findall(r"\b(?:examples|scripts|benchmarks|docs)/[\w./-]+\.(?:sh|py|md)\b", README + RL):
+    for path in re.findall(r"\b(?:examples|scripts|benchmarks|docs)/[\w./-]+\.(?:sh|py|md)\b", DOCS):
         assert (ROOT / path).is_file(), path
 
 
 def test_every_preset_and_script_stands_in_the_docs():
     for preset in (ROOT / "verl_aiops" / "config" / "verl_aiops").glob("*.yaml"):
-        assert re.search(rf"\b{preset.stem}\b", README + RL), preset.stem
+        assert re.search(rf"\b{preset.stem}\b", DOCS), preset.stem
     for script in (ROOT / "examples").glob("*.sh"):
-        assert script.name in README + RL, script.name
+        assert script.name in DOCS, script.name

@@ -37,11 +37,14 @@ class AiopsMturnAgentLoop(AgentLoopBase):
         self.template = TemplateTurns(self.tokenizer, chat_template_kwargs=dict(self.apply_chat_template_kwargs))
 
     @rollout_trace_op
-    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs) -> AgentLoopOutput:
+    async def run(
+        self, sampling_params: dict[str, Any], priority: int = 0, session_id: int = 0, **kwargs
+    ) -> AgentLoopOutput:
         """One trajectory.
 
         Args:
             sampling_params: verl's, shared by all rows: never changed here.
+            session_id: number of this answer to its prompt.
             kwargs: the row: ``raw_prompt`` (messages before the first answer) and ``extra_info``.
 
         Raises:
@@ -64,6 +67,9 @@ class AiopsMturnAgentLoop(AgentLoopBase):
             for at, budget in enumerate(budgets):
                 last = at == len(budgets) - 1
                 sampling = {**sampling_params, "max_tokens": budget}
+                if self.rollout_config.name == "hf":
+                    # a sample that does not depend on the replica or the batch that the request comes to
+                    sampling["seed"] = f"{self.rollout_config.seed}/{kwargs.get('global_steps')}/{session_id}"
                 if last and self.settings.json_schema:
                     sampling |= answer_constraint(self.rollout_config.name)
                 output = await self.server_manager.generate(

@@ -33,7 +33,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
-    seed: int | None = None
+    seed: int | str | None = None
     ignore_eos: bool = False
 
     @classmethod
@@ -139,13 +139,15 @@ class Engine:
     Args:
         model: a causal language model of transformers.
         stops: ids that end an answer.
-        seed: of all sampling; see `generate`.
+        seed: of all sampling; see `generate`. Engines that serve the same prompts need different ones.
     """
 
-    def __init__(self, model, stops: Iterable[int], seed: int = 0):
+    def __init__(self, model, stops: Iterable[int], seed: int | str = 0):
         self.model = model.eval()
         self.stops = frozenset(stops)
         self.seed = seed
+        self._seen: Counter[tuple[int, ...]] = Counter()
+        self._seen_version: int | None = None
         self._abort = threading.Event()
 
     def abort(self) -> None:
@@ -156,8 +158,9 @@ class Engine:
     def generate(self, requests: Sequence[Request], version: int = 0) -> list[Sampled]:
         """Sample an answer to each request.
 
-        A request's sample depends on the engine's seed, ``version`` (the number of the weights), its prompt and how
-        many requests with this prompt came before it in the batch: not on the order or the batch it came in.
+        A request's sample depends on its prompt and its own seed. Where it has none: on the engine's seed, ``version``
+        (the number of the weights) and how many requests with this prompt these weights have answered. It does not
+        depend on the requests beside it.
         """
         self._abort.clear()
         if not requests:
@@ -206,15 +209,17 @@ class Engine:
         return cache
 
     def _seeds(self, requests: Sequence[Request], version: int) -> list[int]:
-        seen: Counter[tuple[int, ...]] = Counter()
+        if version != self._seen_version:
+            self._seen.clear()
+            self._seen_version = version
         seeds = []
         for request in requests:
-            seed = request.sampling.seed
-            if seed is None:
-                name = f"{self.seed}/{version}/{seen[request.prompt_ids]}/{request.prompt_ids}"
-                seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
-            seen[request.prompt_ids] += 1
-            seeds.append(seed)
+            name = f"{request.sampling.seed}"
+            if request.sampling.seed is None:
+                name = f"{self.seed}/{version}/{self._seen[request.prompt_ids]}"
+                self._seen[request.prompt_ids] += 1
+            digest = hashlib.blake2b(f"{name}/{request.prompt_ids}".encode(), digest_size=8).digest()
+            seeds.append(int.from_bytes(digest, "big") >> 1)
         return seeds
 
     def _result(self, request: Request, ids: list[int], logps: list[float]) -> Sampled:

@@ -59,7 +59,9 @@ class HFReplica(RolloutReplica):
                 runtime_env={"env_vars": env},
                 max_concurrency=self.max_concurrency,
             )
-            .remote(self._loaded(self.config), self._loaded(self.model_config), False, self.gpus_per_node)
+            .remote(
+                self._loaded(self.config), self._loaded(self.model_config), False, self.replica_rank, self.gpus_per_node
+            )
         )
         await server.clear_kv_cache.remote()  # answers once the model is built
         self.servers = [server]

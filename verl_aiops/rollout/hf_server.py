@@ -172,10 +172,11 @@ class HFServer:
         config: verl's rollout configuration.
         model_config: verl's model configuration.
         weights_from_disk: load them; else the trainer sends them before the first request.
+        replica_rank: number of this replica; replicas sample different answers to one prompt.
         workers: servers that share this machine's cores.
     """
 
-    def __init__(self, config, model_config, weights_from_disk: bool, workers: int = 1):
+    def __init__(self, config, model_config, weights_from_disk: bool, replica_rank: int = 0, workers: int = 1):
         from transformers import AutoConfig, AutoModelForCausalLM
         from verl.utils.device import get_device_id, get_device_name
         from verl.utils.torch_dtypes import PrecisionType
@@ -202,7 +203,9 @@ class HFServer:
             model = AutoModelForCausalLM.from_config(settings, **options)
         self.weights = Weights(model, complete=weights_from_disk)
         self.engine = Engine(
-            model.to(self.device), stop_ids(model_config.local_path, model_config.tokenizer), seed=config.seed
+            model.to(self.device),
+            stop_ids(model_config.local_path, model_config.tokenizer),
+            seed=f"{config.seed}/{replica_rank}",
         )
         self.global_steps: int | None = None
         self.max_len = config.max_model_len or config.prompt_length + config.response_length

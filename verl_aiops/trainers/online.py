@@ -43,6 +43,13 @@ class _Step:
     pairs: list[tuple[Answer, Answer]]
 
 
+def _rows(column) -> list:
+    """A column of TransferQueue by rows: nested tensors, numpy arrays and lists of several kinds come out of it."""
+    if isinstance(column, torch.Tensor):
+        return list(column.unbind())
+    return column.tolist() if hasattr(column, "tolist") else list(column)
+
+
 class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
     """Generate, score, pair, train; validation, checkpoints, weight transfer and trackers are verl's."""
 
@@ -127,12 +134,13 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
         keys = final_outputs(batch.keys)
         fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_fields"]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*fields, "extra_info"])
-        columns = {
-            name: list(data[name].unbind()) if isinstance(data[name], torch.Tensor) else data[name].tolist()
-            for name in data.keys()
-        }
+        columns = {name: _rows(data[name]) for name in data.keys()}
         rows = [{name: column[at] for name, column in columns.items()} for at in range(len(keys))]
-        return [Answer.from_row(row) for row in rows]
+        # in an order that does not depend on which answer was finished first
+        return sorted(
+            (Answer.from_row(row) for row in rows),
+            key=lambda a: (a.prompt_ids.numpy().tobytes(), a.response_ids.numpy().tobytes()),
+        )
 
     def _label(self, answers: list[Answer]) -> Labels:
         scores = [a.score - self.dpo.eos_penalty * (not a.ended(self.stops)) for a in answers]
