@@ -63,6 +63,7 @@ def built(tmp_path_factory):
 def test_parquet_types(built):
     out, _ = built
     info = [("index", pa.int64()), *((name, pa.string()) for name in ("id", "group", "lang", "source"))]
+    lists = ("rounds", "answers")
     expected = pa.schema(
         [
             ("data_source", pa.string()),
@@ -72,7 +73,7 @@ def test_parquet_types(built):
             ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
             (
                 "extra_info",
-                pa.struct([*info, ("incident_text", pa.string()), ("rounds", pa.list_(pa.string()))]),
+                pa.struct([*info, ("incident_text", pa.string()), *((k, pa.list_(pa.string())) for k in lists)]),
             ),
         ]
     )
@@ -122,6 +123,9 @@ def test_the_same_split_prompt_and_truth_as_the_pairs(built, tmp_path):
             assert row["reward_model"]["ground_truth"] == pair["ground_truth"]
             assert row["prompt"] == pair["prompt"][:1]
             assert info["rounds"] == [pair["prompt"][2]["content"]]
+            assert (
+                json.loads(info["answers"][1]) == json.loads(pair["chosen"][0]["content"]) and '"' in info["answers"][0]
+            )
 
 
 @needs_real
@@ -138,7 +142,7 @@ def test_the_same_split_of_real_incidents(tmp_path):
 def test_direct_style_has_no_later_rounds(tmp_path, name):
     build_rl(mixed(60), tmp_path / name, prompts=PromptOptions(style="direct", max_candidates=4))
     for row in both_sides(tmp_path / name):
-        assert row["extra_info"]["rounds"] == []
+        assert row["extra_info"]["rounds"] == [] and len(row["extra_info"]["answers"]) == 1
         candidates = json.loads(row["reward_model"]["ground_truth"])["candidates"]
         assert all(name in row["prompt"][0]["content"] for names in candidates.values() for name in names)
     if name == "d.parquet":

@@ -62,7 +62,7 @@ for first, plugins in json.loads(sys.argv[1]):
 FIRST = ["verl", "verl_aiops.plugin", "verl_aiops.platform.cpu"]
 FIRST += ["verl_aiops.trainers.offline", "verl_aiops.trainers.engine", "verl_aiops.trainers.triage"]
 FIRST += ["verl_aiops.trainers.online"]
-FIRST += ["verl_aiops.rewards.manager", "verl_aiops.rollout.hf_replica", "verl_aiops.rollout.agent_loop"]
+FIRST += ["verl_aiops.rewards.managers.triage", "verl_aiops.rollout.hf_replica", "verl_aiops.rollout.agent_loop"]
 
 OURS = {
     "trainers": {
@@ -73,7 +73,7 @@ OURS = {
     "estimators": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.algorithms.compute_dpo_advantage"),
     "policy losses": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.algorithms.compute_dpo_policy_loss"),
     "platforms": {"cpu": "verl_aiops.platform.cpu.PlatformCPU"},
-    "reward managers": {"aiops_mturn": "verl_aiops.rewards.manager.AiopsMturnRewardManager"},
+    "reward managers": {"aiops_mturn": "verl_aiops.rewards.managers.triage.AiopsMturnRewardManager"},
     "agent loops": {"aiops_mturn": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"},
     "rollouts": {"hf/async": "verl_aiops.rollout.hf_replica.HFServerAdapter"},
     "replicas": {"hf": "verl_aiops.plugin"},
@@ -137,7 +137,7 @@ def test_our_names_resolve_through_verls_functions():
     from verl.workers.rollout.replica import get_rollout_replica_class
 
     from verl_aiops.platform.cpu import PlatformCPU
-    from verl_aiops.rewards.manager import AiopsMturnRewardManager
+    from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
     from verl_aiops.rollout.hf_replica import HFReplica, HFServerAdapter
     from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
     from verl_aiops.trainers.offline import OfflineDPOTrainer

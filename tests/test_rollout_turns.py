@@ -169,6 +169,7 @@ def run_loop(tokenizer, tiny_model_dir, answers, rounds=("Now JSON.",), response
                 "model": {"path": str(tiny_model_dir)},
                 "rollout": {
                     "name": "hf",
+                    "seed": 42,
                     "prompt_length": 64,
                     "response_length": response,
                     "custom": {"aiops_mturn": custom or {"round_tokens": [30, 20]}},

@@ -24,7 +24,7 @@ def score(tokenizer, turns, given=None, **custom):
     """The manager's result for one trajectory as verl's worker hands it over."""
     from verl import DataProto
 
-    from verl_aiops.rewards.manager import AiopsMturnRewardManager
+    from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
 
     responses = torch.tensor([tokenizer.encode("any text")])
     batch = TensorDict({"responses": responses, "attention_mask": torch.ones_like(responses)}, batch_size=1)

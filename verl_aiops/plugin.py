@@ -68,7 +68,8 @@ def _triage_trainer(module):
     register_trainer("aiops_sync")(module.TriageTrainer)
 
 
-_bring("verl_aiops.trainers.online", when="verl.trainer.ppo.v1.trainer_sync")
+# whose base class is ours: not before that is whole
+_bring("verl_aiops.trainers.online", when="verl_aiops.trainers.triage")
 
 
 @wrapt.when_imported("verl_aiops.trainers.online")
@@ -78,10 +79,10 @@ def _online_trainer(module):
     register_trainer("online_dpo")(module.OnlineDPOTrainer)
 
 
-_bring("verl_aiops.rewards.manager", when="verl.experimental.reward_loop.reward_manager.naive")
+_bring("verl_aiops.rewards.managers.triage", when="verl.experimental.reward_loop.reward_manager.naive")
 
 
-@wrapt.when_imported("verl_aiops.rewards.manager")
+@wrapt.when_imported("verl_aiops.rewards.managers.triage")
 def _reward_managers(module):
     from verl.experimental.reward_loop.reward_manager import register
 

@@ -116,7 +116,11 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
                 pairs = labelled(answers, labels)
             self._last = _Step(answers, labels, pairs)
         metrics.update(self._pair_metrics(self._last))
-        self._check_failures(labels, len(answers))
+        # a session whose reward (or generation) raised is missing from verl's batch without a word
+        asked = sample_batch_size * self.config.actor_rollout_ref.rollout.n
+        missing = max(0, asked - len(answers))
+        metrics["pairs/failed_rows"] = float(labels.failed_rows + missing)
+        self._check_failures(labels.failed_rows + missing, max(asked, len(answers)))
         if not pairs:
             print(
                 f"verl-aiops: step {self.global_steps}: no prompt has a preference, nothing is trained on", flush=True
@@ -153,12 +157,12 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             seed=self.global_steps,
         )
 
-    def _check_failures(self, labels: Labels, rows: int) -> None:
-        if rows and labels.failed_rows / rows > self.dpo.max_failed_share:
+    def _check_failures(self, failed: int, asked: int) -> None:
+        if failed == asked or failed / asked > self.dpo.max_failed_share:
             raise RuntimeError(
-                f"{labels.failed_rows} of {rows} answers of step {self.global_steps} have no finite score, more than "
-                f"algorithm.online_dpo.max_failed_share={self.dpo.max_failed_share} allows. Look at the reward: its "
-                "errors stand further up."
+                f"{failed} of {asked} answers of step {self.global_steps} have no score (the reward or the generation "
+                "failed, or the score is not finite), more than algorithm.online_dpo.max_failed_share="
+                f"{self.dpo.max_failed_share} allows. The errors stand further up."
             )
 
     def _train(self, pairs: list[tuple[Answer, Answer]]) -> dict[str, float]:
@@ -223,7 +227,6 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             "pairs/ties": float(labels.ties),
             "pairs/identical": float(labels.identical),
             "pairs/single": float(labels.single),
-            "pairs/failed_rows": float(labels.failed_rows),
             "pairs/prompts_with_pair": labels.groups_with_pair / max(1, labels.groups),
         }
         if pairs:

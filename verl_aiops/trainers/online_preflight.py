@@ -16,6 +16,8 @@ from verl_aiops.trainers.rl_preflight import check_rollout, check_rounds, is_tri
 
 __all__ = ["prepare_online"]
 
+STRATEGIES = ("fsdp", "fsdp2")
+
 
 def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
     """Turn a verl configuration into one that online DPO can run, or refuse it.
@@ -27,13 +29,16 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
         ConfigError: everything that cannot work, together.
     """
     refuse_ignored_keys(config)
+    wrong = _trainer_faults(config)
+    if config.actor_rollout_ref.actor.strategy not in STRATEGIES:
+        raise ConfigError("\n  ".join(wrong))  # the sizes of other engines cannot be told
     triage = is_triage_run(config)
     with open_dict(config):
         config.algorithm.adv_estimator = "online_dpo"
     defaults = (*(TRIAGE_DEFAULTS if triage else ()), *ONLINE_DEFAULTS, *RL_DEFAULTS)
     lines = apply_defaults(config, given, defaults)
     dpo = OnlineDPOConfig.from_config(config)
-    wrong = [*_trainer_faults(config), *_data_faults(config, dpo), *_batch_faults(config)]
+    wrong += [*_data_faults(config, dpo), *_batch_faults(config)]
     for check in (check_rollout, check_rounds):
         try:
             check(config)
@@ -55,7 +60,7 @@ def _trainer_faults(config: DictConfig) -> list[str]:
     mode = config.trainer.v1.trainer_mode
     if mode not in ("sync", "online_dpo"):
         faults.append(f"trainer.v1.trainer_mode={mode}: pairs are made of whole steps. Remove it, or set sync.")
-    if actor.strategy not in ("fsdp", "fsdp2"):
+    if actor.strategy not in STRATEGIES:
         faults.append(f"actor_rollout_ref.actor.strategy={actor.strategy}: use fsdp2 or fsdp.")
     if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
         faults.append(
