@@ -158,6 +158,21 @@ def test_two_workers_have_a_server_each(grpo, data, tiny_model_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_lora_is_merged_for_the_rollout(data, tiny_model_dir, tmp_path):
+    """The rollout has whole weights: after two updates of the adapters it still samples what the trainer computes."""
+    metrics, _ = run(
+        data,
+        tiny_model_dir,
+        tmp_path / "lora",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.model.lora_rank=4",
+        "actor_rollout_ref.model.lora.merge=True",
+    )
+    assert metrics[3]["actor/grad_norm"] > 0
+    assert metrics[3]["training/rollout_probs_diff_max"] < 1e-4
+
+
+@pytest.mark.slow
 def test_ppo_with_a_critic(data, tiny_model_dir, tmp_path):
     metrics, _ = run(data, tiny_model_dir, tmp_path / "ppo", estimator="gae")
     assert all(metrics[step]["critic/vf_loss"] > 0 for step in range(1, STEPS + 1))
