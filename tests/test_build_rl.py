@@ -404,7 +404,7 @@ def test_verl_reads_every_row_as_written(tmp_path, tokenizer_dir, name, style):
     from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 
-    from verl_aiops.data.rl_check import VerlCheck
+    from verl_aiops.trainers.rl_data_check import VerlCheck
 
     out = tmp_path / name
     summary = build_rl(mixed(60), out, prompts=PromptOptions(style=style))
@@ -431,7 +431,7 @@ def test_verl_reads_every_row_as_written(tmp_path, tokenizer_dir, name, style):
 
 
 def test_rows_that_verl_would_drop_are_an_error_after_the_report(tmp_path, tokenizer_dir):
-    from verl_aiops.data.rl_check import RlDataError, VerlCheck
+    from verl_aiops.trainers.rl_data_check import RlDataError, VerlCheck
 
     summary = build_rl(mixed(60), tmp_path / "r.parquet")
     all_of_it = list(VerlCheck(tokenizer_dir, 10_000).reports(summary.written))
@@ -448,7 +448,7 @@ def test_rows_that_verl_would_drop_are_an_error_after_the_report(tmp_path, token
 def test_a_row_that_verl_reads_otherwise_is_an_error(tmp_path, tokenizer_dir, monkeypatch):
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from verl_aiops.data.rl_check import RlDataError, VerlCheck
+    from verl_aiops.trainers.rl_data_check import RlDataError, VerlCheck
 
     summary = build_rl(mixed(20), tmp_path / "r.parquet", val_share=0)
     original = RLHFDataset.__getitem__
@@ -464,7 +464,7 @@ def test_a_row_that_verl_reads_otherwise_is_an_error(tmp_path, tokenizer_dir, mo
 def test_the_check_leaves_no_copy_of_the_data(tmp_path, tokenizer_dir):
     import datasets
 
-    from verl_aiops.data.rl_check import VerlCheck
+    from verl_aiops.trainers.rl_data_check import VerlCheck
 
     before = datasets.config.HF_DATASETS_CACHE
     summary = build_rl(mixed(20), tmp_path / "only-here.parquet", val_share=0)
@@ -476,7 +476,7 @@ def test_the_check_leaves_no_copy_of_the_data(tmp_path, tokenizer_dir):
 def test_model_folders_that_cannot_count(tmp_path, _shared_tokenizer):
     import copy
 
-    from verl_aiops.data.rl_check import RlDataError, VerlCheck
+    from verl_aiops.trainers.rl_data_check import RlDataError, VerlCheck
 
     with pytest.raises(RlDataError, match="none: no such folder; name one with a tokenizer"):
         VerlCheck(str(tmp_path / "none"))

@@ -205,7 +205,7 @@ def run_build_rl(args: argparse.Namespace) -> None:
         raise IncidentError("--max-prompt-length goes with --model, whose tokenizer counts; give both or neither")
     verl_check = None
     if args.model is not None:
-        from verl_aiops.data.rl_check import VerlCheck
+        from verl_aiops.trainers.rl_data_check import VerlCheck
 
         # Before the work, which a wrong folder would waste.
         verl_check = VerlCheck(args.model, args.max_prompt_length)

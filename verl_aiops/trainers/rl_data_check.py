@@ -1,6 +1,6 @@
 """RL files through verl's own data set: does training get every row as it was written?
 
-Works for any task. verl is imported where it is needed: it takes seconds.
+Works for any task. The command `build-rl --model` asks it.
 """
 
 import contextlib
