@@ -164,13 +164,13 @@ def test_broken_weights_are_an_error_not_a_sample(tiny_model_dir):
 
 
 def test_abort_ends_a_batch_with_what_it_has(engine):
-    answers = []
+    answers, abort = [], threading.Event()
     thread = threading.Thread(
-        target=lambda: answers.extend(engine.generate(requests(max_tokens=3000, ignore_eos=True)))
+        target=lambda: answers.extend(engine.generate(requests(max_tokens=3000, ignore_eos=True), abort=abort))
     )
     thread.start()
     time.sleep(0.7)
-    engine.abort()
+    abort.set()
     thread.join(20)
     assert not thread.is_alive()
     assert all(a.aborted and 0 < len(a.token_ids) < 3000 and len(a.logps) == len(a.token_ids) for a in answers)

@@ -1,7 +1,6 @@
 """The embedded rollout's server: batching, sleep, abort, limits; without Ray, its methods are plain coroutines."""
 
 import asyncio
-import threading
 import time
 from types import SimpleNamespace
 
@@ -18,12 +17,11 @@ class Recorder:
     """Stands for the engine: remembers its batches, answers with the prompt, as slowly as asked."""
 
     def __init__(self, seconds=0.0):
-        self.batches, self.seconds, self.stop = [], seconds, threading.Event()
+        self.batches, self.seconds = [], seconds
 
-    def run(self, requests):
+    def run(self, requests, abort):
         self.batches.append([r.prompt_ids for r in requests])
-        aborted = self.stop.wait(self.seconds)
-        self.stop.clear()
+        aborted = abort.wait(self.seconds)
         if any(r.prompt_ids == (666,) for r in requests):
             raise FloatingPointError("broken")
         return [Sampled(list(r.prompt_ids), [0.0] * len(r.prompt_ids), aborted=aborted) for r in requests]
@@ -34,7 +32,7 @@ def request(*prompt):
 
 
 def batcher(recorder, max_seqs=8, max_tokens=1000):
-    return Batcher(recorder.run, recorder.stop.set, max_seqs, max_tokens)
+    return Batcher(recorder.run, max_seqs, max_tokens)
 
 
 def test_concurrent_requests_share_a_batch():

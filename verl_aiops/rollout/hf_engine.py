@@ -134,7 +134,7 @@ class _Stop(StoppingCriteria):
 
 
 class Engine:
-    """Generates for whole batches with one model. Not thread-safe: one call at a time, `abort` from any thread.
+    """Generates for whole batches with one model, one call at a time.
 
     Args:
         model: a causal language model of transformers.
@@ -148,21 +148,17 @@ class Engine:
         self.seed = seed
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._seen_version: int | None = None
-        self._abort = threading.Event()
-
-    def abort(self) -> None:
-        """Let the batch that runs end at its next token."""
-        self._abort.set()
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], version: int = 0) -> list[Sampled]:
-        """Sample an answer to each request.
+    def generate(
+        self, requests: Sequence[Request], version: int = 0, abort: threading.Event | None = None
+    ) -> list[Sampled]:
+        """Sample an answer to each request; ``abort`` ends all of them at their next token.
 
         A request's sample depends on its prompt and its own seed. Where it has none: on the engine's seed, ``version``
         (the number of the weights) and how many requests with this prompt these weights have answered. It does not
         depend on the requests beside it.
         """
-        self._abort.clear()
         if not requests:
             return []
         prompts = sorted({r.prompt_ids for r in requests}, key=len)
@@ -188,7 +184,7 @@ class Engine:
                 max_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=None, bos_token_id=None
             ),
             logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([_Stop(requests, self.stops, width, self._abort)]),
+            stopping_criteria=StoppingCriteriaList([_Stop(requests, self.stops, width, abort or threading.Event())]),
         )
         sampled = out[:, width:].tolist()
         logps = torch.stack(sampler.logps, 1).tolist()

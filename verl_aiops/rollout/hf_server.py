@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,14 +32,14 @@ class Batcher:
     """One batch at a time, of the requests that wait when the last one ends.
 
     Args:
-        run: computes a batch; called in a thread.
-        abort: lets the batch that runs end early; called while it runs.
+        run: computes a batch; called in a thread, with an event that asks it to end early.
         max_seqs: requests in a batch.
         max_tokens: prompt tokens in a batch, each different prompt counted once at the longest's length.
     """
 
-    def __init__(self, run: Callable[[list[Request]], list[Sampled]], abort: Callable[[], None], max_seqs, max_tokens):
-        self.run, self.abort_run = run, abort
+    def __init__(self, run: Callable[[list[Request], threading.Event], list[Sampled]], max_seqs: int, max_tokens: int):
+        self.run = run
+        self.abort_batch = threading.Event()
         self.max_seqs, self.max_tokens = max_seqs, max_tokens
         self.queue: list[_Waiting] = []
         self.idle = asyncio.Event()
@@ -51,7 +52,7 @@ class Batcher:
 
     async def submit(self, request: Request) -> Sampled:
         """Wait for the answer. While generation is held, requests wait, or fail where they were told to."""
-        if not self.open.is_set():
+        while not self.open.is_set():
             if self.reject:
                 raise RuntimeError("rollout hf: generation is stopped and takes no requests")
             await self.open.wait()
@@ -68,7 +69,7 @@ class Batcher:
         self.reject = reject
         for waiting in self._taken(len(self.queue)):
             waiting.answer.set_result(Sampled([], [], aborted=True))
-        self.abort_run()
+        self.abort_batch.set()
         await self.idle.wait()
 
     async def pause(self) -> None:
@@ -107,8 +108,10 @@ class Batcher:
             if not batch:
                 continue
             self.idle.clear()
+            self.abort_batch = threading.Event()
             try:
-                answers: Sequence[Any] = await asyncio.to_thread(self.run, [w.request for w in batch])
+                requests = [waiting.request for waiting in batch]
+                answers: Sequence[Any] = await asyncio.to_thread(self.run, requests, self.abort_batch)
             except Exception as error:
                 # the requests fail, not the server: verl counts failed prompts and says so
                 logger.exception("rollout hf: a batch of %d requests failed", len(batch))
@@ -209,12 +212,12 @@ class HFServer:
         )
         self.global_steps: int | None = None
         self.max_len = config.max_model_len or config.prompt_length + config.response_length
-        self.batcher = Batcher(self._run, self.engine.abort, config.max_num_seqs, config.max_num_batched_tokens)
+        self.batcher = Batcher(self._run, config.max_num_seqs, config.max_num_batched_tokens)
 
-    def _run(self, requests: list[Request]) -> list[Sampled]:
+    def _run(self, requests: list[Request], abort: threading.Event) -> list[Sampled]:
         if missing := self.weights.names_missing():
             raise RuntimeError(f"rollout hf: the trainer has not sent {len(missing)} weights, {missing[0]} among them")
-        return self.engine.generate(requests, self.global_steps or 0)
+        return self.engine.generate(requests, self.global_steps or 0, abort)
 
     async def generate(
         self,
