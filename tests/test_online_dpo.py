@@ -124,3 +124,72 @@ def test_importance_weights(pairs):
     _, plain_gradient = loss_and_gradient(batch(), moved)
     for at, (a, b) in enumerate(zip(gradient, plain_gradient)):
         assert torch.allclose(a, b * weights[at // 2], rtol=1e-5), "weights are constants"
+
+
+# --- a step of the trainer, without workers ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer():
+    """An OnlineDPOTrainer whose rollouts are given and whose training is only counted."""
+    from types import SimpleNamespace
+
+    from omegaconf import OmegaConf
+
+    from verl_aiops.trainers.config import OnlineDPOConfig
+    from verl_aiops.trainers.online import OnlineDPOTrainer
+
+    made = object.__new__(OnlineDPOTrainer)
+    made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 2}}})
+    made.dpo = OnlineDPOConfig.from_config({"eos_penalty": 0.5, "max_failed_share": 0.1})
+    made.global_steps, made.stops = 7, frozenset({2})
+    made.replay_buffer = SimpleNamespace(sample=lambda **kwargs: (SimpleNamespace(keys=["p_0_0"]), {}))
+    made.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
+    made.on_sample_begin = made.on_sample_end = lambda: None
+    made.trained = []
+
+    def train(pairs):
+        made.trained.append(pairs)
+        return {"actor/loss": 0.5}
+
+    made._train = train
+
+    def step(answers, prompts):
+        made._answers = lambda batch: answers
+        metrics = {}
+        made._step_once(metrics, {}, prompts)
+        return metrics
+
+    return made, step
+
+
+def scored(uid, ids, score):
+    return Answer(uid, torch.tensor([1]), torch.tensor(ids), torch.ones(len(ids)), score)
+
+
+def test_a_step_without_a_preference_trains_nothing_and_says_so(trainer, capsys):
+    made, step = trainer
+    metrics = step([scored("a", (5, 2), 0.3), scored("a", (6, 2), 0.3)], 1)
+    assert made.trained == [] and metrics["pairs/used"] == 0 and metrics["pairs/ties"] == 1
+    assert "actor/loss" not in metrics and "step 7: no prompt has a preference" in capsys.readouterr().out
+
+
+def test_an_answer_that_did_not_end_is_worth_less(trainer):
+    made, step = trainer
+    ended, cut = scored("a", (5, 2), 0.4), scored("a", (6, 7), 0.6)
+    metrics = step([cut, ended], 1)
+    assert made.trained == [[(ended, cut)]]
+    # what is logged are the reward's own scores
+    assert metrics["score/chosen"] == pytest.approx(0.4) and metrics["score/rejected"] == pytest.approx(0.6)
+
+
+def test_failed_answers_are_counted_and_end_the_run_when_there_are_many(trainer):
+    """NaN scores, and sessions that are missing since their reward raised: verl says nothing of those."""
+    made, step = trainer
+    good = [scored(str(n), (ids, 2), score) for n in range(10) for ids, score in ((5, 0.1), (6, 0.9))]
+    metrics = step(good[:-1], 10)
+    assert metrics["pairs/failed_rows"] == 1 and metrics["pairs/used"] == 9 and metrics["pairs/single"] == 1
+    with pytest.raises(RuntimeError, match="3 of 20 answers of step 7 have no score"):
+        step([*good[:-3], scored("9", (7, 2), float("nan"))], 10)
+    with pytest.raises(RuntimeError, match="2 of 2 answers"):
+        step([], 1)
