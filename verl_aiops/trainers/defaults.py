@@ -206,6 +206,13 @@ RL_DEFAULTS: tuple[Default, ...] = (
     Default(
         "critic.model.override_config.attn_implementation", None, lambda c: "sdpa", _NO_FLASH, _critic_no_flash_attn
     ),
+    Default(
+        "critic.model.path",
+        "~/models/deepseek-llm-7b-chat",
+        lambda c: c.actor_rollout_ref.model.path,
+        "starts from the policy's model",
+        _has_critic,
+    ),
     Default("critic.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", _critic_on_cpu),
     Default("critic.fsdp.mixed_precision", None, lambda c: dict(_FP32), "float32 on CPU", _critic_on_cpu),
     Default(
