@@ -74,7 +74,8 @@ def test_another_task_keeps_its_reward(prepare):
 
 def test_self_play_needs_one_answer_and_no_reward(prepare):
     unknown = {**MATHS, "data_source": "mine"}
-    prepare("actor_rollout_ref.rollout.n=1", "+algorithm.online_dpo.rule=self_play", row=unknown)
+    config, _ = prepare("actor_rollout_ref.rollout.n=1", "+algorithm.online_dpo.rule=self_play", row=unknown)
+    assert config.actor_rollout_ref.rollout.n == 1 and config.reward.reward_manager.name == "naive"
 
 
 def test_everything_that_is_missing_is_said_at_once(prepare):

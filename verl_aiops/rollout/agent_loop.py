@@ -75,7 +75,7 @@ class AiopsMturnAgentLoop(AgentLoopBase):
                 output = await self.server_manager.generate(
                     request_id=request_id, prompt_ids=stream.all_ids, sampling_params=sampling, priority=int(priority)
                 )
-                # engines may go one token over where the budget is nearly nothing
+                # what follows is counted on the budget being kept, whatever an engine gives
                 ids = list(output.token_ids)[:budget]
                 stream.add_answer(ids, list(output.log_probs)[:budget] if output.log_probs is not None else None)
                 text, cut = self._text_of(ids)

@@ -82,7 +82,6 @@ class HFServerAdapter(BaseRollout):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.replica_rank = int(os.environ["RANK"])
-        self.is_leader_rank = True
         self._server = None
 
     @property

@@ -123,6 +123,14 @@ _PLATFORM: tuple[Default, ...] = (
     ),
 )
 
+_PAIRS_MICRO_BATCH = Default(
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    None,
+    _micro_batch,
+    "largest of 1 to 4 pairs that divides a worker's share",
+    _static_batches,
+)
+
 DEFAULTS: tuple[Default, ...] = (
     *_PLATFORM,
     Default("trainer.total_epochs", 30, lambda c: 1, "preference pairs are seldom worth more than one epoch"),
@@ -132,13 +140,7 @@ DEFAULTS: tuple[Default, ...] = (
         lambda c: c.data.train_batch_size,
         "one optimizer step per batch of data.train_batch_size pairs",
     ),
-    Default(
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
-        None,
-        _micro_batch,
-        "largest of 1 to 4 pairs that divides a worker's share",
-        _static_batches,
-    ),
+    _PAIRS_MICRO_BATCH,
     Default(
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
         None,
@@ -243,13 +245,7 @@ ONLINE_DEFAULTS: tuple[Default, ...] = (
         lambda c: c.data.train_batch_size,
         "at most so many pairs per optimizer step",
     ),
-    Default(
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
-        None,
-        _micro_batch,
-        "largest of 1 to 4 pairs that divides a worker's share",
-        _static_batches,
-    ),
+    _PAIRS_MICRO_BATCH,
     Default("critic.enable", None, lambda c: False, "preferences need no critic"),
 )
 

@@ -59,7 +59,6 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
         self.use_critic = self.use_reference_policy = False
         self.ranks = data_parallel_size(config)
         self._last: _Step | None = None
-        self._tokens = 0
 
     # --- set-up ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +192,6 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             max_token_len_per_gpu=actor.ppo_max_token_len_per_gpu,
             logprob_backend=resolve_backend(self.dpo.logprob_backend),
         )
-        self._tokens = sum(tokens[at] for at in range(len(placed)))
         if self.dpo.uses_reference:
             scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
             batch["ref_log_probs"] = scored["answer_log_probs"]

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
 
-__all__ = ["check_rollout", "check_rounds", "is_triage_run", "prepare_triage", "refuse_ignored_keys"]
+__all__ = ["check_rollout", "check_rounds", "first_rows", "is_triage_run", "prepare_triage", "refuse_ignored_keys"]
 
 REWARD, LOOP, MODE = "aiops_mturn", "aiops_mturn", "aiops_sync"
 # groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
