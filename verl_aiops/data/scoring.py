@@ -1,0 +1,72 @@
+"""How a reward model sees a conversation: one text, rendered once, for training and for scoring alike.
+
+Servers tokenise the text themselves and put the tokenizer's own special tokens in front, so a leading
+beginning-of-sequence token that the chat template has written is taken off the text.
+
+Messages are data: the spelling of a special token inside one (a policy that writes `<|im_end|>` and a turn of its own)
+is broken up, so that only the template opens and closes turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+__all__ = ["conversation", "scoring_ids", "scoring_text"]
+
+
+def conversation(prompt: Sequence[Mapping], turns: Sequence[str], rounds: Sequence[str] = ()) -> list[dict]:
+    """The messages of a finished dialogue.
+
+    Args:
+        prompt: messages before the first answer.
+        turns: the assistant's texts, one per round.
+        rounds: the user's texts between them.
+
+    Raises:
+        ValueError: as many user texts as answers, or more.
+    """
+    if len(rounds) >= max(1, len(turns)):
+        raise ValueError(f"{len(turns)} answers leave room for {max(0, len(turns) - 1)} user texts, got {len(rounds)}")
+    messages = [dict(message) for message in prompt]
+    for at, turn in enumerate(turns):
+        if at:
+            messages.append({"role": "user", "content": rounds[at - 1]})
+        messages.append({"role": "assistant", "content": turn})
+    return messages
+
+
+def scoring_text(tokenizer, messages: Sequence[Mapping]) -> str:
+    """The conversation in the reward model's chat template, to be tokenised with special tokens.
+
+    Args:
+        messages: dicts with ``role`` and ``content`` (a string).
+    """
+    special = _special_spellings(tokenizer)
+    messages = [{**message, "content": special.sub(_broken_up, message["content"])} for message in messages]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    bos = tokenizer.bos_token
+    # a template that starts with the token that is also the tokenizer's own opening, which the server adds again
+    if bos and text.startswith(bos) and _adds(tokenizer, tokenizer.bos_token_id):
+        text = text[len(bos) :]
+    return text
+
+
+def scoring_ids(tokenizer, text: str) -> list[int]:
+    """Token ids of `scoring_text` as vLLM, SGLang and the rollout ``hf`` read it."""
+    return tokenizer(text)["input_ids"]
+
+
+def _special_spellings(tokenizer) -> re.Pattern:
+    spellings = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    spellings |= set(tokenizer.all_special_tokens)
+    long_first = sorted((s for s in spellings if len(s) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, long_first)) or r"(?!)")
+
+
+def _broken_up(found: re.Match) -> str:
+    return f"{found[0][0]} {found[0][1:]}"
+
+
+def _adds(tokenizer, token_id: int) -> bool:
+    return tokenizer("a")["input_ids"][:1] == [token_id]
