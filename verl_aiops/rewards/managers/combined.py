@@ -1,0 +1,113 @@
+"""The reward manager ``aiops_combined``: a rule and a reward model together, each part of the result by its own name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from omegaconf import OmegaConf
+from verl import DataProto
+
+from verl_aiops.data.scoring import conversation, scoring_text
+from verl_aiops.rewards.combined import CombinedSettings, combine
+from verl_aiops.rewards.managers.moments import MomentsReader
+from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
+from verl_aiops.rewards.rm_client import RewardModelClient, RewardModelError
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["AiopsCombinedRewardManager"]
+
+
+class AiopsCombinedRewardManager(AiopsMturnRewardManager):
+    """`rewards.combined` on the rule of ``reward.custom_reward_function`` and the server of ``reward.reward_model``.
+
+    An answer that the reward model gives no score for gets NaN and a reason; the trainers end the run or leave it out.
+    """
+
+    def __init__(
+        self,
+        config,
+        tokenizer,
+        compute_score: Any = None,
+        reward_router_address: str | None = None,
+        reward_model_tokenizer=None,
+    ):
+        # the rule does not get the server: it would be one more, unbounded, way to it
+        super().__init__(config, tokenizer, compute_score)
+        self.settings = CombinedSettings.from_config(
+            OmegaConf.to_container(section, resolve=True)
+            if (section := OmegaConf.select(config, "reward.combined")) is not None
+            else None
+        )
+        self.client = self.rm_tokenizer = None
+        if reward_router_address is not None:
+            self._connect(config, reward_router_address, reward_model_tokenizer)
+        elif self.settings.uses_rm:
+            raise ValueError(f"reward.combined.mode={self.settings.mode} needs reward.reward_model.enable=True")
+
+    def _connect(self, config, address: str, tokenizer) -> None:
+        rm, settings = config.reward.reward_model, self.settings
+        self.rm_tokenizer = tokenizer
+        self.moments = MomentsReader(settings.first_moments(rm.model_path), running=settings.normalise == "running")
+        self.client = RewardModelClient(
+            address,
+            rm.rollout.name,
+            rm.model_path,
+            timeout_s=settings.timeout_s,
+            deadline_s=settings.deadline_s,
+            attempts=settings.attempts,
+            backoff_s=settings.backoff_s,
+            concurrency=settings.concurrency,
+        )
+
+    async def run_single(self, data: DataProto) -> dict:
+        """One session's reward: that of its final output.
+
+        Returns:
+            ``reward_score``, and in ``reward_extra_info`` all that the rule returned, with ``score`` the combined one;
+            ``rule``; and with a reward model, the same on every row, ``rm_raw``, ``rm`` (shaped), ``rm_failed`` (0 or 1)
+            and ``rm_error`` (text, empty where all is well).
+        """
+        result = await super().run_single(data)
+        rule, parts = float(result["reward_score"]), result["reward_extra_info"]
+        raw, shaped = math.nan, math.nan
+        if self.client is not None:
+            raw, error = await self._raw(data[-1:][0].non_tensor_batch, data)
+            if not error:
+                moments = await self.moments.at(data[-1:][0].non_tensor_batch.get("global_steps"))
+                shaped = self.settings.shaping.shape(raw, moments)
+            parts |= {"rm_raw": raw, "rm": shaped, "rm_failed": float(bool(error)), "rm_error": error}
+        score = combine(self.settings, rule, shaped, bool(parts.get("json_ok", False)))
+        parts |= {"score": score, "rule": rule}
+        return {"reward_score": score, "reward_extra_info": parts}
+
+    async def _raw(self, row: dict, data: DataProto) -> tuple[float, str]:
+        """The raw score, or NaN and the reason."""
+        try:
+            text = await self.loop.run_in_executor(None, lambda: self._text(row, data))
+            return await self.client.score(text), ""
+        except RewardModelError as error:
+            logger.warning("aiops_combined: %s", error)
+            return math.nan, str(error)
+
+    def _text(self, row: dict, data: DataProto) -> str:
+        prompt = list(row["raw_prompt"])
+        fields = row.get("tool_extra_fields") or {}
+        turns = fields.get("turns")
+        if turns:
+            rounds = list((row.get("extra_info") or {}).get("rounds") or ())[: len(turns) - 1]
+        else:
+            turns, rounds = [self._decoded(data)], []
+        return scoring_text(self.rm_tokenizer, conversation(prompt, turns, rounds))
+
+    def _decoded(self, data: DataProto) -> str:
+        item = data[-1:][0]
+        ids = item.batch["responses"]
+        count = int(item.batch["attention_mask"][-ids.shape[-1] :].sum()) if ids.shape[-1] else 0
+        ids = ids[:count].tolist()
+        # the token that ends the turn is the template's to write; what comes before it is the answer as it was written
+        if ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
