@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 __all__ = [
     "DEFAULTS",
     "ONLINE_DEFAULTS",
+    "REWARD_MODEL_DEFAULTS",
     "RL_DEFAULTS",
     "TRIAGE_DEFAULTS",
     "Default",
@@ -247,6 +248,48 @@ ONLINE_DEFAULTS: tuple[Default, ...] = (
     ),
     _PAIRS_MICRO_BATCH,
     Default("critic.enable", None, lambda c: False, "preferences need no critic"),
+)
+
+
+def _rm_on_cpu(config: DictConfig) -> bool:
+    return config.reward.reward_model.enable and _on_cpu(config)
+
+
+def _rm_with_hf(config: DictConfig) -> bool:
+    # a missing name ("???") is None here
+    return config.reward.reward_model.enable and OmegaConf.select(config, "reward.reward_model.rollout.name") == "hf"
+
+
+def _rm_own_pool_on_cpu(config: DictConfig) -> bool:
+    return _rm_on_cpu(config) and config.reward.reward_model.enable_resource_pool
+
+
+# in this order: the later ones ask for the server's name
+REWARD_MODEL_DEFAULTS: tuple[Default, ...] = (
+    Default("reward.reward_model.rollout.name", None, lambda c: "hf", "the server that needs no GPU", _rm_on_cpu),
+    Default(
+        "reward.reward_model.rollout.tensor_model_parallel_size",
+        2,
+        lambda c: 1,
+        "a replica is one process",
+        _rm_with_hf,
+    ),
+    Default("reward.reward_model.rollout.dtype", "bfloat16", lambda c: "float32", "float32 on CPU", _rm_on_cpu),
+    Default(
+        "reward.reward_model.rollout.free_cache_engine",
+        True,
+        lambda c: False,
+        "verl puts the server to sleep at start, and wakes none that has a pool of its own",
+        lambda c: _rm_with_hf(c) and c.reward.reward_model.enable_resource_pool,
+    ),
+    Default(
+        "reward.reward_model.n_gpus_per_node",
+        8,
+        lambda c: 1,
+        "one server unless more are asked for",
+        _rm_own_pool_on_cpu,
+    ),
+    Default("reward.reward_model.nnodes", 0, lambda c: 1, "the reward model's own pool", _rm_own_pool_on_cpu),
 )
 
 
