@@ -9,7 +9,6 @@ from verl_aiops.losses import label_groups
 from verl_aiops.rollout.turns import TemplateTurns
 from verl_aiops.trainers.online_pairs import (
     Answer,
-    final_outputs,
     labelled,
     pair_example,
     plan_batch,
@@ -24,11 +23,6 @@ STOPS = frozenset({2})
 def answer(uid="p", ids=(5, 6, 2), mask=None, score=0.0, prompt=(1, 4), **more):
     mask = [1] * len(ids) if mask is None else mask
     return Answer(uid, torch.tensor(prompt), torch.tensor(ids), torch.tensor(mask), score, **more)
-
-
-def test_final_outputs_of_sessions():
-    keys = ["a-b_0_0", "a-b_0_1", "a-b_1_0", "x_10_2", "x_10_10", "x_10_9"]
-    assert final_outputs(keys) == ["a-b_0_1", "a-b_1_0", "x_10_10"]
 
 
 def test_content_is_what_the_model_wrote():

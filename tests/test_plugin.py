@@ -73,7 +73,10 @@ OURS = {
     "estimators": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.algorithms.compute_dpo_advantage"),
     "policy losses": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.algorithms.compute_dpo_policy_loss"),
     "platforms": {"cpu": "verl_aiops.platform.cpu.PlatformCPU"},
-    "reward managers": {"aiops_mturn": "verl_aiops.rewards.managers.triage.AiopsMturnRewardManager"},
+    "reward managers": {
+        "aiops_mturn": "verl_aiops.rewards.managers.triage.AiopsMturnRewardManager",
+        "aiops_combined": "verl_aiops.rewards.managers.combined.AiopsCombinedRewardManager",
+    },
     "agent loops": {"aiops_mturn": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"},
     "rollouts": {"hf/async": "verl_aiops.rollout.hf_replica.HFServerAdapter"},
     "replicas": {"hf": "verl_aiops.plugin"},

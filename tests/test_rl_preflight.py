@@ -225,3 +225,98 @@ def test_files_that_cannot_be_read_are_left_to_verl(tmp_path):
     assert not is_triage_run(composed(f"data.train_files={broken}"))
     assert not is_triage_run(composed(f"data.train_files={tmp_path / 'absent.parquet'}"))
     assert rl_preflight.first_rows(composed(f"data.train_files={broken}"), 3) == []
+
+
+# --- a reward model beside the rule ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reward_model(tmp_path):
+    from tiny import make_tokenizer
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    folder = tmp_path / "rm"
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=4096,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def with_rm(folder, *more):
+    return [f"reward.reward_model.model_path={folder}", *more]
+
+
+def test_a_combined_reward_is_completed(prepare, reward_model):
+    config, lines = prepare(*with_rm(reward_model), preset="[grpo_mturn,combined,cpu]")
+    assert config.reward.custom_reward_function.path == "pkg://verl_aiops.rewards.aiops_mturn"
+    assert config.reward.reward_model.rollout.name == "hf"
+    assert config.reward.reward_model.rollout.tensor_model_parallel_size == 1
+    assert config.reward.reward_model.rollout.dtype == "float32"
+    assert config.trainer.v1.trainer_mode == "aiops_sync"
+    assert any("verl calls a reward manager beside a reward model only where one is named" in line for line in lines)
+
+
+def test_a_function_of_the_users_stays(prepare, reward_model):
+    path = "reward.custom_reward_function.path=mine.py"
+    config, _ = prepare(*with_rm(reward_model, path), preset="[grpo_mturn,combined,cpu]")
+    assert config.reward.custom_reward_function.path == "mine.py"
+
+
+def test_other_data_needs_a_rule_or_rm_only(prepare, reward_model, data):
+    plain = {"agent_name": "single_turn_agent", "extra_info": {"index": 0}}
+    other = data(data_source="somebody/else", **plain)
+    with pytest.raises(ConfigError, match="no rule for data_source=somebody/else"):
+        prepare(*with_rm(reward_model), preset="[grpo_mturn,combined,cpu]", file=other)
+    alone = with_rm(reward_model, "reward.combined.mode=rm_only")
+    config, _ = prepare(*alone, preset="[grpo_mturn,combined,cpu]", file=other)
+    assert config.reward.custom_reward_function.name == "no_rule"
+    maths = data(data_source="openai/gsm8k", **plain)
+    config, _ = prepare(*with_rm(reward_model), preset="[grpo_mturn,combined,cpu]", file=maths)
+    assert config.reward.custom_reward_function.name == "default_compute_score"
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["reward.combined.mode=best"], "reward.combined.mode=best: expected one of"),
+        (["+reward.combined.rule_wieght=1"], "reward.combined.rule_wieght: no such setting, did you mean rule_weight"),
+        (["reward.reward_model.enable=False"], "mode=weighted needs a reward model: set reward.reward_model.enable"),
+        (["reward.reward_model.model_path=null"], "reward.reward_model.model_path is not set"),
+        (["reward.reward_model.model_path=/no/such/folder"], "its tokenizer cannot be loaded"),
+        (["reward.combined.normalise=stored"], "normalise=stored: no .*reward_stats.json"),
+        (["reward.reward_model.rollout.name=trtllm"], "rollout.name=trtllm: expected one of vllm, hf, sglang"),
+        (["reward.reward_model.rollout.max_model_len=100"], "max_model_len=100 is less than"),
+    ],
+)
+def test_what_cannot_be_combined_is_said_before_ray_starts(prepare, reward_model, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        prepare(*with_rm(reward_model, *overrides), preset="[grpo_mturn,combined,cpu]")
+
+
+def test_a_reward_model_that_verl_would_use_instead_of_the_rule_is_refused(prepare, reward_model):
+    enabled = with_rm(reward_model, "reward.reward_model.enable=True")
+    with pytest.raises(ConfigError, match="would never ask the reward model"):
+        prepare(*enabled)
+    with pytest.raises(ConfigError, match="verl would score with the reward model alone"):
+        prepare(*enabled, "reward.custom_reward_function.path=null")
+
+
+def test_verls_own_scoring_in_a_pool_of_its_own_is_refused(prepare, reward_model, data):
+    plain = data(data_source="x", agent_name="single_turn_agent", extra_info={"index": 0})
+    options = ["reward.reward_model.enable=True", "reward.reward_model.enable_resource_pool=True"]
+    options += ["reward.reward_manager.name=naive", "reward.custom_reward_function.path=null"]
+    engine = "reward.reward_model.rollout.name="
+    with pytest.raises(ConfigError, match="KeyError: 'reward_extra_info'"):
+        prepare(*with_rm(reward_model, *options, f"{engine}sglang"), preset="[cpu]", file=plain)
+    with pytest.raises(ConfigError, match="rollout.name=hf: verl itself asks vLLM and SGLang only"):
+        prepare(*with_rm(reward_model, *options, f"{engine}hf"), preset="[cpu]", file=plain)

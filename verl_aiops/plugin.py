@@ -83,10 +83,21 @@ _bring("verl_aiops.rewards.managers.triage", when="verl.experimental.reward_loop
 
 
 @wrapt.when_imported("verl_aiops.rewards.managers.triage")
-def _reward_managers(module):
+def _triage_manager(module):
     from verl.experimental.reward_loop.reward_manager import register
 
     register("aiops_mturn")(module.AiopsMturnRewardManager)
+
+
+# whose base class is ours: not before that is whole
+_bring("verl_aiops.rewards.managers.combined", when="verl_aiops.rewards.managers.triage")
+
+
+@wrapt.when_imported("verl_aiops.rewards.managers.combined")
+def _combined_manager(module):
+    from verl.experimental.reward_loop.reward_manager import register
+
+    register("aiops_combined")(module.AiopsCombinedRewardManager)
 
 
 @wrapt.when_imported("verl.experimental.agent_loop.agent_loop")

@@ -148,6 +148,7 @@ NAMES: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("trainer mode", "aiops_sync", _trainer_mode),
     ("engine", "preference_language_model", _engine),
     ("reward manager", "aiops_mturn", _reward_manager),
+    ("reward manager", "aiops_combined", _reward_manager),
     ("agent loop", "aiops_mturn", _agent_loop),
     ("rollout", "hf", _rollout),
     ("platform", "cpu", _platform),

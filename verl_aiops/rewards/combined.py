@@ -122,7 +122,8 @@ class CombinedSettings:
         if self.mode == "gated" and math.isinf(low):
             raise ValueError(
                 f"{WHERE}.mode=gated: an answer that the gate shuts out gets the lowest score of the reward model, "
-                f"which squash={self.squash} does not have. Set {WHERE}.squash=sigmoid or tanh, or {WHERE}.clip=[low,high]"
+                f"which squash={self.squash} does not have. Set {WHERE}.squash=sigmoid or tanh, or "
+                f"{WHERE}.clip=[low,high]"
             )
         if self.mode == "rm_tiebreak" and (math.isinf(low) or math.isinf(high)):
             raise ValueError(

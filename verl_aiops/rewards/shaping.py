@@ -103,7 +103,7 @@ def read_stats(model_path: str) -> Moments:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"reward.combined.normalise=stored: {path} holds no reward_mean and reward_std ({error}); {mend}"
-        )
+        ) from None
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(f"reward.combined.normalise=stored: {path}: reward_mean={mean}, reward_std={std}; {mend}")
     return Moments(mean, std, int(stats.get("pairs") or 0) * 2)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
@@ -26,8 +25,9 @@ from verl_aiops.trainers.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.config import OnlineDPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
 from verl_aiops.trainers.objective import PreferenceObjective
-from verl_aiops.trainers.online_pairs import Answer, final_outputs, labelled, pair_example, plan_batch, self_play_pairs
+from verl_aiops.trainers.online_pairs import Answer, labelled, pair_example, plan_batch, self_play_pairs
 from verl_aiops.trainers.pairs import arrange, pair_batch
+from verl_aiops.trainers.reward_rows import final_outputs, rows_of
 from verl_aiops.trainers.triage import TriageTrainer, part_metrics
 from verl_aiops.trainers.worker import PreferenceWorker
 
@@ -41,13 +41,6 @@ class _Step:
     answers: list[Answer]
     labels: Labels
     pairs: list[tuple[Answer, Answer]]
-
-
-def _rows(column) -> list:
-    """A column of TransferQueue by rows: nested tensors, numpy arrays and lists of several kinds come out of it."""
-    if isinstance(column, torch.Tensor):
-        return list(column.unbind())
-    return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
 class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
@@ -106,6 +99,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
         if self.reward_loop_manager.reward_loop_worker_handles is None:
             with marked_timer("reward", timing_raw, color="yellow"):
                 batch = self._compute_reward_colocate(batch, metrics=metrics)
+        self._take_in(batch)
         with marked_timer("pairs", timing_raw):
             answers = self._answers(batch)
             if self.dpo.self_play:
@@ -137,7 +131,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
         keys = final_outputs(batch.keys)
         fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_fields"]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*fields, "extra_info"])
-        columns = {name: _rows(data[name]) for name in data.keys()}
+        columns = {name: rows_of(data[name]) for name in data.keys()}
         rows = [{name: column[at] for name, column in columns.items()} for at in range(len(keys))]
         # in an order that does not depend on which answer was finished first
         return sorted(
@@ -210,11 +204,6 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             # over answers that the policy sampled, the mean log-ratio estimates its KL divergence from the reference
             named["kl/reference"] = (named["rewards/chosen"] + named["rewards/rejected"]) / (2 * self.dpo.beta)
         return named
-
-    def _behaviour(self, pairs: list[tuple[Answer, Answer]]):
-        if self.dpo.importance_clip is None:
-            return None
-        return [(chosen.rollout_logps, rejected.rollout_logps) for chosen, rejected in pairs]
 
     # --- what is logged ----------------------------------------------------------------------------------------------
 

@@ -16,24 +16,12 @@ from verl_aiops.rollout.turns import rounds_of
 __all__ = [
     "Answer",
     "Plan",
-    "final_outputs",
     "labelled",
     "pair_example",
     "plan_batch",
     "reference_answer",
     "self_play_pairs",
 ]
-
-
-def final_outputs(keys: Sequence[str]) -> list[str]:
-    """The keys of the last output of each session. verl's keys are ``{prompt}_{session}_{output}``."""
-    last: dict[str, tuple[int, str]] = {}
-    for key in keys:
-        session, _, output = key.rpartition("_")
-        number = int(output)
-        if session not in last or number > last[session][0]:
-            last[session] = number, key
-    return [key for _, key in last.values()]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from verl_aiops.trainers.defaults import (
     apply_defaults,
     data_parallel_size,
 )
+from verl_aiops.trainers.reward_preflight import prepare_reward_model, verl_has_rule
 from verl_aiops.trainers.rl_preflight import check_rollout, check_rounds, is_triage_run, refuse_ignored_keys
 
 __all__ = ["prepare_online"]
@@ -37,6 +38,9 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
         config.algorithm.adv_estimator = "online_dpo"
     defaults = (*(TRIAGE_DEFAULTS if triage else ()), *ONLINE_DEFAULTS, *RL_DEFAULTS)
     lines = apply_defaults(config, given, defaults)
+    more, faults = prepare_reward_model(config, given)
+    lines += more
+    wrong += faults
     dpo = OnlineDPOConfig.from_config(config)
     wrong += [*_data_faults(config, dpo), *_batch_faults(config)]
     for check in (check_rollout, check_rounds):
@@ -109,17 +113,7 @@ def _verl_has_reward(config: DictConfig) -> bool:
     from verl_aiops.trainers.rl_preflight import first_rows
 
     rows = first_rows(config, 1)
-    if not rows:
-        return True  # not ours to say
-    from verl.utils.reward_score import default_compute_score
-
-    try:
-        default_compute_score(rows[0].get("data_source"), "", "")
-    except NotImplementedError:
-        return False
-    except Exception:  # it has one, which wants a real answer
-        return True
-    return True
+    return not rows or verl_has_rule(rows[0].get("data_source"))  # unreadable files are verl's to report
 
 
 def _batch_faults(config: DictConfig) -> list[str]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
+from verl_aiops.trainers.reward_preflight import COMBINED, prepare_reward_model
 
 __all__ = ["check_rollout", "check_rounds", "first_rows", "is_triage_run", "prepare_triage", "refuse_ignored_keys"]
 
@@ -25,7 +26,7 @@ def is_triage_run(config: DictConfig) -> bool:
     return (
         _ours(OmegaConf.select(config, "reward.custom_reward_function.path"))
         or _ours(OmegaConf.select(config, "custom_reward_function.path"))
-        or config.reward.reward_manager.name == REWARD
+        or config.reward.reward_manager.name in (REWARD, COMBINED)
         or config.actor_rollout_ref.rollout.agent.default_agent_loop == LOOP
         or _rollout_name(config) == "hf"
         or _chosen_by_data(config)
@@ -112,6 +113,10 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
     """
     refuse_ignored_keys(config)
     lines = apply_defaults(config, given, (*TRIAGE_DEFAULTS, *RL_DEFAULTS))
+    more, faults = prepare_reward_model(config, given)
+    lines += more
+    if faults:
+        raise ConfigError("\n  ".join(["the reward cannot be computed like this:", *faults]))
     check_rollout(config)
     _check_reward(config)
     _check_group(config)

@@ -1,34 +1,63 @@
-"""verl's synchronous trainer, which also logs the parts of the reward and the rounds while it trains.
+"""verl's synchronous trainer, which also logs the parts of the reward, leaves no answer without a score unnoticed, and
+serves a colocated reward model beside a rule.
 
-verl logs what a reward returns beside its score in validation only; in training one sees a single number.
+verl logs what a reward returns beside its score in validation only; trains on whatever number comes; and hands a
+colocated reward model's manager neither the ground truth nor the rounds.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import torch
 import transfer_queue as tq
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
-__all__ = ["TriageTrainer", "part_metrics"]
+from verl_aiops.rewards.combined import CombinedSettings
+from verl_aiops.rewards.managers.moments import MomentsStore
+from verl_aiops.trainers.checkpoints import resume_folder
+from verl_aiops.trainers.reward_rows import (
+    SCORED_FIELDS,
+    RewardFailures,
+    final_outputs,
+    reward_failures,
+    rows_of,
+    score_row,
+    scoring_batch,
+    session_of,
+)
+
+__all__ = ["TriageTrainer", "combined_settings", "part_metrics"]
+
+COMBINED = "aiops_combined"
+
+
+def combined_settings(config: DictConfig) -> CombinedSettings | None:
+    """The settings of the reward manager ``aiops_combined``, or None where another one is in use."""
+    if config.reward.reward_manager.name != COMBINED:
+        return None
+    section = OmegaConf.select(config, "reward.combined")
+    return CombinedSettings.from_config(None if section is None else OmegaConf.to_container(section, resolve=True))
 
 
 def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the rows of a step.
 
     Returns:
-        ``reward/<part>`` for each number that the reward returned; ``rounds/cut_<k>``, the share of answers of round k
-        that used up their budget without an end.
+        ``reward/<part>`` for each number that the reward returned, over the rows where it is finite;
+        ``rounds/cut_<k>``, the share of answers of round k that used up their budget without an end.
     """
     parts: dict[str, list[float]] = defaultdict(list)
     for fields in extra_fields:
         for name, value in (fields.get("reward_extra_info") or {}).items():
-            if not isinstance(value, str):
+            if not isinstance(value, str) and np.isfinite(value):
                 parts[f"reward/{name}"].append(float(value))
         for at, cut in enumerate(fields.get("round_cut") or (), 1):
             parts[f"rounds/cut_{at}"].append(float(cut))
@@ -36,12 +65,142 @@ def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class TriageTrainer(PPOTrainerSync):
-    """`PPOTrainerSync` in every respect but what it logs and dumps."""
+    """`PPOTrainerSync` in every respect but the rewards and what is logged and dumped of them."""
 
     def __init__(self, config: DictConfig):
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # verl's parts look it up
         super().__init__(config)
+        self.combined = combined_settings(config)
+        self.moments: MomentsStore | None = None
+
+    # --- rewards -----------------------------------------------------------------------------------------------------
+
+    def _setup(self):
+        if self.combined is not None and self.combined.uses_rm and self.combined.normalise == "running":
+            self.moments = MomentsStore()
+        super()._setup()
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        folder = resume_folder(self.config.trainer)
+        if self.moments is not None and folder and not self.moments.load(folder):
+            raise ValueError(
+                f"{folder} holds no running mean of the reward model's scores: it was trained without "
+                "reward.combined.normalise=running. Restore the setting, or set trainer.resume_mode=disable."
+            )
+
+    def _save_checkpoint(self):
+        if self.moments is not None:
+            folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+            os.makedirs(folder, exist_ok=True)
+            self.moments.save(folder)
+        super()._save_checkpoint()
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics, **kwargs):
+        # the first thing that verl does with a batch once its rewards are there
+        return super()._balance_batch(self._with_scores(batch, metrics), metrics, **kwargs)
+
+    def _take_in(self, batch: KVBatchMeta) -> tuple[list[float], list[dict[str, Any]]]:
+        """Scores and the reward's parts by row; failed ones end the run where ``reward.combined`` says so."""
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"]
+        )
+        infos = [row.get("reward_extra_info") or {} for row in data.pop("extra_fields").tolist()]
+        scores = [float(row.sum()) for row in rows_of(data["rm_scores"])]
+        if self.moments is not None:
+            final = set(final_outputs(batch.keys))
+            self.moments.add(info["rm_raw"] for key, info in zip(batch.keys, infos) if key in final)
+        failures = reward_failures(batch.keys, scores, infos, compared=False)
+        asked = len(set(map(session_of, batch.keys)))
+        if self.combined is not None and len(failures.failed) > self._failures_allowed() * asked:
+            raise RuntimeError(self._failure_text(failures, asked))
+        return scores, infos
+
+    def _failures_allowed(self) -> float:
+        """Share of answers that may be without a score."""
+        if self.combined is None or self.combined.on_failure == "fail":
+            return 0.0
+        return self.combined.max_failed_share
+
+    def _with_scores(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Without the answers that have no score, and those that this leaves alone; both are counted."""
+        scores, infos = self._take_in(batch)
+        compared = self.config.actor_rollout_ref.rollout.n > 1 and self.config.algorithm.adv_estimator != "gae"
+        failures = reward_failures(batch.keys, scores, infos, compared)
+        asked = len(set(map(session_of, batch.keys)))
+        metrics["reward/failed_rows"] = float(len(failures.failed))
+        metrics["reward/alone_rows"] = float(len(failures.alone))
+        if not failures.failed:
+            return batch
+        if len(failures.failed) > self._failures_allowed() * asked or not failures.kept:
+            raise RuntimeError(self._failure_text(failures, asked))
+        print(
+            f"verl-aiops: step {self.global_steps}: {len(failures.failed)} of {asked} answers have no score and are "
+            f"left out, {len(failures.alone)} more for want of another answer: {failures.reason}",
+            flush=True,
+        )
+        kept = set(failures.kept)
+        tq.kv_clear(keys=[key for key in batch.keys if key not in kept], partition_id=batch.partition_id)
+        return batch.select_keys(list(failures.kept))
+
+    def _failure_text(self, failures: RewardFailures, asked: int) -> str:
+        text = (
+            f"{len(failures.failed)} of {asked} answers of step {self.global_steps} have no score: {failures.reason}. "
+        )
+        if self.combined is None:
+            return text + "Mend the reward: every answer needs a finite score."
+        if self.combined.on_failure == "fail":
+            return text + "reward.combined.on_failure=drop leaves such answers out, up to max_failed_share."
+        return text + f"That is more than reward.combined.max_failed_share={self.combined.max_failed_share} allows."
+
+    def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
+        if self.combined is None:
+            return super()._compute_reward_colocate(batch, metrics)
+        fields = ["prompts", "responses", "response_mask", "extra_fields", *SCORED_FIELDS]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        columns = {name: rows_of(data[name]) for name in data.keys()}
+        rows = {key: {name: column[at] for name, column in columns.items()} for at, key in enumerate(batch.keys)}
+        final = final_outputs(batch.keys)
+        output = self.reward_loop_manager.compute_rm_score(
+            scoring_batch([rows[key] for key in final], self.global_steps)
+        )
+        parts = {name: output.non_tensor_batch[name].tolist() for name in output.meta_info["reward_extra_keys"]}
+        infos = {session_of(key): {name: part[at] for name, part in parts.items()} for at, key in enumerate(final)}
+        scores, extra = [], []
+        for key, row in rows.items():
+            info = infos[session_of(key)]
+            scores.append(score_row(row["response_mask"], info["score"]))
+            extra.append({**row["extra_fields"], "reward_extra_info": info})
+        nested = torch.nested.as_nested_tensor(scores, layout=torch.jagged)
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=tu.get_tensordict({"rm_scores": nested, "extra_fields": extra}),
+        )
+        return batch
+
+    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts=None):
+        """verl's, over the answers that have a score."""
+        kept = [at for at, score in enumerate(infos["reward"]) if np.isfinite(score)]
+        failed = len(infos["reward"]) - len(kept)
+        if failed:
+            reasons = (text for text in infos.get("rm_error", ()) if text)
+            if failed > self._failures_allowed() * len(infos["reward"]) or not kept:
+                everything = RewardFailures(("",) * failed, (), (), next(reasons, "not finite"))
+                raise RuntimeError("validation: " + self._failure_text(everything, len(infos["reward"])))
+            if expected_acc_counts:
+                expected_acc_counts = dict(expected_acc_counts)
+                for at in set(range(len(infos["reward"]))) - set(kept):
+                    expected_acc_counts[str(data_sources[at]), str(sample_uids[at])] -= 1
+            data_sources, sample_uids, sample_turns = (
+                [column[at] for at in kept] for column in (data_sources, sample_uids, sample_turns)
+            )
+            infos = {name: [values[at] for at in kept] for name, values in infos.items()}
+        metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, expected_acc_counts)
+        return metrics | {"val-aux/reward/failed_rows": float(failed)}
+
+    # --- what is logged ----------------------------------------------------------------------------------------------
 
     def _extra_fields(self, keys: list[str], partition_id: str) -> list[dict[str, Any]]:
         data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["extra_fields"])

@@ -1,4 +1,4 @@
-"""The reward manager ``aiops_combined``: a rule and a reward model together, each part of the result by its own name."""
+"""The reward manager ``aiops_combined``: a rule and a reward model together, each part by its own name."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
 
         Returns:
             ``reward_score``, and in ``reward_extra_info`` all that the rule returned, with ``score`` the combined one;
-            ``rule``; and with a reward model, the same on every row, ``rm_raw``, ``rm`` (shaped), ``rm_failed`` (0 or 1)
-            and ``rm_error`` (text, empty where all is well).
+            ``rule``; and with a reward model, on every row, ``rm_raw``, ``rm`` (shaped), ``rm_failed`` (0 or 1) and
+            ``rm_error`` (text, empty where all is well).
         """
         result = await super().run_single(data)
         rule, parts = float(result["reward_score"]), result["reward_extra_info"]
