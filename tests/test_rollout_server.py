@@ -8,9 +8,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from verl_aiops.rollout.batcher import Batcher
 from verl_aiops.rollout.hf_engine import Request, Sampled, Sampling
 from verl_aiops.rollout.hf_limits import unsupported
-from verl_aiops.rollout.hf_server import Batcher, HFServer
+from verl_aiops.rollout.hf_server import HFServer
 
 
 class Recorder:
@@ -32,7 +33,7 @@ def request(*prompt):
 
 
 def batcher(recorder, max_seqs=8, max_tokens=1000):
-    return Batcher(recorder.run, max_seqs, max_tokens)
+    return Batcher(recorder.run, max_seqs, max_tokens, aborted=lambda: Sampled([], [], aborted=True))
 
 
 def test_concurrent_requests_share_a_batch():
