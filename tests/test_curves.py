@@ -66,3 +66,14 @@ def test_errors_name_file_line_and_key(log, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "reward/nothing: no run has logged it" in said and "reward/score" in said
     assert curves.main([str(tmp_path / "absent.jsonl"), "--out", out]) == 2
+
+
+def test_runs_can_stand_against_the_minutes_that_their_steps_took(log, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot as plt
+
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    assert curves.main([log, "--keys", "reward/json_ok", "--x", "minutes", "--out", str(tmp_path / "o.png")]) == 0
+    line, held_out = kept[0].axes[0].lines
+    assert list(line.get_xdata()) == [2 / 60, 4 / 60, 6 / 60] and list(held_out.get_xdata()) == [0, 6 / 60]

@@ -3,6 +3,7 @@
     python -m verl_aiops.evaluation.curves runs/grpo/metrics.jsonl --out runs/grpo/curves.png
     python -m verl_aiops.evaluation.curves grpo=a/metrics.jsonl ppo=b/metrics.jsonl --keys reward/score,reward/json_ok \
         --smooth 5 --out both.png
+    python -m verl_aiops.evaluation.curves grpo=a/metrics.jsonl online=b/metrics.jsonl --x minutes --out both.png
 
 Each key is a panel, each run a line. Where a key has a twin in validation (``val-aux/*/json_ok/mean@1`` for
 ``reward/json_ok``, ``val/loss`` for ``actor/loss``), it is drawn with markers.
@@ -50,9 +51,20 @@ def _twin(key: str, names: Sequence[str]) -> str | None:
     return next((name for pattern in patterns for name in fnmatch.filter(names, pattern)), None)
 
 
-def _series(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], row[key]) for row in rows if key in row]
-    return [step for step, _ in points], [value for _, value in points]
+def _places(rows: list[dict], x: str) -> list[float]:
+    """Where each row stands: its step, or the minutes that the steps up to it took (validation not counted)."""
+    if x == "step":
+        return [row["step"] for row in rows]
+    passed, places = 0.0, []
+    for row in rows:
+        passed += row.get("timing_s/step", 0.0)
+        places.append(passed / 60)
+    return places
+
+
+def _series(rows: list[dict], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+    points = [(place, row[key]) for place, row in zip(_places(rows, x), rows) if key in row]
+    return [place for place, _ in points], [value for _, value in points]
 
 
 def _smoothed(values: list[float], window: int) -> list[float]:
@@ -60,11 +72,18 @@ def _smoothed(values: list[float], window: int) -> list[float]:
 
 
 def plot_curves(
-    runs: Mapping[str, list[dict]], keys: Mapping[str, str], path: str | Path, *, smooth: int = 1, columns: int = 3
+    runs: Mapping[str, list[dict]],
+    keys: Mapping[str, str],
+    path: str | Path,
+    *,
+    smooth: int = 1,
+    columns: int = 3,
+    x: str = "step",
 ) -> None:
     """Draw ``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`) into the image ``path``.
 
-    ``smooth``: mean over so many last steps; the steps themselves stay visible, pale.
+    ``smooth``: mean over so many last steps; the steps themselves stay visible, pale. ``x``: ``step``, or ``minutes``
+    of training without validation.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -86,7 +105,7 @@ def plot_curves(
     figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
     for axis, (key, title) in zip(axes.flat, keys.items()):
         for (label, rows), colour in zip(runs.items(), COLOURS * len(runs)):
-            steps, values = _series(rows, key)
+            steps, values = _series(rows, key, x)
             if smooth > 1:
                 axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
             axis.plot(steps, _smoothed(values, smooth), color=colour, lw=1.5, label=label)
@@ -94,10 +113,11 @@ def plot_curves(
             if twin is not None:
                 held_out = f"{label}, held out" if len(runs) > 1 else "held out"
                 other = colour if len(runs) > 1 else COLOURS[1]
-                axis.plot(*_series(rows, twin), color=other, ls="--", marker="o", ms=5, label=held_out)
+                axis.plot(*_series(rows, twin, x), color=other, ls="--", marker="o", ms=5, label=held_out)
         axis.set_title(title, fontsize=11)
-        axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlabel("step" if x == "step" else "minutes of training")
+        if x == "step":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(keys) :]:
         axis.axis("off")
@@ -115,12 +135,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]METRICS", help="metrics.jsonl of each run")
     parser.add_argument("--keys", default=",".join(RL_KEYS), help="metrics to draw, default %(default)s")
     parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over the last N steps (default 1)")
+    parser.add_argument("--x", choices=("step", "minutes"), default="step", help="what to draw them against")
     parser.add_argument("--out", required=True, metavar="FILE.png")
     arguments = parser.parse_args(argv)
     try:
         named = [run.rpartition("=") for run in arguments.runs]
         runs = {label or Path(path).parent.name or path: read_metrics(path) for label, _, path in named}
-        plot_curves(runs, {key: key for key in arguments.keys.split(",")}, arguments.out, smooth=arguments.smooth)
+        plot_curves(
+            runs, {key: key for key in arguments.keys.split(",")}, arguments.out, smooth=arguments.smooth, x=arguments.x
+        )
     except (OSError, ValueError) as error:
         print(f"curves: error: {error}", file=sys.stderr)
         return 2
