@@ -273,3 +273,43 @@ def test_self_play_moves_the_policy_to_the_datas_answers(data, tiny_model_dir, t
     assert metrics[2]["rewards/margins"] > 0 and metrics[2]["logps/chosen"] > metrics[1]["logps/chosen"]
     # the reference was moved after step 2
     assert metrics[3]["actor/loss"] == pytest.approx(0.693147, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_moving_reference_and_several_epochs_resume_where_they_were(data, tiny_model_dir, tmp_path):
+    """Two mini-batches, two epochs, importance weights, a reference that follows the policy: step 3 after a resume has
+    the losses of the run that was never stopped."""
+    import shutil
+
+    options = [
+        *ONLINE,
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        "+algorithm.online_dpo.importance_clip=2.0",
+        "+algorithm.online_dpo.reference_sync_steps=1",
+        "+algorithm.online_dpo.reference_mixup=0.5",
+    ]
+    whole, _ = run(data, tiny_model_dir, tmp_path / "whole", *options, estimator="online_dpo")
+    assert all(whole[step]["actor/grad_norm"] > 0 for step in range(1, STEPS + 1))
+    out = tmp_path / "resumed"
+    out.mkdir()
+    shutil.copytree(tmp_path / "whole" / "global_step_2", out / "global_step_2")
+    (out / "latest_checkpointed_iteration.txt").write_text("2")
+    resumed, _ = run(data, tiny_model_dir, out, *options, "trainer.val_before_train=False", estimator="online_dpo")
+    assert sorted(resumed) == [3]
+    for name in ("actor/loss", "rewards/margins", "score/gap", "pairs/used", "kl/reference", "actor/grad_norm"):
+        assert resumed[3][name] == pytest.approx(whole[3][name], rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_online_dpo_with_lora_has_its_base_for_reference(data, tiny_model_dir, tmp_path):
+    lora = [
+        "actor_rollout_ref.model.lora_rank=4",
+        "actor_rollout_ref.model.lora.merge=True",
+        "actor_rollout_ref.actor.optim.lr=0.03",
+    ]
+    metrics, output = run(data, tiny_model_dir, tmp_path, *ONLINE, *lora, estimator="online_dpo")
+    # adapters start at zero: policy and base are one until the first update, and part then
+    assert abs(metrics[1]["actor/loss"] - 0.6931) < 0.1
+    assert abs(metrics[3]["kl/reference"]) > 1e-3 and abs(metrics[3]["rewards/margins"]) > 1e-4
+    exported = tmp_path / "huggingface"
+    assert f"trained model: {exported}" in output and (exported / "config.json").is_file()
