@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.platform.cpu import existing_ray_address
 
-__all__ = ["ClusterError", "answers", "check_cluster", "logical_cpus_needed"]
+__all__ = ["ClusterError", "answers", "check_cluster", "gpus_needed", "logical_cpus_needed"]
+
+_ASKED_BY = "trainer.n_gpus_per_node x trainer.nnodes, and the same of reward.reward_model with a pool of its own"
 
 
 class ClusterError(ValueError):
@@ -28,12 +30,21 @@ def answers(address: str) -> bool:
     return True
 
 
+def gpus_needed(config: DictConfig) -> int:
+    """GPUs that the run's Ray workers hold: the trainer's, and those of a reward model with a pool of its own."""
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    reward = OmegaConf.select(config, "reward.reward_model")
+    # verl sets the pool up whether or not the reward model is enabled
+    if reward is not None and reward.enable_resource_pool:
+        gpus += reward.n_gpus_per_node * reward.nnodes
+    return gpus
+
+
 def logical_cpus_needed(config: DictConfig) -> int:
     """Logical CPUs that the run's Ray actors hold: one each for the task runner, TransferQueue's controller and
     storage units, and, with headroom, for the workers and the actors that verl starts beside them."""
     units = OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units", default=1)
-    workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    return 2 + units + 3 * workers
+    return 2 + units + 3 * gpus_needed(config)
 
 
 def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list[str]:
@@ -54,7 +65,8 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     """
     lines: list[str] = []
     units_key = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
-    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    gpus_key = "ray_kwargs.ray_init.num_gpus"
+    gpus = gpus_needed(config)
 
     def put(key: str, value) -> None:
         with open_dict(config):
@@ -68,7 +80,7 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or existing_ray_address()
     if address and address != "local":
         _check_existing(address, needed, gpus)
-        for key in ("ray_kwargs.ray_init.num_cpus", "ray_kwargs.ray_init.num_gpus"):
+        for key in ("ray_kwargs.ray_init.num_cpus", gpus_key):
             value = OmegaConf.select(config, key)
             if value is not None and key in given:
                 raise ClusterError(
@@ -88,13 +100,14 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
             "or more: logical CPUs may exceed the real ones."
         )
     if device_name == "cpu":
-        logical = OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus")
-        if logical is None:
-            put("ray_kwargs.ray_init.num_gpus", gpus)
+        logical = OmegaConf.select(config, gpus_key)
+        # the preset counts the trainer's workers only
+        if logical is None or (logical < gpus and gpus_key not in given):
+            put(gpus_key, gpus)
         elif logical < gpus:
             raise ClusterError(
-                f"ray_kwargs.ray_init.num_gpus={logical}, but {gpus} workers are asked for "
-                "(trainer.n_gpus_per_node x trainer.nnodes) and each takes one logical GPU on the CPU platform."
+                f"{gpus_key}={logical}, but {gpus} workers are asked for ({_ASKED_BY}) and each takes one logical GPU "
+                "on the CPU platform."
             )
     return lines
 
@@ -125,7 +138,7 @@ def _check_existing(address: str, needed: int, gpus: int) -> None:
         )
     if accelerators < gpus:
         raise ClusterError(
-            f"the running Ray cluster has {accelerators} GPUs, but {gpus} workers are asked for "
-            "(trainer.n_gpus_per_node x trainer.nnodes). To train on CPU there, set VERL_PLATFORM=cpu and start the "
-            f"cluster with `ray start --head --num-cpus=16 --num-gpus={gpus}` (logical GPUs)."
+            f"the running Ray cluster has {accelerators} GPUs, but {gpus} workers are asked for ({_ASKED_BY}). To "
+            "train on CPU there, set VERL_PLATFORM=cpu and start the cluster with `ray start --head --num-cpus=16 "
+            f"--num-gpus={gpus}` (logical GPUs)."
         )
