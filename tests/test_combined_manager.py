@@ -36,7 +36,7 @@ def configuration(rm=True, **combined):
         {
             "reward": {
                 "custom_reward_function": {"path": None, "name": "compute_score"},
-                "reward_model": {"enable": rm, "model_path": "rm", "rollout": {"name": "hf"}},
+                "reward_model": {"enable": rm, "model_path": "rm", "rollout": {"name": "hf", "max_model_len": 2000}},
                 "combined": combined,
             }
         }
@@ -141,6 +141,13 @@ def test_a_failed_reward_model_is_never_a_number(tokenizer, mode):
     assert info["rm_failed"] == 1.0 and info["rm_error"] == "HTTP 500" and math.isnan(info["rm"])
     assert info["rule"] == good["reward_extra_info"]["rule"] and info["acc_main"] == 1.0
     assert bad["reward_score"] == info["rule"] if mode == "rule_only" else math.isnan(bad["reward_score"])
+
+
+def test_a_dialogue_that_the_reward_model_cannot_take_is_not_sent(tokenizer):
+    client = Client()
+    result = score(tokenizer, row_of(tokenizer, ["x " * 4000, RIGHT]), client, mode="rm_only")
+    assert client.texts == [] and math.isnan(result["reward_score"])
+    assert "the reward model takes 2000" in result["reward_extra_info"]["rm_error"]
 
 
 def test_without_a_reward_model_the_rule_runs_alone_or_not_at_all(tokenizer):

@@ -148,5 +148,5 @@ def test_a_failed_answer_ends_the_run_with_its_reason(data, tiny_model_dir, tmp_
     from tiny import make_tokenizer
 
     poisoned = make_reward_model(tmp_path / "rm", make_tokenizer().encode("e")[0])
-    with pytest.raises(AssertionError, match="answers of step 1 have no score: no score from the reward model at"):
+    with pytest.raises(AssertionError, match="answers of step [01] have no score: no score from the reward model at"):
         run(data, tiny_model_dir, tmp_path, *with_rm(poisoned, "+reward.combined.attempts=1"))

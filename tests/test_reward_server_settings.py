@@ -77,8 +77,9 @@ def test_what_the_user_says_stays(on):
     config, lines = reward_run(enable_resource_pool=True, **said)
     for key, value in said.items():
         assert OmegaConf.select(config, f"{RM}.{key}") == value
-    # and another server is left to verl
-    assert lines == [] and config.reward.reward_model.rollout.tensor_model_parallel_size == 2
+    # the parallel size of another server is the user's to say
+    assert len(lines) == 1 and "free_cache_engine=False" in lines[0]
+    assert config.reward.reward_model.rollout.tensor_model_parallel_size == 2
     assert check_reward_server(config) == []
 
 
@@ -118,7 +119,6 @@ def test_on_an_accelerator_only_what_hf_needs_is_set(on):
         ({"model_path": "./missing"}, "./missing: no such folder"),
         ({"enable_resource_pool": True, "n_gpus_per_node": 0}, "n_gpus_per_node=0"),
         ({"enable_resource_pool": True, "nnodes": 0}, "nnodes=0"),
-        ({"enable_resource_pool": True, "rollout.free_cache_engine": True}, "Set free_cache_engine to False"),
     ],
 )
 def test_settings_that_cannot_be_served_are_named(on, folder, changes, named):

@@ -257,7 +257,8 @@ def with_rm(folder, *more):
 
 
 def test_a_combined_reward_is_completed(prepare, reward_model):
-    config, lines = prepare(*with_rm(reward_model), preset="[grpo_mturn,combined,cpu]")
+    unnamed = "reward.custom_reward_function.path=null"
+    config, lines = prepare(*with_rm(reward_model, unnamed), preset="[grpo_mturn,combined,cpu]")
     assert config.reward.custom_reward_function.path == "pkg://verl_aiops.rewards.aiops_mturn"
     assert config.reward.reward_model.rollout.name == "hf"
     assert config.reward.reward_model.rollout.tensor_model_parallel_size == 1
@@ -273,15 +274,16 @@ def test_a_function_of_the_users_stays(prepare, reward_model):
 
 
 def test_other_data_needs_a_rule_or_rm_only(prepare, reward_model, data):
+    unnamed = "reward.custom_reward_function.path=null"
     plain = {"agent_name": "single_turn_agent", "extra_info": {"index": 0}}
     other = data(data_source="somebody/else", **plain)
     with pytest.raises(ConfigError, match="no rule for data_source=somebody/else"):
-        prepare(*with_rm(reward_model), preset="[grpo_mturn,combined,cpu]", file=other)
-    alone = with_rm(reward_model, "reward.combined.mode=rm_only")
+        prepare(*with_rm(reward_model, unnamed), preset="[grpo_mturn,combined,cpu]", file=other)
+    alone = with_rm(reward_model, unnamed, "reward.combined.mode=rm_only")
     config, _ = prepare(*alone, preset="[grpo_mturn,combined,cpu]", file=other)
     assert config.reward.custom_reward_function.name == "no_rule"
     maths = data(data_source="openai/gsm8k", **plain)
-    config, _ = prepare(*with_rm(reward_model), preset="[grpo_mturn,combined,cpu]", file=maths)
+    config, _ = prepare(*with_rm(reward_model, unnamed), preset="[grpo_mturn,combined,cpu]", file=maths)
     assert config.reward.custom_reward_function.name == "default_compute_score"
 
 
@@ -295,7 +297,11 @@ def test_other_data_needs_a_rule_or_rm_only(prepare, reward_model, data):
         (["reward.reward_model.model_path=/no/such/folder"], "its tokenizer cannot be loaded"),
         (["reward.combined.normalise=stored"], "normalise=stored: no .*reward_stats.json"),
         (["reward.reward_model.rollout.name=trtllm"], "rollout.name=trtllm: expected one of vllm, hf, sglang"),
-        (["reward.reward_model.rollout.max_model_len=100"], "max_model_len=100 is less than"),
+        (
+            ["reward.reward_model.enable_resource_pool=True", "reward.reward_model.rollout.free_cache_engine=True"],
+            "Set free_cache_engine to False",
+        ),
+        (["reward.reward_model.rollout.max_model_len=100"], "the reward model takes 100 tokens .*less than"),
     ],
 )
 def test_what_cannot_be_combined_is_said_before_ray_starts(prepare, reward_model, overrides, said):

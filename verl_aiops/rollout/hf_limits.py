@@ -73,12 +73,6 @@ def check_reward_server(config: Any) -> list[str]:
         for name in ("n_gpus_per_node", "nnodes"):
             if reward[name] < 1:
                 wrong.append(f"{_REWARD}.{name}={reward[name]}: the reward model's own pool needs 1 or more.")
-        if reward.rollout.free_cache_engine:
-            wrong.append(
-                f"{_REWARD}.rollout.free_cache_engine=True with {_REWARD}.enable_resource_pool=True: verl puts the "
-                "reward model to sleep at start and wakes only one that shares the trainer's devices, so every answer "
-                "would wait for its score. Set free_cache_engine to False."
-            )
     if not reward.model_path:
         return [*wrong, f"{_REWARD}.model_path is not set. Give the folder of a reward model."]
     return wrong + _folder_faults(reward.model_path, reward.rollout.get("max_model_len", None))

@@ -280,7 +280,7 @@ REWARD_MODEL_DEFAULTS: tuple[Default, ...] = (
         True,
         lambda c: False,
         "verl puts the server to sleep at start, and wakes none that has a pool of its own",
-        lambda c: _rm_with_hf(c) and c.reward.reward_model.enable_resource_pool,
+        lambda c: c.reward.reward_model.enable and c.reward.reward_model.enable_resource_pool,
     ),
     Default(
         "reward.reward_model.n_gpus_per_node",

@@ -83,6 +83,12 @@ def _model_faults(config: DictConfig, settings: CombinedSettings | None) -> list
     server = None if OmegaConf.is_missing(model.rollout, "name") else model.rollout.name
     if server not in ENDPOINTS:
         faults.append(f"reward.reward_model.rollout.name={server}: expected one of {', '.join(ENDPOINTS)}.")
+    if model.enable_resource_pool and model.rollout.free_cache_engine:
+        faults.append(
+            "reward.reward_model.rollout.free_cache_engine=True with reward.reward_model.enable_resource_pool=True: "
+            "verl puts the reward model to sleep at start and wakes only one on the trainer's devices. Set "
+            "free_cache_engine to False."
+        )
     if server == "hf":
         from verl_aiops.rollout.hf_limits import check_reward_server
 
@@ -99,6 +105,8 @@ def _tokenizer_faults(config: DictConfig) -> list[str]:
     """Whether the model's tokenizer can render a conversation, and how long one may be."""
     from transformers import AutoTokenizer
 
+    from verl_aiops.data.scoring import longest_input
+
     model = config.reward.reward_model
     path = os.path.expanduser(model.model_path)
     try:
@@ -110,12 +118,12 @@ def _tokenizer_faults(config: DictConfig) -> list[str]:
             f"reward.reward_model.model_path={model.model_path}: its tokenizer has no chat template, by which answers "
             "are put before the model."
         ]
-    room = model.rollout.max_model_len
+    room = longest_input(path, model.rollout.max_model_len)
     longest = config.data.max_prompt_length + config.data.max_response_length
     if room is not None and room < longest:
         return [
-            f"reward.reward_model.rollout.max_model_len={room} is less than data.max_prompt_length + "
-            f"data.max_response_length = {longest}: long answers would have no score. Raise it."
+            f"the reward model takes {room} tokens (reward.reward_model.rollout.max_model_len, or its positions), less "
+            f"than data.max_prompt_length + data.max_response_length = {longest}: long answers would have no score."
         ]
     return []
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from verl import DataProto
+from verl.utils.fs import copy_to_local
 
-from verl_aiops.data.scoring import conversation, scoring_text
+from verl_aiops.data.scoring import conversation, longest_input, scoring_ids, scoring_text
 from verl_aiops.rewards.combined import CombinedSettings, combine
 from verl_aiops.rewards.managers.moments import MomentsReader
 from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
@@ -50,6 +51,7 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
     def _connect(self, config, address: str, tokenizer) -> None:
         rm, settings = config.reward.reward_model, self.settings
         self.rm_tokenizer = tokenizer
+        self.room = longest_input(copy_to_local(rm.model_path), rm.rollout.max_model_len)
         self.moments = MomentsReader(settings.first_moments(rm.model_path), running=settings.normalise == "running")
         self.client = RewardModelClient(
             address,
@@ -86,13 +88,17 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
     async def _raw(self, row: dict, data: DataProto) -> tuple[float, str]:
         """The raw score, or NaN and the reason."""
         try:
-            text = await self.loop.run_in_executor(None, lambda: self._text(row, data))
+            text, tokens = await self.loop.run_in_executor(None, lambda: self._text(row, data))
+            if self.room is not None and tokens > self.room:
+                # verl's router makes an error 500 of the server's refusal, which would be tried again and again
+                raise RewardModelError(f"the dialogue has {tokens} tokens, the reward model takes {self.room}")
             return await self.client.score(text), ""
         except RewardModelError as error:
             logger.warning("aiops_combined: %s", error)
             return math.nan, str(error)
 
-    def _text(self, row: dict, data: DataProto) -> str:
+    def _text(self, row: dict, data: DataProto) -> tuple[str, int]:
+        """The dialogue for the reward model, and its tokens."""
         prompt = list(row["raw_prompt"])
         fields = row.get("tool_extra_fields") or {}
         turns = fields.get("turns")
@@ -100,7 +106,8 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
             rounds = list((row.get("extra_info") or {}).get("rounds") or ())[: len(turns) - 1]
         else:
             turns, rounds = [self._decoded(data)], []
-        return scoring_text(self.rm_tokenizer, conversation(prompt, turns, rounds))
+        text = scoring_text(self.rm_tokenizer, conversation(prompt, turns, rounds))
+        return text, len(scoring_ids(self.rm_tokenizer, text))
 
     def _decoded(self, data: DataProto) -> str:
         item = data[-1:][0]
