@@ -306,10 +306,11 @@ def test_online_dpo_with_lora_has_its_base_for_reference(data, tiny_model_dir, t
         "actor_rollout_ref.model.lora_rank=4",
         "actor_rollout_ref.model.lora.merge=True",
         "actor_rollout_ref.actor.optim.lr=0.03",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     ]
     metrics, output = run(data, tiny_model_dir, tmp_path, *ONLINE, *lora, estimator="online_dpo")
     # adapters start at zero: policy and base are one until the first update, and part then
-    assert abs(metrics[1]["actor/loss"] - 0.6931) < 0.1
+    assert metrics[1]["actor/loss"] == pytest.approx(0.693147, abs=1e-4)
     assert abs(metrics[3]["kl/reference"]) > 1e-3 and abs(metrics[3]["rewards/margins"]) > 1e-4
     exported = tmp_path / "huggingface"
     assert f"trained model: {exported}" in output and (exported / "config.json").is_file()
