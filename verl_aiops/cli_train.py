@@ -1,0 +1,65 @@
+"""The commands of `verl-aiops` that train with TRL: their options, and the one function that each calls."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+__all__ = ["reward_model_options", "run_train_rm"]
+
+
+def reward_model_options(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument("--data", nargs="+", required=True, metavar="FILE", help="preference pairs, parquet or JSONL")
+    files.add_argument(
+        "--val", nargs="+", default=[], metavar="FILE", help="held-out pairs (default: a share of --data)"
+    )
+    files.add_argument("--val-share", type=float, default=0.1, metavar="S", help="of the groups (default %(default)s)")
+    files.add_argument("--model", required=True, help="folder or hub name of the model to start from")
+    files.add_argument("--out", required=True, metavar="DIR", help="folder to write; a stopped run goes on in it")
+    files.add_argument("--overwrite", action="store_true", help="remove an earlier run's files in it first")
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=float, default=1.0, metavar="N", help="default %(default)s")
+    training.add_argument("--lr", type=float, default=1e-4, help="learning rate (default %(default)s, for LoRA)")
+    training.add_argument("--batch-size", type=int, default=8, metavar="N", help="pairs (default %(default)s)")
+    training.add_argument("--grad-accum", type=int, default=1, metavar="N", help="batches a step (default %(default)s)")
+    training.add_argument(
+        "--warmup", type=float, default=0.05, metavar="S", help="share of steps (default %(default)s)"
+    )
+    training.add_argument(
+        "--max-length", type=int, default=2048, metavar="N", help="tokens of a conversation (default %(default)s)"
+    )
+    training.add_argument(
+        "--max-too-long-share",
+        type=float,
+        default=0.1,
+        metavar="S",
+        help="of pairs that may be longer, which are left out and counted (default %(default)s)",
+    )
+    training.add_argument("--lora-rank", type=int, default=16, metavar="R", help="0: all weights (default %(default)s)")
+    training.add_argument("--lora-alpha", type=int, default=32, metavar="A", help="default %(default)s")
+    training.add_argument(
+        "--center-rewards",
+        dest="center",
+        type=float,
+        default=0.01,
+        metavar="C",
+        help="coefficient of the term that keeps rewards around 0 (default %(default)s)",
+    )
+    training.add_argument(
+        "--margin", type=float, default=0.0, metavar="M", help="lead of chosen; a column margin goes before it"
+    )
+    training.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    training.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default %(default)s")
+    training.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default %(default)s")
+    training.add_argument(
+        "--save-steps", type=int, default=50, metavar="N", help="between checkpoints (default %(default)s)"
+    )
+
+
+def run_train_rm(args: argparse.Namespace) -> None:
+    from verl_aiops.trl.reward import RewardTraining, train_reward_model
+
+    values = {field.name: getattr(args, field.name) for field in fields(RewardTraining)}
+    values |= {"data": tuple(args.data), "val": tuple(args.val)}
+    print(train_reward_model(RewardTraining(**values), args.out, overwrite=args.overwrite).summary())

@@ -1,0 +1,107 @@
+"""How often a reward model ranks a held-out pair right, and whether it knows: accuracy, log-loss, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Calibration", "calibrate", "plot_calibration"]
+
+EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Under Bradley and Terry (1952) a model says that the better-scored answer is preferred with the probability
+    ``sigmoid(|margin|)``, its confidence, from 0.5 to 1.
+
+    ``bins``: dicts with ``low``, ``high``, ``pairs``, ``confidence`` (mean), ``accuracy`` and its 95 % interval;
+    ``error``: the expected calibration error, the mean of |confidence - accuracy| over pairs; ``log_loss`` in nats.
+    """
+
+    pairs: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    log_loss: float
+    error: float
+    bins: list[dict]
+
+
+def calibrate(margins: Sequence[float]) -> Calibration:
+    """From each held-out pair's reward of chosen minus reward of rejected. A margin of 0 is half right.
+
+    Raises:
+        ValueError: no margins, or one that is not finite.
+    """
+    from verl_aiops.evaluation.answers import wilson_interval
+
+    values = np.asarray(margins, dtype=np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError("expected finite margins, one or more")
+    right = np.where(values > 0, 1.0, np.where(values == 0, 0.5, 0.0))
+    confidence = 1 / (1 + np.exp(-np.abs(values)))
+    place = np.clip(np.searchsorted(EDGES, confidence, side="right") - 1, 0, len(EDGES) - 2)
+    bins, error = [], 0.0
+    for at, (low, high) in enumerate(zip(EDGES, EDGES[1:])):
+        inside = place == at
+        count = int(inside.sum())
+        if not count:
+            continue
+        accuracy, said = float(right[inside].mean()), float(confidence[inside].mean())
+        interval = wilson_interval(float(right[inside].sum()), count)
+        bins.append(
+            {
+                "low": low,
+                "high": high,
+                "pairs": count,
+                "confidence": said,
+                "accuracy": accuracy,
+                "accuracy_low": interval[0],
+                "accuracy_high": interval[1],
+            }
+        )
+        error += count / len(values) * abs(said - accuracy)
+    low, high = wilson_interval(float(right.sum()), len(values))
+    log_loss = float(np.logaddexp(0, -values).mean())
+    return Calibration(len(values), float(right.mean()), low, high, log_loss, error, bins)
+
+
+def plot_calibration(calibration: Calibration, path: str | Path, title: str) -> None:
+    """Accuracy against confidence with 95 % intervals, and the number of pairs in each bin.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bins = calibration.bins
+    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    spread = [[b["accuracy"] - b["accuracy_low"] for b in bins], [b["accuracy_high"] - b["accuracy"] for b in bins]]
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(5, 5.4), sharex=True, height_ratios=[3, 1], constrained_layout=True
+    )
+    upper.plot([0.5, 1], [0.5, 1], color="#888888", ls="--", lw=1, label="knows exactly")
+    upper.errorbar(x, y, yerr=spread, color="#0072B2", marker="o", ms=6, lw=1.5, capsize=3, label="this model")
+    upper.set_ylabel("share ranked right")
+    upper.set_ylim(0, 1.03)
+    upper.set_title(
+        f"{title}\n{100 * calibration.accuracy:.1f} % of {calibration.pairs} pairs, "
+        f"calibration error {calibration.error:.3f}",
+        fontsize=10,
+    )
+    upper.legend(frameon=False, loc="lower right")
+    upper.grid(alpha=0.3)
+    widths = [b["high"] - b["low"] for b in bins]
+    lower.bar([b["low"] for b in bins], [b["pairs"] for b in bins], widths, align="edge", color="#56B4E9", ec="#333333")
+    lower.set_ylabel("pairs")
+    lower.set_xlabel("confidence: sigmoid(|reward difference|)")
+    lower.set_xlim(0.49, 1.01)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

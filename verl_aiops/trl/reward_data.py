@@ -1,0 +1,160 @@
+"""Preference files as a reward model reads them: two conversations a pair, rendered as they are when it scores."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from numbers import Real
+
+import numpy as np
+from tqdm import tqdm
+
+from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
+from verl_aiops.data.reading import open_files
+from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
+from verl_aiops.data.scoring import scoring_ids, scoring_text
+
+__all__ = ["RewardPairs", "read_reward_pairs", "split_by_group"]
+
+MARGIN = "margin"
+
+
+@dataclass
+class RewardPairs:
+    """Token ids of both conversations of each pair, in the file's order.
+
+    ``margins``: by how much the chosen one should lead, or None where the file has no such column. ``groups``: pairs of
+    one group never stand on both sides of a split. ``too_long``: pairs left out since a side has more tokens than
+    allowed.
+    """
+
+    chosen_ids: list[list[int]] = field(default_factory=list)
+    rejected_ids: list[list[int]] = field(default_factory=list)
+    margins: list[float] | None = None
+    groups: list[str] = field(default_factory=list)
+    rows: int = 0
+    too_long: int = 0
+    longest: int = 0
+
+    def __len__(self) -> int:
+        return len(self.chosen_ids)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of what a model is trained on."""
+        text = repr((self.chosen_ids, self.rejected_ids, self.margins)).encode()
+        return hashlib.sha256(text).hexdigest()
+
+    def part(self, indices) -> RewardPairs:
+        margins = None if self.margins is None else [self.margins[at] for at in indices]
+        taken = {name: [getattr(self, name)[at] for at in indices] for name in ("chosen_ids", "rejected_ids", "groups")}
+        return RewardPairs(**taken, margins=margins, rows=len(indices), longest=self.longest)
+
+
+def messages_of(row: PreferenceRow) -> tuple[list[dict], list[dict]]:
+    """Both conversations; a prompt and answers of plain text are one user's and one assistant's message."""
+    if isinstance(row.prompt, str):
+        prompt = [{"role": "user", "content": row.prompt}]
+        return tuple([*prompt, {"role": "assistant", "content": text}] for text in (row.chosen, row.rejected))
+    return row.prompt + row.chosen, row.prompt + row.rejected
+
+
+def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: float = 0.1) -> RewardPairs:
+    """Read, check and tokenise.
+
+    Args:
+        files: one path or several, parquet or JSON lines, as for DPO; optionally with a column ``margin``.
+        tokenizer: the reward model's, with a chat template.
+        max_length: tokens of a conversation; pairs with a longer one are left out and counted.
+        max_too_long_share: of the pairs; more are refused.
+
+    Raises:
+        PreferenceDataError: files or rows that cannot be used, all faults together; weights other than 1, which the
+            reward trainer has no use for; too many pairs over the length, or none left.
+    """
+    opened = open_files(files)
+    columns, faults, pairs, margins = Columns(), FaultList(), RewardPairs(), []
+    with_margin = None
+    for file in opened:
+        if file.columns is not None:
+            columns.check(file.columns_at, file.columns)
+    bar = tqdm(total=sum(file.rows for file in opened), desc="reading pairs", unit=" pairs", disable=None)
+    for file in opened:
+        for record in file.records([*columns.names(), MARGIN], np.arange(file.rows)):
+            bar.update()
+            pairs.rows += 1
+            try:
+                if record.fault:
+                    raise RowFault(record.fault)
+                row = parse_row(record.values, columns)
+                margin = _margin(record.values)
+                if with_margin is None:
+                    with_margin = margin is not None
+                elif with_margin != (margin is not None):
+                    raise RowFault(f"{MARGIN}: all rows have one or none has")
+                if row.weight != 1:
+                    raise RowFault(f"weight={row.weight}: reward training knows no weights; remove the column")
+                ids = [scoring_ids(tokenizer, _rendered(tokenizer, messages)) for messages in messages_of(row)]
+                if ids[0] == ids[1]:
+                    raise RowFault("chosen and rejected are the same conversation once rendered")
+            except RowFault as fault:
+                faults.add(record.where, str(fault))
+                continue
+            longest = max(map(len, ids))
+            pairs.longest = max(pairs.longest, longest)
+            if longest > max_length:
+                pairs.too_long += 1
+                continue
+            pairs.chosen_ids.append(ids[0])
+            pairs.rejected_ids.append(ids[1])
+            pairs.groups.append(row.group if row.group is not None else row.id or record.name)
+            margins.append(margin)
+    bar.close()
+    if faults.count:
+        raise PreferenceDataError(faults.message(f"{faults.count} of {pairs.rows} pairs cannot be used:"))
+    if pairs.too_long > max_too_long_share * pairs.rows or not len(pairs):
+        raise PreferenceDataError(
+            f"{pairs.too_long} of {pairs.rows} pairs are longer than {max_length} tokens (the longest has "
+            f"{pairs.longest}), more than the share {max_too_long_share} that may be left out. Raise --max-length, or "
+            "--max-too-long-share."
+        )
+    if with_margin:
+        pairs.margins = margins
+    return pairs
+
+
+def _rendered(tokenizer, messages: list[dict]) -> str:
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            raise RowFault("a reward model reads text messages only")
+    try:
+        return scoring_text(tokenizer, messages)
+    except Exception as error:  # a template is a program of its own: what it raises is not limited to some types
+        raise RowFault(f"the chat template refuses the messages: {error}") from error
+
+
+def _margin(values: dict) -> float | None:
+    margin = values.get(MARGIN)
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, Real) or not math.isfinite(margin) or margin < 0:
+        raise RowFault(f"{MARGIN}={margin!r}: expected a number, 0 or more")
+    return float(margin)
+
+
+def split_by_group(pairs: RewardPairs, val_share: float, seed: int) -> tuple[RewardPairs, RewardPairs]:
+    """Training and held-out pairs, by the same rule as `build-prefs`.
+
+    Raises:
+        PreferenceDataError: a side is empty.
+    """
+    from verl_aiops.incidents.split import split_side
+
+    sides = [split_side(group, val_share, seed) for group in pairs.groups]
+    parts = tuple(pairs.part([at for at, side in enumerate(sides) if side == wanted]) for wanted in ("train", "val"))
+    if not all(map(len, parts)):
+        raise PreferenceDataError(
+            f"--val-share {val_share} leaves {len(parts[0])} pairs to train on and {len(parts[1])} to hold out: give "
+            "--val FILE, or another share"
+        )
+    return parts
