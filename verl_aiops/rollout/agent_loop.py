@@ -6,6 +6,7 @@ them it is a single-turn loop. Works with every rollout of verl.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from uuid import uuid4
 
@@ -13,11 +14,10 @@ from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 from verl.utils.profiler import simple_timer
 from verl.utils.rollout_trace import rollout_trace_op
-from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 
 from verl_aiops.rollout.settings import RoundSettings, answer_constraint
 from verl_aiops.rollout.stops import stop_ids
-from verl_aiops.rollout.turns import Stream, TemplateTurns, round_budgets, rounds_of
+from verl_aiops.rollout.turns import Stream, TemplateTurns, answer_text, next_round, round_budgets, rounds_of
 
 __all__ = ["AiopsMturnAgentLoop"]
 
@@ -78,12 +78,22 @@ class AiopsMturnAgentLoop(AgentLoopBase):
                 # what follows is counted on the budget being kept, whatever an engine gives
                 ids = list(output.token_ids)[:budget]
                 stream.add_answer(ids, list(output.log_probs)[:budget] if output.log_probs is not None else None)
-                text, cut = self._text_of(ids)
+                text, cut = answer_text(self.tokenizer, ids, self.stops)
                 turns.append(text)
                 cuts.append(int(cut))
                 if not last:
                     messages.append({"role": "assistant", "content": text})
-                    stream.add_context(await self._next_round(messages, rounds[at], stream.all_ids, cut))
+                    between_rounds = functools.partial(
+                        next_round,
+                        self.continuous_token_builder,
+                        self.template,
+                        list(messages),
+                        rounds[at],
+                        stream.all_ids,
+                        cut,
+                    )
+                    stream.add_context(await self.loop.run_in_executor(None, between_rounds))
+                    messages.append({"role": "user", "content": rounds[at]})
         preempted = output.num_preempted
         return AgentLoopOutput(
             prompt_ids=stream.prompt_ids,
@@ -102,28 +112,3 @@ class AiopsMturnAgentLoop(AgentLoopBase):
                 "tool_rewards": [],
             },
         )
-
-    def _text_of(self, ids: list[int]) -> tuple[str, bool]:
-        """What the model wrote, and whether it was cut.
-
-        Only the token that ends the turn is left out. Special tokens elsewhere stay in the text: an answer with one in
-        its middle is not the JSON it would be without.
-        """
-        ended = bool(ids) and ids[-1] in self.stops
-        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False)
-        return text, not ended
-
-    async def _next_round(self, messages: list[dict], text: str, ids: list[int], cut: bool) -> list[int]:
-        """The tokens between the answer that ends ``ids`` and the next one; ``messages`` gets the user's message."""
-        before = list(messages)
-        messages.append({"role": "user", "content": text})
-        builder = self.continuous_token_builder
-        if cut or type(builder) is ContinuousTokenBuilder:
-            builder = self.template  # verl's builders of model families take it that the turn was ended
-        merged = await self.loop.run_in_executor(None, lambda: builder.merge_context_tokens(before, messages, ids))
-        if merged.removed_prefix_token_count:
-            raise ValueError(
-                f"{type(builder).__name__} replaces tokens that the model wrote, so this model cannot be trained over "
-                "several rounds"
-            )
-        return merged.token_ids[len(ids) :]

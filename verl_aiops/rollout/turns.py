@@ -14,7 +14,7 @@ from typing import Any
 from verl.utils.tokenizer.chat_template import apply_chat_template
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder, MergeResult
 
-__all__ = ["Stream", "TemplateTurns", "round_budgets", "rounds_of"]
+__all__ = ["Stream", "TemplateTurns", "answer_text", "next_round", "round_budgets", "rounds_of"]
 
 # stands for an answer while the template is rendered; templates strip spaces and look for tags, so it has neither
 _SENTINEL = "verlAiopsAnswerStandsHere"
@@ -143,6 +143,48 @@ class Stream:
         self.mask.extend([0] * len(ids))
         if self.logps is not None:
             self.logps.extend([0.0] * len(ids))
+
+
+def answer_text(tokenizer: Any, ids: list[int], stops: frozenset[int]) -> tuple[str, bool]:
+    """What the model wrote, and whether it was cut before it ended its turn.
+
+    Only the token that ends the turn is left out. Special tokens elsewhere stay in the text: an answer with one in its
+    middle is not the JSON it would be without.
+    """
+    ended = bool(ids) and ids[-1] in stops
+    return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False), not ended
+
+
+def next_round(
+    builder: ContinuousTokenBuilder,
+    template: TemplateTurns,
+    answered: list[dict[str, Any]],
+    text: str,
+    ids: list[int],
+    cut: bool,
+) -> list[int]:
+    """The tokens between the answer that ends ``ids`` and the next one.
+
+    Args:
+        builder: verl's for the model's family.
+        template: used instead where verl's builder would not write the border, or the answer was cut.
+        answered: the messages up to that answer, which is the last of them.
+        text: the user's text of the next round.
+        ids: all tokens so far.
+        cut: whether the answer was cut before it ended its turn.
+
+    Raises:
+        ValueError: the builder replaces tokens that the model wrote.
+    """
+    if cut or type(builder) is ContinuousTokenBuilder:
+        builder = template  # verl's builders of model families take it that the turn was ended
+    merged = builder.merge_context_tokens(answered, [*answered, {"role": "user", "content": text}], ids)
+    if merged.removed_prefix_token_count:
+        raise ValueError(
+            f"{type(builder).__name__} replaces tokens that the model wrote, so this model cannot be trained over "
+            "several rounds"
+        )
+    return merged.token_ids[len(ids) :]
 
 
 def rounds_of(extra_info: Any) -> list[str]:
