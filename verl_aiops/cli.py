@@ -1,7 +1,8 @@
 """`verl-aiops <command>`: each command reads its options and calls one function of the package.
 
 A new command is a function for its options, one that runs it, and a line in `COMMANDS`; those that make data are in
-`cli_data`, those that train with TRL in `cli_train`. Imports that cost time stand inside the functions, so that `--help` answers at once.
+`cli_data`, those that train with TRL in `cli_train`. Imports that cost time stand inside the functions, so that
+`--help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from verl_aiops import __version__, cli_data, cli_train
+from verl_aiops import __version__, cli_data, cli_eval, cli_train
 
 
 class Command(NamedTuple):
@@ -89,6 +90,12 @@ COMMANDS: dict[str, Command] = {
         "verl-aiops get-model\nverl-aiops get-model --out models/smollm2-bf16 --dtype bfloat16",
         _model_options,
         _get_model,
+    ),
+    "eval": Command(
+        "score a model's answers to incidents with the reward of the training, with intervals",
+        cli_eval.EXAMPLES,
+        cli_eval.eval_options,
+        cli_eval.run_eval,
     ),
     "doctor": Command(
         "say what works in this environment and what does not (exit code 1 for a fault)",

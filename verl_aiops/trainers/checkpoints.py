@@ -8,7 +8,14 @@ import shutil
 
 from omegaconf import DictConfig
 
-__all__ = ["PreferenceCheckpoints", "check_same_reference", "export_model", "resume_folder", "write_reference_note"]
+__all__ = [
+    "PreferenceCheckpoints",
+    "check_same_reference",
+    "export_model",
+    "merge_checkpoint",
+    "resume_folder",
+    "write_reference_note",
+]
 
 NOTE = "reference.json"
 
@@ -106,29 +113,33 @@ def export_model(folder: str, config: DictConfig) -> str:
     Returns:
         the folder, ``<default_local_dir>/huggingface``.
     """
-    from verl.model_merger.base_model_merger import ModelMergerConfig
-    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
-
-    actor = os.path.join(folder, "actor")
     target = os.path.join(os.path.abspath(config.trainer.default_local_dir), "huggingface")
     partial = f"{target}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
+    merge_checkpoint(os.path.join(folder, "actor"), partial, config.actor_rollout_ref.model.trust_remote_code)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    return target
+
+
+def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
+    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the new folder ``target``."""
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    os.makedirs(target)
     FSDPModelMerger(
         ModelMergerConfig(
             operation="merge",
             backend="fsdp",
             local_dir=actor,
-            target_dir=partial,
+            target_dir=target,
             hf_model_config_path=os.path.join(actor, "huggingface"),
-            trust_remote_code=config.actor_rollout_ref.model.trust_remote_code,
+            trust_remote_code=trust_remote_code,
         )
     ).merge_and_save()
-    if os.path.isdir(os.path.join(partial, "lora_adapter")):
-        _merge_adapter(partial, config.actor_rollout_ref.model.trust_remote_code)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    return target
+    if os.path.isdir(os.path.join(target, "lora_adapter")):
+        _merge_adapter(target, trust_remote_code)
 
 
 def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
