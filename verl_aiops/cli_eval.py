@@ -144,7 +144,7 @@ def run_eval(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         max_response_length=args.max_response_length,
-        round_tokens=_round_tokens(args.round_tokens),
+        round_tokens=round_tokens(args.round_tokens),
         answer_tokens=args.answer_tokens,
         chat_template_kwargs=_json_object("--chat-template-kwargs", args.chat_template_kwargs),
     )
@@ -246,7 +246,8 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
     return sampled(incident_questions(source, prompts), args.limit, args.seed), where
 
 
-def _round_tokens(text: str | None) -> tuple[int, ...] | None:
+def round_tokens(text: str | None) -> tuple[int, ...] | None:
+    """`320,64` or `[320,64]` as numbers."""
     from verl_aiops.evaluation.errors import EvaluationError
 
     if text is None:

@@ -96,8 +96,7 @@ class LocalBackend:
     def generate(self, jobs: Sequence[Job], done: Done) -> None:
         if not jobs:
             return
-        with self.model.weights(self.scratch) as folder:
-            engine = self._engine(str(folder))
+        engine = self._engine
         # long prompts first: if memory is too small, that shows at once; samples of one prompt share its forward pass
         lengths = {job.question.id: len(self._prompt_ids(job.question)) for job in jobs}
         order = sorted(jobs, key=lambda job: (-lengths[job.question.id], job.question.id, job.sample))
@@ -105,7 +104,8 @@ class LocalBackend:
             for conversation in self._converse(engine, order[start : start + self.batch]):
                 done(conversation.job, conversation.made)
 
-    def _engine(self, folder: str) -> Engine:
+    @cached_property
+    def _engine(self) -> Engine:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -115,12 +115,12 @@ class LocalBackend:
         dtype = self.dtype
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-            )
-        except Exception as error:  # as above
-            raise EvaluationError(f"--model {self.model.path}: cannot be loaded: {_line(error)}") from error
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+        with self.model.weights(self.scratch) as folder:
+            try:
+                model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            except Exception as error:  # as above
+                raise EvaluationError(f"--model {self.model.path}: cannot be loaded: {_line(error)}") from error
         return Engine(model.to(device), self.stops)
 
     def _converse(self, engine: Engine, jobs: Sequence[Job]) -> list[_Conversation]:

@@ -1,0 +1,128 @@
+"""For the tests of evaluation: questions, a backend that knows the truth, and an OpenAI-compatible server in a thread."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+
+from verl_aiops.evaluation.generate import Generation
+from verl_aiops.evaluation.questions import incident_questions
+from verl_aiops.incidents import PromptOptions, Simulator, simulator_source
+
+
+def questions_of(count=6, seed=0, **options):
+    simulator = Simulator(seed=seed, lang="mix", difficulty="mix")
+    return incident_questions(simulator_source(simulator, count), PromptOptions(budget=400, **options))
+
+
+def right_answer(question):
+    truth = question.ground_truth
+    return json.dumps({"service": truth["service"], "incident_type": truth["incident_type"]})
+
+
+def quoting(question):
+    return f'What fails first is "{question.ground_truth["evidence"][0]}".'
+
+
+class Knowing:
+    """A backend that answers right, except where `wrong(job)` gives another last answer; remembers what it did."""
+
+    def __init__(self, wrong=lambda job: None, fails=lambda job: None, dies_after=None):
+        self.wrong, self.fails, self.dies_after = wrong, fails, dies_after
+        self.asked, self.checked = [], 0
+
+    def check(self, questions):
+        self.checked += 1
+
+    def generate(self, jobs, done):
+        for job in jobs:
+            if self.dies_after is not None and len(self.asked) == self.dies_after:
+                raise KeyboardInterrupt
+            self.asked.append((job.question.id, job.sample))
+            error = self.fails(job)
+            if error:
+                done(job, Generation(error=error))
+                continue
+            answer = self.wrong(job)
+            answer = right_answer(job.question) if answer is None else answer
+            done(job, Generation([quoting(job.question), answer], [False, False], [10, 5]))
+
+
+class Server:
+    """`reply(body, number)` gives (status, text or object) or raises; requests are remembered with their headers."""
+
+    def __init__(self, reply, delay=None):
+        self.reply, self.delay = reply, delay
+        self.requests, self.headers, self.open, self.most_open = [], [], 0, 0
+        self.times = []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def app(self):
+        from fastapi import FastAPI, Request, Response
+
+        app = FastAPI()
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request):
+            body = await request.json()
+            number = len(self.requests)
+            self.requests.append(body)
+            self.headers.append(dict(request.headers))
+            self.times.append(time.monotonic())
+            self.open += 1
+            self.most_open = max(self.most_open, self.open)
+            try:
+                if self.delay:
+                    await asyncio.sleep(self.delay(body, number))
+                status, content, *headers = self.reply(body, number)
+            finally:
+                self.open -= 1
+            if not isinstance(content, str | bytes):
+                content = json.dumps(content)
+            return Response(content, status_code=status, headers=dict(*headers), media_type="application/json")
+
+        return app
+
+
+def completion(text, finish="stop", tokens=7):
+    message = {"role": "assistant", "content": text}
+    usage = {"completion_tokens": tokens}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": usage}
+
+
+@contextlib.contextmanager
+def serving(reply, delay=None):
+    import uvicorn
+
+    server = Server(reply, delay)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server.port = listening.getsockname()[1]
+    config = uvicorn.Config(server.app(), log_level="error", timeout_graceful_shutdown=1)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    try:
+        yield server
+    finally:
+        running.should_exit = True
+        thread.join(timeout=10)
+        listening.close()
+
+
+def oracle(questions, *, round1=quoting, round2=right_answer):
+    """A reply that knows the questions by their first message."""
+    by_prompt = {question.messages[0]["content"]: question for question in questions}
+
+    def reply(body, number):
+        question = by_prompt[body["messages"][0]["content"]]
+        return 200, completion((round1 if len(body["messages"]) == 1 else round2)(question))
+
+    return reply
