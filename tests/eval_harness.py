@@ -1,4 +1,4 @@
-"""For the tests of evaluation: questions, a backend that knows the truth, and an OpenAI-compatible server in a thread."""
+"""For the tests of evaluation: questions, a backend that knows the truth, and an OpenAI-compatible server."""
 
 import asyncio
 import contextlib
