@@ -83,12 +83,14 @@ def plot_calibration(calibration: Calibration, path: str | Path, title: str) -> 
 
     bins = calibration.bins
     x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-    spread = [[b["accuracy"] - b["accuracy_low"] for b in bins], [b["accuracy_high"] - b["accuracy"] for b in bins]]
+    # an interval's end can fall short of a share of 0 or 1 by rounding
+    below = [max(0.0, b["accuracy"] - b["accuracy_low"]) for b in bins]
+    above = [max(0.0, b["accuracy_high"] - b["accuracy"]) for b in bins]
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(5, 5.4), sharex=True, height_ratios=[3, 1], constrained_layout=True
     )
     upper.plot([0.5, 1], [0.5, 1], color="#888888", ls="--", lw=1, label="knows exactly")
-    upper.errorbar(x, y, yerr=spread, color="#0072B2", marker="o", ms=6, lw=1.5, capsize=3, label="this model")
+    upper.errorbar(x, y, yerr=[below, above], color="#0072B2", marker="o", ms=6, lw=1.5, capsize=3, label="this model")
     upper.set_ylabel("share ranked right")
     upper.set_ylim(0, 1.03)
     upper.set_title(

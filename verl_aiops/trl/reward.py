@@ -119,6 +119,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     note = {**asdict(settings), "data": train.digest(), "val": held_out.digest()}
     folder = prepare_folder(out, json.loads(json.dumps(note)), finished=STATS, overwrite=overwrite)
     pad = _padding(tokenizer, train)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)  # transformers gives the model the tokenizer's
     trainer = _trainer(settings, folder, tokenizer, pad, train)
     score = _scorer(trainer, pad, settings)
     before = calibrate(_margins(score, held_out)[0])
@@ -200,17 +201,18 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, pad: int, train:
     columns = {"chosen_ids": train.chosen_ids, "rejected_ids": train.rejected_ids}
     if train.margins is not None or settings.margin:
         columns["margin"] = train.margins or [settings.margin] * len(train)
+    steps = settings.epochs * len(train) / (settings.batch_size * settings.grad_accum)
     arguments = RewardConfig(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,
-        warmup_ratio=settings.warmup,
+        warmup_steps=round(settings.warmup * steps),
         lr_scheduler_type="cosine",
         max_length=None,  # what is too long has been left out, and counted
         center_rewards_coefficient=settings.center,
-        pad_token=tokenizer.convert_ids_to_tokens(pad),
+        pad_token=tokenizer.pad_token,
         gradient_checkpointing=False,
         bf16=on_gpu and settings.dtype == "float32",
         use_cpu=not on_gpu,
@@ -298,6 +300,7 @@ def _write(trainer, tokenizer, folder: Path, settings: RewardTraining, result: T
         **{name: after.pop(name) for name in ("pairs", "accuracy", "accuracy_low", "accuracy_high")},
         **after,
         "accuracy_before": result.before.accuracy,
+        "log_loss_before": result.before.log_loss,
         "train_pairs": result.train_pairs,
         "too_long": result.too_long,
         "settings": note,
