@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES
+from verl_aiops.rewards.combined import CombinedSettings
 from verl_aiops.rollout.settings import RoundSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
@@ -14,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RL = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
 ONLINE = (ROOT / "docs" / "online_dpo.md").read_text(encoding="utf-8")
-DOCS = README + RL + ONLINE
+REWARD = (ROOT / "docs" / "reward_model.md").read_text(encoding="utf-8")
+DOCS = README + RL + ONLINE + REWARD
 
 
 def rows_of(text):
@@ -24,10 +26,13 @@ def rows_of(text):
 ROWS = rows_of(README)
 
 
-@pytest.mark.parametrize("text, settings", [(README, DPOConfig), (RL, RoundSettings), (ONLINE, OnlineDPOConfig)])
+@pytest.mark.parametrize(
+    "text, settings",
+    [(README, DPOConfig), (RL, RoundSettings), (ONLINE, OnlineDPOConfig), (REWARD, CombinedSettings)],
+)
 def test_every_setting_stands_in_the_docs_with_its_default(text, settings):
     as_yaml = {None: "null", True: "true", False: "false"}
-    defaults = {f.name: f.default for f in fields(settings)}
+    defaults = {f.name: f.default for f in fields(settings) if f.init}
     said = {name: default for name, default, _ in rows_of(text)}
     assert sorted(said) == sorted(defaults)
     for name, default in defaults.items():
