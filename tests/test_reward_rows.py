@@ -83,3 +83,16 @@ def test_colocated_rows_look_like_those_of_the_agent_loop():
 
 def test_sessions_of_keys():
     assert session_of("a-b_10_3") == "a-b_10"
+
+
+def test_answers_that_never_came_are_counted():
+    from types import SimpleNamespace
+
+    from omegaconf import OmegaConf
+
+    from verl_aiops.trainers.triage import TriageTrainer
+
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 3}}})
+    trainer = SimpleNamespace(config=config)
+    assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_1_1", "a_2_0", "b_0_0"]) == (6, 2)
+    assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "a_3_0"]) == (4, 0)

@@ -112,10 +112,17 @@ class TriageTrainer(PPOTrainerSync):
             final = set(final_outputs(batch.keys))
             self.moments.add(info["rm_raw"] for key, info in zip(batch.keys, infos) if key in final)
         failures = reward_failures(batch.keys, scores, infos, compared=False)
-        asked = len(set(map(session_of, batch.keys)))
-        if self.combined is not None and len(failures.failed) > self._failures_allowed() * asked:
-            raise RuntimeError(self._failure_text(failures, asked))
+        asked, missing = self._asked(batch.keys)
+        if self.combined is not None and len(failures.failed) + missing > self._failures_allowed() * asked:
+            raise RuntimeError(self._failure_text(failures, asked, missing))
         return scores, infos
+
+    def _asked(self, keys: list[str]) -> tuple[int, int]:
+        """Answers that were asked for, and how many of them never came: a session whose generation or reward raised is
+        missing from verl's batch without a word."""
+        sessions = {session_of(key) for key in keys}
+        asked = len({session_of(session) for session in sessions}) * self.config.actor_rollout_ref.rollout.n
+        return max(asked, len(sessions)), max(0, asked - len(sessions))
 
     def _failures_allowed(self) -> float:
         """Share of answers that may be without a score."""
@@ -128,9 +135,10 @@ class TriageTrainer(PPOTrainerSync):
         scores, infos = self._take_in(batch)
         compared = self.config.actor_rollout_ref.rollout.n > 1 and self.config.algorithm.adv_estimator != "gae"
         failures = reward_failures(batch.keys, scores, infos, compared)
-        asked = len(set(map(session_of, batch.keys)))
+        asked, missing = self._asked(batch.keys)
         metrics["reward/failed_rows"] = float(len(failures.failed))
         metrics["reward/alone_rows"] = float(len(failures.alone))
+        metrics["reward/missing_rows"] = float(missing)
         if not failures.failed:
             return batch
         if len(failures.failed) > self._failures_allowed() * asked or not failures.kept:
@@ -144,10 +152,10 @@ class TriageTrainer(PPOTrainerSync):
         tq.kv_clear(keys=[key for key in batch.keys if key not in kept], partition_id=batch.partition_id)
         return batch.select_keys(list(failures.kept))
 
-    def _failure_text(self, failures: RewardFailures, asked: int) -> str:
-        text = (
-            f"{len(failures.failed)} of {asked} answers of step {self.global_steps} have no score: {failures.reason}. "
-        )
+    def _failure_text(self, failures: RewardFailures, asked: int, missing: int = 0) -> str:
+        reason = failures.reason or "their generation or reward raised; the errors stand further up"
+        count = len(failures.failed) + missing
+        text = f"{count} of {asked} answers of step {self.global_steps} have no score: {reason}. "
         if self.combined is None:
             return text + "Mend the reward: every answer needs a finite score."
         if self.combined.on_failure == "fail":
