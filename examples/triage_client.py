@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             deadline_s=3 * args.timeout,
             schema=args.schema,
         )
-        options = SamplingOptions(round_tokens=tokens, max_response_length=sum(tokens))
+        options = SamplingOptions(round_tokens=tokens)
         backend = EndpointBackend(endpoint, options)
         questions = read_questions(args.incidents, args.taxonomy, args.max_chars, args.id)
         backend.check(questions)

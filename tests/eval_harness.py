@@ -12,9 +12,9 @@ from verl_aiops.evaluation.questions import incident_questions
 from verl_aiops.incidents import PromptOptions, Simulator, simulator_source
 
 
-def questions_of(count=6, seed=0, **options):
-    simulator = Simulator(seed=seed, lang="mix", difficulty="mix")
-    return incident_questions(simulator_source(simulator, count), PromptOptions(budget=400, **options))
+def questions_of(count=6, seed=0, lang="mix", **options):
+    simulator = Simulator(seed=seed, lang=lang, difficulty="mix")
+    return incident_questions(simulator_source(simulator, count), PromptOptions(**{"budget": 400, **options}))
 
 
 def right_answer(question):

@@ -358,7 +358,7 @@ def command(*arguments):
         (["--model", "m", "--endpoint", "http://h", "--data", "rl.parquet", "--top-p", "0"], "--top-p 0.0"),
         (["--model", "m", "--endpoint", "http://h", "--data", "rl.parquet", "--round-tokens", "a"], "--round-tokens a"),
         (
-            ["--model", "m", "--endpoint", "http://h", "--data", "rl.parquet", "--round-tokens", "500,64"],
+            ["--model", "m", "--endpoint", "http://h", "--data", "rl.parquet", "--answer-tokens", "512"],
             "Here they are --max-response-length",
         ),
         (

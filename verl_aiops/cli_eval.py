@@ -73,7 +73,10 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default %(default)s")
     group.add_argument("--seed", type=int, default=0, help="of sampling and intervals (default %(default)s)")
     group.add_argument(
-        "--max-response-length", type=int, default=512, metavar="N", help="as data.max_response_length (default 512)"
+        "--max-response-length",
+        type=int,
+        metavar="N",
+        help="as data.max_response_length (default 512, or what --round-tokens need)",
     )
     group.add_argument(
         "--round-tokens", metavar="N,N", help="tokens of each round, as rollout.custom.aiops_mturn (default: divided)"

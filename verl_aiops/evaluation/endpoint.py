@@ -214,7 +214,8 @@ class EndpointBackend:
         except asyncio.TimeoutError:  # noqa: UP041 - another class than TimeoutError in Python 3.10
             raise _Fault(f"no reply within {seconds:.1f} s", True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _Fault(f"{type(error).__name__}: {self._safe(str(error))[:200]}", True) from None
+            reason = " ".join(self._safe(str(error)).split())
+            raise _Fault(f"{type(error).__name__}: {reason[:200]}", True) from None
         try:
             return _read(body)
         except _Fault as fault:

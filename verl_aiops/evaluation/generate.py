@@ -14,6 +14,10 @@ from verl_aiops.evaluation.questions import Question
 __all__ = ["Backend", "Done", "Generation", "Job", "SamplingOptions", "budgets_of", "seed_of"]
 
 
+# verl's default of data.max_response_length
+MAX_RESPONSE_LENGTH = 512
+
+
 @dataclass(frozen=True)
 class Job:
     """One conversation to be had: sample number ``sample`` of a question."""
@@ -41,13 +45,14 @@ class Generation:
 class SamplingOptions:
     """How answers are drawn, in the words of verl's configuration.
 
-    ``max_response_length`` bounds all rounds and, with a local model, what stands between them; ``round_tokens`` and
-    ``answer_tokens`` divide it as in training (`rollout.turns.round_budgets`). Temperature 0 takes the likeliest token.
+    ``max_response_length`` bounds all rounds and, with a local model, what stands between them (None: as much as
+    ``round_tokens`` need, or 512 without them); ``round_tokens`` and ``answer_tokens`` divide it as in training
+    (`rollout.turns.round_budgets`). Temperature 0 takes the likeliest token.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
-    max_response_length: int = 512
+    max_response_length: int | None = None
     round_tokens: tuple[int, ...] | None = None
     answer_tokens: int = 64
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -57,8 +62,10 @@ class SamplingOptions:
             raise EvaluationError(f"--temperature {self.temperature}: expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise EvaluationError(f"--top-p {self.top_p}: expected a number above 0, at most 1")
-        if self.max_response_length < 1 or self.answer_tokens < 1:
-            raise EvaluationError("--max-response-length, --answer-tokens: expected 1 or more")
+        for name in ("max_response_length", "answer_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EvaluationError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
         if self.round_tokens is not None and (not self.round_tokens or min(self.round_tokens) < 1):
             raise EvaluationError(
                 f"--round-tokens: expected numbers of tokens such as 320,64, found {self.round_tokens}"
@@ -97,8 +104,12 @@ def budgets_of(question: Question, options: SamplingOptions, between: Sequence[i
     from verl_aiops.rollout.turns import round_budgets
 
     tokens = None if options.round_tokens is None else list(options.round_tokens)
+    total = options.max_response_length
+    if total is None:
+        rounds = len(between) + 1
+        total = MAX_RESPONSE_LENGTH if tokens is None else sum((tokens + tokens[-1:] * rounds)[:rounds]) + sum(between)
     try:
-        return round_budgets(options.max_response_length, list(between), tokens, options.answer_tokens)
+        return round_budgets(total, list(between), tokens, options.answer_tokens)
     except ValueError as error:
         raise EvaluationError(
             f"{question.id}: {error} Here they are --max-response-length, --round-tokens and --answer-tokens."
