@@ -62,7 +62,7 @@ def built(tmp_path_factory):
 
 def test_parquet_types(built):
     out, _ = built
-    info = [("index", pa.int64()), *((name, pa.string()) for name in ("id", "group", "lang", "source"))]
+    info = [("index", pa.int64()), *((name, pa.string()) for name in ("id", "group", "lang", "source", "difficulty"))]
     lists = ("rounds", "answers")
     expected = pa.schema(
         [

@@ -19,7 +19,7 @@ from verl_aiops.evaluation.generate import Generation, Job, SamplingOptions, see
 from verl_aiops.evaluation.questions import fingerprint, incident_questions, read_rl_questions, sampled
 from verl_aiops.evaluation.records import KEYS, read_records, scored
 from verl_aiops.evaluation.run import Plan, evaluate
-from verl_aiops.incidents import PromptOptions, Simulator, build_rl, simulator_source, write_incidents
+from verl_aiops.incidents import PromptOptions, Simulator, build_rl, file_source, simulator_source, write_incidents
 from verl_aiops.rewards.aiops_mturn import compute_score
 
 SETTINGS = {"model": "m", "temperature": 1.0}
@@ -284,9 +284,17 @@ def test_incidents_are_asked_as_build_rl_writes_them(files):
     made = incident_questions(source, PromptOptions(budget=400, max_candidates=5, seed=7))
     for name in ("rl.parquet", "rl.jsonl"):
         read = read_rl_questions(str(files / name))
-        # RL rows do not say how difficult they are
-        assert read == [replace(q, difficulty=None) for q in made]
-    assert fingerprint(made) != fingerprint(read) == fingerprint(read_rl_questions(str(files / "rl.parquet")))
+        assert read == made and fingerprint(read) == fingerprint(made)
+    assert {q.difficulty for q in made} == {"medium"}
+
+
+def test_a_difficulty_that_is_not_known_stays_unknown(tmp_path):
+    incidents = [replace(i, difficulty=None) for i in Simulator(seed=2).stream(3)]
+    write_incidents(incidents, tmp_path / "incidents.jsonl")
+    source = file_source(tmp_path / "incidents.jsonl")
+    build_rl(source, tmp_path / "rl.parquet", val_share=0)
+    read = read_rl_questions(str(tmp_path / "rl.parquet"))
+    assert read == incident_questions(source, PromptOptions()) and {q.difficulty for q in read} == {None}
 
 
 def test_a_sample_of_the_questions_keeps_their_order(questions):

@@ -11,11 +11,13 @@ from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.incidents import IncidentSource, PromptOptions, iter_cases
+from verl_aiops.incidents.build import UNKNOWN_DIFFICULTY
 from verl_aiops.rewards.truth import read_ground_truth
 
 __all__ = ["Question", "fingerprint", "incident_questions", "read_rl_questions", "sampled"]
 
 Message = dict[str, str]
+DIFFICULTY = "extra_info.difficulty"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
         group=_text(info.get("group"), "extra_info.group") or name,
         source=_text(info.get("source"), "extra_info.source"),
         lang=_text(info.get("lang"), "extra_info.lang"),
-        difficulty=_text(info.get("difficulty"), "extra_info.difficulty"),
+        difficulty=None if info.get("difficulty") == UNKNOWN_DIFFICULTY else _text(info.get("difficulty"), DIFFICULTY),
         messages=_messages(row.get("prompt")),
         rounds=_rounds(info.get("rounds")),
         incident_text=text,

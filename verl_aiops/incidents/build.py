@@ -36,6 +36,7 @@ PREFS_COLUMNS = {
 SFT_COLUMNS = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
 # What verl finds a row's reward and agent loop by.
 RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
+UNKNOWN_DIFFICULTY = "unknown"
 RL_COLUMNS = {
     "data_source": "string",
     "prompt": "messages",
@@ -48,6 +49,7 @@ RL_COLUMNS = {
         "group": "string",
         "lang": "string",
         "source": "string",
+        "difficulty": "string",
         "incident_text": "string",
         "rounds": "strings",
         "answers": "strings",
@@ -160,6 +162,7 @@ def build_rl(
             "group": group,
             "lang": incident.lang,
             "source": incident.source,
+            "difficulty": incident.difficulty or UNKNOWN_DIFFICULTY,
             "incident_text": case.text,
             "rounds": [message["content"] for message in case.rounds[1:]],
             "answers": [case.analysis, case.answer][-len(case.rounds) :],
