@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from verl_aiops import __version__, cli_data, cli_eval, cli_train
+from verl_aiops import __version__, cli_data, cli_eval, cli_import, cli_train
 
 
 class Command(NamedTuple):
@@ -55,6 +55,14 @@ COMMANDS: dict[str, Command] = {
         "verl-aiops simulate --out zh.jsonl --lang zh --difficulty hard --seed 7 --taxonomy-out taxonomy.json",
         cli_data.simulate_options,
         cli_data.run_simulate,
+    ),
+    "import": Command(
+        "write incidents from a public data set (loghub, Nezha, PetShop, OpenRCA)",
+        "verl-aiops import --list\n"
+        "verl-aiops import nezha ~/data/Nezha --out nezha.jsonl\n"
+        "verl-aiops import auto ~/data/loghub --out loghub.jsonl --mapping my-loghub.yaml",
+        cli_import.import_options,
+        cli_import.run_import,
     ),
     "build-prefs": Command(
         "write preference pairs for DPO",

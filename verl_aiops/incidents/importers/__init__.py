@@ -1,7 +1,7 @@
 """Public AIOps data sets, as their authors publish them, turned into incidents.
 
-A new source is a module with one `read` function and its `Source` entry, a mapping file of the same name, and one line in
-`SOURCES`.
+A new source is a module with one `read` function and its `Source` entry, a mapping file of the same name, and one line
+in `SOURCES`.
 """
 
 from .job import Job, Source

@@ -95,7 +95,7 @@ def _system(name: str, entry: Entry) -> System:
         name,
         parts["place"].text(),
         None if parts["level"].absent() else parts["level"].text(),
-        parts["label_column"].value is not None and parts["label_column"].choice(True, False),
+        not parts["label_column"].absent() and parts["label_column"].flag(),
         None if parts["component"].absent() else parts["component"].text(),
         tuple(services),
         types,

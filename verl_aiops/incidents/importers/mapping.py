@@ -117,6 +117,12 @@ class Entry:
             raise self.fail(f"one of {', '.join(names)}", "choose one of them")
         return self.value
 
+    def flag(self) -> bool:
+        """True or false."""
+        if not isinstance(self.value, bool):
+            raise self.fail("true or false", "write it without quotes")
+        return self.value
+
     def count(self, least: int = 1) -> int:
         """A whole number of at least `least`."""
         if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < least:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ..errors import IncidentError
@@ -191,9 +190,11 @@ def _read_day(job: Job, day: Day, application: str) -> Iterator[Record]:
         if fault.kind not in plan.type_of:
             job.leave_out(f"faults: the kind '{fault.kind}' is not in the mapping")
             continue
-        label = labels.get(fault.service, {}).get(fault.kind, "")
+        of_service = labels.get(fault.service)
+        label = of_service.get(fault.kind) if isinstance(of_service, dict) else None
         # Two statements joined by an underline; a metric's name has none.
-        statements = tuple(label.split("_")) if "_" in label else ()
+        parts = label.split("_") if isinstance(label, str) and "_" in label else []
+        statements = tuple(part for part in parts if part)
         name = f"nezha-{application}-f{plan.number_of[day.folder.name]}{fault.index:02}"
         rank = 0
         for later in range(1, plan.minutes + 1):
@@ -243,8 +244,8 @@ def _fields(job: Job, day: Day, application: str, scene: Scene, name: str) -> di
         "source": f"nezha/{application}",
         "service": fault.service,
         "incident_type": job.mapping.type_of[fault.kind],
-        "symptom": f"Frontend of {application}: request latency P90 {p90:.3f}s (usual {usual_p90:.3f}s), P99 {p99:.3f}s "
-        f"at {scene.minute:%Y-%m-%d %H:%M} UTC.",
+        "symptom": f"Frontend of {application}: request latency P90 {p90:.3f}s (usual {usual_p90:.3f}s), "
+        f"P99 {p99:.3f}s at {scene.minute:%Y-%m-%d %H:%M} UTC.",
         "logs": (*_shown_lines(scene, statement_lines, choices), *_shown_metrics(day, scene, choices)),
         "trace": "\n".join(trace),
         "evidence": tuple(evidence),

@@ -68,11 +68,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Line:
-    """A log line; `when` in nanoseconds since 1970, `text` with time and service, cut."""
+    """A log line; `when` is its timestamp as written, which sorts, and `text` has time and service and is cut."""
 
     trace: str
     service: str
-    when: int
+    when: str
     text: str
 
 
@@ -145,10 +145,10 @@ class Day:
         if not path.exists():
             return None
         lines = []
-        for row in read_table(path, ("Timestamp", "TimeUnixNano", "PodName", "TraceID", "Log"), self.damaged):
+        for row in read_table(path, ("Timestamp", "PodName", "TraceID", "Log"), self.damaged):
             service = service_of(row["PodName"])
             text = cut(f"{row['Timestamp'][:23]} {service} {_message(row['Log'])}", LINE_CHARS)
-            lines.append(Line(row["TraceID"], service, _whole(path, row, "TimeUnixNano"), text))
+            lines.append(Line(row["TraceID"], service, row["Timestamp"].rstrip("Z"), text))
         # The files run backwards in time; of lines with one time, the last in the file came first.
         return sorted(reversed(lines), key=lambda line: line.when)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -23,7 +24,11 @@ OWN_LINES, OTHER_LINES = 4, 4
 MINUTES = 5
 # The component's line is evidence if it moved by this many of the day's usual deviations.
 MOVED = 3.0
+QUERY_CHARS = 600
+# Seconds since 1970; more are milliseconds.
+LATEST = 1e11
 _TASK = re.compile(r"task_[1-7]")
+_ANSWER = re.compile(r"root cause (?:component|reason) is ([^\n]+)")
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,12 @@ class Failure:
     component: str
     reason: str
     when: float
-    task: str
     query: str
+
+    @property
+    def half_hour(self) -> int:
+        """The half hour, counted since 1970, that its query asks about."""
+        return int(self.when // 1800)
 
     @property
     def window(self) -> tuple[float, float]:
@@ -80,29 +89,28 @@ def read_failures(folder: Path) -> list[Failure]:
     queries = list(read_table(folder / "query.csv", ("task_index", "instruction", "scoring_points")))
     if len(records) != len(queries):
         raise IncidentError(
-            f"{folder / 'query.csv'}: expected {len(records)} rows as in record.csv, found {len(queries)}; fetch both anew"
+            f"{folder / 'query.csv'}: expected {len(records)} rows as in record.csv, found {len(queries)}; "
+            "fetch both anew"
         )
     failures = []
     for index, (record, query) in enumerate(zip(records, queries)):
+        place = f"{folder / 'query.csv'}, row {index + 1}"
         when = number(record["timestamp"])
-        if when is None:
+        if when is None or not 0 <= when < LATEST:
             raise IncidentError(
                 f"{folder / 'record.csv'}, row {index + 1}: expected seconds since 1970 as the timestamp, found "
                 f"{record['timestamp'][:40]!r}"
             )
         if not _TASK.fullmatch(query["task_index"]):
-            raise IncidentError(
-                f"{folder / 'query.csv'}, row {index + 1}: expected task_1 to task_7, found {query['task_index'][:40]!r}"
-            )
-        for value in re.findall(r"root cause (?:component|reason) is ([^\n]+)", query["scoring_points"]):
-            known = [record["component"].strip(), record["reason"].strip()]
-            if value.strip() not in known and "only" in query["scoring_points"]:
-                raise IncidentError(
-                    f"{folder / 'query.csv'}, row {index + 1}: its answer '{value[:60]}' is not that of row {index + 1} of "
-                    "record.csv; the files are of different versions"
-                )
+            raise IncidentError(f"{place}: expected task_1 to task_7, found {query['task_index'][:40]!r}")
         component, reason = record["component"].strip(), record["reason"].strip()
-        failures.append(Failure(index, component, reason, when, query["task_index"], query["instruction"].strip()))
+        answers = [answer.strip() for answer in _ANSWER.findall(query["scoring_points"])]
+        if component not in answers and reason not in answers and answers:
+            raise IncidentError(
+                f"{place}: its answer '{answers[0][:60]}' is not that of the same row of record.csv; the two files are "
+                "of different versions"
+            )
+        failures.append(Failure(index, component, reason, when, query["instruction"].strip()))
     return failures
 
 
@@ -118,12 +126,15 @@ def read(job: Job) -> Iterator[Incident]:
             continue
         found = True
         usable = []
-        for failure in read_failures(folder):
+        failures = read_failures(folder)
+        company = Counter(failure.half_hour for failure in failures)
+        for failure in failures:
             if _plain(failure.reason) in plan.type_of:
                 usable.append(failure)
             else:
                 job.leave_out(f"failures: the reason '{failure.reason}' is not in the mapping")
-        yield from _read_system(job, name, description, folder / "telemetry", usable)
+        shared = {failure.number for failure in usable if company[failure.half_hour] > 1}
+        yield from _read_system(job, Scenery(name, description, frozenset(shared)), folder / "telemetry", usable)
     if not found:
         raise IncidentError(
             f"{base}: expected <system>/record.csv and query.csv, found none; the authors publish them apart from the "
@@ -131,7 +142,16 @@ def read(job: Job) -> Iterator[Incident]:
         )
 
 
-def _read_system(job: Job, system: str, place: str, telemetry: Path, failures: list[Failure]) -> Iterator[Incident]:
+@dataclass(frozen=True)
+class Scenery:
+    """A system's name, what it is, and the failures that are not the only ones of their half hour."""
+
+    name: str
+    place: str
+    shared: frozenset[int]
+
+
+def _read_system(job: Job, system: Scenery, telemetry: Path, failures: list[Failure]) -> Iterator[Incident]:
     by_day: dict[str, list[Failure]] = {}
     for failure in failures:
         day = datetime.fromtimestamp(failure.when, job.mapping.zone).strftime("%Y_%m_%d")
@@ -142,16 +162,14 @@ def _read_system(job: Job, system: str, place: str, telemetry: Path, failures: l
         metrics = read_metrics(telemetry / day / "metric", windows)
         logs = read_logs(telemetry / day / "log", windows)
         for failure in group:
-            fields = _fields(job, system, place, failure, metrics[failure.number], logs[failure.number])
+            fields = _fields(job, system, failure, metrics[failure.number], logs[failure.number])
             incidents[failure.number] = Incident(**fields)
     for number_ in sorted(incidents):
         yield incidents[number_]
 
 
-def _fields(
-    job: Job, system: str, place: str, failure: Failure, changes: list[Change], logs: list[Log]
-) -> dict[str, Any]:
-    name = f"openrca-{system.lower()}-{failure.number + 1:03}"
+def _fields(job: Job, system: Scenery, failure: Failure, changes: list[Change], logs: list[Log]) -> dict[str, Any]:
+    name = f"openrca-{system.name.lower()}-{failure.number + 1:03}"
     choices = job.choices(name)
     own = [change for change in changes if change.belongs_to(failure.component)]
     shown = _most(changes, MOST)
@@ -169,24 +187,21 @@ def _fields(
     if not shown and not lines:
         job.notes["incidents without telemetry: nothing in them tells the answer"] += 1
     when = datetime.fromtimestamp(failure.when, job.mapping.zone)
-    start = when.replace(minute=when.minute - when.minute % 30, second=0)
-    alert = f"alert: a failure in {place} between {start:%Y-%m-%d %H:%M} and {start + timedelta(minutes=30):%H:%M}"
+    alert = f"Failure of {system.place} noticed at {when:%Y-%m-%d %H:%M} ({job.mapping.zone})."
+    query = cut(" ".join(failure.query.split()), QUERY_CHARS)
+    told = any(label.lower() in query.lower() for label in (failure.component, failure.reason))
     return {
         "id": name,
-        "source": f"openrca/{system}",
+        "source": f"openrca/{system.name}",
         "service": failure.component,
         "incident_type": job.mapping.type_of[_plain(failure.reason)],
-        "symptom": _symptom(failure, alert),
-        "logs": (alert, *map(str, lines), *map(str, shown)),
+        # A query about two failures does not say which one is meant.
+        "symptom": alert if told or not query or failure.number in system.shared else query,
+        "logs": (f"alert {alert}", *map(str, lines), *map(str, shown)),
         "evidence": tuple(str(change) for change in shown if change in own and abs(change.deviations) >= MOVED),
+        # Failures of one half hour have telemetry in common.
+        "fault": f"openrca-{system.name.lower()}-{failure.half_hour}",
     }
-
-
-def _symptom(failure: Failure, alert: str) -> str:
-    """The query, unless it gives the answer away."""
-    query = cut(" ".join(failure.query.split()), 600)
-    told = failure.component.lower() in query.lower() or failure.reason.lower() in query.lower()
-    return f"{alert[0].upper()}{alert[1:]}." if told or not query else query
 
 
 def _most(changes: list[Change], count: int) -> list[Change]:
@@ -202,10 +217,11 @@ SOURCE = Source(
     "from which nobody can tell the answer; traces are not read",
     files=("*/record.csv", "*/*/record.csv", "dataset/*/record.csv", "dataset/*/*/record.csv"),
     licence="MIT licence (the repository's); the data set is downloaded apart from it, so look for terms there too.",
-    citation="Junjielong Xu, Qinan Zhang, Zhiqing Zhong, Shilin He, Chaoyun Zhang, Qingwei Lin, Dan Pei, Pinjia He, Dongmei "
-    "Zhang, Qi Zhang. OpenRCA: Can Large Language Models Locate the Root Cause of Software Failures? ICLR 2025.",
-    changes="telemetry was reduced to the lines shown: means of the five minutes after the recorded time beside medians of "
-    "the day.",
+    citation="Junjielong Xu, Qinan Zhang, Zhiqing Zhong, Shilin He, Chaoyun Zhang, Qingwei Lin, Dan Pei, Pinjia He, "
+    "Dongmei Zhang, Qi Zhang. OpenRCA: Can Large Language Models Locate the Root Cause of Software Failures? "
+    "ICLR 2025.",
+    changes="telemetry was reduced to the lines shown: means of the five minutes after the recorded time beside "
+    "medians of the day.",
     licence_files=("LICENSE",),
     check=check_mapping,
     read=read,

@@ -28,7 +28,7 @@ Windows = Mapping[int, tuple[float, float]]
 
 
 def names_of(component: str) -> set[str]:
-    """The names under which telemetry speaks of a component: `node-1.adservice-0` is also `node-1` and `adservice-0`."""
+    """What telemetry's name of a component stands for: `node-1.adservice-0` is also `node-1` and `adservice-0`."""
     parts = {component, *component.split(".")}
     return parts | {_PROTOCOL.sub("", part) for part in parts} | {part.partition(":")[0] for part in parts}
 
@@ -94,8 +94,8 @@ def read_metrics(folder: Path, windows: Windows) -> dict[int, list[Change]]:
 def _usual_deviation(values: array, usual: float) -> float:
     """The median of the absolute differences from the median (MAD).
 
-    At least a tenth of the standard deviation and 1 % of the median, or a series that hardly ever moves would lead every
-    list.
+    At least a tenth of the standard deviation and 1 % of the median, or a series that hardly ever moves would lead
+    every list.
     """
     return max(median(abs(value - usual) for value in values), pstdev(values) / 10, abs(usual) / 100, 1e-9)
 

@@ -119,14 +119,19 @@ def _fields(job: Job, folder: Path, usual: dict[Key, float], name: str) -> dict[
     issue = read_json(folder / "target.json")
     try:
         node, metric, statistic = (issue["target"][key] for key in ("node", "metric", "agg"))
-        when = datetime.fromtimestamp(int(issue["target"]["timestamp"]), timezone.utc)
+        when = datetime.fromtimestamp(int(issue["target"]["timestamp"]), timezone.utc)  # noqa: UP017 (not in Python 3.10)
         root = issue["root_cause"]["node"]
         command = issue["metadata"]["reproducibility"]["command"]
-    except (KeyError, TypeError, ValueError):
+        if not all(isinstance(text, str) for text in (node, metric, statistic, root, command)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         raise IncidentError(
             f"{folder / 'target.json'}: expected target (node, metric, agg, timestamp), root_cause.node and "
             "metadata.reproducibility.command; fetch the file anew"
         ) from None
+    if metric not in ("latency", "availability"):
+        job.leave_out(f"issues: the alarmed metric '{metric}' is neither latency nor availability")
+        return None
     kind = next((kind for pattern, kind in plan.commands if pattern.search(command)), None)
     service = plan.service.fullmatch(root)
     if kind is None or service is None:

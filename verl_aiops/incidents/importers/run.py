@@ -72,7 +72,14 @@ def notice(source: Source) -> str:
         f"Cite: {source.citation}",
         f"Changed here: {source.changes}",
     )
-    return "\n".join(textwrap.fill(part, 118, subsequent_indent="  ", break_long_words=False) for part in parts)
+    return "\n".join(_wrap(part, "", "  ") for part in parts)
+
+
+def _wrap(text: str, first: str, later: str) -> str:
+    # Addresses and file names stay whole.
+    return textwrap.fill(
+        text, 118, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def describe_sources() -> str:
@@ -86,17 +93,7 @@ def describe_sources() -> str:
             ("mapping", str(built_in(source.name))),
         )
         blocks.append(f"{source.name}: {source.title}")
-        blocks += [
-            textwrap.fill(
-                text,
-                118,
-                initial_indent=f"  {label:<8} ",
-                subsequent_indent=" " * 11,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for label, text in rows
-        ]
+        blocks += [_wrap(text, f"  {label:<8} ", " " * 11) for label, text in rows]
     return "\n".join(blocks)
 
 
@@ -111,9 +108,9 @@ def import_incidents(
 ) -> Imported:
     """Write the incidents of a data set in the folder `path` to `out`, JSONL, and its licence notice beside it.
 
-    `source` is a name in `SOURCES` or `auto`. `mapping` replaces the mapping file that comes with the package. `seed` rules
-    which lines and windows are chosen; the same input, mapping and seed give the same file. Raises `OutputExistsError`, or
-    `IncidentError` for whatever does not fit, and leaves no half-written file.
+    `source` is a name in `SOURCES` or `auto`. `mapping` replaces the mapping file that comes with the package. `seed`
+    rules which lines and windows are chosen; the same input, mapping and seed give the same file. Raises
+    `OutputExistsError`, or `IncidentError` for whatever does not fit, and leaves no half-written file.
     """
     root, out = Path(path), Path(out)
     if source != AUTO and source not in SOURCES:

@@ -48,7 +48,8 @@ def read_table(
     missing = [name for name in columns if name not in header]
     if missing:
         raise IncidentError(
-            f"{path}, line 1: expected the columns {', '.join(columns)}, found no '{missing[0]}' in: {', '.join(header)[:200]}"
+            f"{path}, line 1: expected the columns {', '.join(columns)}, found no '{missing[0]}' in: "
+            f"{', '.join(header)[:200]}"
         )
     for number, row in rows:
         if len(row) != len(header) and damaged is not None:
@@ -56,7 +57,8 @@ def read_table(
             continue
         if len(row) != len(header):
             raise IncidentError(
-                f"{path}, line {number}: expected {len(header)} cells as in the header, found {len(row)}; fetch the file anew"
+                f"{path}, line {number}: expected {len(header)} cells as in the header, found {len(row)}; fetch the "
+                "file anew"
             )
         yield dict(zip(header, row))
 
