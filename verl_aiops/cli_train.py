@@ -20,7 +20,7 @@ def reward_model_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--overwrite", action="store_true", help="remove an earlier run's files in it first")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=float, default=1.0, metavar="N", help="default %(default)s")
-    training.add_argument("--lr", type=float, default=1e-4, help="learning rate (default %(default)s, for LoRA)")
+    training.add_argument("--lr", type=float, help="learning rate (default 1e-4 with LoRA, 1e-5 without)")
     training.add_argument("--batch-size", type=int, default=8, metavar="N", help="pairs (default %(default)s)")
     training.add_argument("--grad-accum", type=int, default=1, metavar="N", help="batches a step (default %(default)s)")
     training.add_argument(
@@ -37,6 +37,9 @@ def reward_model_options(parser: argparse.ArgumentParser) -> None:
         help="of pairs that may be longer, which are left out and counted (default %(default)s)",
     )
     training.add_argument("--lora-rank", type=int, default=16, metavar="R", help="0: all weights (default %(default)s)")
+    training.add_argument(
+        "--no-lora", dest="lora_rank", action="store_const", const=0, help="train all weights, as --lora-rank 0"
+    )
     training.add_argument("--lora-alpha", type=int, default=32, metavar="A", help="default %(default)s")
     training.add_argument(
         "--center-rewards",
@@ -58,8 +61,11 @@ def reward_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train_rm(args: argparse.Namespace) -> None:
-    from verl_aiops.trl.reward import RewardTraining, train_reward_model
+    from verl_aiops.trl.reward import train_reward_model
+    from verl_aiops.trl.reward_settings import RewardTraining
 
     values = {field.name: getattr(args, field.name) for field in fields(RewardTraining)}
+    if args.lr is None:
+        values["lr"] = 1e-4 if args.lora_rank else 1e-5
     values |= {"data": tuple(args.data), "val": tuple(args.val)}
     print(train_reward_model(RewardTraining(**values), args.out, overwrite=args.overwrite).summary())

@@ -89,7 +89,7 @@ def plot_calibration(calibration: Calibration, path: str | Path, title: str) -> 
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(5, 5.4), sharex=True, height_ratios=[3, 1], constrained_layout=True
     )
-    upper.plot([0.5, 1], [0.5, 1], color="#888888", ls="--", lw=1, label="knows exactly")
+    upper.plot([0.5, 1], [0.5, 1], color="#888888", ls="--", lw=1, label="perfectly calibrated")
     upper.errorbar(x, y, yerr=[below, above], color="#0072B2", marker="o", ms=6, lw=1.5, capsize=3, label="this model")
     upper.set_ylabel("share ranked right")
     upper.set_ylim(0, 1.03)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["TrainingError", "last_checkpoint", "move_into", "prepare_folder", "require_trl"]
+__all__ = ["TrainingError", "check_folder", "last_checkpoint", "move_into", "prepare_folder", "require_trl"]
 
 SETTINGS = "settings.json"
 CHECKPOINTS = "checkpoints"
+# settings.json is a common name: nothing is removed, or gone on with, where another program wrote it
+OURS = {"written_by": "verl-aiops"}
 
 
 class TrainingError(ValueError):
@@ -24,6 +27,29 @@ def require_trl() -> None:
         raise TrainingError(f'{" and ".join(missing)} not installed: pip install "verl-aiops[trl]"')
 
 
+def check_folder(out: str, settings: dict, finished: str, overwrite: bool) -> None:
+    """Whether `prepare_folder` would take the folder; changes nothing. Arguments and errors are the same."""
+    folder = Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{out} is a file: choose another --out")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    before = _note_of(folder)
+    if before is None:
+        raise TrainingError(f"{out} holds other files: choose another --out")
+    if overwrite:
+        return
+    if (folder / finished).is_file():
+        raise TrainingError(f"{out} holds a finished model: choose another --out, or add --overwrite")
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if changed:
+        now = "; ".join(f"{key}: {before.get(key)!r} then, {settings[key]!r} now" for key in changed)
+        raise TrainingError(
+            f"{out} holds an unfinished run with other settings ({now}): restore them to go on, choose another "
+            "--out, or add --overwrite to start anew"
+        )
+
+
 def prepare_folder(out: str, settings: dict, finished: str, overwrite: bool) -> Path:
     """The output folder, with ``settings.json`` in it.
 
@@ -32,46 +58,51 @@ def prepare_folder(out: str, settings: dict, finished: str, overwrite: bool) -> 
     Args:
         settings: what decides the result; JSON.
         finished: the file that only a finished run leaves.
-        overwrite: remove an earlier run's files first.
+        overwrite: remove an earlier run's folder first.
 
     Raises:
         TrainingError: another run's folder, finished or not, or a folder with other files.
     """
-    import shutil
-
+    check_folder(out, settings, finished, overwrite)
     folder = Path(out).expanduser()
-    note = folder / SETTINGS
-    if folder.is_dir() and any(folder.iterdir()):
-        if not note.is_file():
-            raise TrainingError(f"{out} holds other files: choose another --out")
-        if overwrite:
-            shutil.rmtree(folder)
-        elif (folder / finished).is_file():
-            raise TrainingError(f"{out} holds a finished model: choose another --out, or add --overwrite")
-        else:
-            before = json.loads(note.read_text(encoding="utf-8"))
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            if changed:
-                now = "; ".join(f"{key}: {before.get(key)!r} then, {settings[key]!r} now" for key in changed)
-                raise TrainingError(
-                    f"{out} holds an unfinished run with other settings ({now}): restore them to go on, choose another "
-                    "--out, or add --overwrite to start anew"
-                )
+    if overwrite and folder.is_dir():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    partial = folder / f"{SETTINGS}.partial"
+    partial.write_text(json.dumps(OURS | settings, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / SETTINGS)
     return folder
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint of an unfinished run."""
-    from transformers.trainer_utils import get_last_checkpoint
+def _note_of(folder: Path) -> dict | None:
+    """``settings.json`` of an earlier run, or None if no run of ours wrote it."""
+    try:
+        note = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and OURS.items() <= note.items() else None
 
-    checkpoints = folder / CHECKPOINTS
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint of an unfinished run.
+
+    transformers writes a checkpoint's ``trainer_state.json`` last, so one without was being written when the run ended.
+    """
+    found = [(int(path.name.rpartition("-")[2]), path) for path in (folder / CHECKPOINTS).glob("checkpoint-[0-9]*")]
+    for _, path in sorted(found, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
 
 
 def move_into(folder: Path, made: Path, last: str) -> None:
-    """Move everything from ``made`` into ``folder``, the file ``last`` at the end: with it the folder is whole."""
-    for path in sorted(made.iterdir(), key=lambda path: path.name == last):
+    """Move everything from ``made`` into ``folder``: ``config.json``, without which no library loads a model, near the
+    end, and the file ``last``, with which the folder is whole, at the end.
+    """
+    end = ["config.json", last]
+    for path in sorted(made.iterdir(), key=lambda path: (end.index(path.name) if path.name in end else -1, path.name)):
         os.replace(path, folder / path.name)
     made.rmdir()

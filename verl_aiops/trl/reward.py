@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from verl_aiops.trl.calibration import Calibration, calibrate, plot_calibration
-from verl_aiops.trl.extra import CHECKPOINTS, TrainingError, last_checkpoint, move_into, prepare_folder, require_trl
+from verl_aiops.trl.extra import (
+    CHECKPOINTS,
+    TrainingError,
+    check_folder,
+    last_checkpoint,
+    move_into,
+    prepare_folder,
+    require_trl,
+)
 from verl_aiops.trl.reward_data import RewardPairs, read_reward_pairs, split_by_group
+from verl_aiops.trl.reward_settings import RewardTraining
+from verl_aiops.trl.reward_start import load_model, load_tokenizer, padding_token, pick_device
 
 __all__ = ["RewardTraining", "TrainedRewardModel", "train_reward_model"]
 
@@ -23,63 +34,17 @@ STATS = "reward_stats.json"
 
 
 @dataclass(frozen=True)
-class RewardTraining:
-    """What decides the result of a run.
-
-    Attributes:
-        data, val: preference files; without ``val`` the share ``val_share`` of the groups is held out.
-        model: folder or hub name of the model to start from; its tokenizer needs a chat template.
-        epochs, lr, batch_size, grad_accum, warmup: of the optimizer; batches count pairs.
-        max_length: tokens of a conversation; ``max_too_long_share`` of the pairs may have more and are left out.
-        lora_rank, lora_alpha: of all linear layers; rank 0 trains all weights. The score head is trained in any case.
-        center: coefficient of the centring term, or None.
-        margin: lead that every chosen answer should have, unless the file has a column ``margin``.
-        seed: of the score head, the order of pairs, and the split.
-        dtype: of the weights that are loaded and written; on a GPU float32 weights are trained under bfloat16 autocast.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        save_steps: steps between checkpoints, from which a stopped run goes on.
-    """
-
-    data: tuple[str, ...]
-    model: str
-    val: tuple[str, ...] = ()
-    val_share: float = 0.1
-    epochs: float = 1.0
-    lr: float = 1e-4
-    batch_size: int = 8
-    grad_accum: int = 1
-    warmup: float = 0.05
-    max_length: int = 2048
-    max_too_long_share: float = 0.1
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    center: float | None = 0.01
-    margin: float = 0.0
-    seed: int = 0
-    dtype: str = "float32"
-    device: str = "auto"
-    save_steps: int = 50
-
-    def check(self) -> None:
-        """Raises TrainingError for a value that cannot work."""
-        for name in ("epochs", "lr", "max_length", "lora_alpha", "save_steps", "batch_size", "grad_accum"):
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
-        for name in ("val_share", "max_too_long_share", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a share from 0 to 1")
-        for name, value in (("lora-rank", self.lora_rank), ("margin", self.margin), ("center-rewards", self.center)):
-            if value is not None and value < 0:
-                raise TrainingError(f"--{name} {value}: expected a number, 0 or more")
-
-
-@dataclass(frozen=True)
 class TrainedRewardModel:
-    """What came out, and `summary` of it."""
+    """What came out, and `summary` of it.
+
+    ``val_too_long``: of a validation file of its own; ``held_out_in_training``: those that are trained on too.
+    """
 
     folder: str
     train_pairs: int
     too_long: int
+    val_too_long: int
+    held_out_in_training: int
     before: Calibration
     after: Calibration
     mean: float
@@ -87,13 +52,17 @@ class TrainedRewardModel:
 
     def summary(self) -> str:
         a, b = self.after, self.before
+        seen = self.held_out_in_training
+        warning = f"  {seen} of the {a.pairs} held-out pairs are in the training data too: they prove nothing"
         return "\n".join(
             [
                 f"reward model: {self.folder}",
-                f"  trained on {self.train_pairs} pairs; {self.too_long} left out as too long",
+                f"  trained on {self.train_pairs} pairs; left out as too long: {self.too_long} of --data, "
+                f"{self.val_too_long} of --val",
                 f"  held out: {a.pairs} pairs, {100 * a.accuracy:.1f} % "
                 f"[{100 * a.accuracy_low:.1f}, {100 * a.accuracy_high:.1f}] ranked right "
                 f"(before: {100 * b.accuracy:.1f} %), log-loss {a.log_loss:.3f}, calibration error {a.error:.3f}",
+                *([warning] if seen else []),
                 f"  raw rewards on held-out data: mean {self.mean:.3f}, standard deviation {self.std:.3f}",
                 "use it with",
                 f"  +verl_aiops=[grpo_mturn,combined] reward.reward_model.model_path={self.folder}",
@@ -109,45 +78,48 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     it goes on from the last checkpoint.
 
     Raises:
-        TrainingError: TRL is missing, or a setting, the model or the folder cannot be used.
+        TrainingError: TRL is missing; a setting, the model or the folder cannot be used; or the training diverged.
         PreferenceDataError: the data cannot be used.
     """
     require_trl()
     settings.check()
-    tokenizer = _tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model)
     train, held_out = _pairs(settings, tokenizer)
-    note = {**asdict(settings), "data": train.digest(), "val": held_out.digest()}
-    folder = prepare_folder(out, json.loads(json.dumps(note)), finished=STATS, overwrite=overwrite)
-    pad = _padding(tokenizer, train)
+    pad = padding_token(tokenizer, train, held_out)
+    note = json.loads(json.dumps({**asdict(settings), "data": train.digest(), "val": held_out.digest()}))
+    check_folder(out, note, finished=STATS, overwrite=overwrite)
+    model = load_model(settings, max(train.longest, held_out.longest))
+    folder = prepare_folder(out, note, finished=STATS, overwrite=overwrite)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)  # transformers gives the model the tokenizer's
-    trainer = _trainer(settings, folder, tokenizer, pad, train)
-    score = _scorer(trainer, pad, settings)
-    before = calibrate(_margins(score, held_out)[0])
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    margins, rewards = _margins(score, held_out)
+    trainer = _trainer(settings, folder, tokenizer, model, train)
+    before = calibrate(_rewards(trainer, held_out)[0])
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        print(f"going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    made = _partial(folder)
+    if settings.lora_rank:
+        trainer.model.save_pretrained(made / "adapter")
+        trainer.model = trainer.model.merge_and_unload()  # what is measured is what is written
+    margins, rewards = _rewards(trainer, held_out)
+    if not np.isfinite(rewards).all():
+        raise TrainingError(
+            "the training diverged, its rewards are not finite: choose a smaller --lr, with --overwrite"
+        )
     result = TrainedRewardModel(
         folder=str(out),
         train_pairs=len(train),
         too_long=train.too_long,
+        val_too_long=held_out.too_long,
+        held_out_in_training=held_out.shared_with(train),
         before=before,
         after=calibrate(margins),
         mean=float(rewards.mean()),
         std=float(rewards.std()),
     )
-    _write(trainer, tokenizer, folder, settings, result, note)
+    _write(trainer, tokenizer, made, settings, result, note | {"tokens": train.tokens})
+    move_into(folder, made, last=STATS)
     return result
-
-
-def _tokenizer(model: str):
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
-        raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
-    if not tokenizer.chat_template:
-        raise TrainingError(f"--model {model}: its tokenizer has no chat template, by which conversations are rendered")
-    return tokenizer
 
 
 def _pairs(settings: RewardTraining, tokenizer) -> tuple[RewardPairs, RewardPairs]:
@@ -160,44 +132,13 @@ def _pairs(settings: RewardTraining, tokenizer) -> tuple[RewardPairs, RewardPair
     return train, held_out
 
 
-def _padding(tokenizer, pairs: RewardPairs) -> int:
-    """A token to pad with that no conversation ends with.
-
-    transformers scores the last token that is not padding; where the template ends with the padding token, that would
-    be another one than the servers score.
-
-    Raises:
-        TrainingError: the tokenizer has none.
-    """
-    last = {ids[-1] for ids in (*pairs.chosen_ids, *pairs.rejected_ids)}
-    special = sorted(token for token, text in tokenizer.added_tokens_decoder.items() if text.special)
-    for token in (tokenizer.pad_token_id, *special):
-        if token is not None and token not in last:
-            return token
-    raise TrainingError("every special token of the tokenizer ends a conversation, so none is left to pad with")
-
-
-def _trainer(settings: RewardTraining, folder: Path, tokenizer, pad: int, train: RewardPairs) -> Any:
-    import torch
+def _trainer(settings: RewardTraining, folder: Path, tokenizer, model, train: RewardPairs) -> Any:
     from datasets import Dataset
     from peft import LoraConfig, TaskType
-    from transformers import AutoModelForSequenceClassification, set_seed
     from trl import RewardConfig, RewardTrainer
 
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: torch sees no GPU here")
-    set_seed(settings.seed)  # of the score head
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            settings.model, num_labels=1, dtype=getattr(torch, settings.dtype)
-        )
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"--model {settings.model} cannot be loaded as a classifier: {error}") from None
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions and train.longest > positions:
-        raise TrainingError(f"--max-length {settings.max_length}: the model has {positions} positions")
-    model.config.pad_token_id = pad
+    on_gpu = pick_device(settings.device) == "cuda"
+    model.config.pad_token_id = tokenizer.pad_token_id
     columns = {"chosen_ids": train.chosen_ids, "rejected_ids": train.rejected_ids}
     if train.margins is not None or settings.margin:
         columns["margin"] = train.margins or [settings.margin] * len(train)
@@ -212,7 +153,6 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, pad: int, train:
         lr_scheduler_type="cosine",
         max_length=None,  # what is too long has been left out, and counted
         center_rewards_coefficient=settings.center,
-        pad_token=tokenizer.pad_token,
         gradient_checkpointing=False,
         bf16=on_gpu and settings.dtype == "float32",
         use_cpu=not on_gpu,
@@ -241,58 +181,49 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, pad: int, train:
     )
 
 
-def _scorer(trainer, pad: int, settings: RewardTraining) -> Callable:
-    """Raw float32 rewards of lists of token ids, as the model computes them."""
-    import numpy as np
+def _rewards(trainer, pairs: RewardPairs) -> tuple[np.ndarray, np.ndarray]:
+    """Reward of chosen minus rejected, shape (pairs,), and all raw rewards, (2 x pairs,), as the model gives them."""
     import torch
 
-    @torch.no_grad()
-    def score(sequences: list[list[int]]):
-        model, rewards = trainer.model, np.empty(len(sequences), dtype=np.float64)
-        was_training = model.training
-        model.eval()
-        order = sorted(range(len(sequences)), key=lambda at: len(sequences[at]))
-        for start in range(0, len(order), settings.batch_size):
-            rows = order[start : start + settings.batch_size]
-            width = max(len(sequences[at]) for at in rows)
-            ids = torch.full((len(rows), width), pad)
-            mask = torch.zeros(len(rows), width, dtype=torch.long)
-            for row, at in enumerate(rows):
-                ids[row, : len(sequences[at])] = torch.tensor(sequences[at])
-                mask[row, : len(sequences[at])] = 1
-            logits = model(input_ids=ids.to(trainer.args.device), attention_mask=mask.to(trainer.args.device)).logits
-            rewards[rows] = logits[:, 0].float().cpu().numpy()
-        model.train(was_training)
-        return rewards
-
-    return score
+    model, device, sequences = trainer.model, trainer.args.device, pairs.conversations
+    rewards = np.empty(len(sequences))
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(sequences)), key=lambda at: len(sequences[at]))
+    step = trainer.args.per_device_train_batch_size
+    for rows in (order[start : start + step] for start in range(0, len(order), step)):
+        width = max(len(sequences[at]) for at in rows)
+        ids = torch.full((len(rows), width), model.config.get_text_config().pad_token_id)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for row, at in enumerate(rows):
+            ids[row, : len(sequences[at])] = torch.tensor(sequences[at])
+            mask[row, : len(sequences[at])] = 1
+        with torch.no_grad():
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        rewards[rows] = logits[:, 0].float().cpu().numpy()
+    model.train(was_training)
+    return rewards[: len(pairs)] - rewards[len(pairs) :], rewards
 
 
-def _margins(score: Callable, pairs: RewardPairs):
-    """Reward of chosen minus rejected, and all rewards."""
-    rewards = score(pairs.chosen_ids + pairs.rejected_ids)
-    chosen, rejected = rewards[: len(pairs)], rewards[len(pairs) :]
-    return chosen - rejected, rewards
-
-
-def _write(trainer, tokenizer, folder: Path, settings: RewardTraining, result: TrainedRewardModel, note: dict) -> None:
+def _partial(folder: Path) -> Path:
+    """An empty folder for what becomes the result; what an interrupted end has left is removed."""
     made = folder / ".partial"
-    shutil.rmtree(made, ignore_errors=True)
+    for left in (made, folder / "adapter"):
+        shutil.rmtree(left, ignore_errors=True)
     made.mkdir()
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    model = trainer.model
-    if settings.lora_rank:
-        model.save_pretrained(made / "adapter")
-        model = model.merge_and_unload()
-    model.config.num_labels = 1
-    model.save_pretrained(made)
+    return made
+
+
+def _write(trainer, tokenizer, made: Path, settings: RewardTraining, result: TrainedRewardModel, note: dict) -> None:
+    trainer.model.config.num_labels = 1
+    trainer.model.save_pretrained(made)
     tokenizer.save_pretrained(made)
     log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     (made / "train_log.jsonl").write_text(log, encoding="utf-8")
     try:
         plot_calibration(result.after, made / "calibration.png", Path(settings.model).name)
     except ImportError:
-        print('calibration.png not drawn: pip install "verl-aiops[plot]"')
+        print('calibration.png not drawn: pip install "verl-aiops[trl]"')
     after = asdict(result.after)
     stats = {
         "reward_mean": result.mean,
@@ -302,8 +233,11 @@ def _write(trainer, tokenizer, folder: Path, settings: RewardTraining, result: T
         "accuracy_before": result.before.accuracy,
         "log_loss_before": result.before.log_loss,
         "train_pairs": result.train_pairs,
+        "train_tokens": note.pop("tokens"),
         "too_long": result.too_long,
+        "val_too_long": result.val_too_long,
+        "held_out_in_training": result.held_out_in_training,
+        "files": {"data": settings.data, "val": settings.val},
         "settings": note,
     }
     (made / STATS).write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")
-    move_into(folder, made, last=STATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from numbers import Real
@@ -25,8 +26,8 @@ class RewardPairs:
     """Token ids of both conversations of each pair, in the file's order.
 
     ``margins``: by how much the chosen one should lead, or None where the file has no such column. ``groups``: pairs of
-    one group never stand on both sides of a split. ``too_long``: pairs left out since a side has more tokens than
-    allowed.
+    one group, by default of one prompt, never stand on both sides of a split. ``too_long``: pairs left out since a side
+    has more tokens than allowed.
     """
 
     chosen_ids: list[list[int]] = field(default_factory=list)
@@ -35,10 +36,28 @@ class RewardPairs:
     groups: list[str] = field(default_factory=list)
     rows: int = 0
     too_long: int = 0
-    longest: int = 0
 
     def __len__(self) -> int:
         return len(self.chosen_ids)
+
+    @property
+    def conversations(self) -> list[list[int]]:
+        """All chosen, then all rejected."""
+        return self.chosen_ids + self.rejected_ids
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation."""
+        return max(map(len, self.conversations), default=0)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.conversations))
+
+    def shared_with(self, other: RewardPairs) -> int:
+        """How many of these pairs the other set has too, token by token."""
+        known = set(zip(map(tuple, other.chosen_ids), map(tuple, other.rejected_ids)))
+        return sum((tuple(c), tuple(r)) in known for c, r in zip(self.chosen_ids, self.rejected_ids))
 
     def digest(self) -> str:
         """SHA-256 (hex) of what a model is trained on."""
@@ -48,7 +67,7 @@ class RewardPairs:
     def part(self, indices) -> RewardPairs:
         margins = None if self.margins is None else [self.margins[at] for at in indices]
         taken = {name: [getattr(self, name)[at] for at in indices] for name in ("chosen_ids", "rejected_ids", "groups")}
-        return RewardPairs(**taken, margins=margins, rows=len(indices), longest=self.longest)
+        return RewardPairs(**taken, margins=margins, rows=len(indices))
 
 
 def messages_of(row: PreferenceRow) -> tuple[list[dict], list[dict]]:
@@ -70,14 +89,18 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
 
     Raises:
         PreferenceDataError: files or rows that cannot be used, all faults together; weights other than 1, which the
-            reward trainer has no use for; too many pairs over the length, or none left.
+            reward trainer has no use for, or tools; too many pairs over the length, or none left.
     """
     opened = open_files(files)
     columns, faults, pairs, margins = Columns(), FaultList(), RewardPairs(), []
-    with_margin = None
+    with_margin, longest_read = None, 0
     for file in opened:
-        if file.columns is not None:
-            columns.check(file.columns_at, file.columns)
+        lacking = [name for name in (columns.chosen, columns.rejected) if name not in (file.columns or (name,))]
+        if lacking:
+            raise PreferenceDataError(
+                f"{file.columns_at} lacks the column(s) {', '.join(map(repr, lacking))}; found: "
+                f"{', '.join(map(repr, file.columns))}. Rename the file's columns."
+            )
     bar = tqdm(total=sum(file.rows for file in opened), desc="reading pairs", unit=" pairs", disable=None)
     for file in opened:
         for record in file.records([*columns.names(), MARGIN], np.arange(file.rows)):
@@ -94,6 +117,8 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
                     raise RowFault(f"{MARGIN}: all rows have one or none has")
                 if row.weight != 1:
                     raise RowFault(f"weight={row.weight}: reward training knows no weights; remove the column")
+                if row.tools:
+                    raise RowFault("tools: a reward model is not shown them when it scores; remove the column")
                 ids = [scoring_ids(tokenizer, _rendered(tokenizer, messages)) for messages in messages_of(row)]
                 if ids[0] == ids[1]:
                     raise RowFault("chosen and rejected are the same conversation once rendered")
@@ -101,22 +126,23 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
                 faults.add(record.where, str(fault))
                 continue
             longest = max(map(len, ids))
-            pairs.longest = max(pairs.longest, longest)
+            longest_read = max(longest_read, longest)
             if longest > max_length:
                 pairs.too_long += 1
                 continue
             pairs.chosen_ids.append(ids[0])
             pairs.rejected_ids.append(ids[1])
-            pairs.groups.append(row.group if row.group is not None else row.id or record.name)
+            # without groups a prompt is one: its pairs differ in their answers only
+            pairs.groups.append(row.group if row.group is not None else json.dumps(row.prompt))
             margins.append(margin)
     bar.close()
     if faults.count:
         raise PreferenceDataError(faults.message(f"{faults.count} of {pairs.rows} pairs cannot be used:"))
     if pairs.too_long > max_too_long_share * pairs.rows or not len(pairs):
         raise PreferenceDataError(
-            f"{pairs.too_long} of {pairs.rows} pairs are longer than {max_length} tokens (the longest has "
-            f"{pairs.longest}), more than the share {max_too_long_share} that may be left out. Raise --max-length, or "
-            "--max-too-long-share."
+            f"{', '.join(file.name for file in opened)}: {pairs.too_long} of {pairs.rows} pairs are longer than "
+            f"{max_length} tokens (the longest has {longest_read}), more than the share {max_too_long_share} that may "
+            "be left out. Raise --max-length, or --max-too-long-share."
         )
     if with_margin:
         pairs.margins = margins

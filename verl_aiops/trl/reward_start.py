@@ -1,0 +1,87 @@
+"""What a reward model's training starts from: tokenizer, padding, device, and the classifier."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from verl_aiops.trl.extra import TrainingError
+from verl_aiops.trl.reward_data import RewardPairs
+from verl_aiops.trl.reward_settings import RewardTraining
+
+__all__ = ["load_model", "load_tokenizer", "padding_token", "pick_device"]
+
+
+def load_tokenizer(model: str) -> Any:
+    """Raises TrainingError if there is none, or it has no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
+        raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
+    if not tokenizer.chat_template:
+        raise TrainingError(f"--model {model}: its tokenizer has no chat template, by which conversations are rendered")
+    return tokenizer
+
+
+def padding_token(tokenizer, *parts: RewardPairs) -> int:
+    """A token to pad with that no conversation ends with.
+
+    transformers scores the last token that is not padding; where the template ends with the padding token, that would
+    be another one than the servers score.
+
+    Raises:
+        TrainingError: the tokenizer has none.
+    """
+    last = {ids[-1] for part in parts for ids in part.conversations}
+    special = sorted(token for token, text in tokenizer.added_tokens_decoder.items() if text.special)
+    for token in (tokenizer.pad_token_id, *special):
+        if token is not None and token not in last:
+            return token
+    raise TrainingError("every special token of the tokenizer ends a conversation, so none is left to pad with")
+
+
+def pick_device(asked: str) -> str:
+    """``cpu`` or ``cuda``; raises TrainingError where a run on it could not work."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("started by a distributed launcher: one process trains, on one device")
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise TrainingError("--device cuda: torch sees no GPU here")
+    if torch.cuda.device_count() > 1:
+        raise TrainingError(
+            f"torch sees {torch.cuda.device_count()} GPUs, and one is used: set CUDA_VISIBLE_DEVICES=0, say"
+        )
+    return "cuda"
+
+
+def load_model(settings: RewardTraining, longest: int) -> Any:
+    """The classifier that training starts from, its score head drawn from the seed.
+
+    Args:
+        longest: tokens of the longest conversation.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    pick_device(settings.device)
+    set_seed(settings.seed)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            settings.model, num_labels=1, dtype=getattr(torch, settings.dtype)
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"--model {settings.model} cannot be loaded as a classifier: {error}") from None
+    if not hasattr(model, "score"):
+        raise TrainingError(f"--model {settings.model}: {type(model).__name__} is no decoder with a score head")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise TrainingError(
+            f"--max-length {settings.max_length}: a conversation has {longest} tokens, and the model {positions} "
+            f"positions; choose --max-length {positions}"
+        )
+    return model
