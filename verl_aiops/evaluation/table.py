@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["render"]
+__all__ = ["as_columns", "one_line", "render"]
 
 Cells = Sequence[str]
 
@@ -71,24 +71,24 @@ def _overall(section: Mapping[str, Any]) -> str:
         if name in section["metrics"] and section["metrics"][name]["n"]:
             rows.append((label, _number(section["metrics"][name], digits), f"{section['metrics'][name]['n']:,}"))
     order = {label: at for at, label in enumerate([*_SHARES.values(), *(label for label, _ in _NUMBERS.values())])}
-    return _text([("", "mean", "answers"), *sorted(rows, key=lambda row: order[row[0]])])
+    return as_columns([("", "mean", "answers"), *sorted(rows, key=lambda row: order[row[0]])])
 
 
 def _slices(key: str, slices: Mapping[str, Any]) -> str:
     rows = [(key, "answers", *_HEADS)]
     for name, section in slices.items():
         cells = [_share(section["metrics"][metric]) if section["metrics"] else "-" for metric in _SLICE]
-        rows.append((_clean(name), f"{section['answers']:,}", *cells))
-    return _text(rows)
+        rows.append((one_line(name), f"{section['answers']:,}", *cells))
+    return as_columns(rows)
 
 
 def _classes(field: str, rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [(f"{field} (class)", "answers", "predicted", "precision", "recall", "F1")]
     for row in rows[:_CLASSES_SHOWN]:
         shares = [_percent(row[key]) for key in ("precision", "recall", "f1")]
-        shown.append((_clean(row["label"]), f"{row['support']:,}", f"{row['predicted']:,}", *shares))
+        shown.append((one_line(row["label"]), f"{row['support']:,}", f"{row['predicted']:,}", *shares))
     more = f"\n... and {len(rows) - _CLASSES_SHOWN} more in summary.json" if len(rows) > _CLASSES_SHOWN else ""
-    return _text(shown) + more
+    return as_columns(shown) + more
 
 
 def _several(section: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def _several(section: Mapping[str, Any]) -> str:
         evidence, reward = _number(best["evidence"], 3), _number(best["score"], 3)
         cells = (_share(value), _share(best["acc_main"]), _share(best["json_ok"]), evidence, reward)
         rows.append((k, f"{value['n']:,}", *cells))
-    return _text(rows)
+    return as_columns(rows)
 
 
 def _drop(summary: Mapping[str, Any]) -> str:
@@ -113,10 +113,10 @@ def _drop(summary: Mapping[str, Any]) -> str:
     counts = summary["drop"]
     left = "".join(f"; {count:,} left out: {reason}" for reason, count in counts["left_out"].items())
     failed = f"; {counts['failed']:,} answers failed" if counts["failed"] else ""
-    return f"{counts['incidents']:,} incidents with swapped labels{left}{failed}\n{_text(rows)}"
+    return f"{counts['incidents']:,} incidents with swapped labels{left}{failed}\n{as_columns(rows)}"
 
 
-def _text(rows: Sequence[Cells]) -> str:
+def as_columns(rows: Sequence[Cells]) -> str:
     """Columns by the longest cell: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
@@ -142,6 +142,6 @@ def _number(value: Mapping[str, Any], digits: int) -> str:
     return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
 
-def _clean(text: str) -> str:
+def one_line(text: str) -> str:
     """A label on one line of a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)[:48]
