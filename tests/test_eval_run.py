@@ -247,6 +247,7 @@ HOSTILE = [
     '{"service": NaN, "incident_type": Infinity}',
     "a" * 2_000_000,
     json.dumps({"service": "\n\x1b]0;owned\x07", "incident_type": "\u2028"}),
+    json.dumps({"service": "\ud800", "incident_type": "\udfff"}),
 ]
 
 

@@ -188,7 +188,10 @@ class Records:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
+    try:
+        return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # an answer can spell a lone surrogate as \ud800, which UTF-8 cannot hold
+        return json.dumps(record).encode("ascii") + b"\n"
 
 
 def _replace(path: Path, records: Iterable[Record]) -> None:
