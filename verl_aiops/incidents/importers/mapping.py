@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IncidentError
+from ..safety import neutralise
 from ..schema import MAX_LABEL_CHARS
 
 FOLDER = Path(__file__).parent / "mappings"
@@ -106,10 +107,12 @@ class Entry:
         return self.value
 
     def label(self) -> str:
-        """A service or incident type: one line without spaces around it."""
-        if not _LABEL.fullmatch(self.text()):
-            raise self.fail("a name on one line, without spaces around it", "trim it")
-        return self.text()
+        """A service or incident type as `Incident` takes them."""
+        name = self.text()
+        if not _LABEL.fullmatch(name) or not name.isprintable() or neutralise(name) != name:
+            expected = f"a name of {MAX_LABEL_CHARS} characters at most on one line, without spaces around it or "
+            raise self.fail(f"{expected}chat-template marks", "write it plainly")
+        return name
 
     def choice(self, *names: str) -> str:
         """One of `names`."""

@@ -137,7 +137,7 @@ def _is_error(text: str) -> bool:
 
 def metric_evidence(reading: Reading, rule: str) -> list[str]:
     """The faulty pod's metric line if its CPU rate (or one of its latencies) is conspicuous."""
-    names = {"cpu": (CPU,), "latency": LATENCIES, "statements": ()}[rule]
+    names = {"cpu": (CPU,), "latency": LATENCIES}[rule]
     return [str(reading)] if any(reading.now[name] > HIGH * reading.usual[name] for name in names) else []
 
 
@@ -236,10 +236,13 @@ def _fields(job: Job, day: Day, application: str, scene: Scene, name: str) -> di
     p90, usual_p90, p99 = day.front(scene.minute)
     reading = day.reading(fault.service, scene.minute)
     trace = list(dict.fromkeys(map(str, scene.shown_spans())))
-    statement_lines = scene.statement_lines() if scene.rule == "statements" else []
-    evidence = statement_lines + metric_evidence(reading, scene.rule)
-    if scene.rule == "latency":
-        evidence += scene.span_evidence()
+    # Shown for every fault, but proof of none but those in code.
+    statement_lines = scene.statement_lines()
+    evidence = {
+        "statements": lambda: statement_lines,
+        "cpu": lambda: metric_evidence(reading, "cpu"),
+        "latency": lambda: metric_evidence(reading, "latency") + scene.span_evidence(),
+    }[scene.rule]()
     return {
         "source": f"nezha/{application}",
         "service": fault.service,

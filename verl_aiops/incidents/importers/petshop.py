@@ -16,7 +16,7 @@ from .job import Job, Source
 from .mapping import Entry
 from .tables import number, read_cells, read_json
 
-# What a record shows: the metrics that got worse most, the root cause's worst ones, and a sample of the rest.
+# What a record shows: the metrics that got worse most, the worst others of the root cause, and a sample of the rest.
 WORST, WORST_OWN, OTHERS = 8, 2, 4
 STATISTICS = frozenset({"Average", "p90", "p99", "Sum"})
 # The root cause's line is evidence if it got worse by this factor.
@@ -150,7 +150,7 @@ def _fields(job: Job, folder: Path, usual: dict[Key, float], name: str) -> dict[
         return None
     own = [change for change in changes if change.key[0] == root]
     shown = _worst(changes, WORST)
-    shown += [change for change in _worst(own, WORST_OWN) if change not in shown]
+    shown += _worst([change for change in own if change not in shown], WORST_OWN)
     choices = job.choices(name)
     rest = [change for change in changes if change not in shown]
     shown += choices.sample(rest, min(OTHERS, len(rest)))
