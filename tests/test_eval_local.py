@@ -246,7 +246,15 @@ def test_a_checkpoint_from_the_command(run_folder, tmp_path, capsys):
     state["model.norm.weight"] += 1
     torch.save(state, shard)
     assert cli.main(arguments) == 2
-    assert "weights was" in capsys.readouterr().err
+    assert "model_files was" in capsys.readouterr().err
+
+
+def test_another_chat_template_is_another_model(tmp_path):
+    folder = make_tiny_model(tmp_path / "m")
+    before = find_model(str(folder)).fingerprint()
+    assert find_model(str(folder)).fingerprint() == before
+    (folder / "chat_template.jinja").write_text(CHATML + "\n")
+    assert find_model(str(folder)).fingerprint() != before
 
 
 def test_folders_that_hold_no_usable_model(run_folder, tmp_path, tiny_model_dir):

@@ -1,7 +1,9 @@
 """A run from questions to tables: its files, taking it up again, failures, hostile outputs, and the command."""
 
+import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 from eval_harness import Knowing, questions_of, quoting, right_answer
 
-from verl_aiops import cli
+from verl_aiops import cli, cli_eval
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Generation, Job, SamplingOptions, seed_of
 from verl_aiops.evaluation.questions import fingerprint, incident_questions, read_rl_questions, sampled
@@ -413,3 +415,14 @@ def test_scored_rounds_are_not_changed():
     record = scored(Job(question, 0, 9), made, {})
     assert record["rounds"] == made.rounds and record["cut"] == [False, True] and record["seed"] == 9
     assert record["score"]["acc_main"] == 1 and record["score"]["evidence"] > 0
+
+
+def test_the_docs_name_every_key_and_file():
+    docs = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    for name in (*KEYS, "generations.jsonl", "renamed.jsonl", "summary.json", "table.txt", "settings.json"):
+        assert f"`{name}`" in docs, name
+    options = set(re.findall(r"--[a-z][a-z-]+", docs))
+    parser = argparse.ArgumentParser()
+    cli_eval.eval_options(parser)
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert options - known == {"--taxonomy-out"}  # of another command

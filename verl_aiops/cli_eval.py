@@ -209,7 +209,7 @@ def _backend(args: argparse.Namespace, options: SamplingOptions) -> tuple[dict[s
 
         return LocalBackend(model, options, args.concurrency, args.dtype, Path(args.out) / ".merged")
 
-    return {"model": args.model, "weights": model.fingerprint(), "dtype": args.dtype}, make
+    return {"model": args.model, "model_files": model.fingerprint(), "dtype": args.dtype}, make
 
 
 def api_key(variable: str | None) -> str | None:

@@ -18,6 +18,7 @@ __all__ = ["ModelFolder", "find_model"]
 
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TEXTS = ("*.json", "*.jinja")
 _PROBE_BYTES = 1 << 20
 
 
@@ -35,9 +36,13 @@ class ModelFolder:
     files: tuple[Path, ...]
 
     def fingerprint(self) -> str:
-        """A hash of the weights' names, sizes, and first and last mebibyte: another training step changes it."""
+        """A hash of configuration and tokenizer, and of the weights' names, sizes, and first and last mebibyte.
+
+        Another training step changes it, and so does another chat template.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        for file in self.files:
+        texts = sorted(file for pattern in _TEXTS for file in self.settings.glob(pattern))
+        for file in (*texts, *self.files):
             size = file.stat().st_size
             digest.update(f"{file.name}/{size}\n".encode())
             with file.open("rb") as stream:
