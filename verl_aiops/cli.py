@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from verl_aiops import __version__, cli_data, cli_eval, cli_import, cli_train
+from verl_aiops import __version__, cli_compare, cli_data, cli_eval, cli_import, cli_train
 
 
 class Command(NamedTuple):
@@ -104,6 +104,12 @@ COMMANDS: dict[str, Command] = {
         cli_eval.EXAMPLES,
         cli_eval.eval_options,
         cli_eval.run_eval,
+    ),
+    "compare": Command(
+        "compare evaluated runs incident by incident, with intervals and tests, in one report",
+        cli_compare.EXAMPLES,
+        cli_compare.compare_options,
+        cli_compare.run_compare,
     ),
     "doctor": Command(
         "say what works in this environment and what does not (exit code 1 for a fault)",

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 __all__ = ["RL_KEYS", "main", "plot_curves", "read_metrics"]
 
@@ -74,16 +75,17 @@ def _smoothed(values: list[float], window: int) -> list[float]:
 def plot_curves(
     runs: Mapping[str, list[dict]],
     keys: Mapping[str, str],
-    path: str | Path,
+    path: str | Path | BinaryIO,
     *,
     smooth: int = 1,
     columns: int = 3,
     x: str = "step",
+    looks: Sequence[tuple[str, Any, str]] | None = None,
 ) -> None:
     """Draw ``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`) into the image ``path``.
 
     ``smooth``: mean over so many last steps; the steps themselves stay visible, pale. ``x``: ``step``, or ``minutes``
-    of training without validation.
+    of training without validation. ``looks``: colour, line style and validation's marker of each run.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -99,21 +101,23 @@ def plot_curves(
     for key in keys:
         if key not in names:
             raise ValueError(f"{key}: no run has logged it; there are {', '.join(sorted(names)[:200])}")
+    if looks is None:
+        looks = [(colour, "-", "o") for colour in COLOURS * len(runs)]
     columns = min(columns, len(keys))
     lines = -(-len(keys) // columns)
     size = (4.4 * columns, 3.3 * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
     for axis, (key, title) in zip(axes.flat, keys.items()):
-        for (label, rows), colour in zip(runs.items(), COLOURS * len(runs)):
+        for (label, rows), (colour, line, marker) in zip(runs.items(), looks):
             steps, values = _series(rows, key, x)
             if smooth > 1:
                 axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
-            axis.plot(steps, _smoothed(values, smooth), color=colour, lw=1.5, label=label)
+            axis.plot(steps, _smoothed(values, smooth), color=colour, ls=line, lw=1.5, label=label)
             twin = _twin(key, names)
             if twin is not None:
                 held_out = f"{label}, held out" if len(runs) > 1 else "held out"
                 other = colour if len(runs) > 1 else COLOURS[1]
-                axis.plot(*_series(rows, twin, x), color=other, ls="--", marker="o", ms=5, label=held_out)
+                axis.plot(*_series(rows, twin, x), color=other, ls="--", marker=marker, ms=5, label=held_out)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("step" if x == "step" else "minutes of training")
         if x == "step":

@@ -1,0 +1,198 @@
+"""Reading what is compared: folders of `verl-aiops eval`, and generations that verl's trainers dumped in validation."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.records import Record, read_records
+from verl_aiops.evaluation.verl_dumps import dumped_steps, read_dump
+from verl_aiops.rewards.truth import read_ground_truth
+
+__all__ = ["Run", "read_run", "read_runs"]
+
+MAX_LABEL = 40
+# of an endpoint's address; a report is made to be passed on
+_CREDENTIALS = re.compile(r'//[^/@"\s]+@')
+_SCORES = ("score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence", "evidence_precision") + (
+    "evidence_recall",
+    "quotes",
+    "invented",
+    "early_verdict",
+    "chars",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The answers of one run.
+
+    ``incidents`` has each incident's lines (`records`) in the order of their samples, failed ones included;
+    ``settings`` what they were made with, as far as the files say; ``notes`` what a reader must know of them.
+    """
+
+    label: str
+    path: str
+    incidents: dict[str, list[Record]]
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_runs(specs: Sequence[str]) -> list[Run]:
+    """Two or more runs, each ``FOLDER`` or ``LABEL=FOLDER``; the label is the folder's name where none is given.
+
+    Raises:
+        EvaluationError: see `read_run`; too few runs, or two with one label.
+    """
+    if len(specs) < 2:
+        raise EvaluationError(
+            f"expected two runs or more, found {len(specs)}; the first is what the others are held to"
+        )
+    named = [_label_and_path(spec) for spec in specs]
+    paths: dict[str, str] = {}
+    for label, path in named:
+        if label in paths:
+            raise EvaluationError(
+                f"label {label!r}: {paths[label]} and {path} both have it; give each its own: LABEL={path}"
+            )
+        paths[label] = path
+    return [read_run(label, path) for label, path in named]
+
+
+def _label_and_path(spec: str) -> tuple[str, str]:
+    label, equals, path = spec.partition("=")
+    if not equals or Path(spec).exists():
+        path = spec
+        place = Path(path).resolve()
+        label = place.stem if place.is_file() else place.name
+    if not (0 < len(label.strip()) <= MAX_LABEL and label.isprintable()):
+        raise EvaluationError(f"{spec}: expected a label of 1 to {MAX_LABEL} printable characters, found {label!r}")
+    return label.strip(), path
+
+
+def read_run(label: str, path: str) -> Run:
+    """The run in a folder of `verl-aiops eval` or of ``trainer.validation_data_dir`` (its last step), or in one of
+    their JSONL files.
+
+    Raises:
+        EvaluationError: it is none of these, not finished, or damaged; names file, line and key.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        if (place / "generations.jsonl").is_file():
+            return _evaluated(label, place / "generations.jsonl", whole=True)
+        steps = dumped_steps(place)
+        if steps:
+            others = ", ".join(str(step) for step in steps[:-1])
+            note = (f"step {steps[-1]}, the last that was dumped (there are also {others})",) if others else ()
+            return _dumped(label, place / f"{steps[-1]}.jsonl", note)
+        raise EvaluationError(f"{path}: {_what_it_is(place)}")
+    if not place.is_file():
+        raise EvaluationError(f"{path}: no such folder. Name the --out of a `verl-aiops eval`, or LABEL=FOLDER.")
+    if "gts" in _first_line(place):
+        return _dumped(label, place, ())
+    return _evaluated(label, place, whole=False)
+
+
+def _what_it_is(folder: Path) -> str:
+    hint = "Name the --out of a `verl-aiops eval`, or a trainer.validation_data_dir."
+    if (folder / "config.json").is_file():
+        return f"a model's folder; evaluate it first: verl-aiops eval --model {folder} --data FILE --out FOLDER"
+    inner = sorted(entry.parent.name for entry in folder.glob("*/generations.jsonl"))
+    if inner:
+        return f"holds several evaluations; name one of them: {', '.join(inner[:5])}"
+    return f"no generations.jsonl in it. {hint}"
+
+
+def _first_line(file: Path) -> Mapping[str, Any]:
+    with file.open("rb") as stream:
+        try:
+            row = json.loads(stream.readline())
+        except (ValueError, RecursionError):
+            row = None
+    if not isinstance(row, dict):
+        raise EvaluationError(
+            f"{file}, line 1: expected a JSON object of `verl-aiops eval` (generations.jsonl) or of verl's validation"
+        )
+    return row
+
+
+def _evaluated(label: str, file: Path, whole: bool) -> Run:
+    summary = _json_object(file.with_name("summary.json"))
+    settings = _json_object(file.with_name("settings.json"), _CREDENTIALS)
+    if whole and summary is None:
+        raise EvaluationError(
+            f"{file.parent}: no summary.json, so the evaluation has not ended; the same `verl-aiops eval` finishes it"
+        )
+    counts = (summary or {}).get("counts")
+    missing = counts.get("missing") if isinstance(counts, dict) else None
+    notes = (f"unfinished: {missing:,} of the answers that were asked for are missing",) if missing else ()
+    path = str(file.parent if whole else file)
+    return Run(label, path, _by_incident(file, read_records(file)), settings or {}, notes)
+
+
+def _json_object(file: Path, hidden: re.Pattern[str] | None = None) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(hidden.sub("//***@", text) if hidden else text)
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{file}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise EvaluationError(f"{file}: expected a JSON object")
+    return value
+
+
+def _dumped(label: str, file: Path, notes: tuple[str, ...]) -> Run:
+    note = "verl's dump names no incidents, so prompts stand for them, each a fault of its own"
+    return Run(label, str(file), _by_incident(file, read_dump(file)), {}, (*notes, note))
+
+
+def _by_incident(file: Path, records: Sequence[Record]) -> dict[str, list[Record]]:
+    if not records:
+        raise EvaluationError(f"{file}: no answers in it")
+    incidents: dict[str, list[Record]] = {}
+    for number, record in enumerate(records, 1):
+        fault = _fault(record)
+        lines = incidents.setdefault(record["id"], [])
+        if not fault and any(other["sample"] == record["sample"] for other in lines):
+            fault = f"id {record['id']!r}, sample {record['sample']}: occurs twice"
+        if not fault and lines and _known(lines[0]) != _known(record):
+            fault = f"id {record['id']!r}: its samples have different groups or ground truths"
+        if fault:
+            raise EvaluationError(f"{file}, line {number}: {fault}")
+        lines.append(record)
+    for lines in incidents.values():
+        lines.sort(key=lambda record: record["sample"])
+    return incidents
+
+
+def _known(record: Record) -> tuple[Any, ...]:
+    return record["group"], record["ground_truth"]
+
+
+def _fault(record: Record) -> str | None:
+    """What `records.read_records` does not look at, and the metrics rely on."""
+    if not all(isinstance(text, str) for text in record["rounds"]):
+        return "rounds: expected texts"
+    if not all(isinstance(count, int) for count in record["tokens"] or ()):
+        return "tokens: expected whole numbers"
+    try:
+        read_ground_truth(record["ground_truth"])
+    except ValueError as error:
+        return str(error)
+    if record["score"] is not None:
+        for key in _SCORES:
+            value = record["score"].get(key)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                return f"score.{key}: expected a finite number, found {str(value)[:40]!r}"
+        if not record["rounds"]:
+            return "rounds: expected the answer's text"
+    return None
