@@ -183,3 +183,11 @@ def test_no_importer_imports_anything_of_ours_but_incidents():
         modules = [words[1] for words in lines if words[:1] in (["from"], ["import"]) and len(words) > 1]
         # One dot is the folder itself, two are the incidents.
         assert not [name for name in modules if name.startswith(("...", "verl", "torch"))], path
+
+
+def test_the_docs_name_every_source_with_its_home_venue_and_mapping():
+    docs = (ROOT / "docs" / "import.md").read_text(encoding="utf-8")
+    for name, source in SOURCES.items():
+        venue = source.citation.rstrip(".").split(". ")[-1].partition(" (")[0]
+        assert f"`{name}`" in docs and f"]({source.homepage})" in docs and venue in docs
+        assert f"`{built_in(name).name}`" in docs

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from random import Random
 from typing import Any
 
 from ..errors import IncidentError
@@ -141,6 +142,14 @@ def metric_evidence(reading: Reading, rule: str) -> list[str]:
     return [str(reading)] if any(reading.now[name] > HIGH * reading.usual[name] for name in names) else []
 
 
+def find_evidence(scene: Scene, reading: Reading) -> list[str]:
+    """The lines and spans that point to the fault, by the rule of its kind."""
+    if scene.rule == "statements":
+        return scene.statement_lines()
+    evidence = metric_evidence(reading, scene.rule)
+    return evidence + scene.span_evidence() if scene.rule == "latency" else evidence
+
+
 def read(job: Job) -> Iterator[Incident]:
     """Incidents of all days that are both in the folder and in the mapping, by application, day and fault."""
     plan: Plan = job.mapping
@@ -234,45 +243,37 @@ def _scenes(job: Job, day: Day, fault: Fault, statements: tuple[str, ...], minut
 def _fields(job: Job, day: Day, application: str, scene: Scene, name: str) -> dict[str, Any]:
     fault, choices = scene.fault, job.choices(name)
     p90, usual_p90, p99 = day.front(scene.minute)
-    reading = day.reading(fault.service, scene.minute)
     trace = list(dict.fromkeys(map(str, scene.shown_spans())))
-    # Shown for every fault, but proof of none but those in code.
-    statement_lines = scene.statement_lines()
-    evidence = {
-        "statements": lambda: statement_lines,
-        "cpu": lambda: metric_evidence(reading, "cpu"),
-        "latency": lambda: metric_evidence(reading, "latency") + scene.span_evidence(),
-    }[scene.rule]()
     return {
         "source": f"nezha/{application}",
         "service": fault.service,
         "incident_type": job.mapping.type_of[fault.kind],
         "symptom": f"Frontend of {application}: request latency P90 {p90:.3f}s (usual {usual_p90:.3f}s), "
         f"P99 {p99:.3f}s at {scene.minute:%Y-%m-%d %H:%M} UTC.",
-        "logs": (*_shown_lines(scene, statement_lines, choices), *_shown_metrics(day, scene, choices)),
+        "logs": (*_shown_lines(scene, choices), *_shown_metrics(day, scene, choices)),
         "trace": "\n".join(trace),
-        "evidence": tuple(evidence),
+        "evidence": tuple(find_evidence(scene, day.reading(fault.service, scene.minute))),
     }
 
 
-def _shown_lines(scene: Scene, statement_lines: Sequence[str], choices) -> list[str]:
+def _shown_lines(scene: Scene, choices: Random) -> list[str]:
     """Statement lines, a sample of the faulty service's and of the others' lines of the trace, and of other traces'."""
     trace, service = scene.spans[0].trace, scene.fault.service
-    when = {line.text: line.when for line in reversed(scene.lines)}
-    places = {line.text: number for number, line in enumerate(scene.lines)}
+    # The lines are in order of time; of equal texts the first counts.
+    places = {line.text: number for number, line in reversed(list(enumerate(scene.lines)))}
     groups: list[tuple[list[str], int]] = [
         ([line.text for line in scene.lines if scene.own(line)], OWN_LINES),
         ([line.text for line in scene.lines if line.trace == trace and line.service != service], OTHER_LINES),
         ([line.text for line in scene.lines if line.trace != trace], BACKGROUND_LINES),
     ]
-    shown = list(statement_lines)
+    shown = scene.statement_lines()
     for texts, count in groups:
         left = [text for text in dict.fromkeys(texts) if text not in shown]
         shown += choices.sample(left, min(count, len(left)))
-    return sorted(shown, key=lambda text: (when[text], places[text]))
+    return sorted(shown, key=lambda text: places[text])
 
 
-def _shown_metrics(day: Day, scene: Scene, choices) -> list[str]:
+def _shown_metrics(day: Day, scene: Scene, choices: Random) -> list[str]:
     """Metric lines of the faulty pod and of samples of the pods on and off the trace, in an order that says nothing."""
     service = scene.fault.service
     on_trace = {span.service for span in scene.spans} - {service}
