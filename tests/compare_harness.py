@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eval_harness import questions_of, quoting, right_answer
 
@@ -10,7 +10,16 @@ from verl_aiops.evaluation.generate import Generation
 from verl_aiops.evaluation.questions import fingerprint
 from verl_aiops.evaluation.run import Plan, evaluate
 
-__all__ = ["Guessing", "evaluated", "lines_of", "questions_of", "right_answer", "wrong_answer", "write_lines"]
+__all__ = [
+    "Guessing",
+    "evaluated",
+    "in_faults",
+    "lines_of",
+    "questions_of",
+    "right_answer",
+    "wrong_answer",
+    "write_lines",
+]
 
 
 def wrong_answer(question, rng):
@@ -77,3 +86,8 @@ def lines_of(folder):
 def write_lines(folder, lines):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "generations.jsonl").write_text(text, encoding="utf-8")
+
+
+def in_faults(questions, size=2):
+    """The questions with so many of them to a fault."""
+    return [replace(question, group=questions[at // size * size].id) for at, question in enumerate(questions)]

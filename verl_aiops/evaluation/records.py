@@ -36,7 +36,7 @@ from verl_aiops.evaluation.generate import Generation, Job
 from verl_aiops.rewards.aiops_mturn import compute_score
 from verl_aiops.rewards.answer import parse_answer
 
-__all__ = ["KEYS", "Folder", "Records", "read_records", "scored"]
+__all__ = ["KEYS", "SCORES", "Folder", "Records", "read_records", "scored"]
 
 KEYS = ("id", "group", "source", "lang", "difficulty", "sample", "seed", "rounds", "cut", "tokens") + (
     "ground_truth",
@@ -60,7 +60,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "score": (dict, type(None)),
     "error": (str, type(None)),
 }
-_SCORES = ("score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence", "evidence_precision") + (
+SCORES = ("score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence", "evidence_precision") + (
     "evidence_recall",
     "quotes",
     "invented",
@@ -139,8 +139,8 @@ def _fault(record: Any) -> str | None:
             return f"{key}: expected {' or '.join(kind.__name__ for kind in kinds)}, found {str(record[key])[:40]!r}"
     if (record["score"] is None) != (record["error"] is not None):
         return "score, error: expected one of them"
-    if record["score"] is not None and not all(isinstance(record["score"].get(key), int | float) for key in _SCORES):
-        return f"score: expected the numbers {', '.join(_SCORES)}"
+    if record["score"] is not None and not all(isinstance(record["score"].get(key), int | float) for key in SCORES):
+        return f"score: expected the numbers {', '.join(SCORES)}"
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.records import Record, read_records
+from verl_aiops.evaluation.records import SCORES, Record, read_records
 from verl_aiops.evaluation.verl_dumps import dumped_steps, read_dump
 from verl_aiops.rewards.truth import read_ground_truth
 
@@ -20,13 +20,6 @@ __all__ = ["Run", "read_run", "read_runs"]
 MAX_LABEL = 40
 # of an endpoint's address; a report is made to be passed on
 _CREDENTIALS = re.compile(r'//[^/@"\s]+@')
-_SCORES = ("score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence", "evidence_precision") + (
-    "evidence_recall",
-    "quotes",
-    "invented",
-    "early_verdict",
-    "chars",
-)
 
 
 @dataclass(frozen=True)
@@ -189,7 +182,7 @@ def _fault(record: Record) -> str | None:
     except ValueError as error:
         return str(error)
     if record["score"] is not None:
-        for key in _SCORES:
+        for key in SCORES:
             value = record["score"].get(key)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 return f"score.{key}: expected a finite number, found {str(value)[:40]!r}"
