@@ -145,6 +145,7 @@ def trainer():
     made.global_steps, made.stops = 7, frozenset({2})
     made.replay_buffer = SimpleNamespace(sample=lambda **kwargs: (SimpleNamespace(keys=["p_0_0"]), {}))
     made.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
+    made._take_in = lambda batch: None
     made.on_sample_begin = made.on_sample_end = lambda: None
     made.trained = []
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["conversation", "longest_input", "scoring_ids", "scoring_text"]
+__all__ = ["conversation", "scoring_ids", "scoring_text"]
 
 
 def conversation(prompt: Sequence[Mapping], turns: Sequence[str], rounds: Sequence[str] = ()) -> list[dict]:
@@ -55,16 +55,6 @@ def scoring_text(tokenizer, messages: Sequence[Mapping]) -> str:
 def scoring_ids(tokenizer, text: str) -> list[int]:
     """Token ids of `scoring_text` as vLLM, SGLang and the rollout ``hf`` read it."""
     return tokenizer(text)["input_ids"]
-
-
-def longest_input(model_path: str, max_model_len: int | None) -> int | None:
-    """Tokens that a server takes: ``max_model_len``, else the positions of the model; None if neither is known."""
-    from transformers import AutoConfig
-
-    if max_model_len is not None:
-        return max_model_len
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=True)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _special_spellings(tokenizer) -> re.Pattern:

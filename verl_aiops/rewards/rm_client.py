@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["ENDPOINTS", "RewardModelClient", "RewardModelError"]
+__all__ = ["ENDPOINTS", "RewardModelClient", "RewardModelError", "longest_input"]
 
 # by the server's name in verl: path, what is asked beside model and input, and the key of the scores
 ENDPOINTS = {
@@ -163,3 +163,13 @@ class RewardModelClient:
 
 def _beginning(body: bytes) -> str:
     return repr(body[:120].decode("utf-8", "replace"))
+
+
+def longest_input(model_path: str, max_model_len: int | None) -> int | None:
+    """Tokens that a server takes: ``max_model_len``, else the positions of the model; None if neither is known."""
+    from transformers import AutoConfig
+
+    if max_model_len is not None:
+        return max_model_len
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=True)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -105,7 +105,7 @@ def _tokenizer_faults(config: DictConfig) -> list[str]:
     """Whether the model's tokenizer can render a conversation, and how long one may be."""
     from transformers import AutoTokenizer
 
-    from verl_aiops.data.scoring import longest_input
+    from verl_aiops.rewards.rm_client import longest_input
 
     model = config.reward.reward_model
     path = os.path.expanduser(model.model_path)

@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from verl import DataProto
 from verl.utils.fs import copy_to_local
 
-from verl_aiops.data.scoring import conversation, longest_input, scoring_ids, scoring_text
+from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
 from verl_aiops.rewards.combined import CombinedSettings, combine
 from verl_aiops.rewards.managers.moments import MomentsReader
 from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
-from verl_aiops.rewards.rm_client import RewardModelClient, RewardModelError
+from verl_aiops.rewards.rm_client import RewardModelClient, RewardModelError, longest_input
 
 logger = logging.getLogger(__name__)
 
