@@ -21,6 +21,7 @@ from import_harness import (
     rocket_mapping,
 )
 
+import verl_aiops
 from verl_aiops.cli import main
 from verl_aiops.incidents import IncidentError, OutputExistsError
 from verl_aiops.incidents.importers import SOURCES, built_in, detect, import_incidents, load_mapping
@@ -171,7 +172,8 @@ def test_the_mappings_are_package_data():
     config.read(ROOT / "setup.cfg")
     patterns = config["options.package_data"]["verl_aiops"].split()
     for name in SOURCES:
-        path = built_in(name).relative_to(ROOT / "verl_aiops").as_posix()
+        # Where the package lies: beside the tests, or installed elsewhere.
+        path = built_in(name).relative_to(Path(verl_aiops.__file__).parent).as_posix()
         assert any(fnmatch(path, pattern) for pattern in patterns), path
         assert load_mapping(built_in(name)).value
 
