@@ -20,6 +20,7 @@ __all__ = ["PREFERENCE_MODEL_TYPE", "SELF_PLAY", "ConfigError", "DPOConfig", "On
 # the engine registry's key for engines that give answer log-probs
 PREFERENCE_MODEL_TYPE = "preference_language_model"
 SELF_PLAY = "self_play"
+LOGPROB_BACKENDS = ("auto", "rows", "shared_prompt")
 
 
 class ConfigError(ValueError):
@@ -84,8 +85,10 @@ class PreferenceConfig:
             losses.validate_loss_args(**self.loss_settings())
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
-        if self.logprob_backend not in ("auto", "rows"):
-            raise ConfigError(f"{where}.logprob_backend={self.logprob_backend!r}: expected 'auto' or 'rows'.")
+        if self.logprob_backend not in LOGPROB_BACKENDS:
+            raise ConfigError(
+                f"{where}.logprob_backend={self.logprob_backend!r}: expected one of {', '.join(LOGPROB_BACKENDS)}."
+            )
         if self.ld_alpha is not None and not (isinstance(self.ld_alpha, Real) and 0.0 <= self.ld_alpha <= 1.0):
             raise ConfigError(f"{where}.ld_alpha={self.ld_alpha!r}: expected a number from 0 to 1, or null.")
         self._check_counts("reference_sync_steps")

@@ -13,8 +13,8 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree
 
-from verl_aiops.trainers.backends import LOGPROB_BACKENDS
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 
@@ -25,7 +25,7 @@ def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 class FSDPPreferenceEngine(FSDPEngineWithLMHead):
-    """FSDP1/FSDP2 engine whose model output is ``answer_log_probs`` (see :mod:`verl_aiops.trainers.backends`).
+    """FSDP1/FSDP2 engine whose model output is ``answer_log_probs`` (see :mod:`verl_aiops.trainers.logprobs`).
 
     Sequence parallelism runs verl's own forward instead; its log-probs are float32 there when flash-attn's
     cross-entropy kernel is installed, and the worker refuses them otherwise.
@@ -42,7 +42,6 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         if self.use_ulysses_sp:
             tu.assign_non_tensor(micro_batch, temperature=1.0)
             return super().forward_step(micro_batch, loss_function, forward_only)
-        micro_batch = micro_batch.to(get_device_id())
         backend = LOGPROB_BACKENDS[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
         packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=False)
         autocast = (
@@ -51,7 +50,9 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
         )
         with autocast:
-            model_output = {"answer_log_probs": backend(self.module, micro_batch, packed=packed)}
+            log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
+        model_output = {"answer_log_probs": log_probs}
+        micro_batch = micro_batch.to(get_device_id())
         if loss_function is None:
             loss, metrics = torch.zeros((), device=get_device_name()), {}
         else:

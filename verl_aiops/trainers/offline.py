@@ -221,7 +221,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         indices = self.arranged(self.train_dataset, self.train_dataloader.step(self.global_steps), self.mini_pairs)
         with marked_timer("batch", timing_raw):
             batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
-            self._tokens = int(batch["input_ids"].values().numel())
+            self._tokens = int(pair_tokens(self.train_dataset)[indices].sum())
         tu.assign_non_tensor(
             batch,
             mini_batch_size=2 * self.mini_pairs,

@@ -20,10 +20,10 @@ from verl.utils.metric import reduce_metrics
 from verl_aiops.losses import Labels, label_groups
 from verl_aiops.rollout.stops import stop_ids
 from verl_aiops.rollout.turns import TemplateTurns
-from verl_aiops.trainers.backends import resolve_backend
 from verl_aiops.trainers.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.config import OnlineDPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
+from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.objective import PreferenceObjective
 from verl_aiops.trainers.online_pairs import Answer, labelled, pair_example, plan_batch, self_play_pairs
 from verl_aiops.trainers.pairs import arrange, pair_batch
@@ -51,6 +51,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
         self.dpo = OnlineDPOConfig.from_config(config)
         self.use_critic = self.use_reference_policy = False
         self.ranks = data_parallel_size(config)
+        self.backend, _ = choose_backend(config, self.dpo)
         self._last: _Step | None = None
 
     # --- set-up ------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             use_dynamic_bsz=actor.use_dynamic_bsz,
             micro_batch_size_per_gpu=plan.micro_pairs,
             max_token_len_per_gpu=actor.ppo_max_token_len_per_gpu,
-            logprob_backend=resolve_backend(self.dpo.logprob_backend),
+            logprob_backend=self.backend,
         )
         if self.dpo.uses_reference:
             scored = self.actor_rollout_wg.reference_log_probs(batch.copy())

@@ -12,6 +12,7 @@ from verl_aiops.trainers.defaults import (
     apply_defaults,
     data_parallel_size,
 )
+from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.reward_preflight import prepare_reward_model, verl_has_rule
 from verl_aiops.trainers.rl_preflight import check_rollout, check_rounds, is_triage_run, refuse_ignored_keys
 
@@ -42,6 +43,10 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
     lines += more
     wrong += faults
     dpo = OnlineDPOConfig.from_config(config)
+    try:
+        lines += settle_backend(config, dpo)
+    except ConfigError as error:
+        wrong.append(str(error))
     wrong += [*_data_faults(config, dpo), *_batch_faults(config)]
     for check in (check_rollout, check_rounds):
         try:
@@ -125,10 +130,11 @@ def _batch_faults(config: DictConfig) -> list[str]:
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}: counts the pairs of an optimizer step, which divide "
             f"among {ranks} data-parallel worker(s). Make it a multiple of {ranks}."
         )
-    longest = 2 * (config.data.max_prompt_length + config.data.max_response_length)
+    longest = longest_pair(config, config.algorithm.online_dpo.logprob_backend)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
         faults.append(
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair "
-            f"(2 x (data.max_prompt_length + data.max_response_length) = {longest} tokens). Raise it."
+            f"of the lengths that data.max_prompt_length and data.max_response_length allow ({longest} tokens). Raise "
+            "it."
         )
     return faults

@@ -139,6 +139,7 @@ def pair_batch(
     counted: Sequence[bool] | None = None,
     behaviour: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ranks: int = 1,
+    logprob_backend: str = "rows",
     **settings,
 ) -> TensorDict:
     """Rows chosen, rejected, chosen, rejected, ... for verl's engines.
@@ -151,6 +152,8 @@ def pair_batch(
         counted: False for examples that only fill up the batch. Default: all True.
         behaviour: token log-probs of both answers under the policy that sampled them.
         ranks: data-parallel size the examples are arranged for.
+        logprob_backend: with ``shared_prompt``, a rejected row's ``input_ids`` are its answer alone, so that what
+            counts tokens (micro-batches under a budget, MFU) counts those that the model really sees.
         settings: non-tensor entries (micro-batch size and the like).
 
     Returns:
@@ -162,12 +165,14 @@ def pair_batch(
     counted = [True] * len(examples) if counted is None else list(counted)
     columns: dict[str, list[torch.Tensor]] = {k: [] for k in ("input_ids", "position_ids", "prompts", "responses")}
     masks, weights, is_counted, chosen_tokens = [], [], [], []
+    shares = logprob_backend == "shared_prompt"
     for example, real in zip(examples, counted, strict=True):
         for side in ("chosen", "rejected"):
             prompt = torch.as_tensor(example.get(f"{side}_prompt_ids", example.get("prompt_ids")), dtype=torch.int64)
             answer = torch.as_tensor(example[f"{side}_ids"], dtype=torch.int64)
-            columns["input_ids"].append(torch.cat([prompt, answer]))
-            columns["position_ids"].append(torch.arange(len(prompt) + len(answer)))
+            seen = shares and side == "rejected" and torch.equal(prompt, columns["prompts"][-1])
+            columns["input_ids"].append(answer if seen else torch.cat([prompt, answer]))
+            columns["position_ids"].append(torch.arange(len(columns["input_ids"][-1])))
             columns["prompts"].append(prompt)
             columns["responses"].append(answer)
             masks.append(torch.as_tensor(example[f"{side}_mask"], dtype=torch.float32))
@@ -191,6 +196,7 @@ def pair_batch(
         td,
         force_group_size=ROWS_PER_PAIR,
         temperature=1.0,
+        logprob_backend=logprob_backend,
         **settings,
     )
     return td

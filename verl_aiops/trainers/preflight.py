@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
+from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.online_preflight import prepare_online
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
 
@@ -72,8 +73,9 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
     _check_sizes(config)
     lines = apply_defaults(config, given)
     dpo = DPOConfig.from_config(config)
-    _check_batches(config, dpo)
     _check_model(config)
+    lines += settle_backend(config, dpo)
+    _check_batches(config, dpo)
     with open_dict(config):
         config.algorithm.adv_estimator = "dpo"
         config.trainer.v1.trainer_mode = "dpo"
@@ -197,12 +199,12 @@ def _check_batches(config: DictConfig, dpo: DPOConfig) -> None:
             f"result. {arithmetic}: use one worker, actor.use_dynamic_bsz=False and "
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={mini}, or another loss."
         )
-    longest = 2 * (config.data.max_prompt_length + config.data.max_response_length)
+    longest = longest_pair(config, config.algorithm.dpo.logprob_backend)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
         raise ConfigError(
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair "
-            f"of the lengths allowed (2 x (data.max_prompt_length + data.max_response_length) = {longest} tokens). "
-            "Raise it or lower the lengths."
+            f"of the lengths that data.max_prompt_length and data.max_response_length allow ({longest} tokens). Raise "
+            "it or lower the lengths."
         )
 
 

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from verl.utils.fs import copy_to_local
 
-from verl_aiops.trainers.backends import resolve_backend
 from verl_aiops.trainers.defaults import sequence_parallel_size
+from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.reference import ReferenceCache, ReferenceIdentity, default_cache_dir, weights_digest
 
 __all__ = ["ReferenceScorer"]
@@ -38,7 +38,7 @@ class ReferenceScorer:
     def __init__(self, trainer):
         self.trainer = trainer
         self.config = trainer.dpo
-        self.backend = resolve_backend(self.config.logprob_backend)
+        self.backend, _ = choose_backend(trainer.config, self.config)
         self.metrics: dict[str, float] = {}
         self.identity: ReferenceIdentity | None = None
         self._keys: dict[int, list[bytes]] = {}

@@ -1,20 +1,13 @@
-"""Log-prob backends: how the token log-probs of the answers in a micro-batch are computed.
-
-A backend decides the layout of a batch of pairs and turns a model and such a batch into log-probs. All backends
-give the same numbers to float32 round-off; the trainer, the loss and the reference cache see only
-
-    ``answer_log_probs``: nested (rows, answer length), float32, nats, row ``2i`` chosen and ``2i + 1`` rejected.
-"""
+"""The log-prob backend `rows`: two rows per pair, each with the prompt."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict
 
-__all__ = ["LOGPROB_BACKENDS", "resolve_backend", "rows_answer_log_probs"]
+__all__ = ["rows_answer_log_probs"]
 
 
 def _takes_logits_to_keep(module: torch.nn.Module) -> bool:
@@ -34,7 +27,9 @@ def _labelled_positions(
     return rows, prompt_lengths[rows] - 1 + within
 
 
-def rows_answer_log_probs(module: torch.nn.Module, batch: TensorDict, *, packed: bool) -> torch.Tensor:
+def rows_answer_log_probs(
+    module: torch.nn.Module, batch: TensorDict, *, packed: bool, device: torch.device | str
+) -> torch.Tensor:
     """Two rows per pair, each prompt and answer on its own; any Hugging Face causal language model.
 
     The vocabulary projection runs only where an answer token is predicted, and the log-probs are taken in
@@ -45,10 +40,12 @@ def rows_answer_log_probs(module: torch.nn.Module, batch: TensorDict, *, packed:
         module: the (FSDP-wrapped) model.
         batch: nested ``input_ids``, ``position_ids`` and ``responses``, plus ``prompt_lengths`` (rows,).
         packed: all rows in one sequence without padding (needs attention that separates them by position ids).
+        device: where the model computes.
 
     Returns:
         nested (rows, answer length), float32.
     """
+    batch = batch.select("input_ids", "position_ids", "responses", "prompt_lengths").to(device)
     input_ids = batch["input_ids"]
     responses = batch["responses"]
     offsets = responses.offsets()
@@ -87,11 +84,3 @@ def rows_answer_log_probs(module: torch.nn.Module, batch: TensorDict, *, packed:
     # not log_softmax: over a vocabulary of 49,152 its CPU kernel is off by 1e-5 per token, always to the same side
     log_probs = logits.gather(-1, responses.values().unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
     return torch.nested.nested_tensor_from_jagged(log_probs, offsets)
-
-
-LOGPROB_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {"rows": rows_answer_log_probs}
-
-
-def resolve_backend(name: str) -> str:
-    """The backend that ``algorithm.dpo.logprob_backend`` stands for."""
-    return "rows" if name == "auto" else name

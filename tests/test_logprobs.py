@@ -1,0 +1,370 @@
+"""The two log-prob backends give the same numbers: layout, attention, head, whole models, and who gets which."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tiny import make_tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from verl_aiops.trainers.config import ConfigError, DPOConfig
+from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
+from verl_aiops.trainers.logprobs.head import label_log_probs
+from verl_aiops.trainers.logprobs.layout import SharedLayout
+from verl_aiops.trainers.logprobs.support import SHARED_PROMPT_MODELS, choose_backend, settle_backend, why_not_shared
+from verl_aiops.trainers.pairs import pair_batch
+
+VOCABULARY = 128
+
+
+def tiny_config(kind, **settings):
+    base = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if kind == "mixtral":
+        base |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+    if kind == "qwen3_moe":
+        base |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    if kind in ("glm4", "qwen3", "qwen3_moe"):
+        base["head_dim"] = 8
+    return AutoConfig.for_model(kind, **(base | settings))
+
+
+def tiny_lm(kind="llama", **settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(tiny_config(kind, **settings), attn_implementation="sdpa").float()
+
+
+def ids(generator, length):
+    return torch.randint(3, VOCABULARY, (length,), generator=generator)
+
+
+def pair(prompt, chosen, rejected, mask=None):
+    return {
+        "prompt_ids": prompt,
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "chosen_mask": torch.ones(len(chosen)) if mask is None else mask,
+        "rejected_mask": torch.ones(len(rejected)),
+        "weight": 1.0,
+    }
+
+
+def hard_pairs():
+    """Everything that could go wrong in one micro-batch."""
+    g = torch.Generator().manual_seed(1)
+    prompt, long = ids(g, 9), ids(g, 40)
+    begin, answer = ids(g, 3), ids(g, 8)
+    gap = torch.ones(11)
+    gap[[0, 4, 5]] = 0  # another's turn between two rounds, and an unlabelled first token
+    return [
+        pair(prompt, ids(g, 6), ids(g, 4)),
+        pair(long, torch.cat([begin, answer]), torch.cat([begin, ids(g, 5)]), gap),  # answers that begin alike
+        pair(prompt, ids(g, 7), ids(g, 4)),  # the first prompt again
+        pair(long, answer, answer[:5]),  # one answer begins with the whole other
+        pair(ids(g, 1), ids(g, 3), ids(g, 1)),  # a prompt of one token, an answer of one
+        pair(prompt, answer, answer),  # equal answers
+    ]
+
+
+def log_probs_and_gradients(model, backend, pairs=None, **arguments):
+    pairs = hard_pairs() if pairs is None else pairs
+    model.zero_grad()
+    batch = pair_batch(pairs, mini_pairs=len(pairs), logprob_backend=backend)
+    result = LOGPROB_BACKENDS[backend](model, batch, packed=False, device="cpu", **arguments)
+    assert result.dtype == torch.float32
+    assert torch.equal(result.offsets(), batch["responses"].offsets())
+    labelled = result.values() * batch["response_mask"].values()
+    weights = torch.linspace(-1, 1, len(labelled))  # any function of the log-probs that treats each differently
+    (labelled * weights).sum().backward()
+    return labelled.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(model, *more, **arguments):
+    values, gradients = log_probs_and_gradients(model, "rows", *more)
+    shared_values, shared_gradients = log_probs_and_gradients(model, "shared_prompt", *more, **arguments)
+    torch.testing.assert_close(shared_values, values, rtol=0, atol=2e-5)
+    assert shared_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        gap = (shared_gradients[name] - gradient).abs().max()
+        assert gap <= 2e-5 * gradient.abs().max() + 1e-9, name
+
+
+@pytest.mark.parametrize("kind", SHARED_PROMPT_MODELS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        # one layer with a window and one without, where the model can
+        {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1},
+    ],
+    ids=["plain", "tied", "window"],
+)
+def test_log_probs_and_every_gradient_equal_those_of_two_rows(kind, settings):
+    assert_same(tiny_lm(kind, **settings))
+
+
+def test_every_attention_layout_of_heads():
+    for kv_heads in (1, 2, 4):
+        assert_same(tiny_lm(num_key_value_heads=kv_heads))
+
+
+def test_with_gradient_checkpointing():
+    model = tiny_lm("qwen2", sliding_window=6, use_sliding_window=True, max_window_layers=1)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    assert_same(model)
+
+
+def test_with_lora():
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    model = get_peft_model(tiny_lm(), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert_same(model)
+    base = log_probs_and_gradients(tiny_lm(), "rows")[0]
+    with model.disable_adapter(), torch.no_grad():
+        batch = pair_batch(hard_pairs(), mini_pairs=6, logprob_backend="shared_prompt")
+        off = LOGPROB_BACKENDS["shared_prompt"](model, batch, packed=False, device="cpu")
+    torch.testing.assert_close(off.values() * batch["response_mask"].values(), base, rtol=0, atol=2e-5)
+
+
+def test_many_answers_to_one_prompt_cost_it_once():
+    g = torch.Generator().manual_seed(5)
+    prompt = ids(g, 30)
+    answers = [ids(g, n) for n in (4, 6, 5, 7)]
+    pairs = [pair(prompt, answers[i], answers[j]) for i in range(4) for j in range(i + 1, 4)]
+    rows = [row for p in pairs for row in (p["chosen_ids"], p["rejected_ids"])]
+    layout = SharedLayout([prompt] * 12, rows, [torch.ones(len(r)) for r in rows])
+    assert len(layout.input_ids) == 30 + sum(len(a) - 1 for a in answers)
+    assert_same(tiny_lm(), pairs)
+
+
+def test_unlabelled_answers_still_go_through_the_model():
+    """A worker that left the forward pass out would leave the others waiting in FSDP's collectives."""
+    g = torch.Generator().manual_seed(6)
+    unlabelled = pair(ids(g, 5), ids(g, 3), ids(g, 3), torch.zeros(3)) | {"rejected_mask": torch.zeros(3)}
+    model = tiny_lm()
+    calls = []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    values, gradients = log_probs_and_gradients(model, "shared_prompt", [unlabelled])
+    assert calls and not values.any()
+    assert all(not gradient.any() for gradient in gradients.values())
+
+
+# --- layout ----------------------------------------------------------------------------------------------------------
+
+
+def random_rows(rng):
+    prompts = [torch.from_numpy(rng.integers(0, 3, rng.integers(1, 5))) for _ in range(3)]
+    chosen = [prompts[rng.integers(3)] for _ in range(rng.integers(1, 7))]
+    answers = [torch.from_numpy(rng.integers(0, 2, rng.integers(0, 6))) for _ in chosen]
+    masks = [torch.from_numpy(rng.integers(0, 2, len(a))).float() for a in answers]
+    return chosen, answers, masks
+
+
+def seen_by_each_token(layout):
+    """For each place in the sequence, the places that it attends to, in order."""
+    result, query, key = {}, 0, 0
+    for queries, keys in zip(layout.query_lengths, layout.key_lengths, strict=True):
+        own = layout.keys[key : key + keys].tolist()
+        for at in range(queries):
+            result[query + at] = own[: keys - queries + at + 1]
+        query, key = query + queries, key + keys
+    return result
+
+
+def test_layouts_of_random_rows_hold_each_rows_own_context():
+    """Brute force: what a label's source sees is exactly its own row up to the token before it."""
+    rng = np.random.default_rng(0)
+    shared = 0
+    for _ in range(300):
+        prompts, answers, masks = random_rows(rng)
+        if not any(len(p) + len(a) > 1 for p, a in zip(prompts, answers)):
+            continue
+        layout = SharedLayout(prompts, answers, masks)
+        seen = seen_by_each_token(layout)
+        assert sorted(seen) == list(range(len(layout.input_ids)))
+        assert layout.query_ends.tolist() == [0, *np.cumsum(layout.query_lengths)]
+        assert layout.key_ends.tolist() == [0, *np.cumsum(layout.key_lengths)]
+        for place, context in seen.items():
+            assert context[-1] == place and layout.position_ids[context].tolist() == list(range(len(context)))
+        wanted = {}
+        slot = 0
+        for prompt, answer, mask in zip(prompts, answers, masks):
+            for at, token in enumerate(answer.tolist()):
+                if mask[at] > 0:
+                    wanted[slot] = ([*prompt.tolist(), *answer[:at].tolist()], token)
+                slot += 1
+        found = {}
+        for source, token, place in zip(layout.label_sources, layout.label_ids, layout.slots):
+            context = seen[int(layout.sources[source])]
+            found[int(place)] = (layout.input_ids[context].tolist(), int(token))
+        assert found == wanted and layout.answer_tokens == slot
+        assert layout.label_sources.tolist() == sorted(layout.label_sources.tolist())
+        shared += sum(len(p) + len(a) - 1 for p, a in zip(prompts, answers)) - len(layout.input_ids)
+    assert shared > 0
+
+
+# --- head ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * VOCABULARY, 4 * VOCABULARY + 7, 1 << 20])
+def test_chunks_of_the_head_change_nothing(at_once):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, VOCABULARY)
+    hidden = torch.randn(10, 16, requires_grad=True)
+    sources = torch.tensor([0, 0, 1, 3, 3, 3, 6, 9])
+    labels = torch.randint(VOCABULARY, (8,))
+    weights = torch.randn(8)
+
+    def gradients(values):
+        return torch.autograd.grad((values * weights).sum(), [hidden, *head.parameters()])
+
+    direct = head(hidden).log_softmax(-1)[sources, labels]
+    chunked = label_log_probs(head, hidden, sources, labels, vocabulary=VOCABULARY, logits_at_once=at_once)
+    torch.testing.assert_close(chunked, direct, rtol=0, atol=1e-5)
+    for one, other in zip(gradients(direct), gradients(chunked), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_no_more_logits_at_once_than_allowed():
+    widest = []
+    head = torch.nn.Linear(4, 50)
+
+    def watched(hidden):
+        widest.append(len(hidden) * 50)
+        return head(hidden)
+
+    hidden = torch.randn(23, 4, requires_grad=True)
+    label_log_probs(
+        watched, hidden, torch.arange(23), torch.zeros(23, dtype=torch.int64), vocabulary=50, logits_at_once=250
+    ).sum().backward()
+    assert max(widest) <= 250 and len(widest) == 10  # five chunks, each once more in the backward pass
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    model = tiny_lm().bfloat16()
+    with torch.no_grad():
+        batch = pair_batch(hard_pairs(), mini_pairs=6, logprob_backend="shared_prompt")
+        assert LOGPROB_BACKENDS["shared_prompt"](model, batch, packed=False, device="cpu").dtype == torch.float32
+
+
+# --- what the attention refuses --------------------------------------------------------------------------------------
+
+
+def test_attention_that_would_change_the_numbers_is_refused():
+    model = tiny_lm(attention_dropout=0.1)
+    model.train()
+    with pytest.raises(NotImplementedError, match="dropout.*logprob_backend=rows"):
+        log_probs_and_gradients(model, "shared_prompt")
+
+
+def test_layers_that_swallow_the_layout_are_noticed():
+    model = tiny_lm()
+    layer = model.model.layers[0].self_attn
+    forward = layer.forward
+    layer.forward = lambda *args, shared_layout=None, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(NotImplementedError, match="LlamaAttention cannot share prompts.*do not pass arguments on"):
+        log_probs_and_gradients(model, "shared_prompt")
+
+
+def test_a_saved_model_knows_nothing_of_it(tmp_path):
+    model = tiny_lm()
+    log_probs_and_gradients(model, "shared_prompt")
+    model.save_pretrained(tmp_path)
+    assert SHARED_ATTENTION not in (tmp_path / "config.json").read_text()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation != SHARED_ATTENTION
+
+
+# --- who gets which --------------------------------------------------------------------------------------------------
+
+
+def run_config(model_dir, **changes):
+    config = OmegaConf.create(
+        {
+            "trainer": {"device": "cpu"},
+            "algorithm": {"dpo": {"logprob_backend": "auto"}},
+            "data": {"max_prompt_length": 10, "max_response_length": 3},
+            "actor_rollout_ref": {
+                "actor": {"ulysses_sequence_parallel_size": 1, "fsdp_config": {"mixed_precision": None}},
+                "model": {"path": str(model_dir), "use_shm": False, "trust_remote_code": False, "use_liger": False},
+            },
+        }
+    )
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    return config
+
+
+def test_auto_takes_shared_prompt_and_says_so(tmp_path):
+    config = run_config(make_tiny_model(tmp_path))
+    lines = settle_backend(config, DPOConfig())
+    assert lines == ["algorithm.dpo.logprob_backend=shared_prompt (each prompt goes through the model once)"]
+    assert config.algorithm.dpo.logprob_backend == "shared_prompt"
+    assert settle_backend(config, DPOConfig(logprob_backend="shared_prompt")) == []
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2}, "sequence parallelism"),
+        ({"actor_rollout_ref.model.use_liger": True}, "use_liger=True"),
+        ({"trainer.device": "cuda", "actor_rollout_ref.actor.fsdp_config.mixed_precision": {"param_dtype": "fp32"}},
+         "half precision, and mixed_precision.param_dtype=fp32"),
+    ],
+)  # fmt: skip
+def test_rows_where_prompts_cannot_be_shared(tmp_path, changes, reason):
+    config = run_config(make_tiny_model(tmp_path), **changes)
+    backend, why = choose_backend(config, DPOConfig())
+    assert backend == "rows" and reason in why
+    with pytest.raises(ConfigError, match="algorithm.dpo.logprob_backend=shared_prompt: .*Set it to rows or auto"):
+        choose_backend(config, DPOConfig(logprob_backend="shared_prompt"))
+    assert choose_backend(config, DPOConfig(logprob_backend="rows"))[0] == "rows"
+
+
+def test_unknown_models_and_dropout_get_rows(tmp_path):
+    folder = make_tiny_model(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"model_type": "gpt2"}))
+    assert "'gpt2' have not been compared" in choose_backend(run_config(folder), DPOConfig())[1]
+    dropping = SimpleNamespace(model_type="llama", attention_dropout=0.1)
+    assert "attention_dropout=0.1" in why_not_shared(dropping, run_config(folder))
+
+
+def test_old_pytorch_on_a_gpu_gets_rows(tmp_path, monkeypatch):
+    config = run_config(make_tiny_model(tmp_path), **{"trainer.device": "cuda"})
+    model = SimpleNamespace(model_type="llama")
+    support = "verl_aiops.trainers.logprobs.support"
+    monkeypatch.setattr(f"{support}.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(f"{support}.importlib.metadata.version", lambda name: "2.9.1+cu128")
+    assert "flash-attn or PyTorch 2.10 (here 2.9.1" in why_not_shared(model, config)
+    monkeypatch.setattr(f"{support}.importlib.metadata.version", lambda name: "2.11.0+cu130")
+    assert why_not_shared(model, config) is None
+
+
+def test_a_batch_counts_the_tokens_that_the_model_sees():
+    pairs = hard_pairs()
+    rows = pair_batch(pairs, mini_pairs=6)["input_ids"].offsets().diff()
+    shared = pair_batch(pairs, mini_pairs=6, logprob_backend="shared_prompt")["input_ids"].offsets().diff()
+    assert torch.equal(shared[0::2], rows[0::2])
+    assert shared[1::2].tolist() == [len(p["rejected_ids"]) for p in pairs]

@@ -1,0 +1,156 @@
+"""Attention over a `layout.SharedLayout`, as one of transformers' attention implementations.
+
+Each segment (a trunk or a branch) attends to its own keys, causally and aligned at the end. So no mask over the whole
+sequence is ever made, and nothing is computed that the mask would throw away. On GPUs in half precision one call of a
+variable-length kernel does all segments; elsewhere one call of PyTorch's SDPA each.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from verl_aiops.trainers.logprobs.layout import SharedLayout
+
+__all__ = ["SHARED_ATTENTION", "has_varlen_kernel"]
+
+SHARED_ATTENTION = "verl_aiops_shared_prompt"
+
+
+def shared_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    shared_layout: SharedLayout | None = None,
+    **others,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query (1, heads, tokens, size), key and value (1, kv heads, tokens, size).
+
+    Returns:
+        (1, tokens, heads, size), and None for the weights.
+
+    Raises:
+        NotImplementedError: something is asked for that would change the numbers (dropout, soft caps, sinks, a mask),
+            or the layout did not get here.
+    """
+    odd = [name for name in ("softcap", "s_aux", "position_bias", "head_mask") if others.get(name) is not None]
+    odd += ["dropout"] * (dropout > 0) + ["attention_mask"] * (attention_mask is not None)
+    if shared_layout is None or odd:
+        why = ", ".join(odd) or "its layers do not pass arguments on"
+        raise NotImplementedError(
+            f"{type(module).__name__} cannot share prompts ({why}). Set "
+            "algorithm.dpo.logprob_backend=rows (algorithm.online_dpo.logprob_backend for online DPO)."
+        )
+    if torch.is_autocast_enabled(query.device.type):
+        # rotary embeddings may have made float32 of what the kernels want in half precision
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _varlen_kernel() is not None:
+        output = _all_segments(query, key, value, scaling, sliding_window, shared_layout)
+    else:
+        output = _segment_by_segment(query, key, value, scaling, sliding_window, shared_layout)
+    return output, None
+
+
+AttentionInterface.register(SHARED_ATTENTION, shared_attention)
+
+
+def _segment_by_segment(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
+    outputs = []
+    query_at = keys_at = 0
+    for queries, keys in zip(layout.query_lengths, layout.key_lengths, strict=True):
+        if queries == keys:
+            # a trunk: its keys are its own tokens, no need to gather
+            own_key, own_value = (t[:, :, query_at : query_at + keys] for t in (key, value))
+        else:
+            chosen = layout.keys[keys_at : keys_at + keys]
+            own_key, own_value = (t.index_select(2, chosen) for t in (key, value))
+        plain = queries == keys and (window is None or keys <= window)
+        outputs.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, query_at : query_at + queries],
+                own_key,
+                own_value,
+                attn_mask=None if plain else _end_aligned(queries, keys, window, query.device),
+                is_causal=plain,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+        query_at += queries
+        keys_at += keys
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=256)
+def _end_aligned(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(queries, keys): what each of the last `queries` positions of `keys` sees; the same in every layer."""
+    at = torch.arange(keys - queries, keys, device=device).unsqueeze(1)
+    before = at - torch.arange(keys, device=device)
+    seen = before >= 0
+    return seen if window is None else seen & (before < window)
+
+
+def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
+    output = _varlen_kernel()(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1)[layout.keys],
+        value[0].transpose(0, 1)[layout.keys],
+        layout.query_ends,
+        layout.key_ends,
+        max(layout.query_lengths),
+        max(layout.key_lengths),
+        scaling,
+        # the number of keys to the left of a token that it sees
+        -1 if window is None else window - 1,
+    )
+    return output.unsqueeze(0)
+
+
+@functools.cache
+def _varlen_kernel() -> Callable | None:
+    """flash-attn's kernel where it is installed, else PyTorch's own (from 2.10 on), else None."""
+    if importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_varlen_func
+
+        def flash(q, k, v, q_ends, k_ends, most_q, most_k, scale, left):
+            return flash_attn_varlen_func(
+                q, k, v, q_ends, k_ends, most_q, most_k, softmax_scale=scale, causal=True, window_size=(left, 0)
+            )
+
+        return flash
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    if not {"scale", "window_size"} <= known.keys():
+        return None
+
+    def own(q, k, v, q_ends, k_ends, most_q, most_k, scale, left):
+        more = {}
+        if q.shape[1] != k.shape[1]:
+            if "enable_gqa" in known:
+                more["enable_gqa"] = True
+            else:
+                k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+        return varlen_attn(q, k, v, q_ends, k_ends, most_q, most_k, scale=scale, window_size=(left, 0), **more)
+
+    return own
+
+
+def has_varlen_kernel() -> bool:
+    """Whether this Python has a kernel that does all segments at once on a GPU."""
+    return _varlen_kernel() is not None

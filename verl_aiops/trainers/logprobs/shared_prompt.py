@@ -1,0 +1,76 @@
+"""The log-prob backend `shared_prompt`: the prompt of a pair (or of n answers) goes through the model once.
+
+With N parameters in the body of the model, H in its head, a prompt of P and answers of a and b tokens, a training step
+on two rows costs 6 N (2 P + a + b) + 6 H (a + b) FLOPs per pair; this one 6 N (P + a + b) + 6 H (a + b), and gives the
+same result.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDict
+
+from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
+from verl_aiops.trainers.logprobs.head import label_log_probs
+from verl_aiops.trainers.logprobs.layout import SharedLayout
+
+__all__ = ["shared_answer_log_probs"]
+
+
+def shared_answer_log_probs(
+    module: torch.nn.Module, batch: TensorDict, *, packed: bool, device: torch.device | str
+) -> torch.Tensor:
+    """All rows of a micro-batch as one sequence in which rows with one prompt share it.
+
+    Args:
+        module: the (FSDP-wrapped) model, of a kind that `support.why_not_shared` has nothing against.
+        batch: nested ``prompts``, ``responses`` and ``response_mask``.
+        packed: without a meaning here, there is never padding.
+        device: where the model computes.
+
+    Returns:
+        nested (rows, answer length), float32; 0 where ``response_mask`` is 0.
+    """
+    columns = [batch[name].cpu().unbind() for name in ("prompts", "responses", "response_mask")]
+    layout = SharedLayout(*columns).to(device)
+    model = _causal_lm(module)
+    if model.config._attn_implementation != SHARED_ATTENTION:
+        model.set_attn_implementation(SHARED_ATTENTION)
+    with _head_gives_log_probs(model.get_output_embeddings(), layout):
+        values = module(
+            input_ids=layout.input_ids.unsqueeze(0),
+            attention_mask=None,
+            position_ids=layout.position_ids.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=layout.sources,
+            shared_layout=layout,
+        ).logits
+    answers = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
+    return torch.nested.nested_tensor_from_jagged(answers, batch["responses"].offsets().to(device))
+
+
+def _causal_lm(module: torch.nn.Module) -> torch.nn.Module:
+    module = getattr(module, "_fsdp_wrapped_module", module)
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+@contextmanager
+def _head_gives_log_probs(head: torch.nn.Module, layout: SharedLayout):
+    """Within, the model's head turns hidden states into the layout's label log-probs instead of logits.
+
+    It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered.
+    """
+    logits = head.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        return label_log_probs(
+            logits, hidden.squeeze(0), layout.label_sources, layout.label_ids, vocabulary=head.weight.shape[0]
+        )
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward

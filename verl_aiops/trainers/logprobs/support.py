@@ -1,0 +1,104 @@
+"""Which backend a run gets, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from packaging.version import Version
+from transformers import AutoConfig, PretrainedConfig
+from verl.utils.fs import copy_to_local
+
+from verl_aiops.trainers.config import ConfigError, PreferenceConfig
+from verl_aiops.trainers.defaults import sequence_parallel_size
+
+__all__ = ["SHARED_PROMPT_MODELS", "choose_backend", "longest_pair", "settle_backend", "why_not_shared"]
+
+# Decoders whose layers hand attention arguments on and do nothing to the logits after the head. tests/test_logprobs.py
+# compares loss and gradients of each with `rows`.
+SHARED_PROMPT_MODELS = (
+    "glm4",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "starcoder2",
+)
+
+_TORCH_WITH_VARLEN = Version("2.10")
+
+
+def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
+    """What keeps a run from sharing prompts, or None.
+
+    Args:
+        model: the policy's transformers configuration.
+        config: a whole verl configuration.
+    """
+    actor, section = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if model.model_type not in SHARED_PROMPT_MODELS:
+        return f"models of type {model.model_type!r} have not been compared with it"
+    if getattr(model, "attention_dropout", 0.0):
+        return f"the model trains with attention_dropout={model.attention_dropout}"
+    if sequence_parallel_size(config) > 1:
+        return "sequence parallelism has a forward pass of its own"
+    for key in ("use_liger", "use_fused_kernels"):
+        if section.get(key):
+            return f"actor_rollout_ref.model.{key}=True replaces the model's forward pass"
+    if section.get("trust_remote_code") and getattr(model, "auto_map", None):
+        return "the model brings code of its own"
+    if config.trainer.device != "cpu":
+        dtype = str(OmegaConf.select(actor.fsdp_config, "mixed_precision.param_dtype") or "bf16")
+        if dtype not in ("bf16", "bfloat16", "fp16", "float16"):
+            return f"on a GPU its attention wants half precision, and mixed_precision.param_dtype={dtype}"
+        torch = Version(importlib.metadata.version("torch"))
+        if torch < _TORCH_WITH_VARLEN and importlib.util.find_spec("flash_attn") is None:
+            return f"on a GPU it wants flash-attn or PyTorch {_TORCH_WITH_VARLEN} (here {torch})"
+    return None
+
+
+def choose_backend(config: DictConfig, settings: PreferenceConfig) -> tuple[str, str]:
+    """The backend of a run, and why it is that one.
+
+    Args:
+        config: a whole verl configuration; the model's own is read from its folder.
+        settings: the run's DPO settings, whose ``logprob_backend`` may be ``auto``.
+
+    Raises:
+        ConfigError: ``shared_prompt`` is wanted and cannot be had.
+    """
+    wanted = settings.logprob_backend
+    if wanted == "rows":
+        return wanted, "as set"
+    model = config.actor_rollout_ref.model
+    folder = copy_to_local(model.path, use_shm=model.use_shm)
+    reason = why_not_shared(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code), config)
+    if reason is None:
+        return "shared_prompt", "each prompt goes through the model once"
+    if wanted == "shared_prompt":
+        raise ConfigError(f"{settings.section}.logprob_backend=shared_prompt: {reason}. Set it to rows or auto.")
+    return "rows", f"shared_prompt is not possible: {reason}"
+
+
+def settle_backend(config: DictConfig, settings: PreferenceConfig) -> list[str]:
+    """Replace ``auto`` in the configuration by the backend that it stands for; returns a line for the user."""
+    backend, why = choose_backend(config, settings)
+    if settings.logprob_backend == backend:
+        return []
+    key = f"{settings.section}.logprob_backend"
+    with open_dict(config):
+        OmegaConf.update(config, key, backend)
+    return [f"{key}={backend} ({why})"]
+
+
+def longest_pair(config: DictConfig, backend: str) -> int:
+    """Most tokens that one pair of the allowed lengths brings into a micro-batch."""
+    prompt, answer = config.data.max_prompt_length, config.data.max_response_length
+    return prompt + 2 * answer if backend == "shared_prompt" else 2 * (prompt + answer)
