@@ -36,7 +36,7 @@ def _reference(dataset):
     return [tuple((-6.0 - rng.random(n)).astype(np.float32) for n in lengths) for lengths in answers]
 
 
-def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, reference=True):
+def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, reference=True, backend="rows"):
     """This rank's share of the batch of all pairs."""
     from verl.utils import tensordict_utils as tu
 
@@ -55,7 +55,7 @@ def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, re
         use_dynamic_bsz=dynamic_tokens is not None,
         micro_batch_size_per_gpu=micro_pairs,
         max_token_len_per_gpu=dynamic_tokens or 0,
-        logprob_backend="rows",
+        logprob_backend=backend,
         use_remove_padding=False,
     )
     return tu.chunk_tensordict(batch, world)[rank]
@@ -91,16 +91,16 @@ def _loss_and_gradients(worker, model_dir, **split):
     return float(loss) / worker.world_size, {k: v.numpy() for k, v in gradients.items()}, means
 
 
-def _splits_of_one_batch(worker, model_dir):
-    results = {
-        "one pair at a time": _loss_and_gradients(worker, model_dir, micro_pairs=1),
-        "two pairs": _loss_and_gradients(worker, model_dir, micro_pairs=2),
-        "dynamic": _loss_and_gradients(worker, model_dir, micro_pairs=None, dynamic_tokens=9000),
-        "reversed": _loss_and_gradients(worker, model_dir, micro_pairs=2, order=range(PAIRS)[::-1]),
+def _splits_of_one_batch(worker, model_dir, backend):
+    splits = {
+        "one pair at a time": {"micro_pairs": 1},
+        "two pairs": {"micro_pairs": 2},
+        "dynamic": {"micro_pairs": None, "dynamic_tokens": 9000},
+        "reversed": {"micro_pairs": 2, "order": range(PAIRS)[::-1]},
     }
     if worker.world_size == 1:
-        results["whole batch"] = _loss_and_gradients(worker, model_dir, micro_pairs=PAIRS)
-    return results
+        splits["whole batch"] = {"micro_pairs": PAIRS}
+    return {name: _loss_and_gradients(worker, model_dir, backend=backend, **split) for name, split in splits.items()}
 
 
 def _plain_transformers(model_dir):
@@ -142,10 +142,10 @@ def _relative_gap(left, right):
     return max(np.abs(left[n] - right[n]).max() / (np.abs(right[n]).max() + 1e-12) for n in right)
 
 
-@pytest.fixture(scope="module")
-def splits(tiny_model_dir):
-    one = run_workers(tiny_model_dir, 1, _splits_of_one_batch, str(tiny_model_dir))[0]
-    two = run_workers(tiny_model_dir, 2, _splits_of_one_batch, str(tiny_model_dir))
+@pytest.fixture(scope="module", params=["rows", "shared_prompt"])
+def splits(tiny_model_dir, request):
+    one = run_workers(tiny_model_dir, 1, _splits_of_one_batch, str(tiny_model_dir), request.param)[0]
+    two = run_workers(tiny_model_dir, 2, _splits_of_one_batch, str(tiny_model_dir), request.param)
     return {"1 worker": one, "2 workers": two[0], "2 workers, rank 1": two[1]}
 
 
@@ -164,7 +164,7 @@ def test_every_split_gives_the_plain_loss_gradient_and_margin(tiny_model_dir, sp
             assert _relative_gap(its_gradients, gradients) < 1e-4, where
 
 
-def _precision_and_references(worker, model_dir):
+def _precision_and_references(worker, model_dir, backend):
     from torch.distributed.fsdp import FSDPModule
     from verl.utils import tensordict_utils as tu
 
@@ -173,12 +173,12 @@ def _precision_and_references(worker, model_dir):
     engine, report = worker.engine, {}
 
     def scored():
-        part = _part(worker, model_dir, micro_pairs=2, reference=False)
+        part = _part(worker, model_dir, micro_pairs=2, reference=False, backend=backend)
         tu.assign_non_tensor(part, compute_loss=False, no_lora_adapter=engine._is_lora)
         return worker.infer_batch(part)["answer_log_probs"]
 
     def first_loss(reference):
-        part = _part(worker, model_dir, micro_pairs=2, reference=False)
+        part = _part(worker, model_dir, micro_pairs=2, reference=False, backend=backend)
         part["ref_log_probs"] = reference
         tu.assign_non_tensor(part, mini_batch_size=2 * PAIRS, epochs=1, dataloader_kwargs={"shuffle": False})
         worker.set_loss_fn(PreferenceObjective(loss_settings={"beta": 0.1}))
@@ -214,9 +214,10 @@ def _precision_and_references(worker, model_dir):
     return report
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_first_loss_is_ln_2_and_a_kept_reference_does_not_move(tiny_model_dir, dtype):
-    report = run_workers(tiny_model_dir, 1, _precision_and_references, str(tiny_model_dir), param_dtype=dtype)[0]
+@pytest.mark.parametrize("dtype, backend", [("fp32", "rows"), ("bf16", "rows"), ("bf16", "shared_prompt")])
+def test_first_loss_is_ln_2_and_a_kept_reference_does_not_move(tiny_model_dir, dtype, backend):
+    report = run_workers(tiny_model_dir, 1, _precision_and_references, str(tiny_model_dir), backend, param_dtype=dtype)
+    report = report[0]
     assert report["dtype"] == "torch.float32"
     # equal numbers on both sides, so the logits are exactly 0: six digits, in bfloat16 too
     assert f"{report['first loss']:.6f}" == f"{math.log(2):.6f}" == "0.693147"
@@ -227,12 +228,14 @@ def test_first_loss_is_ln_2_and_a_kept_reference_does_not_move(tiny_model_dir, d
     assert report["mix gap"] < 1e-7
 
 
-def test_lora_trains_adapters_and_scores_the_reference_without_them(tiny_model_dir):
+@pytest.mark.parametrize("backend", ["rows", "shared_prompt"])
+def test_lora_trains_adapters_and_scores_the_reference_without_them(tiny_model_dir, backend):
     report = run_workers(
         tiny_model_dir,
         1,
         _precision_and_references,
         str(tiny_model_dir),
+        backend,
         lora_rank=4,
         gradient_checkpointing=True,
         param_dtype="bf16",
