@@ -42,7 +42,8 @@ def _head(result: Mapping[str, Any]) -> str:
         if run["failed"]:
             line += f"; {run['failed']:,} of {run['answers']:,} answers failed and count in no figure"
         lines.append(line + "".join(f"; {note}" for note in run["notes"]))
-    return "\n".join([*lines, *(f"  {note}" for note in result["notes"])])
+    lines += [f"  {note}" for note in result["notes"]]
+    return "\n".join(map(wording.visible, lines))
 
 
 def _against_first(result: Mapping[str, Any], label: str) -> str:
