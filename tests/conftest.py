@@ -11,6 +11,12 @@ import pytest  # noqa: E402
 from tiny import make_tiny_model, make_tokenizer  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_their_own(tmp_path_factory):
+    """Tests neither read nor fill the user's cache."""
+    os.environ["VERL_AIOPS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory):
     """Folder of a random float32 Llama with its tokenizer (see tiny.py). Shared by all tests: read, never write."""

@@ -351,6 +351,15 @@ def test_unknown_models_and_dropout_get_rows(tmp_path):
     assert "attention_dropout=0.1" in why_not_shared(dropping, run_config(folder))
 
 
+def test_the_reference_model_must_be_able_to_share_as_well(tmp_path):
+    policy, reference = make_tiny_model(tmp_path / "policy"), make_tiny_model(tmp_path / "reference")
+    content = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps(content | {"model_type": "gpt2"}))
+    backend, why = choose_backend(run_config(policy), DPOConfig(reference_path=str(reference)))
+    assert backend == "rows" and "'gpt2'" in why
+    assert choose_backend(run_config(policy), DPOConfig(reference_path=str(policy)))[0] == "shared_prompt"
+
+
 def test_old_pytorch_on_a_gpu_gets_rows(tmp_path, monkeypatch):
     config = run_config(make_tiny_model(tmp_path), **{"trainer.device": "cuda"})
     model = SimpleNamespace(model_type="llama")

@@ -63,8 +63,8 @@ def test_data_model_batch_size_and_n_are_enough(prepare):
 def test_the_preset_leaves_little_to_fill_in(prepare):
     config, lines = prepare(preset="[online_dpo,cpu]")
     keys = {line.split("=")[0].split(".")[-1] for line in lines}
-    assert keys <= {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu"}
-    assert OnlineDPOConfig.from_config(config) == OnlineDPOConfig()
+    assert keys <= {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "logprob_backend"}
+    assert OnlineDPOConfig.from_config(config) == OnlineDPOConfig(logprob_backend="shared_prompt")
 
 
 def test_another_task_keeps_its_reward(prepare):

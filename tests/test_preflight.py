@@ -217,8 +217,16 @@ WRONG = [
     ({"algorithm.dpo.loss_type": "aot", MICRO: 4, "trainer.n_gpus_per_node": 2}, "sorts over the whole batch"),
     ({"algorithm.dpo.loss_type": "aot", f"{ACTOR}.use_dynamic_bsz": True}, "use_dynamic_bsz=False"),
     (
-        {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 2047},
-        "ppo_max_token_len_per_gpu=2047 holds no whole pair|= 2048 tokens",
+        {
+            f"{ACTOR}.use_dynamic_bsz": True,
+            f"{ACTOR}.ppo_max_token_len_per_gpu": 2047,
+            "algorithm.dpo.logprob_backend": "rows",
+        },
+        "ppo_max_token_len_per_gpu=2047 holds no whole pair|(2048 tokens)",
+    ),
+    (
+        {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 1535},
+        "ppo_max_token_len_per_gpu=1535 holds no whole pair|(1536 tokens)",
     ),
     ({f"{MODEL}.path": "/no/such/folder"}, f"{MODEL}.path=/no/such/folder: no such folder"),
     ({f"{MODEL}.path": "./folder"}, f"{MODEL}.path=./folder: no such folder"),

@@ -202,7 +202,7 @@ class _Trainer:
         data = {"max_prompt_length": 64, "max_response_length": 64, "truncation": "error", "shuffle": True}
         data = OmegaConf.create({**data, "seed": 3, "apply_chat_template_kwargs": None, "train_files": train})
         data.val_files = val
-        self.dpo = DPOConfig.from_config({"reference_cache_dir": str(root), **dpo})
+        self.dpo = DPOConfig.from_config({"reference_cache_dir": str(root), "logprob_backend": "rows", **dpo})
         self.train_dataset = load_pairs(data, tokenizer, "train")
         self.val_dataset = load_pairs(data, tokenizer, "val") if val else None
         self.train_dataloader = PairOrder(len(self.train_dataset), 4, seed=3, shuffle=True, data_digest="")

@@ -1,10 +1,11 @@
 """The preference data set: files in, token ids out, every pair checked before training starts."""
 
 import hashlib
+import json
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from verl_aiops.data.cache import TokenCache
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
 from verl_aiops.data.reading import BATCH_ROWS, open_files
 from verl_aiops.data.rendering import EncodedPair, PairRenderer
@@ -72,6 +74,8 @@ class PreferenceDataset(Dataset):
         chat_template: a Jinja template instead of the tokenizer's.
         apply_chat_template_kwargs: more variables for the template.
         progress: show a progress bar on stderr.
+        cache_dir: keep the tokenised data there, and read it from there when files, tokenizer, template, settings and
+            this package's rules are those it was made with.
 
     Raises PreferenceDataError (a ValueError) naming file and row for everything that cannot be used, all rows' faults
     in one error; ValueError for arguments out of range.
@@ -97,6 +101,7 @@ class PreferenceDataset(Dataset):
         chat_template: str | None = None,
         apply_chat_template_kwargs: dict | None = None,
         progress: bool = True,
+        cache_dir: str | None = None,
     ):
         if truncation not in TRUNCATIONS:
             raise ValueError(f"data.truncation={truncation!r} is none of {', '.join(TRUNCATIONS)}")
@@ -116,8 +121,21 @@ class PreferenceDataset(Dataset):
         self._weights, self._names, self._groups = [], [], []
         self._digests = None
         columns = Columns(prompt_key, chosen_key, rejected_key, id_key, group_key, weight_key, tools_key)
-        renderer = PairRenderer(tokenizer, chat_template, dict(apply_chat_template_kwargs or {}))
-        self._load(files, columns, renderer, limit, seed, progress)
+        variables = dict(apply_chat_template_kwargs or {})
+        renderer = PairRenderer(tokenizer, chat_template, variables)
+        cache = None
+        if cache_dir is not None:
+            settings = {"columns": columns.names(), "limits": self._limits, "truncation": truncation, "limit": limit}
+            settings |= {"seed": seed, "template": chat_template, "variables": variables}
+            cache = TokenCache(cache_dir, [file.path for file in open_files(files)], tokenizer, settings)
+        arrays = cache.load() if cache else None
+        if arrays is None:
+            self._load(files, columns, renderer, limit, seed, progress)
+            if cache:
+                cache.save(self._arrays())
+        else:
+            self._restore(arrays)
+        self._warn()
 
     def __len__(self):
         return len(self._weights)
@@ -182,6 +200,8 @@ class PreferenceDataset(Dataset):
         self.report.kept = len(self)
         if not len(self):
             raise PreferenceDataError(f"no pair is left: {self.report}")
+
+    def _warn(self):
         if self.report.prompt_end_changed:
             logger.warning(
                 "%d of %d pairs: the prompt's last tokens alone are not those it has before an answer, because the "
@@ -191,6 +211,23 @@ class PreferenceDataset(Dataset):
                 self.report.prompt_end_changed,
                 self.report.rows,
             )
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Everything that was made of the files, for the cache."""
+        arrays = {"weights": self._weights}
+        for kind, stores in (("ids", self._ids), ("masks", self._masks)):
+            for part, store in stores.items():
+                arrays[f"{part}_{kind}"], arrays[f"{part}_{kind}_ends"] = store.arrays()
+        rest = {"names": self._names, "groups": self._groups, "report": asdict(self.report)}
+        return arrays | {"rest": np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8)}
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        for kind, stores in (("ids", self._ids), ("masks", self._masks)):
+            for part in stores:
+                stores[part] = Ragged.of(arrays[f"{part}_{kind}"], arrays[f"{part}_{kind}_ends"])
+        rest = json.loads(arrays["rest"].tobytes())
+        self._weights, self._names, self._groups = arrays["weights"], rest["names"], rest["groups"]
+        self.report = DataReport(**rest["report"])
 
     def _fit(self, pair: EncodedPair, sizes) -> bool:
         """Cut the prompt if that is wanted; False if the pair is still over a limit, which `drop` counts."""

@@ -62,7 +62,7 @@ class ParquetFile:
     """Rows are numbered from 0, as pandas and pyarrow number them."""
 
     def __init__(self, name, path):
-        self.name, self._path = name, path
+        self.name, self.path = name, path
         try:
             with pq.ParquetFile(path) as file:
                 self.rows = file.metadata.num_rows
@@ -79,7 +79,7 @@ class ParquetFile:
         keep[wanted] = True
         start = 0
         try:
-            with pq.ParquetFile(self._path) as file:
+            with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                     numbers = start + np.flatnonzero(keep[start : start + len(batch)])
                     for number, values in zip(numbers, batch.take(pa.array(numbers - start)).to_pylist()):
@@ -93,14 +93,14 @@ class ParquetFile:
             ) from error
 
     def _row_name(self, number):
-        return f"{self._path.name}:{number}"
+        return f"{self.path.name}:{number}"
 
 
 class JsonLinesFile:
     """One JSON object a line; blank lines are skipped, and lines are numbered from 1, as editors do."""
 
     def __init__(self, name, path):
-        self.name, self._path = name, path
+        self.name, self.path = name, path
         self.rows, self.columns, self.columns_at = 0, None, ""
         for number, line in self._lines():
             if not self.rows:
@@ -119,11 +119,11 @@ class JsonLinesFile:
             if row != next_row:
                 continue
             next_row = next(wanted, None)
-            yield Record(f"{self.name}, line {number}", f"{self._path.name}:{number}", *_parse(line))
+            yield Record(f"{self.name}, line {number}", f"{self.path.name}:{number}", *_parse(line))
 
     def _lines(self):
         # Split at b"\n" alone: str.splitlines would also cut at U+2028, which may stand unescaped inside JSON text.
-        with open(self._path, "rb") as file:
+        with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():

@@ -17,9 +17,20 @@ class Ragged:
         self._ends.append(len(self._values))
 
     def freeze(self):
-        self._values = np.array(self._values)
+        self._values, self._ends = np.array(self._values), np.array(self._ends)
         self._values.flags.writeable = False
-        self._ends = np.array(self._ends)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Once frozen: all values, and the ends of the sequences after a leading 0."""
+        return self._values, self._ends
+
+    @classmethod
+    def of(cls, values: np.ndarray, ends: np.ndarray):
+        """What `arrays` gave, as a frozen object again."""
+        ragged = cls(values.dtype.char)
+        ragged._values, ragged._ends = values, ends
+        ragged._values.flags.writeable = False
+        return ragged
 
     def __getitem__(self, index):
         return self._values[self._ends[index] : self._ends[index + 1]]

@@ -12,6 +12,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from verl_aiops.data import PreferenceDataset
+from verl_aiops.trainers.reference import default_cache_dir
 
 __all__ = ["PairOrder", "arrange", "load_pairs", "order_seed", "pair_batch", "pair_tokens"]
 
@@ -45,6 +46,8 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
         chosen_key=data.get("chosen_key", "chosen"),
         rejected_key=data.get("rejected_key", "rejected"),
         apply_chat_template_kwargs=OmegaConf.to_container(data.apply_chat_template_kwargs or OmegaConf.create({})),
+        # a look at the first rows is quick, and not worth a file
+        cache_dir=default_cache_dir("tokens") if limit is None else None,
     )
 
 

@@ -19,10 +19,10 @@ _SCHEMA = pa.schema([("pair", pa.binary()), ("chosen", pa.list_(pa.float32())), 
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def default_cache_dir() -> str:
-    """``$VERL_AIOPS_CACHE/reference``, or a folder under the user's cache directory."""
+def default_cache_dir(kind: str = "reference") -> str:
+    """``$VERL_AIOPS_CACHE/KIND``, or a folder under the user's cache directory."""
     root = os.environ.get("VERL_AIOPS_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "verl-aiops")
-    return os.path.join(root, "reference")
+    return os.path.join(root, kind)
 
 
 def weights_digest(folder: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from packaging.version import Version
@@ -68,23 +69,39 @@ def choose_backend(config: DictConfig, settings: PreferenceConfig) -> tuple[str,
     """The backend of a run, and why it is that one.
 
     Args:
-        config: a whole verl configuration; the model's own is read from its folder.
+        config: a whole verl configuration; the model configurations of the policy and of `reference_path` are
+            read from their folders.
         settings: the run's DPO settings, whose ``logprob_backend`` may be ``auto``.
 
     Raises:
-        ConfigError: ``shared_prompt`` is wanted and cannot be had.
+        ConfigError: ``shared_prompt`` is wanted and cannot be had, or a model's configuration cannot be read.
     """
     wanted = settings.logprob_backend
     if wanted == "rows":
         return wanted, "as set"
     model = config.actor_rollout_ref.model
-    folder = copy_to_local(model.path, use_shm=model.use_shm)
-    reason = why_not_shared(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code), config)
+    reasons = []
+    folders = {"actor_rollout_ref.model.path": model.path}
+    if getattr(settings, "reference_path", None):
+        folders[f"{settings.section}.reference_path"] = settings.reference_path
+    for key, path in folders.items():
+        folder = copy_to_local(path, use_shm=model.use_shm)
+        try:
+            loaded = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        except (OSError, ValueError) as error:
+            what = "" if os.path.isdir(folder) else "no such folder, and as a name on the hub "
+            raise ConfigError(f"{key}={path}: {what}its configuration cannot be loaded: {_one_line(error)}") from None
+        reasons.append(why_not_shared(loaded, config))
+    reason = next(filter(None, reasons), None)
     if reason is None:
         return "shared_prompt", "each prompt goes through the model once"
     if wanted == "shared_prompt":
         raise ConfigError(f"{settings.section}.logprob_backend=shared_prompt: {reason}. Set it to rows or auto.")
     return "rows", f"shared_prompt is not possible: {reason}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def settle_backend(config: DictConfig, settings: PreferenceConfig) -> list[str]:

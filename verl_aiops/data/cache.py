@@ -1,0 +1,83 @@
+"""Tokenised data on disk: read again instead of rendered again when nothing that decides about it has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+class TokenCache:
+    """Named arrays of one data set under a digest of everything that they follow from.
+
+    Args:
+        folder: where the files lie; made if needed. Files are written whole and renamed into place, so runs may share
+            it.
+        files: paths of the data; their contents count, not their names.
+        tokenizer: a fast transformers tokenizer. Slow ones cannot be told apart, and nothing is cached for them.
+        settings: everything else that decides, as plain values.
+    """
+
+    def __init__(self, folder: str, files: Sequence[Path], tokenizer, settings: Mapping[str, object]):
+        key = _key(files, tokenizer, settings)
+        self.path = None if key is None else Path(folder) / f"{key}.npz"
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """The arrays, or None if there are none that can be read."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            logger.warning(
+                "%s cannot be read (%s); the data is tokenised again and the file replaced", self.path, error
+            )
+            return None
+
+    def save(self, arrays: Mapping[str, np.ndarray]) -> None:
+        if self.path is None:
+            return
+        temporary = self.path.with_name(f".{os.getpid()}-{self.path.name}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(temporary, **arrays)
+            temporary.replace(self.path)
+        except OSError as error:  # a full or read-only disk is no reason to end a run that has its data
+            logger.warning("%s cannot be written (%s); the next run tokenises again", self.path, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _key(files, tokenizer, settings) -> str | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    digest = hashlib.sha256()
+    parts = {
+        "settings": settings,
+        "template": tokenizer.chat_template,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "versions": {name: importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")},
+    }
+    digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
+    digest.update(backend.to_str().encode())
+    # the rules of this package: files that read, check and render rows
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for path in files:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+        digest.update(path.name.encode())  # rows without an id are named after their file
+    return digest.hexdigest()[:32]
