@@ -1,12 +1,13 @@
-"""Our offline DPO trainer against TRL's DPOTrainer: same pairs, model, dtype, batch, optimizer; one process each.
+"""Our offline DPO trainer, in both log-prob backends, against TRL's DPOTrainer: same pairs, model, dtype and optimizer.
 
-    python benchmarks/bench_dpo.py --model models/SmolLM2-135M-Instruct
+    python benchmarks/bench_dpo.py --model models/SmolLM2-135M-Instruct         # prompts of 315, answers of 31 tokens
     python benchmarks/bench_dpo.py --model MODEL --pairs pairs.jsonl --batch 4 --steps 6 --out result.json
+    python benchmarks/bench_dpo.py --device cuda --model MODEL --prompt 1024 --answer 64 --batch 16 --steps 10
 
-Prints pairs/s, tokens/s and peak memory of the training process for ours (through verl's main_ppo, reference cached),
-TRL as it comes (live reference) and TRL with precomputed reference log-probs, the ratios, and the largest gap between
-their losses; exits 1 if the first losses differ by more than 1e-4. The first step of each is not timed. Needs the extra
-`trl`.
+Every run is a process of its own; the variants take turns for `--rounds` rounds, so that what else the machine does
+falls on all of them. Prints seconds a step (median of all rounds without each run's first step), peak memory of the
+training process, and how much slower each variant is than `ours`, with the lowest and highest ratio of any round.
+Exits 1 if the first losses differ by more than 1e-4 (bf16: 5e-3). Needs the extra `trl`.
 """
 
 from __future__ import annotations
@@ -17,175 +18,154 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-PAIRS = Path(__file__).resolve().parents[1] / "tests" / "data" / "trl_run" / "pairs.jsonl"
-AGREE = 1e-4
+from dpo_runs import VARIANTS, make_model, make_pairs, run
 
 
-def run_ours(arguments, folder: Path) -> dict:
-    """One run of main_ppo; times are those of whole steps, the Ray round trip included."""
-    metrics = folder / "ours.jsonl"
-    started = time.time()
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "verl.trainer.main_ppo",
-            "+verl_aiops=[dpo,cpu]" if arguments.device == "cpu" else "+verl_aiops=dpo",
-            f"data.train_files={arguments.pairs}",
-            "data.shuffle=False",
-            f"data.train_batch_size={arguments.batch}",
-            f"data.max_prompt_length={arguments.max_length}",
-            f"data.max_response_length={arguments.max_length}",
-            f"actor_rollout_ref.model.path={arguments.model}",
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={arguments.batch}",
-            "actor_rollout_ref.model.enable_gradient_checkpointing=False",
-            "trainer.n_gpus_per_node=1",
-            f"trainer.total_training_steps={arguments.steps}",
-            "trainer.logger=[file]",
-            "trainer.resume_mode=disable",
-            f"trainer.default_local_dir={folder / 'ours'}",
-            "algorithm.dpo.export_model=False",
-        ],
-        check=True,
-        cwd=folder,
-        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_AIOPS_CACHE": str(folder / "cache")},
-        stdout=subprocess.DEVNULL,
-    )
-    rows = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
-    rows = [row for row in rows if "actor/loss" in row]
-    return {
-        "losses": [row["actor/loss"] for row in rows],
-        "seconds": [row["timing_s/step"] for row in rows],
-        "tokens": [row["perf/total_num_tokens"] for row in rows],
-        "peak_gib": max(row["perf/max_memory_allocated_gb"] for row in rows),
-        "total_s": time.time() - started,
-    }
+def machine(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []:
+        if line.startswith("model name"):
+            return f"{os.cpu_count()} cores of {line.split(': ', 1)[1]}"
+    return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
-def run_trl(arguments, *, cached: bool) -> dict:
-    """The same steps by TRL, in a process of its own (this function is what the child runs)."""
+def needed_flops(model: str, prompt: int, answer: int) -> dict[str, float]:
+    """FLOPs per pair and step: 2 per parameter and token forward, 4 backward; the head where a label is."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model)
     import torch
-    from datasets import load_dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
-    class InFileOrder(DPOTrainer):
-        def _get_train_sampler(self, *args, **kwargs):
-            return SequentialSampler(self.train_dataset)
-
-    class Clock(TrainerCallback):
-        seconds: list[float] = []
-
-        def on_step_begin(self, *args, **kwargs):
-            self.started = time.perf_counter()
-
-        def on_step_end(self, *args, **kwargs):
-            self.seconds.append(time.perf_counter() - self.started)
-
-    on_cpu = arguments.device == "cpu"
-    if on_cpu:
-        torch.set_num_threads(os.cpu_count() or 1)
-    started = time.time()
-    dtype = torch.float32
-    trainer = InFileOrder(
-        model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, attn_implementation="sdpa"),
-        args=DPOConfig(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=arguments.batch,
-            max_steps=arguments.steps,
-            learning_rate=1e-6,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_length=2 * arguments.max_length,
-            beta=0.1,
-            precompute_ref_log_probs=cached,
-            gradient_checkpointing=False,
-            bf16=not on_cpu,
-            use_cpu=on_cpu,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        ),
-        train_dataset=load_dataset("json", data_files=str(arguments.pairs), split="train"),
-        processing_class=AutoTokenizer.from_pretrained(arguments.model),
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    if on_cpu:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    else:
-        peak = torch.cuda.max_memory_allocated() / 2**30
+    with torch.device("meta"):
+        total = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    head = config.vocab_size * config.hidden_size
+    body = total - head * (1 if config.tie_word_embeddings else 2)
+    both = 2 * answer
     return {
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "seconds": Clock.seconds,
-        "peak_gib": peak,
-        "total_s": time.time() - started,
+        "ours": 6 * body * (prompt + both) + 6 * head * both,
+        "ours, live reference": 8 * body * (prompt + both) + 8 * head * both,
+        "rows": 6 * body * (2 * prompt + both) + 6 * head * both,
+        "rows, live reference": 8 * body * (2 * prompt + both) + 8 * head * both,
+        "TRL": 8 * (body + head) * (2 * prompt + both),
+        "TRL, cached reference": 6 * (body + head) * (2 * prompt + both),
     }
 
 
-def _child(arguments, cached: bool, folder: Path) -> dict:
-    out = folder / f"trl-{cached}.json"
-    command = [sys.executable, __file__, "--model", arguments.model, "--pairs", str(arguments.pairs)]
-    command += ["--batch", str(arguments.batch), "--steps", str(arguments.steps), "--device", arguments.device]
-    command += ["--max-length", str(arguments.max_length), "--trl-child", "cached" if cached else "live"]
-    subprocess.run([*command, "--out", str(out)], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-    return json.loads(out.read_text())
+def matmul_ceiling() -> float:
+    """bfloat16 FLOP/s of large matrix products on this GPU."""
+    import time
+
+    import torch
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - started)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face folder")
-    parser.add_argument("--pairs", default=str(PAIRS), help="preference JSONL (default: the 32 pairs of the tests)")
+    parser.add_argument("--architecture", choices=("1.5b",), help="random weights of this size, tokenizer of --model")
+    parser.add_argument("--pairs", help="preference JSONL (default: random words of the lengths below)")
+    parser.add_argument("--prompt", type=int, default=315, help="tokens of a made prompt (default 315)")
+    parser.add_argument("--answer", type=int, default=31, help="tokens of each made answer (default 31)")
     parser.add_argument("--batch", type=int, default=4, help="pairs per optimizer step (default 4)")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps; the first is not timed (default 5)")
+    parser.add_argument("--micro-batch", type=int, help="pairs per forward pass (default: --batch)")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps; the first is not timed (default 4)")
+    parser.add_argument("--rounds", type=int, default=1, help="times each variant is run (default 1)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--max-length", type=int, default=1024, help="most tokens of a prompt, and of an answer")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--trl-attention", default="sdpa", help="attn_implementation of TRL's model (default sdpa)")
+    parser.add_argument("--overrides", nargs="*", default=[], help="more settings for main_ppo")
+    parser.add_argument("--verbose", action="store_true", help="show what main_ppo writes to stderr")
     parser.add_argument("--out", help="write the numbers as JSON")
-    parser.add_argument("--trl-child", choices=("live", "cached"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.model, arguments.pairs = (str(Path(p).resolve()) for p in (arguments.model, arguments.pairs))
-    if arguments.trl_child:
-        Path(arguments.out).write_text(json.dumps(run_trl(arguments, cached=arguments.trl_child == "cached")))
-        return 0
+    arguments.model = str(Path(arguments.model).resolve())
+    results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results = {"ours": run_ours(arguments, folder)}
-        results["TRL default"] = _child(arguments, False, folder)
-        results["TRL cached"] = _child(arguments, True, folder)
+        if arguments.architecture:
+            arguments.model = str(make_model(folder / "model", arguments.model, arguments.architecture))
+        made = arguments.pairs is None
+        if made:
+            from transformers import AutoTokenizer
+
+            arguments.pairs = str(folder / "pairs.jsonl")
+            tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+            count = arguments.batch * arguments.steps
+            make_pairs(Path(arguments.pairs), tokenizer, pairs=count, prompt=arguments.prompt, answer=arguments.answer)
+        arguments.pairs = str(Path(arguments.pairs).resolve())
+        for number in range(arguments.rounds):
+            turn = arguments.variants[number % len(arguments.variants) :] + arguments.variants
+            for variant in dict.fromkeys(turn):
+                result = run(variant, arguments, folder / f"{number}-{arguments.variants.index(variant)}")
+                results[variant].append(result)
+                seconds = statistics.median(result["seconds"][1:])
+                print(f"round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
+        flops = needed_flops(arguments.model, arguments.prompt, arguments.answer) if made else None
+    return report(arguments, results, flops)
+
+
+def report(arguments, results, flops) -> int:
     versions = {p: importlib.metadata.version(p) for p in ("verl", "trl", "torch", "transformers")}
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.device}; {versions}")
-    tokens = results["ours"]["tokens"]
-    ours = statistics.median(results["ours"]["seconds"][1:])
-    print(f"{'':<12} {'s/step':>8} {'pairs/s':>8} {'tokens/s':>9} {'peak GiB':>9} {'ours is':>9}")
-    for label, result in results.items():
-        seconds = statistics.median(result["seconds"][1:])
-        rate = statistics.median(t / s for t, s in zip(tokens[1:], result["seconds"][1:], strict=True))
-        ratio = "" if label == "ours" else f"{seconds / ours:8.2f}x"
-        speed = f"{seconds:8.2f} {arguments.batch / seconds:8.3f} {rate:9.0f}"
-        print(f"{label:<12} {speed} {result['peak_gib']:9.2f} {ratio:>9}")
-    gaps = {
-        label: max(abs(a - b) for a, b in zip(results["ours"]["losses"], result["losses"], strict=True))
-        for label, result in results.items()
-        if label != "ours"
-    }
-    print(f"largest gap between losses of a step: {', '.join(f'{k} {v:.1e}' for k, v in gaps.items())}")
+    ceiling = matmul_ceiling() if arguments.device == "cuda" and flops else None
+    print(f"{machine(arguments.device)}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
+    base = arguments.variants[0]
+
+    def step(result):
+        return statistics.median(result["seconds"][1:])
+
+    columns = ("s/step", "pairs/s", "peak GiB", f"/ {base}", "range", "FLOP law", "MFU")
+    widths = (8, 8, 9, 8, 13, 9, 6)
+    print(" ".join([" " * 22, *(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))]))
+    summary = {}
+    for variant, runs in results.items():
+        seconds = statistics.median(step(r) for r in runs)
+        ratios = [step(r) / step(b) for r, b in zip(runs, results[base], strict=True)]
+        peak = max(r["peak_gib"] for r in runs)
+        law = flops[variant] / flops[base] if flops else None
+        # useful work: what the result needs, whatever the variant really computes
+        mfu = flops["ours"] * arguments.batch / seconds / ceiling if ceiling else None
+        ratio, lowest, highest = statistics.median(ratios), min(ratios), max(ratios)
+        summary[variant] = {"s_per_step": seconds, "ratio": ratio, "ratio_range": [lowest, highest]}
+        summary[variant] |= {"peak_gib": peak, "flop_law": law, "useful_mfu": mfu}
+        cells = (
+            f"{seconds:.3f}",
+            f"{arguments.batch / seconds:.3f}",
+            f"{peak:.2f}",
+            f"{ratio:.2f}",
+            f"{lowest:.2f} to {highest:.2f}",
+            "" if law is None else f"{law:.2f}",
+            "" if mfu is None else f"{mfu:.1%}",
+        )
+        print(" ".join([f"{variant:<22}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]))
+    first = [r["losses"][0] for runs in results.values() for r in runs]
+    steps = min(len(r["losses"]) for runs in results.values() for r in runs)
+    at = [[r["losses"][i] for runs in results.values() for r in runs] for i in range(steps)]
+    gap = max(max(losses) - min(losses) for losses in at)
+    print(f"first losses {min(first):.6f} to {max(first):.6f}; widest gap between losses of a step {gap:.1e}")
     if arguments.out:
-        record = {"arguments": vars(arguments), "versions": versions, "cores": os.cpu_count(), **results}
-        Path(arguments.out).write_text(json.dumps(record, indent=1))
-    first = [result["losses"][0] for result in results.values()]
-    print(f"first losses: {', '.join(f'{loss:.6f}' for loss in first)}")
-    if max(first) - min(first) > AGREE:
-        print(f"the first losses do not agree to {AGREE}: the trainers did not do the same work", file=sys.stderr)
+        record = {"arguments": vars(arguments), "machine": machine(arguments.device), "versions": versions}
+        record |= {"matmul_flops": ceiling, "summary": summary, "runs": results}
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
+    allowed = 1e-4 if arguments.device == "cpu" else 5e-3
+    if max(first) - min(first) > allowed:
+        print(f"the first losses do not agree to {allowed}: the trainers did not do the same work", file=sys.stderr)
         return 1
     return 0
 

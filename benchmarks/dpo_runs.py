@@ -1,0 +1,217 @@
+"""One run of each DPO trainer on the same pairs, for the benchmarks: what it is given, and what is measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+__all__ = ["VARIANTS", "make_pairs", "make_model", "run"]
+
+# name in tables: (trainer, how the reference's log-probs come about)
+VARIANTS = {
+    "ours": ("shared_prompt", "cached"),
+    "ours, live reference": ("shared_prompt", "live"),
+    "rows": ("rows", "cached"),
+    "rows, live reference": ("rows", "live"),
+    "TRL": ("trl", "live"),
+    "TRL, cached reference": ("trl", "cached"),
+}
+
+
+def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, seed: int = 0) -> None:
+    """Chat pairs of random words whose prompts and answers have exactly so many tokens, template and end included."""
+    from verl_aiops.data import PreferenceDataset
+
+    rng = random.Random(seed)
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(
+        word
+        for word in (tokenizer.convert_tokens_to_string([token]) for token in vocabulary)
+        if word.startswith(" ") and word[1:].isascii() and word[1:].isalpha() and word[1:].islower()
+    )
+    words = [word for word in words if len(tokenizer.encode("a" + word * 2, add_special_tokens=False)) == 3]
+
+    def text(tokens):
+        return "a" + "".join(rng.choice(words) for _ in range(tokens - 1))
+
+    def row(prompt_words, answer_words):
+        sides = ((side, [{"role": "assistant", "content": text(answer_words)}]) for side in ("chosen", "rejected"))
+        return {"prompt": [{"role": "user", "content": text(prompt_words)}], **dict(sides)}
+
+    def lengths(rows):
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return PreferenceDataset(
+            str(path), tokenizer, max_prompt_length=None, max_response_length=None, progress=False
+        ).lengths
+
+    (of_prompt, of_answer, _) = lengths([row(10, 10)])[0] - 10
+    made = lengths([row(prompt - of_prompt, answer - of_answer) for _ in range(pairs)])
+    if not (made == [prompt, answer, answer]).all():
+        raise ValueError(f"the words do not tokenise one by one: lengths {made[:3].tolist()} for {prompt}, {answer}")
+
+
+def make_model(folder: Path, tokenizer_of: str, architecture: str) -> Path:
+    """A random model of a known architecture, with the tokenizer of another folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    sizes = {
+        # Qwen2.5-1.5B's config.json
+        "1.5b": {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        }
+    }
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    config = Qwen2Config(**sizes[architecture], eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(variant: str, arguments, folder: Path) -> dict:
+    """Losses, seconds of every step, peak memory (GiB) and total seconds of one run in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer, reference = VARIANTS[variant]
+    if trainer == "trl":
+        out = folder / "result.json"
+        request = {**vars(arguments), "cached": reference == "cached", "out": str(out)}
+        command = [sys.executable, __file__, json.dumps(request)]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        return json.loads(out.read_text())
+    return _ours(trainer, reference, arguments, folder)
+
+
+def _ours(backend: str, reference: str, arguments, folder: Path) -> dict:
+    """main_ppo; times are those of whole steps, the Ray round trip included."""
+    metrics = folder / "metrics.jsonl"
+    started = time.time()
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "verl.trainer.main_ppo",
+            "+verl_aiops=[dpo,cpu]" if arguments.device == "cpu" else "+verl_aiops=dpo",
+            f"data.train_files={arguments.pairs}",
+            "data.shuffle=False",
+            f"data.train_batch_size={arguments.batch}",
+            f"data.max_prompt_length={arguments.max_length}",
+            f"data.max_response_length={arguments.max_length}",
+            f"actor_rollout_ref.model.path={arguments.model}",
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={arguments.micro_batch or arguments.batch}",
+            "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+            "trainer.n_gpus_per_node=1",
+            f"trainer.total_training_steps={arguments.steps}",
+            "trainer.logger=[file]",
+            "trainer.resume_mode=disable",
+            f"trainer.default_local_dir={folder / 'out'}",
+            "algorithm.dpo.export_model=False",
+            f"algorithm.dpo.logprob_backend={backend}",
+            f"algorithm.dpo.reference={reference}",
+            *arguments.overrides,
+        ],
+        check=True,
+        cwd=folder,
+        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_AIOPS_CACHE": str(folder / "cache")},
+        stdout=subprocess.DEVNULL,
+        stderr=None if arguments.verbose else subprocess.DEVNULL,
+    )
+    rows = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    rows = [row for row in rows if "actor/loss" in row]
+    return {
+        "losses": [row["actor/loss"] for row in rows],
+        "seconds": [row["timing_s/step"] for row in rows],
+        "update_seconds": [row["timing_s/update_actor"] for row in rows],
+        "tokens": [row["perf/total_num_tokens"] for row in rows],
+        "peak_gib": max(row["perf/max_memory_allocated_gb"] for row in rows),
+        "total_s": time.time() - started,
+    }
+
+
+def _trl(request: dict) -> dict:
+    """The same steps by TRL; this is what the child process runs."""
+    import torch
+    from datasets import load_dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    class InFileOrder(DPOTrainer):
+        def _get_train_sampler(self, *args, **kwargs):
+            return SequentialSampler(self.train_dataset)
+
+    class Clock(TrainerCallback):
+        seconds: list[float] = []
+
+        def on_step_begin(self, *args, **kwargs):
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self.started)
+
+    on_cpu = request["device"] == "cpu"
+    if on_cpu:
+        torch.set_num_threads(os.cpu_count() or 1)
+    started = time.time()
+    micro = request["micro_batch"] or request["batch"]
+    trainer = InFileOrder(
+        model=AutoModelForCausalLM.from_pretrained(
+            request["model"], dtype=torch.float32, attn_implementation=request["trl_attention"]
+        ),
+        args=DPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=request["batch"] // micro,
+            max_steps=request["steps"],
+            learning_rate=1e-6,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_length=2 * request["max_length"],
+            beta=0.1,
+            precompute_ref_log_probs=request["cached"],
+            gradient_checkpointing=False,
+            bf16=not on_cpu,
+            use_cpu=on_cpu,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=load_dataset("json", data_files=str(request["pairs"]), split="train"),
+        processing_class=AutoTokenizer.from_pretrained(request["model"]),
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    if on_cpu:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    else:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    return {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "seconds": Clock.seconds,
+        "peak_gib": peak,
+        "total_s": time.time() - started,
+    }
+
+
+if __name__ == "__main__":
+    wanted = json.loads(sys.argv[1])
+    Path(wanted["out"]).write_text(json.dumps(_trl(wanted)))
