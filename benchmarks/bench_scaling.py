@@ -1,0 +1,330 @@
+"""How a DPO step scales with prompt, answer, vocabulary, pairs and workers, in both log-prob backends.
+
+    python benchmarks/bench_scaling.py --out benchmarks/results/scaling_cpu
+    python benchmarks/bench_scaling.py --device cuda --size 1.5b --out benchmarks/results/scaling_gpu
+
+Each point is a step (forward, backward, optimizer; cached reference) of verl's training worker with our engine on
+random pairs, outside Ray, so that the two backends are compared and nothing else. One dimension varies at a time; a
+point is the median of `--repeats` steps. Writes OUT.json and OUT.png: measured pairs/s, peak memory (GPU), and what the
+FLOP law says, fitted through the base point of `rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+from bench_dpo import machine
+
+BACKENDS = ("shared_prompt", "rows")
+SIZES = {
+    # hidden, intermediate, layers, heads, key-value heads, vocabulary
+    "small": (256, 768, 6, 4, 2, 32_000),
+    "135m": (576, 1536, 30, 9, 3, 49_152),
+    "1.5b": (1536, 8960, 28, 12, 2, 151_936),
+}
+RANGES = {
+    "cpu": {
+        "prompt": [32, 64, 128, 256, 512, 1024],
+        "answer": [8, 16, 32, 64, 128, 256],
+        "vocabulary": [4_000, 16_000, 32_000, 64_000, 128_000],
+        "pairs": [1, 2, 4, 8, 16],
+        "workers": [1, 2],
+    },
+    "cuda": {
+        "prompt": [64, 256, 1024, 2048, 4096],
+        "answer": [16, 64, 256, 1024],
+        "vocabulary": [16_000, 64_000, 151_936],
+        "pairs": [1, 4, 8, 16],
+        "workers": [1, 2, 4],
+    },
+}
+
+
+def make_model(folder: Path, size: str, vocabulary: int) -> tuple[Path, int, int]:
+    """A random Qwen2 in `folder`; also the parameters of its body and of its head."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+
+    hidden, inner, layers, heads, kv_heads, _ = SIZES[size]
+    config = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    total = sum(p.numel() for p in model.parameters())
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
+    return folder, total - vocabulary * hidden, vocabulary * hidden
+
+
+def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> float:
+    """FLOPs of a pair's training step without attention."""
+    return 6 * body * ((1 if backend == "shared_prompt" else 2) * prompt + 2 * answer) + 6 * head * 2 * answer
+
+
+def build_worker(model: str, device: str, micro_pairs: int):
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+    from verl.workers.engine_workers import TrainingWorker
+
+    from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+    from verl_aiops.trainers.objective import PreferenceObjective
+
+    dtype = "fp32" if device == "cpu" else "bf16"
+    worker = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type=PREFERENCE_MODEL_TYPE,
+            model_config=HFModelConfig(
+                path=model,
+                use_remove_padding=False,
+                enable_gradient_checkpointing=False,
+                override_config={"attn_implementation": "sdpa"},
+            ),
+            engine_config=FSDPEngineConfig(
+                strategy="fsdp2",
+                use_torch_compile=False,
+                mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+                use_dynamic_bsz=False,
+                micro_batch_size_per_gpu=micro_pairs,
+                max_token_len_per_gpu=0,
+                infer_micro_batch_size_per_gpu=micro_pairs,
+                infer_max_token_len_per_gpu=0,
+            ),
+            optimizer_config=FSDPOptimizerConfig(lr=1e-6, weight_decay=0.0, clip_grad=1.0, total_training_steps=1000),
+            checkpoint_config=CheckpointConfig(),
+        )
+    )
+    worker.reset()
+    worker.set_loss_fn(PreferenceObjective(loss_settings={"beta": 0.1}))
+    return worker
+
+
+def batch(point: dict, backend: str, world: int, rank: int):
+    """This rank's share of a step on random pairs."""
+    from verl.utils import tensordict_utils as tu
+
+    from verl_aiops.trainers.pairs import pair_batch
+
+    g = torch.Generator().manual_seed(0)
+
+    def ids(length):
+        return torch.randint(2, point["vocabulary"], (length,), generator=g)
+
+    examples, references = [], []
+    for _ in range(point["pairs"]):
+        answers = {f"{side}_ids": ids(point["answer"]) for side in ("chosen", "rejected")}
+        masks = {f"{side}_mask": torch.ones(point["answer"]) for side in ("chosen", "rejected")}
+        examples.append({"prompt_ids": ids(point["prompt"]), "weight": 1.0, **answers, **masks})
+        references.append((torch.full((point["answer"],), -10.0),) * 2)
+    whole = pair_batch(
+        examples,
+        mini_pairs=point["pairs"],
+        reference=references,
+        ranks=world,
+        logprob_backend=backend,
+        use_dynamic_bsz=False,
+        micro_batch_size_per_gpu=point["pairs"] // world,
+        max_token_len_per_gpu=0,
+        use_remove_padding=False,
+    )
+    part = tu.chunk_tensordict(whole, world)[rank]
+    tu.assign_non_tensor(
+        part, mini_batch_size=2 * point["pairs"], epochs=1, seed=0, dataloader_kwargs={"shuffle": False}
+    )
+    return part
+
+
+def measure(rank: int, world: int, port: int, model: str, device: str, points: list[dict], repeats: int, results):
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank if device == "cuda" else 0),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if device == "cpu":
+        os.environ |= {"VERL_PLATFORM": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    # what goes wrong comes back through the queue
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    try:
+        import verl  # noqa: F401  (loads the plug-in)
+
+        measured = []
+        for point in points:
+            values: dict = {}
+            for name in BACKENDS:
+                # one model at a time: its memory is measured, and its attention implementation stays with it
+                worker = build_worker(model, device, point["pairs"] // world)
+                seconds, peak = [], None
+                for repeat in range(repeats + 1):
+                    part = batch(point, name, world, rank)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                        torch.cuda.reset_peak_memory_stats()
+                    started = time.perf_counter()
+                    worker.train_mini_batch(part)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                        peak = torch.cuda.max_memory_allocated() / 2**30
+                    if repeat:  # the first warms up
+                        seconds.append(time.perf_counter() - started)
+                values[name] = {"seconds": seconds, "peak_gib": peak}
+                del worker
+                gc.collect()
+            measured.append(values)
+        results.put((rank, "ok", measured))
+    except BaseException:
+        results.put((rank, "error", traceback.format_exc()))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def run_points(model: str, device: str, world: int, points: list[dict], repeats: int) -> list[dict]:
+    """What rank 0 measured at each point; the slowest rank sets everybody's pace."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=measure, args=(rank, world, port, model, device, points, repeats, results))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        answers = sorted((results.get(timeout=3000) for _ in processes), key=lambda a: a[0])
+    finally:
+        for process in processes:
+            process.join(timeout=30)
+            process.kill()
+    for rank, state, answer in answers:
+        if state != "ok":
+            raise SystemExit(f"rank {rank}:\n{answer}")
+    return answers[0][2]
+
+
+def plot(record: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dimensions = list(record["points"])
+    memory = record["device"] == "cuda"
+    figure, axes = pyplot.subplots(
+        1 + memory, len(dimensions), figsize=(3.4 * len(dimensions), 3.2 * (1 + memory)), squeeze=False
+    )
+    styles = {"shared_prompt": ("#0072B2", "o"), "rows": ("#D55E00", "s")}
+    labels = {"prompt": "prompt tokens", "answer": "answer tokens", "vocabulary": "vocabulary", "pairs": "pairs a step"}
+    for column, dimension in enumerate(dimensions):
+        points = record["points"][dimension]
+        at = [p[dimension] for p in points]
+        for name, (colour, marker) in styles.items():
+            rates = [p["pairs"] / statistics.median(p[name]["seconds"]) for p in points]
+            axes[0][column].plot(at, rates, color=colour, marker=marker, label=name)
+            law = [p["law"][name] for p in points]
+            axes[0][column].plot(at, law, color=colour, linestyle=":", linewidth=1, label=f"{name}, FLOP law")
+            if memory:
+                axes[1][column].plot(at, [p[name]["peak_gib"] for p in points], color=colour, marker=marker)
+        for row in axes[: 1 + memory, column]:
+            row.set_xscale("log", base=2)
+            row.set_xticks(at, [f"{a:,}" for a in at], rotation=45)
+            row.minorticks_off()
+            row.set_ylim(bottom=0)
+            row.grid(alpha=0.3)
+            row.set_xlabel(labels.get(dimension, dimension))
+    axes[0][0].set_ylabel("pairs/s")
+    if memory:
+        axes[1][0].set_ylabel("peak memory, GiB")
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper center", ncol=4, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--size", choices=SIZES, default="small", help="architecture of the random model")
+    parser.add_argument("--prompt", type=int, help="base point (default 256; GPU 1024)")
+    parser.add_argument("--answer", type=int, help="base point (default 32; GPU 64)")
+    parser.add_argument("--pairs", type=int, default=4, help="base point (default 4)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each backend and point (default 5)")
+    parser.add_argument("--dimensions", nargs="+", choices=RANGES["cpu"], default=list(RANGES["cpu"]))
+    parser.add_argument("--out", required=True, help="OUT.json and OUT.png are written")
+    arguments = parser.parse_args()
+    gpu = arguments.device == "cuda"
+    base = {
+        "prompt": arguments.prompt or (1024 if gpu else 256),
+        "answer": arguments.answer or (64 if gpu else 32),
+        "vocabulary": SIZES[arguments.size][-1],
+        "pairs": arguments.pairs,
+        "workers": 1,
+    }
+    out = Path(arguments.out)
+    versions = {p: importlib.metadata.version(p) for p in ("verl", "torch", "transformers")}
+    record = {"machine": machine(arguments.device), "device": arguments.device, "versions": versions, "base": base}
+    record |= {"size": arguments.size, "repeats": arguments.repeats, "points": {}}
+    with tempfile.TemporaryDirectory() as name:
+        models: dict[int, tuple] = {}
+        for dimension in arguments.dimensions:
+            values = RANGES[arguments.device][dimension]
+            if dimension == "workers":
+                values = [v for v in values if v <= (torch.cuda.device_count() if gpu else os.cpu_count() or 1)]
+            points = [base | {dimension: value} for value in values]
+            for point in points:
+                size = point["vocabulary"]
+                if size not in models:
+                    models[size] = make_model(Path(name) / str(size), arguments.size, size)
+                model, body, head = models[size]
+                point |= run_points(str(model), arguments.device, point["workers"], [point], arguments.repeats)[0]
+                point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in BACKENDS}
+                times = {b: statistics.median(point[b]["seconds"]) for b in BACKENDS}
+                print(
+                    f"{dimension} {point[dimension]:>7,}: "
+                    + ", ".join(f"{b} {point['pairs'] / t:.2f} pairs/s" for b, t in times.items())
+                    + f", ratio {times['rows'] / times['shared_prompt']:.2f}"
+                    + f" (FLOP law {point['flops']['rows'] / point['flops']['shared_prompt']:.2f})",
+                    flush=True,
+                )
+            # one rate of FLOP/s for all points, that of the rows at the base point
+            at_base = min(points, key=lambda p: abs(p[dimension] - base[dimension]))
+            rate = at_base["flops"]["rows"] * at_base["pairs"] / statistics.median(at_base["rows"]["seconds"])
+            for point in points:
+                scale = point["workers"] if gpu else 1
+                point["law"] = {b: scale * rate / point["flops"][b] for b in BACKENDS}
+            record["points"][dimension] = points
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(record, out.with_suffix(".png"))
+    print(f"{out.with_suffix('.json')}, {out.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
