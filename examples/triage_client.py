@@ -4,7 +4,7 @@
     python examples/triage_client.py incidents.jsonl --endpoint http://host:8000/v1 --model NAME --taxonomy names.json
     python examples/triage_client.py incidents.jsonl --endpoint http://host:8000/v1 --model NAME --schema --id my-17
 
-One JSON object per incident: id, service, incident_type (null where the model gave no usable verdict), and what it
+docs/12-serving.md shows how to start a server. One JSON object per incident: id, service, incident_type (null where the model gave no usable verdict), and what it
 wrote in round 1 under analysis. Incidents need no answer of their own here: `service` and `incident_type` may be left
 out. With a taxonomy (see `verl-aiops simulate --taxonomy-out`) the prompt lists the names to choose from. The key, if
 the server wants one, is read from the environment variable OPENAI_API_KEY.
@@ -40,7 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         "--max-chars", type=int, default=1200, help="trim incident data (default %(default)s; 0: whole)"
     )
     parser.add_argument("--round-tokens", default="320,64", help="tokens of each round (default %(default)s)")
-    parser.add_argument("--schema", action="store_true", help="constrain round 2 to the answer's JSON schema")
+    parser.add_argument(
+        "--schema",
+        action="store_true",
+        help="constrain round 2 to the answer's JSON, and to the names that the prompt lists",
+    )
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds per request (default %(default)s)")
     args = parser.parse_args(argv)
     try:
@@ -60,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"triage_client: error: {error}", file=sys.stderr)
         return 2
-    answered = []
+    answered, unconstrained = [], []
 
     def done(job: Job, made: Generation) -> None:
         answer = parse_answer(made.rounds[-1]) if made.error is None else parse_answer(None)
@@ -69,9 +73,21 @@ def main(argv: list[str] | None = None) -> int:
         line["analysis"] = "\n".join(made.rounds[:-1]) if made.error is None else None
         line["error"] = made.error
         answered.append(answer.ok)
+        if made.error is None and not answer.ok:
+            unconstrained.append(job.question.id)
         print(json.dumps(line, ensure_ascii=False), flush=True)
 
-    backend.generate([Job(question, 0, 0) for question in questions], done)
+    try:
+        backend.generate([Job(question, 0, 0) for question in questions], done)
+    except EvaluationError as error:
+        print(f"triage_client: error: {error}", file=sys.stderr)
+        return 2
+    if args.schema and unconstrained:
+        print(
+            f"triage_client: {len(unconstrained)} answers are no verdict in spite of --schema, such as that to "
+            f"{unconstrained[0]}: the server ignores response_format, or round 2 ran out of tokens (--round-tokens)",
+            file=sys.stderr,
+        )
     return 0 if all(answered) else 1
 
 
@@ -102,9 +118,16 @@ def _question(row: dict, systems: Taxonomy | None, max_chars: int) -> Question:
     incident = Incident.from_dict({**row, **hidden, "evidence": None})
     options = PromptOptions(budget=max_chars, show_candidates=systems is not None, max_candidates=0)
     case = build_case(incident, system, options)
-    later = tuple(message["content"] for message in case.rounds[1:])
     return Question(
-        incident.id, incident.id, incident.source, incident.lang, None, tuple(case.opening), later, case.text, {}
+        id=incident.id,
+        group=incident.id,
+        source=incident.source,
+        lang=incident.lang,
+        difficulty=None,
+        messages=tuple(case.opening),
+        rounds=tuple(message["content"] for message in case.rounds[1:]),
+        incident_text=case.text,
+        ground_truth={"candidates": case.ground_truth["candidates"]},
     )
 
 

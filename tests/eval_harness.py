@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import threading
 import time
@@ -126,3 +127,19 @@ def oracle(questions, *, round1=quoting, round2=right_answer):
         return 200, completion((round1 if len(body["messages"]) == 1 else round2)(question))
 
     return reply
+
+
+def verl_run(folder, model):
+    """`folder` as a run of one process leaves it: one checkpoint, global_step_4, of a bfloat16 model; returns it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    actor = folder / "global_step_4" / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    for file in model.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, actor / "huggingface")
+    weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    torch.save(weights.state_dict(), actor / "model_world_size_1_rank_0.pt")
+    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 1}))
+    return folder

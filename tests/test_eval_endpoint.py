@@ -15,6 +15,8 @@ from verl_aiops.evaluation import endpoint as endpoint_module
 from verl_aiops.evaluation.endpoint import EndpointBackend, EndpointOptions
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Job, SamplingOptions
+from verl_aiops.evaluation.questions import offered_names
+from verl_aiops.evaluation.rename import rename_questions
 from verl_aiops.evaluation.run import Plan, evaluate
 from verl_aiops.incidents import Simulator, simulator_source, write_incidents
 from verl_aiops.rollout.settings import ANSWER_SCHEMA
@@ -77,6 +79,10 @@ def test_one_round_of_the_direct_style():
     assert len(server.requests) == 2 and "authorization" not in server.headers[0]
 
 
+def schema_of(request):
+    return request["response_format"]["json_schema"]["schema"]
+
+
 def test_only_the_last_round_is_constrained(questions):
     with serving(oracle(questions)) as server:
         only(
@@ -87,9 +93,77 @@ def test_only_the_last_round_is_constrained(questions):
         )
     first, second = server.requests
     assert "response_format" not in first and second["response_format"]["type"] == "json_schema"
-    assert second["response_format"]["json_schema"]["schema"] == ANSWER_SCHEMA
+    assert second["response_format"]["json_schema"]["strict"] is True
     assert first["chat_template_kwargs"] == second["chat_template_kwargs"] == {"enable_thinking": False}
     assert first["max_tokens"] == 448 and second["max_tokens"] == 64
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("style", ["two_round", "direct"])
+def test_the_schema_takes_the_names_that_the_prompt_lists_and_no_others(lang, style):
+    listing = questions_of(3, lang=lang, style=style, max_candidates=4)
+    with serving(oracle(listing, round1=right_answer)) as server:
+        generate(server.url, listing, schema=True, concurrency=1)
+    constrained = [request for request in server.requests if "response_format" in request]
+    assert len(constrained) == 3
+    for question, request in zip(listing, constrained):
+        fields = schema_of(request)["properties"]
+        names = {name: field["enum"] for name, field in fields.items()}
+        assert names == question.ground_truth["candidates"] and len(names["service"]) == 4
+        assert all(name in request["messages"][-1]["content"] for listed in names.values() for name in listed)
+        assert schema_of(request) | {"properties": ANSWER_SCHEMA["properties"]} == ANSWER_SCHEMA
+
+
+@pytest.mark.parametrize("style", ["two_round", "direct"])
+def test_the_schema_takes_any_name_where_the_prompt_lists_none(style):
+    silent = questions_of(2, style=style, show_candidates=False)
+    assert silent[0].ground_truth["candidates"]["service"]  # known, but not shown
+    with serving(oracle(silent, round1=right_answer)) as server:
+        generate(server.url, silent, schema=True)
+    assert [schema_of(r) for r in server.requests if "response_format" in r] == [ANSWER_SCHEMA] * 2
+
+
+def test_renamed_questions_offer_the_new_names(questions):
+    renamed, _ = rename_questions(questions, seed=1)
+    assert renamed
+    for question in renamed:
+        before = next(q for q in questions if q.id == question.id)
+        assert offered_names(question) == question.ground_truth["candidates"] != before.ground_truth["candidates"]
+
+
+REFUSALS = [400, 404, 422, 501]
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_server_that_refuses_the_schema_ends_the_run_at_once(questions, status):
+    def reply(body, number):
+        if "response_format" in body:
+            return status, {"error": "Grammar-based generation is not supported"}
+        return oracle(questions)(body, number)
+
+    with serving(reply) as server, pytest.raises(EvaluationError) as refused:
+        generate(server.url, questions, schema=True, concurrency=1)
+    # round 1, the refused round 2, and the same without the schema
+    assert len(server.requests) == 3
+    assert f"--schema: the server refuses response_format json_schema, and answers without it ({questions[0].id}: " in (
+        str(refused.value)
+    )
+    assert f"HTTP {status}" in str(refused.value) and "Grammar-based generation" in str(refused.value)
+
+
+def test_a_refusal_that_the_schema_has_no_part_in_fails_its_row_alone(questions):
+    bad = questions[1].messages[0]["content"]
+
+    def reply(body, number):
+        second = len(body["messages"]) > 1
+        if second and body["messages"][0]["content"] == bad:
+            return 400, {"error": "longer than the context"}
+        return oracle(questions)(body, number)
+
+    with serving(reply) as server:
+        made = generate(server.url, questions, schema=True)
+    assert [q.id for q in questions if made[q.id].error] == [questions[1].id]
+    assert "longer than the context" in made[questions[1].id].error
 
 
 def test_concurrency_is_bounded_and_used(questions):
@@ -437,15 +511,27 @@ def test_the_triage_client_prints_verdicts(client, tmp_path, capsys):
         last = [r for r in server.requests if len(r["messages"]) > 1]
         system = simulator_taxonomy().systems[incident["source"]]
         for request in last:
-            assert request["response_format"]["json_schema"]["schema"] == ANSWER_SCHEMA
+            fields = schema_of(request)["properties"]
+            assert sorted(fields["service"]["enum"]) == sorted(system.services)
+            assert sorted(fields["incident_type"]["enum"]) == sorted(system.incident_types)
             assert all(name in request["messages"][-1]["content"] for name in system.services)
         assert client.main([*arguments, "--id", "mine"]) == 0
         assert "response_format" not in server.requests[-1] and "Services:" not in str(server.requests[-1])
         assert client.main([*arguments, "--id", "other"]) == 2
+        assert client.main([*arguments, "--id", "mine", "--schema"]) == 0
+        assert schema_of(server.requests[-1]) == ANSWER_SCHEMA
         server.reply = lambda body, number: (200, completion("no verdict"))
         capsys.readouterr()
         assert client.main([*arguments, "--id", "mine"]) == 1
-        assert json.loads(capsys.readouterr().out)["service"] is None
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["service"] is None and shown.err == ""
+        assert client.main([*arguments, "--id", "mine", "--schema"]) == 1
+        assert "no verdict in spite of --schema, such as that to mine" in capsys.readouterr().err
+        server.reply = lambda body, number: (400, "no grammar") if "response_format" in body else reply(body, number)
+        assert client.main([*arguments, "--schema"]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.count("\n") == 1
+        assert "triage_client: error: --schema: the server refuses response_format" in shown.err
     assert client.main([str(tmp_path / "none.jsonl"), "--endpoint", "http://h/v1", "--model", "m"]) == 2
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from eval_harness import questions_of
+from eval_harness import questions_of, verl_run
 from omegaconf import OmegaConf
 from tiny import CHATML, make_tiny_model, make_tokenizer
 
@@ -205,17 +205,7 @@ def test_weights_that_cannot_be_used(tmp_path, questions):
 def run_folder(tmp_path, tiny_model_dir):
     """What verl leaves of one process: a run with one checkpoint, bfloat16 so that merging changes nothing."""
     model = make_tiny_model(tmp_path / "plain", dtype="bfloat16", seed=5)
-    actor = tmp_path / "run" / "global_step_4" / "actor"
-    (actor / "huggingface").mkdir(parents=True)
-    for file in model.iterdir():
-        if file.suffix != ".safetensors":
-            shutil.copy(file, actor / "huggingface")
-    from transformers import AutoModelForCausalLM
-
-    weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    torch.save(weights.state_dict(), actor / "model_world_size_1_rank_0.pt")
-    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 1}))
-    return tmp_path / "run"
+    return verl_run(tmp_path / "run", model)
 
 
 def test_a_checkpoint_of_verl_answers_as_the_model_that_it_is(run_folder, questions, tmp_path):

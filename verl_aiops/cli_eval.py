@@ -108,7 +108,11 @@ def _endpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--api-key-env", metavar="NAME", help=f"environment variable with the key (default {API_KEY_ENV}, if it is set)"
     )
-    group.add_argument("--schema", action="store_true", help="constrain the last round by response_format")
+    group.add_argument(
+        "--schema",
+        action="store_true",
+        help="constrain the last round to the answer's JSON (response_format), and to the names that the prompt lists",
+    )
     group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="per request (default %(default)s)")
     group.add_argument(
         "--deadline", type=float, default=600.0, metavar="S", help="per answer with all retries (default %(default)s)"
@@ -195,7 +199,8 @@ def _backend(args: argparse.Namespace, options: SamplingOptions) -> tuple[dict[s
             attempts=args.attempts,
             schema=args.schema,
         )
-        settings = {"endpoint": endpoint.chat_url, "model": args.model, "schema": args.schema}
+        schema = "listed names" if args.schema else False
+        settings = {"endpoint": endpoint.chat_url, "model": args.model, "schema": schema}
         return settings, lambda: EndpointBackend(endpoint, options)
     for name in ("api_key_env", "schema"):
         if getattr(args, name):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Done, Generation, Job, SamplingOptions, budgets_of
-from verl_aiops.evaluation.questions import Question
+from verl_aiops.evaluation.questions import Question, offered_names
 
 if TYPE_CHECKING:
     import aiohttp
@@ -25,12 +25,14 @@ __all__ = ["EndpointBackend", "EndpointOptions"]
 LONGEST_WAIT_S = 30.0
 LONGEST_REPLY = 4 << 20
 _AGAIN = (408, 409, 425, 429)
+_NEVER_AGAIN = 501  # not implemented
 
 
 @dataclass(frozen=True)
 class EndpointOptions:
     """``url`` is the base, up to ``/v1``; ``timeout_s`` bounds a request, ``deadline_s`` a whole conversation with its
-    retries; ``schema`` constrains the last round to the answer's JSON schema (``response_format``).
+    retries; ``schema`` constrains the last round to the answer's JSON schema (``response_format``), whose fields may
+    only take the names that the prompt lists, where it lists any.
 
     Raises:
         EvaluationError: a setting that cannot work.
@@ -68,11 +70,12 @@ class EndpointOptions:
 
 
 class _Fault(Exception):
-    """One attempt's reason; ``again``: whether another attempt may do better; ``wait_s``: what the server asks for."""
+    """One attempt's reason; ``again``: whether another attempt may do better; ``wait_s``: what the server asks for;
+    ``status``: of the HTTP reply, where that was at fault."""
 
-    def __init__(self, reason: str, again: bool, wait_s: float = 0.0):
+    def __init__(self, reason: str, again: bool, wait_s: float = 0.0, status: int | None = None):
         super().__init__(reason)
-        self.again, self.wait_s = again, wait_s
+        self.again, self.wait_s, self.status = again, wait_s, status
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class EndpointBackend:
             self._budgets(question)
 
     def generate(self, jobs: Sequence[Job], done: Done) -> None:
+        """As `Backend`.
+
+        Raises:
+            EvaluationError: the server takes no JSON schema, though ``schema`` asks for it.
+        """
         asyncio.run(self._generate(jobs, done))
 
     async def _generate(self, jobs: Sequence[Job], done: Done) -> None:
@@ -134,11 +142,13 @@ class EndpointBackend:
             if at:
                 messages.append({"role": "assistant", "content": rounds[-1]})
                 messages.append({"role": "user", "content": job.question.rounds[at - 1]})
+            payload = self._payload(messages, budget, job.seed)
+            constraint = self._constraint(job.question) if at + 1 == len(budgets) else {}
             try:
-                reply = await self._ask(
-                    session, self._payload(messages, budget, job.seed, at + 1 == len(budgets)), deadline
-                )
+                reply = await self._ask(session, payload | constraint, deadline)
             except _Fault as fault:
+                if constraint and fault.status is not None and not fault.again:
+                    await self._blame_constraint(session, payload, deadline, f"{job.question.id}: {fault}")
                 error = str(fault)
                 self._down = self._down or fault.again
                 break
@@ -153,7 +163,7 @@ class EndpointBackend:
         # the server puts the instructions between the rounds into the prompt, where they cost the answers nothing
         return budgets_of(question, self.options, [0] * len(question.rounds))
 
-    def _payload(self, messages: list[dict[str, str]], budget: int, seed: int, last: bool) -> dict[str, Any]:
+    def _payload(self, messages: list[dict[str, str]], budget: int, seed: int) -> dict[str, Any]:
         payload: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": messages,
@@ -165,12 +175,36 @@ class EndpointBackend:
         }
         if self.options.chat_template_kwargs:
             payload["chat_template_kwargs"] = dict(self.options.chat_template_kwargs)
-        if last and self.endpoint.schema:
-            from verl_aiops.rollout.settings import ANSWER_SCHEMA
-
-            schema = {"name": "verdict", "strict": True, "schema": ANSWER_SCHEMA}
-            payload["response_format"] = {"type": "json_schema", "json_schema": schema}
         return payload
+
+    def _constraint(self, question: Question) -> dict[str, Any]:
+        """What the request for the verdict has besides."""
+        if not self.endpoint.schema:
+            return {}
+        from verl_aiops.rollout.settings import answer_schema
+
+        schema = {"name": "verdict", "strict": True, "schema": answer_schema(offered_names(question))}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+    async def _blame_constraint(
+        self, session: aiohttp.ClientSession, payload: dict[str, Any], deadline: float, fault: str
+    ) -> None:
+        """Ask once more without the schema after a refusal: whether it was the schema that the server refused.
+
+        Raises:
+            EvaluationError: it was. Every other conversation would fail in the same way.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        try:
+            await self._post(session, payload, min(self.endpoint.timeout_s, left))
+        except _Fault:
+            return
+        raise EvaluationError(
+            f"--schema: the server refuses response_format json_schema, and answers without it ({fault}). Serve the "
+            "model with a grammar backend (docs/12-serving.md), or leave --schema out."
+        )
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -193,7 +227,9 @@ class EndpointBackend:
                 wait = min(self.endpoint.backoff_s * 2 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
                 wait = max(wait, fault.wait_s)
                 if not fault.again or attempt == attempts or time.monotonic() + wait >= deadline:
-                    raise _Fault(f"{fault} (attempt {attempt} of {attempts})", fault.again) from None
+                    raise _Fault(
+                        f"{fault} (attempt {attempt} of {attempts})", fault.again, status=fault.status
+                    ) from None
             await asyncio.sleep(wait)
 
     async def _post(self, session: aiohttp.ClientSession, payload: dict[str, Any], seconds: float) -> _Reply:
@@ -208,9 +244,10 @@ class EndpointBackend:
             ) as response:
                 body = await self._body(response)
                 if response.status != 200:
-                    again = response.status >= 500 or response.status in _AGAIN
+                    again = response.status >= 500 and response.status != _NEVER_AGAIN or response.status in _AGAIN
                     reason = f"HTTP {response.status}: {self._beginning(body)}"
-                    raise _Fault(reason, again, _seconds(response.headers.get("Retry-After")))
+                    wait_s = _seconds(response.headers.get("Retry-After"))
+                    raise _Fault(reason, again, wait_s, response.status)
         except asyncio.TimeoutError:  # noqa: UP041 - another class than TimeoutError in Python 3.10
             raise _Fault(f"no reply within {seconds:.1f} s", True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:

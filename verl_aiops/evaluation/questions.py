@@ -12,9 +12,10 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.incidents import IncidentSource, PromptOptions, iter_cases
 from verl_aiops.incidents.build import UNKNOWN_DIFFICULTY
+from verl_aiops.incidents.prompts import Candidates, lists_candidates
 from verl_aiops.rewards.truth import read_ground_truth
 
-__all__ = ["Question", "fingerprint", "incident_questions", "read_rl_questions", "sampled"]
+__all__ = ["Question", "fingerprint", "incident_questions", "offered_names", "read_rl_questions", "sampled"]
 
 Message = dict[str, str]
 DIFFICULTY = "extra_info.difficulty"
@@ -38,6 +39,18 @@ class Question:
     rounds: tuple[str, ...]
     incident_text: str
     ground_truth: dict[str, Any]
+
+
+def offered_names(question: Question) -> dict[str, list[str]]:
+    """The names that the last message lists to choose from, by field; nothing where it lists none.
+
+    The ground truth knows candidates also where the prompt does not list them.
+    """
+    known = question.ground_truth.get("candidates") or {}
+    names = {field: list(known.get(field) or ()) for field in ("service", "incident_type")}
+    last = question.rounds[-1] if question.rounds else question.messages[-1]["content"]
+    candidates = Candidates(tuple(names["service"]), tuple(names["incident_type"]))
+    return names if all(names.values()) and lists_candidates(last, candidates) else {}
 
 
 def incident_questions(source: IncidentSource, options: PromptOptions) -> list[Question]:

@@ -125,6 +125,11 @@ def _candidate_lines(lang: str, candidates: Candidates | None) -> str:
     return f"\n{services}{comma.join(candidates.services)}\n{types}{comma.join(candidates.incident_types)}"
 
 
+def lists_candidates(message: str, candidates: Candidates) -> bool:
+    """Whether a user message written here ends with exactly these candidate lists."""
+    return any(message.endswith(_candidate_lines(lang, candidates)) for lang in _LISTS)
+
+
 def quotable(text: str, max_chars: int = 0) -> str | None:
     """The part of `text` that can stand between double quotes: its longest stretch without quotes, cut to `max_chars`.
 

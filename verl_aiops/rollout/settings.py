@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from verl_aiops.rollout.turns import ANSWER_TOKENS
 
-__all__ = ["ANSWER_SCHEMA", "RoundSettings", "answer_constraint"]
+__all__ = ["ANSWER_SCHEMA", "RoundSettings", "answer_constraint", "answer_schema"]
 
 WHERE = "actor_rollout_ref.rollout.custom.aiops_mturn"
 ANSWER_SCHEMA = {
@@ -57,6 +57,13 @@ class RoundSettings:
         if not isinstance(values.get("json_schema", False), bool):
             raise ValueError(f"{WHERE}.json_schema={values['json_schema']}: expected True or False")
         return cls(**values)
+
+
+def answer_schema(names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """`ANSWER_SCHEMA` with the names that each field may take; a field without names takes any text."""
+    allowed = {field: {"enum": list(dict.fromkeys(listed))} for field, listed in names.items() if listed}
+    fields = ANSWER_SCHEMA["properties"]
+    return {**ANSWER_SCHEMA, "properties": {field: {**fields[field], **allowed.get(field, {})} for field in fields}}
 
 
 def answer_constraint(rollout_name: str) -> dict[str, Any]:
