@@ -269,6 +269,38 @@ def test_half_precision_logits_are_summed_in_float32():
         assert LOGPROB_BACKENDS["shared_prompt"](model, batch, packed=False, device="cpu").dtype == torch.float32
 
 
+# --- on a GPU -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("settings", [{}, {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1}])
+def test_the_kernel_for_all_segments_gives_what_one_by_one_gives(settings, monkeypatch):
+    """In bfloat16: against float32 rows, the shared sequence is no further off than bfloat16 rows are."""
+    from verl_aiops.trainers.logprobs import attention
+
+    assert attention.has_varlen_kernel()
+    used = []
+    kernel = attention._all_segments
+    monkeypatch.setattr(attention, "_all_segments", lambda *a: used.append(1) or kernel(*a))
+
+    def values_and_gradients(backend, dtype):
+        model = tiny_lm("qwen2", head_dim=16, **settings).to("cuda", dtype)
+        batch = pair_batch(hard_pairs(), mini_pairs=6, logprob_backend=backend)
+        result = LOGPROB_BACKENDS[backend](model, batch, packed=False, device="cuda")
+        labelled = result.values() * batch["response_mask"].values().cuda()
+        (labelled * torch.linspace(-1, 1, len(labelled), device="cuda")).sum().backward()
+        gradients = torch.cat([p.grad.float().flatten() for p in model.parameters()])
+        return labelled.detach(), gradients
+
+    exact, exact_gradients = values_and_gradients("rows", torch.float32)
+    rows, rows_gradients = values_and_gradients("rows", torch.bfloat16)
+    shared, shared_gradients = values_and_gradients("shared_prompt", torch.bfloat16)
+    assert used
+    assert (shared - exact).abs().mean() <= 1.5 * (rows - exact).abs().mean() + 1e-3
+    gap = torch.linalg.vector_norm(shared_gradients - exact_gradients)
+    assert gap <= 1.5 * torch.linalg.vector_norm(rows_gradients - exact_gradients)
+
+
 # --- what the attention refuses --------------------------------------------------------------------------------------
 
 
