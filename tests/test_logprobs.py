@@ -269,7 +269,7 @@ def test_half_precision_logits_are_summed_in_float32():
         assert LOGPROB_BACKENDS["shared_prompt"](model, batch, packed=False, device="cpu").dtype == torch.float32
 
 
-# --- on a GPU -----------------------------------------------------------------------------------------------------------
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
