@@ -11,6 +11,7 @@ EXAMPLES = (
     "verl-aiops compare eval/sft eval/grpo eval/ppo --out compare/rl\n"
     "verl-aiops compare rule=eval/grpo rm=eval/grpo_rm --out compare/rm \\\n"
     "    --metrics rule=runs/grpo/metrics.jsonl rm=runs/grpo_rm/metrics.jsonl --smooth 5\n"
+    "verl-aiops compare eval/n4 eval/n8 eval/n16 --over rollout.n=4,8,16 --out compare/n\n"
     "verl-aiops compare first=runs/grpo/validation/0.jsonl last=runs/grpo/validation --out compare/steps"
 )
 
@@ -31,6 +32,12 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
         "--examples", type=int, default=5, metavar="N", help="incidents shown that got better, and worse (default 5)"
     )
     report.add_argument("--no-plots", action="store_true", help="without figures; needs no matplotlib")
+    report.add_argument(
+        "--over",
+        metavar="NAME=V,V,..",
+        help="a setting of the runs and its number in each, in their order: right answers, JSON and evidence are drawn "
+        "against it",
+    )
     training = parser.add_argument_group("training curves")
     training.add_argument(
         "--metrics", nargs="+", default=[], metavar="LABEL=FILE", help="what trainer.logger=[console,file] wrote"
@@ -48,6 +55,7 @@ def run_compare(args: argparse.Namespace) -> None:
         metrics=args.metrics,
         curves=[key.strip() for key in args.curves.split(",")] if args.curves else (),
         smooth=args.smooth,
+        over=args.over,
         examples=args.examples,
         seed=args.seed,
         plots=not args.no_plots,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_aiops.evaluation.compare_table import render_comparison
 from verl_aiops.evaluation.comparison import comparison_of
@@ -23,7 +25,7 @@ CURVES = (*RL_KEYS[:-1], "actor/loss", "rewards/accuracies", "rewards/margins", 
 """Drawn by default, as far as a run has logged them."""
 
 _FILES = ("report.html", "comparison.json", "table.txt")
-_PLOTS = ("differences.png", "over_k.png", "slices.png", "training.png")
+_PLOTS = ("differences.png", "over_setting.png", "over_k.png", "slices.png", "training.png")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Options:
     """How a comparison is made and shown.
 
     ``metrics``: ``LABEL=FILE`` of verl's file logger; ``curves``: which of its metrics are drawn, empty for `CURVES`;
-    ``smooth``: over so many steps; ``examples``: incidents shown in each direction; ``seed`` of the resampling.
+    ``smooth``: over so many steps; ``over``: ``NAME=V,V,V``, a setting of the runs and its number in each of them;
+    ``examples``: incidents shown in each direction; ``seed`` of the resampling.
     """
 
     metrics: Sequence[str] = ()
     curves: Sequence[str] = ()
     smooth: int = 1
+    over: str | None = None
     examples: int = 5
     seed: int = 0
     plots: bool = True
@@ -76,8 +80,11 @@ def compare(
         need_matplotlib()
     training = _read_training(options.metrics)
     keys = _curve_keys(training, options.curves) if training else []
+    over = None if options.over is None else _numbers_of(options.over, len(runs))
     pairing = pair(read_runs(runs))
-    result = comparison_of(pairing, options.seed)
+    if over is not None:
+        over["values"] = dict(zip(pairing.labels, over["values"], strict=True))
+    result = comparison_of(pairing, options.seed, over)
     plots = comparison_plots(result) if options.plots else []
     if training:
         plots.append(training_plot(training, keys, options.smooth, pairing.labels))
@@ -102,6 +109,22 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise EvaluationError(f"--out {folder}: {there[0]} is there already; choose another folder, or add --overwrite")
 
 
+def _numbers_of(spec: str, runs: int) -> dict[str, Any]:
+    """``name`` and the ``values`` of the runs in their order."""
+    name, _, listed = spec.partition("=")
+    try:
+        numbers = [float(text) for text in listed.split(",")]
+    except ValueError:
+        numbers = []
+    if not name.strip() or not numbers or not all(map(math.isfinite, numbers)):
+        raise EvaluationError(f"--over {spec}: expected NAME=V,V,V with a number for each run, such as rollout.n=2,4,8")
+    if len(numbers) != runs:
+        raise EvaluationError(f"--over {spec}: expected {runs} numbers, one for each run in their order")
+    if len(set(numbers)) < runs:
+        raise EvaluationError(f"--over {spec}: expected a number of its own for each run")
+    return {"name": name.strip(), "values": numbers}
+
+
 def _read_training(specs: Sequence[str]) -> dict[str, list[dict]]:
     runs: dict[str, list[dict]] = {}
     for spec in specs:
@@ -110,6 +133,8 @@ def _read_training(specs: Sequence[str]) -> dict[str, list[dict]]:
             raise EvaluationError(f"--metrics {spec}: expected LABEL=FILE, the file that trainer.logger=[file] wrote")
         if label in runs:
             raise EvaluationError(f"--metrics {spec}: label {label!r} was given before; each run has one file")
+        if not Path(path).is_file():
+            raise EvaluationError(f"--metrics {spec}: no such file; expected what trainer.logger=[file] wrote")
         try:
             runs[label] = read_metrics(path)
         except ValueError as error:

@@ -13,6 +13,7 @@ key               value
                   (`paired.Test`); ``digits`` to show, null for shares
 ``mcnemar``       by run ``fixed``, ``broken``, ``p``, ``p_holm``; null unless each incident has one answer
 ``over_k``        by metric and run the means for k = 1, 2, ... answers, and their differences; null for single answers
+``over``          ``name`` and ``values``, the number that each run was given (`--over`); null without
 ``by``            by source, lang and difficulty: values and differences of the metrics in `SLICED`
 ``classes``       `changes.class_changes`; ``flips``: `changes.flips`
 ================  =====================================================================================================
@@ -42,14 +43,18 @@ MACRO_F1 = {
     "macro_f1_service": Metric("macro-F1, services", 1),
     "macro_f1_type": Metric("macro-F1, incident types", 1),
 }
-OVER_K = {"pass": "pass@k", "json_ok": "valid JSON, best of k", "evidence_rate": "known evidence quoted, best of k"}
+OVER_K = {
+    "pass": "any of k right (pass@k)",
+    "json_ok": "valid JSON, best of k",
+    "evidence_rate": "known evidence quoted, best of k",
+}
 SLICED = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate", "score")
 _ORDER = ("easy", "medium", "hard")
 _LARGEST_DENOMINATOR = 1_000_000
 
 
-def comparison_of(pairing: Pairing, seed: int = 0) -> dict[str, Any]:
-    """Compare every run with the first; ``seed`` of the resampling."""
+def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Compare every run with the first; ``seed`` of the resampling, ``over`` as below."""
     grid = {name: _common_values(pairing, name) for name in METRICS}
     single = all(len(lines) == 1 for answers in pairing.answers.values() for lines in answers)
     return {
@@ -63,6 +68,7 @@ def comparison_of(pairing: Pairing, seed: int = 0) -> dict[str, Any]:
         "metrics": _metrics(pairing, grid, seed) | _macro_f1(pairing, seed),
         "mcnemar": _mcnemar(pairing, grid["acc_main"]) if single else None,
         "over_k": _over_k(pairing, seed),
+        "over": None if over is None else dict(over),
         "by": {key: _slices(pairing, grid, key, seed) for key in SLICES},
         "classes": class_changes(pairing, seed),
         "flips": flips(pairing, grid["acc_main"], seed),

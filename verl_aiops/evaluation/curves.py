@@ -85,7 +85,8 @@ def plot_curves(
     """Draw ``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`) into the image ``path``.
 
     ``smooth``: mean over so many last steps; the steps themselves stay visible, pale. ``x``: ``step``, or ``minutes``
-    of training without validation. ``looks``: colour, line style and validation's marker of each run.
+    of training without validation. ``looks``: colour, line style and validation's marker of each run; without them runs
+    differ in colour alone, and validation is dashed.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -101,6 +102,7 @@ def plot_curves(
     for key in keys:
         if key not in names:
             raise ValueError(f"{key}: no run has logged it; there are {', '.join(sorted(names)[:200])}")
+    dashed = looks is None
     if looks is None:
         looks = [(colour, "-", "o") for colour in COLOURS * len(runs)]
     columns = min(columns, len(keys))
@@ -117,7 +119,14 @@ def plot_curves(
             if twin is not None:
                 held_out = f"{label}, held out" if len(runs) > 1 else "held out"
                 other = colour if len(runs) > 1 else COLOURS[1]
-                axis.plot(*_series(rows, twin, x), color=other, ls="--", marker=marker, ms=5, label=held_out)
+                axis.plot(
+                    *_series(rows, twin, x),
+                    color=other,
+                    ls="--" if dashed else line,
+                    marker=marker,
+                    ms=5,
+                    label=held_out,
+                )
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("step" if x == "step" else "minutes of training")
         if x == "step":
@@ -125,7 +134,10 @@ def plot_curves(
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(keys) :]:
         axis.axis("off")
-    axes.flat[0].legend(frameon=False, fontsize=9)
+    entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        entries.values(), entries, loc="outside upper left", frameon=False, fontsize=9, ncols=min(len(entries), 4)
+    )
     figure.savefig(path, dpi=140)
     plt.close(figure)
 

@@ -78,9 +78,9 @@ def sign_flip_test(
     """Permutation test of a mean difference of 0 in which the two runs change places in whole groups.
 
     Under the null hypothesis the runs are exchangeable, so the sum of each group's differences is as likely with the
-    other sign; p is the share of sign patterns whose total is as far from 0 as the observed one (Fisher 1935, chapter 3
-    for clusters Gail et al. 1996, Statistics in Medicine 15, 1069).
-    The distribution is computed exactly where the sums are multiples of a common fraction, or where few groups differ
+    other sign; p is the share of sign patterns whose total is as far from 0 as the observed one (Fisher 1935, chapter
+    3; for clusters Gail et al. 1996, Statistics in Medicine 15, 1069).
+    The distribution is computed exactly where the sums are multiples of a common fraction, or where few groups differ;
     else flips are drawn, and p is (1 + hits) / (1 + flips) (Phipson and Smyth 2010, arXiv 1603.05766).
 
     Args:

@@ -49,6 +49,8 @@ METRICS: dict[str, Metric] = {
 }
 """What is compared, most important first; meanings in `metrics`."""
 
+_DRAWN = "with data.val_max_samples, verl draws other prompts for each run unless data.seed is set"
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -117,10 +119,16 @@ def _nothing_in_common(runs: Sequence[Run]) -> str:
     examples = "; ".join(
         f"{run.label} has {len(run.incidents):,}, such as {next(iter(run.incidents))!r}" for run in runs
     )
-    return (
-        f"no incident is in all runs ({examples}). Runs are paired by incident id, and dumps of verl by their prompts: "
-        "evaluate all models on the same file"
-    )
+    if len({run.by_prompt for run in runs}) == 2:
+        hint = (
+            "dumps of verl name no incidents and are paired by their prompts, so they cannot be compared with "
+            "evaluations; evaluate all models with `verl-aiops eval`"
+        )
+    elif runs[0].by_prompt:
+        hint = f"dumps of verl are paired by their prompts: validate all models on the same file; {_DRAWN}"
+    else:
+        hint = "runs are paired by incident id: evaluate all models on the same file"
+    return f"no incident is in all runs ({examples}). {hint[0].upper()}{hint[1:]}"
 
 
 def _left_out(run: Run, runs: Sequence[Run], answered: dict[str, dict], kept: set[str]) -> dict[str, list[str]]:
@@ -159,7 +167,15 @@ def _check_same_data(runs: Sequence[Run], ids: Iterable[str]) -> None:
 
 def _notes(runs: Sequence[Run], ids: Sequence[str]) -> Iterable[str]:
     first = runs[0]
+    most = max(len(run.incidents) for run in runs)
+    if 2 * len(ids) < most:
+        yield f"only {len(ids):,} of up to {most:,} incidents are compared" + (f"; {_DRAWN}" * first.by_prompt)
     for run in runs[1:]:
+        if "reward" in first.settings and first.settings["reward"] != run.settings.get("reward"):
+            yield (
+                f"{first.label} and {run.label} were scored with different settings of the reward (settings.json: "
+                "reward): their rewards are not comparable"
+            )
         for key, what in (("evidence", "known evidence"), ("candidates", "candidates")):
             count = sum(_truth(first, name).get(key) != _truth(run, name).get(key) for name in ids)
             if count:

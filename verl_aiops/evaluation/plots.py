@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from verl_aiops.evaluation.comparison import OVER_K
 from verl_aiops.evaluation.curves import COLOURS, plot_curves
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.fonts import user_fonts
 from verl_aiops.evaluation.wording import visible
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ __all__ = ["Plot", "comparison_plots", "need_matplotlib", "training_plot"]
 
 # The same hues; on a dark ground the dark blue and the vermilion come last.
 _DARK_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#4A90C2")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+# Other numbers of them than of colours: no two runs look alike.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":", (0, (8, 3)))
 _DARK = {
     "figure.facecolor": "#1a1d21",
     "axes.facecolor": "#1a1d21",
@@ -38,6 +40,7 @@ _DARK = {
     "grid.color": "#8b949e",
 }
 _SLICES_DRAWN = 40
+_OVER_SETTING = ("acc_main", "json_ok", "evidence_rate")
 _SHARES_DRAWN = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate", "abstained", "early_verdict", "cut")
 
 
@@ -46,7 +49,6 @@ class Plot:
     """``name`` is the file's; ``alt`` says in words what is seen; ``light`` and ``dark`` are PNG data."""
 
     name: str
-    title: str
     alt: str
     light: bytes
     dark: bytes
@@ -66,19 +68,20 @@ def need_matplotlib() -> None:
 
 def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
     """The figures that a comparison (`comparison.comparison_of`) has data for."""
-    plots = [
-        _both("differences", "Differences", _alt_differences(result), lambda colours: _differences(result, colours))
-    ]
+    plots = [_both("differences", _alt_differences(result), lambda colours: _differences(result, colours))]
+    if result["over"] is not None:
+        name = visible(result["over"]["name"])
+        alt = f"Both fields right, valid JSON and evidence against {name}, with 95 % intervals."
+        plots.append(_both("over_setting", alt, lambda colours: _over_setting(result, colours)))
     if result["over_k"] is not None:
         alt = "Lines of pass@k, valid JSON and evidence of the best of k answers against k, with 95 % bands."
-        plots.append(_both("over_k", "More answers per incident", alt, lambda colours: _over_k(result, colours)))
+        plots.append(_both("over_k", alt, lambda colours: _over_k(result, colours)))
     slices = _slices_drawn(result)
     if slices:
         alt = (
             "Differences of the share with both fields right, by source, language and difficulty, with 95 % intervals."
         )
-        title = "Both fields right, by source, language and difficulty"
-        plots.append(_both("slices", title, alt, lambda colours: _slices(result, slices, colours)))
+        plots.append(_both("slices", alt, lambda colours: _slices(result, slices, colours)))
     return plots
 
 
@@ -104,7 +107,7 @@ def training_plot(
         with _theme({}):
             light = draw(COLOURS)
         with _theme(_DARK):
-            return Plot("training.png", "Training curves", alt, light, draw(_DARK_COLOURS))
+            return Plot("training.png", alt, light, draw(_DARK_COLOURS))
     except ValueError as error:
         raise EvaluationError(f"--curves {error}") from None
 
@@ -113,11 +116,11 @@ def _look(at: int, colours: Sequence[str]) -> tuple[str, Any, str]:
     return colours[at % len(colours)], _LINES[at % len(_LINES)], _MARKERS[at % len(_MARKERS)]
 
 
-def _both(name: str, title: str, alt: str, draw: Callable[[Sequence[str]], Figure]) -> Plot:
+def _both(name: str, alt: str, draw: Callable[[Sequence[str]], Figure]) -> Plot:
     with _theme({}):
         light = _png(draw(COLOURS))
     with _theme(_DARK):
-        return Plot(f"{name}.png", title, alt, light, _png(draw(_DARK_COLOURS)))
+        return Plot(f"{name}.png", alt, light, _png(draw(_DARK_COLOURS)))
 
 
 @contextmanager
@@ -125,8 +128,7 @@ def _theme(colours: Mapping[str, str]) -> Iterator[None]:
     import matplotlib
 
     matplotlib.use("Agg")
-    # labels are the users': a dollar sign in them is no formula
-    with matplotlib.rc_context({"font.size": 10, "text.parse_math": False, **colours}):
+    with user_fonts(), matplotlib.rc_context({"font.size": 10, **colours}):
         yield
 
 
@@ -220,6 +222,37 @@ def _legend_above(axis: Axes, entries: int) -> None:
 
 def _short(name: str, most: int = 34) -> str:
     return visible(name if len(name) <= most else name[: most - 1] + "…")
+
+
+# --- against a setting of the runs -----------------------------------------------------------------------------------
+
+
+def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+    """A point with its interval for each run, in the order of their numbers."""
+    from matplotlib import pyplot as plt
+
+    order = sorted(result["over"]["values"].items(), key=lambda entry: entry[1])
+    drawn = [name for name in _OVER_SETTING if result["metrics"][name]["values"][order[0][0]]["value"] is not None]
+    figure, axes = plt.subplots(1, len(drawn), figsize=(4.1 * len(drawn), 3.7), constrained_layout=True, squeeze=False)
+    numbers = [number for _, number in order]
+    for axis, name in zip(axes.flat, drawn, strict=True):
+        means = [result["metrics"][name]["values"][label] for label, _ in order]
+        centre, low, high = (
+            [100 * (mean[end] if mean[end] is not None else mean["value"]) for mean in means]
+            for end in ("value", "low", "high")
+        )
+        axis.plot(numbers, centre, color=colours[0], marker="o", ms=6, lw=1.2)
+        axis.vlines(numbers, low, high, color=colours[0], lw=1.8)
+        axis.set_title(result["metrics"][name]["title"], fontsize=10.5)
+        # numbers such as 2, 4, 8, 16 would crowd on the left
+        if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
+            axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axis.minorticks_off()
+        axis.set_xlabel(_short(result["over"]["name"]))
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("% of answers")
+    return figure
 
 
 # --- several answers --------------------------------------------------------------------------------------------------

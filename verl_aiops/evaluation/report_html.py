@@ -24,8 +24,8 @@ __all__ = ["html_report"]
 MAX_CHARS = 6000
 _CHANGES_SHOWN = 8
 _IDS_SHOWN = 100
-# Settings that say which model it is, where it lies, and how fast it was asked: they differ on purpose.
-_NAMES = frozenset(["model", "weights", "endpoint"])
+# Settings that say which model it is and where it was asked: they differ on purpose.
+_NAMES = frozenset(["model", "endpoint"])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ class Run:
     """The answers of one run.
 
     ``incidents`` has each incident's lines (`records`) in the order of their samples, failed ones included;
-    ``settings`` what they were made with, as far as the files say; ``notes`` what a reader must know of them.
+    ``settings`` what they were made with, as far as the files say; ``notes`` what a reader must know of them;
+    ``by_prompt`` where prompts stand for incidents (`verl_dumps`).
     """
 
     label: str
@@ -35,6 +36,7 @@ class Run:
     incidents: dict[str, list[Record]]
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
+    by_prompt: bool = False
 
 
 def read_runs(specs: Sequence[str]) -> list[Run]:
@@ -64,6 +66,8 @@ def _label_and_path(spec: str) -> tuple[str, str]:
         path = spec
         place = Path(path).resolve()
         label = place.stem if place.is_file() else place.name
+    if not path:
+        raise EvaluationError(f"{spec!r}: expected FOLDER or LABEL=FOLDER, found no folder")
     if not (0 < len(label.strip()) <= MAX_LABEL and label.isprintable()):
         raise EvaluationError(f"{spec}: expected a label of 1 to {MAX_LABEL} printable characters, found {label!r}")
     return label.strip(), path
@@ -88,8 +92,11 @@ def read_run(label: str, path: str) -> Run:
         raise EvaluationError(f"{path}: {_what_it_is(place)}")
     if not place.is_file():
         raise EvaluationError(f"{path}: no such folder. Name the --out of a `verl-aiops eval`, or LABEL=FOLDER.")
-    if "gts" in _first_line(place):
+    row = _first_line(place)
+    if "gts" in row:
         return _dumped(label, place, ())
+    if {"step", "data"} <= row.keys():
+        raise EvaluationError(f"{path}: metrics of verl's file logger, no answers; they go to --metrics LABEL={path}")
     return _evaluated(label, place, whole=False)
 
 
@@ -100,6 +107,9 @@ def _what_it_is(folder: Path) -> str:
     inner = sorted(entry.parent.name for entry in folder.glob("*/generations.jsonl"))
     if inner:
         return f"holds several evaluations; name one of them: {', '.join(inner[:5])}"
+    dumps = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and dumped_steps(entry))
+    if dumps:
+        return f"no generations.jsonl in it, but dumps of verl in {', '.join(dumps[:5])}; name the one of validation"
     return f"no generations.jsonl in it. {hint}"
 
 
@@ -145,7 +155,7 @@ def _json_object(file: Path, hidden: re.Pattern[str] | None = None) -> dict[str,
 
 def _dumped(label: str, file: Path, notes: tuple[str, ...]) -> Run:
     note = "verl's dump names no incidents, so prompts stand for them, each a fault of its own"
-    return Run(label, str(file), _by_incident(file, read_dump(file)), {}, (*notes, note))
+    return Run(label, str(file), _by_incident(file, read_dump(file)), {}, (*notes, note), by_prompt=True)
 
 
 def _by_incident(file: Path, records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -156,7 +166,7 @@ def _by_incident(file: Path, records: Sequence[Record]) -> dict[str, list[Record
         fault = _fault(record)
         lines = incidents.setdefault(record["id"], [])
         if not fault and any(other["sample"] == record["sample"] for other in lines):
-            fault = f"id {record['id']!r}, sample {record['sample']}: occurs twice"
+            fault = f"id {record['id']!r}, sample {record['sample']}: occurs twice; each answer must stand in it once"
         if not fault and lines and _known(lines[0]) != _known(record):
             fault = f"id {record['id']!r}: its samples have different groups or ground truths"
         if fault:

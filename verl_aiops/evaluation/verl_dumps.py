@@ -29,8 +29,9 @@ def read_dump(file: Path) -> list[Record]:
     """The rows of one ``STEP.jsonl`` with the keys of `records`.
 
     A dump names no incidents: an incident is a prompt with its ground truth, and its ``id`` a hash of both. What is not
-    in it is null, or empty (``cut``). Of several outputs of one agent loop the last counts, as in verl's reward; a row
-    without a finite score has an ``error`` instead.
+    in it is null, or empty (``cut``). Of several outputs of one agent loop the last counts, as in verl's reward. The
+    score is the rule's (``rule``), also where a reward model had a say in the training's; a row without a finite one
+    has an ``error`` instead.
 
     Raises:
         EvaluationError: a row is not what verl writes with the triage reward; names file, line and key.
@@ -56,6 +57,10 @@ def read_dump(file: Path) -> list[Record]:
         record["sample"] = samples[record["id"]] = samples.get(record["id"], -1) + 1
         records.append(record)
     return records
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
 def _fault(row: Any) -> str | None:
@@ -94,7 +99,9 @@ def _record(row: Mapping[str, Any]) -> Record:
     while isinstance(text := row.get(_ROUND.format(len(rounds) + 1)), str):
         rounds.append(text)
     rounds = rounds or [row["output"]]
-    finite = isinstance(row.get("score"), int | float) and math.isfinite(row["score"])
+    # beside a reward model, `score` is what the training made of both; runs with and without one share the rule's
+    reward = row.get("rule", row.get("score"))
+    finite = isinstance(reward, int | float) and math.isfinite(reward)
     answer = parse_answer(rounds[-1], allow_fence=True)
     right_form = finite and answer.ok and row.get("json_ok")
     return {
@@ -109,6 +116,6 @@ def _record(row: Mapping[str, Any]) -> Record:
         "tokens": None,
         "ground_truth": truth,
         "predicted": {"service": answer.service, "incident_type": answer.incident_type} if right_form else None,
-        "score": {key: value for key, value in row.items() if isinstance(value, int | float)} if finite else None,
+        "score": _numbers(row) | {"score": reward} if finite else None,
         "error": None if finite else "no finite score",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "counted",
     "in_one",
     "left_out",
+    "listed",
     "p_text",
     "value_parts",
     "verdict",
@@ -20,6 +21,7 @@ __all__ = [
 
 ALPHA = 0.05
 _NO_VALUE = "–"
+_MOST_SENTENCES = 4
 _KEPT = frozenset("\n\t")
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Zl", "Zp"])
 
@@ -35,24 +37,27 @@ def visible(text: str) -> str:
     return "".join(f"⟨U+{ord(c):04X}⟩" if c not in _KEPT and unicodedata.category(c) in _HIDDEN else c for c in text)
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def counted(n: int, what: str) -> str:
     """`1 incident`, `1,234 incidents`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def value_parts(mean: Mapping[str, Any], digits: int | None = None) -> tuple[str, str]:
-    """A mean and its interval, the latter empty where there is none: `61.2 %` and `[54, 68]`.
+    """A mean and its interval, the latter empty where there is none: `61.2 %` and `[54.0, 68.1]`.
 
     ``digits`` behind the point; None for shares, which are shown in percent.
     """
     value, low, high = mean["value"], mean["low"], mean["high"]
     if value is None:
         return _NO_VALUE, ""
-    centre = f"{100 * value:.1f} %" if digits is None else f"{value:,.{digits}f}"
-    if low is None:
-        return centre, ""
-    low, high = (f"{100 * end:.0f}" if digits is None else f"{end:,.{digits}f}" for end in (low, high))
-    return centre, f"[{low}, {high}]"
+    factor, places = (100, 1) if digits is None else (1, digits)
+    centre = f"{factor * value:,.{places}f}{' %' if digits is None else ''}"
+    return centre, "" if low is None else f"[{factor * low:,.{places}f}, {factor * high:,.{places}f}]"
 
 
 def change_parts(mean: Mapping[str, Any], digits: int | None = None) -> tuple[str, str]:
@@ -98,12 +103,20 @@ def verdict(result: Mapping[str, Any], label: str) -> tuple[str, str]:
 
 
 def left_out(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What is not compared: a sentence, and the ids it speaks of."""
+    """What is not compared: a sentence, and the ids it speaks of; one for each run where there is much to say."""
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for run in result["runs"]:
         for reason, ids in run["left_out"].items():
             found.setdefault((reason, tuple(ids)), []).append(run["label"])
+    if len(found) > _MOST_SENTENCES:
+        return [_left_out_of(run) for run in result["runs"] if run["left_out"]]
     return [
-        (f"{counted(len(ids), 'incident')} of {' and '.join(labels)} left out: {reason}", list(ids))
+        (f"{counted(len(ids), 'incident')} of {listed(labels)} left out: {reason}", list(ids))
         for (reason, ids), labels in found.items()
     ]
+
+
+def _left_out_of(run: Mapping[str, Any]) -> tuple[str, list[str]]:
+    ids = [name for names in run["left_out"].values() for name in names]
+    reasons = "; ".join(f"{len(names):,} {reason}" for reason, names in run["left_out"].items())
+    return f"{len(ids):,} of {counted(run['incidents'], 'incident')} of {run['label']} left out: {reasons}", ids
