@@ -296,6 +296,39 @@ def test_rows_without_a_score_are_answers_that_failed(made, tmp_path):
     assert (record["error"], record["score"], record["predicted"]) == ("no finite score", None, None)
 
 
+def test_the_score_of_a_dump_is_the_rules_whatever_a_reward_model_made_of_it(made, tmp_path):
+    lines = lines_of(made / "a")
+    for at, line in enumerate(lines[:3]):
+        mixed = (0.9, -1.5, float("nan"))[at]
+        row = row_of(line, score=mixed, reward=mixed, rule=line["score"]["score"], rm=3.0)
+        (record,) = read_dump(write_rows(tmp_path / f"{at}.jsonl", [row]))
+        assert record["error"] is None and record["score"]["score"] == line["score"]["score"]
+
+
+def test_few_prompts_in_common_are_noted_with_what_verl_draws(made, tmp_path):
+    lines = lines_of(made / "a")
+    for name, part in (("x", lines[:14]), ("y", lines[10:])):
+        write_rows(tmp_path / name / "4.jsonl", [row_of(line) for line in part])
+    pairing = paired(tmp_path / "x", tmp_path / "y")
+    assert len(pairing.ids) == 2
+    assert "only 2 of up to 7 incidents are compared; with data.val_max_samples, verl draws other" in pairing.notes[0]
+    write_rows(tmp_path / "z" / "4.jsonl", [row_of(line) for line in lines[14:]])
+    with pytest.raises(EvaluationError, match="such as 'prompt-.*unless data.seed is set"):
+        paired(tmp_path / "x", tmp_path / "z")
+
+
+def test_dumps_and_evaluations_cannot_be_compared(made, tmp_path):
+    write_rows(tmp_path / "val" / "4.jsonl", [row_of(line) for line in lines_of(made / "a")])
+    with pytest.raises(EvaluationError, match="Dumps of verl name no incidents .* so they cannot be compared with"):
+        paired(made / "a", tmp_path / "val")
+
+
+def test_the_folder_of_a_training_says_where_its_dumps_are(made, tmp_path):
+    write_rows(tmp_path / "run" / "validation" / "4.jsonl", [row_of(line) for line in lines_of(made / "a")])
+    with pytest.raises(EvaluationError, match="dumps of verl in validation; name the one of validation"):
+        read_run("x", str(tmp_path / "run"))
+
+
 def test_without_rounds_the_output_is_the_answer(made, tmp_path):
     row = {key: value for key, value in row_of(lines_of(made / "a")[0]).items() if not key.startswith("round_")}
     (record,) = read_dump(write_rows(tmp_path / "1.jsonl", [row]))

@@ -128,6 +128,26 @@ def test_every_figure_of_the_metrics_stands_in_the_page(page, result):
                 assert part in text
 
 
+def test_what_is_left_out_is_told_in_few_sentences():
+    def left_out(label):
+        return {f"not asked of {other}": [label + other] for other in "abcd" if other != label}
+
+    runs = [{"label": label, "incidents": 9, "left_out": left_out(label)} for label in "abcd"]
+    assert [sentence for sentence, _ in wording.left_out({"runs": runs[:1]})] == [
+        f"1 incident of a left out: not asked of {other}" for other in "bcd"
+    ]
+    found = wording.left_out({"runs": runs})
+    sentence = "3 of 9 incidents of a left out: 1 not asked of b; 1 not asked of c; 1 not asked of d"
+    assert len(found) == 4 and found[0] == (sentence, ["ab", "ac", "ad"])
+
+
+@pytest.mark.parametrize(
+    "names, text", [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_lists_in_words(names, text):
+    assert wording.listed(names) == text
+
+
 def test_as_many_examples_are_shown_as_asked_for(result, pairing):
     for shown in (0, 1, 4):
         found = Page(html_report(result, pairing, [], shown)).all("details", "class").count("example")
@@ -203,7 +223,7 @@ def harmless(pairing):
     return Page(html_report(comparison_of(kept), kept, [], shown=2)).tags
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(thought=SOME, label=SOME)
 @example(thought="<script>alert(1)</script>", label="<b>")
 @example(thought="\ud800\x00\u202e", label="\udfff")

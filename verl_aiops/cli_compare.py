@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 __all__ = ["EXAMPLES", "compare_options", "run_compare"]
 
@@ -61,5 +62,7 @@ def run_compare(args: argparse.Namespace) -> None:
         plots=not args.no_plots,
     )
     table, files = compare(args.runs, args.out, options, overwrite=args.overwrite)
+    # a terminal without a minus sign shows a question mark
+    sys.stdout.reconfigure(errors="replace")
     print(table)
     print(f"{args.out}: {', '.join(files)}")
