@@ -98,20 +98,25 @@ def completion(text, finish="stop", tokens=7):
 
 @contextlib.contextmanager
 def serving(reply, delay=None):
+    server = Server(reply, delay)
+    with listening_app(server.app()) as server.port:
+        yield server
+
+
+@contextlib.contextmanager
+def listening_app(app):
+    """The port of a FastAPI application that runs in a thread."""
     import uvicorn
 
-    server = Server(reply, delay)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    server.port = listening.getsockname()[1]
-    config = uvicorn.Config(server.app(), log_level="error", timeout_graceful_shutdown=1)
-    running = uvicorn.Server(config)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not running.started:
         time.sleep(0.01)
     try:
-        yield server
+        yield listening.getsockname()[1]
     finally:
         running.should_exit = True
         thread.join(timeout=10)

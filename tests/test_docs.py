@@ -16,7 +16,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RL = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
 ONLINE = (ROOT / "docs" / "online_dpo.md").read_text(encoding="utf-8")
 REWARD = (ROOT / "docs" / "reward_model.md").read_text(encoding="utf-8")
-DOCS = README + RL + ONLINE + REWARD
+PAGES = {page: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md"))}
+DOCS = README + "".join(PAGES.values())
 
 
 def rows_of(text):

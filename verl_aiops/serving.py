@@ -3,8 +3,8 @@
     python3 -m verl_aiops.serving folder MODEL [--out DIR] [--template FILE] [--dry-run]
     python3 -m verl_aiops.serving run --url http://127.0.0.1:8000 --wait 600 [--dry-run] -- COMMAND ...
 
-The first prints the folder, after merging verl's shards where MODEL is a checkpoint. The second starts COMMAND, says when
-the server is ready, passes on signals, and returns its exit code.
+The first prints the folder, after merging verl's shards where MODEL is a checkpoint. The second starts COMMAND, says
+when the server is ready, passes on signals, and returns its exit code.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def run_server(command: Sequence[str], url: str, wait_s: float) -> int:
         its exit code; that of a signal as in the shell, 128 + number.
 
     Raises:
-        ServingError: the address is taken, the program is missing, or the server ended or is silent before it was ready.
+        ServingError: the address is taken, the program is missing, or the server ended or timed out before it was
+            ready.
     """
     where = urlsplit(url)
     if _listens(where.hostname or "", where.port or 80):
@@ -151,7 +152,9 @@ def run_server(command: Sequence[str], url: str, wait_s: float) -> int:
             if server.poll() is not None:
                 if asked:
                     return 128 + asked[0]
-                raise ServingError(f"the server ended with exit code {server.returncode} before it was ready; see above")
+                raise ServingError(
+                    f"the server ended with exit code {server.returncode} before it was ready; see above"
+                )
             if time.monotonic() - started > wait_s:
                 raise ServingError(f"{url}/health: no answer in {wait_s:g} s (WAIT); see the server's messages above")
             time.sleep(_POLL_S)
