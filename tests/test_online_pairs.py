@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from verl_aiops.rollout.turns import TemplateTurns
 from verl_aiops.trainers.online_pairs import (
     Answer,
     labelled,
+    laid_out,
     pair_example,
     plan_batch,
     reference_answer,
@@ -120,3 +122,18 @@ def test_a_batch_has_both_sides_and_counts_per_mini_batch():
     assert batch["prompt_lengths"].tolist()[:2] == [1, 2]
     assert batch["global_pairs"].tolist() == [3.0] * 6 + [2.0] * 6
     assert batch["counted"].tolist() == [1.0] * 10 + [0.0] * 2
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pairs_of_a_prompt_stand_together_in_their_mini_batch(dynamic):
+    pairs = [(answer(ids=(5, n, 2), prompt=(1, n % 3)), answer(ids=(6, 2), prompt=(1, n % 3))) for n in range(11)]
+    plan = plan_batch(11, mini_pairs=8, ranks=1, micro_pairs=4, dynamic=dynamic)
+    order = np.random.default_rng(0).permutation(11)
+    laid = laid_out(pairs, order, plan)
+    for start in range(0, len(laid), plan.mini_pairs):
+        mini, planned = laid[start : start + plan.mini_pairs], plan.order[start : start + plan.mini_pairs]
+        assert sorted(id(pair) for pair, _ in mini) == sorted(id(pairs[order[at]]) for at in planned)
+        prompts = [int(pair[0].prompt_ids[1]) for pair, _ in mini]
+        assert prompts == sorted(prompts)
+        real = [pair for pair, counts in mini if counts]
+        assert len(real) == sum(plan.counted[start : start + plan.mini_pairs]) == len({id(pair) for pair in real})

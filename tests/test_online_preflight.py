@@ -10,6 +10,9 @@ from hydra import compose, initialize_config_module
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
 from verl_aiops.trainers.online_preflight import prepare_online
 
+# of the lines that a run prints, those that depend on the batch or the optimizer
+DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}
+
 TRIAGE = {
     "data_source": "aiops_mturn",
     "agent_name": "aiops_mturn",
@@ -63,7 +66,7 @@ def test_data_model_batch_size_and_n_are_enough(prepare):
 def test_the_preset_leaves_little_to_fill_in(prepare):
     config, lines = prepare(preset="[online_dpo,cpu]")
     keys = {line.split("=")[0].split(".")[-1] for line in lines}
-    assert keys <= {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "logprob_backend"}
+    assert keys <= {*DEPENDS, "logprob_backend"}
     assert OnlineDPOConfig.from_config(config) == OnlineDPOConfig(logprob_backend="shared_prompt")
 
 

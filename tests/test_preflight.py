@@ -78,6 +78,7 @@ def test_data_model_and_batch_size_are_enough(run, tmp_path, monkeypatch):
     assert (trainer.n_gpus_per_node, trainer.device, trainer.total_epochs) == (1, "cpu", 1)
     assert (actor.ppo_mini_batch_size, actor.ppo_micro_batch_size_per_gpu) == (8, 4)
     assert (actor.strategy, actor.fsdp_config.mixed_precision.param_dtype) == ("fsdp2", "fp32")
+    assert config.actor_rollout_ref.actor.optim.override_optimizer_config == {"fused": True}
     assert config.actor_rollout_ref.model.override_config.attn_implementation == "sdpa"
     assert config.actor_rollout_ref.model.use_remove_padding is False
     assert "wandb" not in trainer.logger
@@ -444,3 +445,10 @@ def test_through_hydra_a_wrong_command_line_ends_without_a_traceback(main, monke
     main_ppo.main()
     assert seen == [{"algorithm.adv_estimator", "data.foo", "trainer.esi_redundant_time"}]
     assert user_keys() == set()
+
+
+@pytest.mark.parametrize("name, fused", [("Adam", {"fused": True}), ("SGD", None)])
+def test_only_an_optimizer_that_has_a_fused_kernel_is_told_to_use_it(run, name, fused):
+    config, given = run(**{"actor_rollout_ref.actor.optim.optimizer": name})
+    apply_defaults(config, given)
+    assert config.actor_rollout_ref.actor.optim.override_optimizer_config == fused

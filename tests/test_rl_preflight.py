@@ -13,6 +13,9 @@ from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import ONLINE_DEFAULTS, RL_DEFAULTS, TRIAGE_DEFAULTS
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
 
+# of the lines that a run prints, those that depend on the batch or the optimizer
+DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}
+
 ROW = {
     "data_source": "aiops_mturn",
     "agent_name": "aiops_mturn",
@@ -67,11 +70,11 @@ def prepare(tiny_model_dir, data, on_cpu):
 
 
 def test_presets_are_complete(prepare):
-    """The presets leave nothing that a default has to fill, but what depends on the batch."""
+    """The presets leave nothing that a default has to fill, but what depends on the batch and the optimizer."""
     for preset in ("[grpo_mturn,cpu]", "[dr_grpo,cpu]", "[ppo_mturn,cpu]"):
         config, lines = prepare(preset=preset)
         keys = {line.split("=")[0].split(".")[-1] for line in lines}
-        assert keys <= {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu"}, preset
+        assert keys <= DEPENDS, preset
         assert config.trainer.v1.trainer_mode == "aiops_sync"
     assert config.algorithm.adv_estimator == "gae" and config.critic.strategy == "fsdp2"
 

@@ -95,6 +95,11 @@ def _with_hf(config: DictConfig) -> bool:
     return OmegaConf.select(config, "actor_rollout_ref.rollout.name") == "hf"
 
 
+def _plain_adam(config: DictConfig) -> bool:
+    optim = config.actor_rollout_ref.actor.optim
+    return (optim.get("optimizer_impl"), optim.get("optimizer")) in (("torch.optim", "AdamW"), ("torch.optim", "Adam"))
+
+
 _PLATFORM: tuple[Default, ...] = (
     Default("trainer.n_gpus_per_node", 8, lambda c: 1, "one worker unless more are asked for", _on_cpu),
     Default("trainer.device", "cuda", lambda c: "cpu", "the platform found", _on_cpu),
@@ -121,6 +126,13 @@ _PLATFORM: tuple[Default, ...] = (
         lambda c: False,
         "memory is not what a CPU lacks; recomputation costs a third of the step",
         _on_cpu,
+    ),
+    Default(
+        "actor_rollout_ref.actor.optim.override_optimizer_config",
+        None,
+        lambda c: {"fused": True},
+        "one kernel per optimizer step, as transformers' trainers use",
+        _plain_adam,
     ),
 )
 

@@ -25,7 +25,7 @@ from verl_aiops.trainers.config import OnlineDPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
 from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.objective import PreferenceObjective
-from verl_aiops.trainers.online_pairs import Answer, labelled, pair_example, plan_batch, self_play_pairs
+from verl_aiops.trainers.online_pairs import Answer, labelled, laid_out, pair_example, plan_batch, self_play_pairs
 from verl_aiops.trainers.pairs import arrange, pair_batch
 from verl_aiops.trainers.reward_rows import final_outputs, rows_of
 from verl_aiops.trainers.triage import TriageTrainer, part_metrics
@@ -170,14 +170,14 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             micro_pairs=actor.ppo_micro_batch_size_per_gpu or 1,
             dynamic=actor.use_dynamic_bsz,
         )
-        placed = [pairs[order[at]] for at in plan.order]
+        placed, counted = zip(*laid_out(pairs, order, plan), strict=True)
         tokens = [sum(len(a.prompt_ids) + len(a.response_ids) for a in pair) for pair in placed]
         arranged = arrange(tokens, plan.mini_pairs, self.ranks)
         examples = [pair_example(*placed[at]) for at in arranged]
         batch = pair_batch(
             examples,
             mini_pairs=plan.mini_pairs,
-            counted=[plan.counted[at] for at in arranged],
+            counted=[counted[at] for at in arranged],
             behaviour=[tuple(a.rollout_logps for a in placed[at]) for at in arranged]
             if self.dpo.importance_clip
             else None,

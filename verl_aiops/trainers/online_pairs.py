@@ -17,6 +17,7 @@ __all__ = [
     "Answer",
     "Plan",
     "labelled",
+    "laid_out",
     "pair_example",
     "plan_batch",
     "reference_answer",
@@ -164,3 +165,22 @@ def plan_batch(pairs: int, *, mini_pairs: int, ranks: int, micro_pairs: int, dyn
         order += [*part.tolist(), *[int(part[0])] * filler]
         counted += [True] * len(part) + [False] * filler
     return Plan(order, counted, size, micro)
+
+
+def laid_out(
+    pairs: Sequence[tuple[Answer, Answer]], order: Sequence[int], plan: Plan
+) -> list[tuple[tuple[Answer, Answer], bool]]:
+    """A step's pairs as ``plan`` cuts them, each with whether it counts.
+
+    Args:
+        pairs: of a step.
+        order: a permutation of their positions, which decides who is in which mini-batch.
+        plan: for as many pairs.
+
+    Returns:
+        mini-batch after mini-batch. Inside of one, pairs of the same prompt stand together: the loss is a sum over the
+        mini-batch, so their order is free, and a micro-batch that holds them computes their prompt once.
+    """
+    placed = [(pairs[order[at]], real) for at, real in zip(plan.order, plan.counted, strict=True)]
+    minis = [placed[start : start + plan.mini_pairs] for start in range(0, len(placed), plan.mini_pairs)]
+    return [item for mini in minis for item in sorted(mini, key=lambda item: item[0][0].prompt_ids.numpy().tobytes())]
