@@ -1,1 +1,1 @@
-"""Training with TRL on the same preference files: reward models. Needs the extra ``trl``, and nothing of verl."""
+"""Training with TRL on the same preference files: reward models and DPO. Needs the extra ``trl``, nothing of verl."""

@@ -1,0 +1,322 @@
+"""`verl-aiops trl-dpo`: the preference file of main_ppo, trained on by TRL's DPOTrainer; the result is a model folder.
+
+TRL gets our token ids and masks (`dpo_data`), so that both trainers see the same; docs/trl.md says what differs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
+
+from verl_aiops.trl.dpo_data import longest_pair, on_disk, read_pairs, shared_pairs
+from verl_aiops.trl.dpo_settings import DPOTraining
+from verl_aiops.trl.extra import (
+    CHECKPOINTS,
+    TrainingError,
+    check_folder,
+    last_checkpoint,
+    move_into,
+    prepare_folder,
+    require_trl,
+)
+from verl_aiops.trl.reward_start import pick_device
+
+if TYPE_CHECKING:
+    from verl_aiops.data import PreferenceDataset
+
+__all__ = ["DPOTraining", "TrainedPolicy", "train_dpo"]
+
+STATS = "dpo_stats.json"
+METRICS = "metrics.jsonl"
+# the first whose loss takes its log-probs from the model's own forward pass, which PairDPOTrainer looks at
+OLDEST_TRL = "1.16"
+CURVES = {
+    "actor/loss": "loss",
+    "rewards/margins": "reward margin (chosen - rejected)",
+    "rewards/accuracies": "share of pairs with a positive margin",
+    "logps/chosen": "log-prob of the chosen answer (nats)",
+}
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What came out, and `summary` of it. ``before`` and ``after``: measurements on held-out pairs, or None."""
+
+    folder: str
+    steps: int
+    train: str
+    val: str | None
+    first_loss: float
+    last_loss: float
+    held_out_in_training: int
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+
+    def summary(self) -> str:
+        lines = [
+            f"model: {self.folder}",
+            f"  trained: {self.train}",
+            f"  {self.steps} steps, loss {self.first_loss:.4f} at the first, {self.last_loss:.4f} at the last",
+        ]
+        if self.before and self.after:
+            lines += [f"  held out: {self.val}", f"  {'':38}{'before':>10}{'after':>10}"]
+            for name, title in (
+                ("val/loss", "loss"),
+                ("val/logps/accuracies", "pairs ranked right by the policy"),
+                ("val/rewards/accuracies", "pairs ranked right by the DPO reward"),
+                ("val/rewards/margins", "DPO reward margin"),
+            ):
+                lines.append(f"  {title:38}{self.before[name]:10.4f}{self.after[name]:10.4f}")
+        if self.held_out_in_training:
+            lines.append(
+                f"  {self.held_out_in_training} of the held-out pairs are in the training data too: they prove nothing"
+            )
+        return "\n".join([*lines, "use it with", f"  actor_rollout_ref.model.path={self.folder}"])
+
+
+def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> TrainedPolicy:
+    """Train, measure, write.
+
+    ``out`` becomes a plain transformers folder with tokenizer and chat template, LoRA merged; beside that it gets
+    ``metrics.jsonl``, ``curves.png`` (with matplotlib), ``dpo_stats.json``, ``adapter/`` (with LoRA) and
+    ``checkpoints/``, which may be removed. Called again after a stop, it goes on from the last checkpoint.
+
+    Raises:
+        TrainingError: TRL is missing or too old; a setting, the model or the folder cannot be used; or the training
+            diverged.
+        PreferenceDataError: the data cannot be used.
+    """
+    _require_trl()
+    settings.check()
+    pick_device(settings.device)
+    tokenizer = _tokenizer(settings.model)
+    train = read_pairs(settings.data, tokenizer, settings)
+    val = read_pairs(settings.val, tokenizer, settings) if settings.val else None
+    _check_sizes(settings, tokenizer, *filter(None, (train, val)))
+    note = {**asdict(settings), "data": train.identity(), "val": val.identity() if val else None}
+    note = json.loads(json.dumps(note))
+    check_folder(out, note, finished=STATS, overwrite=overwrite)
+    model, reference = _model(settings, settings.model), None
+    if settings.reference_model:
+        reference = _model(settings, settings.reference_model, option="--reference-model")
+    folder = prepare_folder(out, note, finished=STATS, overwrite=overwrite)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        print(f"going on from {checkpoint}")
+    trainer = build_trainer(settings, folder, tokenizer, model, train, val, reference, resumed=bool(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if val and not _measured_at_the_end(trainer):
+        trainer.evaluate()
+    made = _partial(folder)
+    if settings.lora_rank:
+        trainer.model.save_pretrained(made / "adapter")
+        trainer.model = trainer.model.merge_and_unload()
+    _check_finite(trainer.model)
+    rows = _rows(folder)
+    losses = [row["actor/loss"] for row in rows if "actor/loss" in row]
+    measured = [row for row in rows if "val/loss" in row]
+    result = TrainedPolicy(
+        folder=str(out),
+        steps=trainer.state.global_step,
+        train=str(train.report),
+        val=str(val.report) if val else None,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        held_out_in_training=shared_pairs(val, train) if val else 0,
+        before=measured[0] if measured else None,
+        after=measured[-1] if measured else None,
+    )
+    _write(trainer.model, settings, made, rows, result, note)
+    move_into(folder, made, last=STATS)
+    return result
+
+
+def _require_trl() -> None:
+    require_trl()
+    found = importlib.metadata.version("trl")
+    if Version(found) < Version(OLDEST_TRL):
+        raise TrainingError(f'trl {found} is installed, {OLDEST_TRL} or newer is needed: pip install -U "trl"')
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
+        raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
+
+
+def _check_sizes(settings: DPOTraining, tokenizer, train: PreferenceDataset, *val: PreferenceDataset) -> None:
+    """What the model's config tells before its weights are loaded."""
+    from transformers import AutoConfig
+
+    if len(train) < settings.batch_size:
+        raise TrainingError(
+            f"--data holds {len(train)} usable pairs, fewer than one step (--batch-size {settings.batch_size})"
+        )
+    for option, model in (("--model", settings.model), ("--reference-model", settings.reference_model)):
+        if model is None:
+            continue
+        try:
+            config = AutoConfig.from_pretrained(model).get_text_config()
+        except Exception as error:  # as above
+            raise TrainingError(f"{option} {model}: its config cannot be loaded: {error}") from None
+        longest, positions = longest_pair(train, *val), getattr(config, "max_position_embeddings", None)
+        if positions and longest > positions:
+            raise TrainingError(
+                f"{option} {model}: a prompt with its answer has {longest} tokens, and the model {positions} "
+                "positions; choose a smaller --max-prompt-length or --max-response-length"
+            )
+        if config.vocab_size < len(tokenizer):
+            raise TrainingError(
+                f"{option} {model}: the tokenizer has {len(tokenizer)} tokens, and the model {config.vocab_size}"
+            )
+
+
+def _model(settings: DPOTraining, name: str, option: str = "--model") -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, settings.dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"{option} {name} cannot be loaded as a causal language model: {error}") from None
+    if info["missing_keys"]:
+        raise TrainingError(
+            f"{option} {name} is no causal language model: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"
+        )
+    return model
+
+
+def build_trainer(
+    settings: DPOTraining,
+    folder: Path,
+    tokenizer,
+    model,
+    train: PreferenceDataset,
+    val: PreferenceDataset | None = None,
+    reference=None,
+    resumed: bool = False,
+) -> Any:
+    """The `PairDPOTrainer` of a run; with a cached reference, all pairs are scored here.
+
+    Args:
+        folder: gets checkpoints, token ids and metrics.
+        reference: the reference model, or None for the initial policy.
+        resumed: whether it will go on from a checkpoint, so that the measurement before training is there already.
+    """
+    from peft import LoraConfig, TaskType
+    from trl import DPOConfig
+
+    from verl_aiops.trl.dpo_trainer import MaskedPairCollator, MetricsFile, PairDPOTrainer
+
+    on_gpu = pick_device(settings.device) == "cuda"
+    steps = settings.max_steps or math.ceil(settings.epochs * (len(train) // settings.batch_size))
+    warmup = round(settings.warmup * steps)
+    arguments = DPOConfig(
+        output_dir=str(folder / CHECKPOINTS),
+        beta=settings.beta,
+        loss_type=list(settings.loss_type),
+        loss_weights=None if settings.loss_weights is None else list(settings.loss_weights),
+        label_smoothing=settings.label_smoothing,
+        precompute_ref_log_probs=settings.reference == "cached",
+        max_length=None,  # lengths have been settled, pair by pair
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.lr,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" and warmup else settings.schedule,
+        warmup_steps=warmup,
+        per_device_train_batch_size=settings.micro_batch,
+        per_device_eval_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=on_gpu and settings.dtype == "float32",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,  # the masks
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        eval_strategy="steps" if val and settings.eval_steps else "no",
+        eval_steps=settings.eval_steps or None,
+        eval_on_start=val is not None and not resumed,
+        prediction_loss_only=True,
+        report_to="none",
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is told from answers by masks alone
+    lora = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules="all-linear",
+    )
+    data = folder / CHECKPOINTS / "pairs"
+    return PairDPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        data_collator=MaskedPairCollator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=on_disk(train, data / "train"),
+        eval_dataset=on_disk(val, data / "val") if val else None,
+        processing_class=tokenizer,
+        peft_config=lora if settings.lora_rank else None,
+        callbacks=[MetricsFile(folder / METRICS, held_out=len(val) if val else 0)],
+    )
+
+
+def _measured_at_the_end(trainer) -> bool:
+    measured = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return measured[-1:] == [trainer.state.global_step]
+
+
+def _check_finite(model) -> None:
+    import torch
+
+    if not all(torch.isfinite(weights).all() for weights in model.parameters()):
+        raise TrainingError(
+            "the training diverged, its weights are not finite: choose a smaller --lr, with --overwrite"
+        )
+
+
+def _partial(folder: Path) -> Path:
+    """An empty folder for what becomes the result; what an interrupted end has left is removed."""
+    made = folder / ".partial"
+    for left in (made, folder / "adapter"):
+        shutil.rmtree(left, ignore_errors=True)
+    made.mkdir()
+    return made
+
+
+def _rows(folder: Path) -> list[dict]:
+    from verl_aiops.evaluation.curves import read_metrics
+
+    return read_metrics(folder / METRICS)
+
+
+def _write(model, settings: DPOTraining, made: Path, rows: list[dict], result: TrainedPolicy, note: dict) -> None:
+    from verl_aiops.evaluation.curves import plot_curves
+
+    model.save_pretrained(made)
+    # as it was, without what TRL sets on the one it trains with
+    _tokenizer(settings.model).save_pretrained(made)
+    try:
+        plot_curves({Path(settings.model).name: rows}, CURVES, made / "curves.png", columns=2)
+    except ImportError:
+        print('curves.png not drawn: pip install "verl-aiops[trl]"')
+    stats = {**asdict(result), "files": {"data": settings.data, "val": settings.val}, "settings": note}
+    (made / STATS).write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")

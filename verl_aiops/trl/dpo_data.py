@@ -1,0 +1,123 @@
+"""Preference files as TRL's DPO trainer reads them: the token ids and masks of our own data set, and their order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from verl_aiops.data.errors import FaultList, PreferenceDataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from verl_aiops.data import PreferenceDataset
+    from verl_aiops.trl.dpo_settings import DPOTraining
+
+__all__ = ["COLUMNS", "PairSampler", "longest_pair", "on_disk", "read_pairs", "shared_pairs", "to_columns"]
+
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask")
+
+
+def read_pairs(files: tuple[str, ...], tokenizer, settings: DPOTraining) -> PreferenceDataset:
+    """The pairs as main_ppo would train on them, checked.
+
+    Raises:
+        PreferenceDataError: files or rows that cannot be used, in the words of this command's options; weights other
+            than 1, which TRL's losses have no place for.
+    """
+    from verl_aiops.data import PreferenceDataset
+
+    try:
+        pairs = PreferenceDataset(
+            list(files),
+            tokenizer,
+            max_prompt_length=settings.max_prompt_length,
+            max_response_length=settings.max_response_length,
+            truncation=settings.truncation,
+        )
+    except PreferenceDataError as error:
+        raise PreferenceDataError(_in_options(str(error))) from None
+    faults = FaultList()
+    for at in range(len(pairs)):
+        item = pairs[at]
+        if item["weight"] != 1:
+            faults.add(item["id"], f"weight={item['weight']}")
+    if faults.count:
+        raise PreferenceDataError(
+            faults.message(
+                f"{faults.count} of {len(pairs)} pairs have a weight other than 1, for which TRL's losses have no "
+                "place; remove the column, or train with main_ppo +verl_aiops=dpo:"
+            )
+        )
+    return pairs
+
+
+def _in_options(message: str) -> str:
+    """A data set's message with this command's options for the settings of verl's trainers."""
+    message = re.sub(r" did you mean data\.\w+_key=\S+\?", "", message)
+    option = re.compile(r"data\.(max_prompt_length|max_response_length|truncation)(=?)")
+    return option.sub(lambda m: f"--{m[1].replace('_', '-')}{' ' if m[2] else ''}", message)
+
+
+def longest_pair(*parts: PreferenceDataset) -> int:
+    """Tokens of the longest prompt with an answer."""
+    return max(int((part.lengths[:, 0] + part.lengths[:, 1:].max(axis=1)).max()) for part in parts)
+
+
+def shared_pairs(pairs: PreferenceDataset, others: PreferenceDataset) -> int:
+    """How many of ``pairs`` the other set has too, token by token."""
+    known = {digest.tobytes() for digest in others.row_digests()}
+    return sum(digest.tobytes() in known for digest in pairs.row_digests())
+
+
+def to_columns(pairs: PreferenceDataset) -> dict[str, list[np.ndarray]]:
+    """Token ids and masks of all pairs, by the columns that TRL reads and the two masks that it does not know."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    for at in range(len(pairs)):
+        item = pairs[at]
+        for name, rows in columns.items():
+            rows.append(item[name].numpy().astype(np.int32 if name.endswith("_ids") else np.int8))
+    return columns
+
+
+def on_disk(pairs: PreferenceDataset, folder: Path) -> Dataset:
+    """`to_columns` as a memory-mapped data set in ``folder``, from there if it stands there already.
+
+    TRL keeps the reference's log-probs beside the file, so that a run which goes on does not score them again.
+    """
+    from datasets import Dataset, load_from_disk
+
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        Dataset.from_dict(to_columns(pairs)).save_to_disk(str(partial))
+        os.replace(partial, folder)
+    return load_from_disk(str(folder))
+
+
+class PairSampler(Sampler):
+    """The pairs in the order in which main_ppo takes them: a permutation by seed and epoch, and the remainder of an
+    epoch that fills no step left to other epochs (`verl_aiops.trainers.pairs.PairOrder`).
+    """
+
+    def __init__(self, pairs: int, batch: int, seed: int):
+        self.pairs, self.used, self.seed = pairs, pairs // batch * batch, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch, 0-based."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.used
+
+    def __iter__(self) -> Iterator[Any]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.pairs)
+        return iter(order[: self.used].tolist())
