@@ -248,6 +248,23 @@ def test_verls_is_trl_available_is_called_as_we_call_it():
     assert "AutoModelForCausalLMWithValueHead" in inspect.getsource(monkey_patch.apply_monkey_patch)
 
 
+def test_transfer_queue_refuses_to_clear_no_keys_and_ours_does_nothing():
+    """When the first no longer holds, the replacement can go."""
+    import asyncio
+
+    import transfer_queue
+    from transfer_queue.client import AsyncTransferQueueClient
+    from verl.trainer.ppo.v1 import trainer_base
+
+    ours, queues = transfer_queue.kv_clear, transfer_queue.kv_clear.__wrapped__
+    assert list(inspect.signature(queues).parameters) == ["keys", "partition_id"]
+    assert trainer_base.tq.kv_clear is ours
+    ours(keys=[], partition_id=None)  # there is no queue that could answer
+    retrieve = inspect.unwrap(AsyncTransferQueueClient.async_kv_retrieve_meta)
+    with pytest.raises(ValueError, match="empty list"):
+        asyncio.run(retrieve(None, keys=[], partition_id="train"))
+
+
 # --- what the trainer takes for granted of its base class and of main_ppo ------------------------------------------
 
 

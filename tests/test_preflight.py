@@ -12,6 +12,7 @@ from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import DEFAULTS, apply_defaults, data_parallel_size, user_keys
 from verl_aiops.trainers.preflight import prepare_offline
 
+UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 ACTOR = "actor_rollout_ref.actor"
 MICRO = f"{ACTOR}.ppo_micro_batch_size_per_gpu"
 MODEL = "actor_rollout_ref.model"
@@ -136,7 +137,7 @@ def test_the_defaults_replaced_are_still_verls(composed):
     for default in DEFAULTS:
         value = OmegaConf.select(composed, default.key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        assert value == default.verls, default.key
+        assert value == (default.verls[0] if isinstance(default.verls, tuple) else default.verls), default.key
 
 
 def test_every_key_replaced_exists_in_verl(composed):
@@ -452,3 +453,13 @@ def test_only_an_optimizer_that_has_a_fused_kernel_is_told_to_use_it(run, name, 
     config, given = run(**{"actor_rollout_ref.actor.optim.optimizer": name})
     apply_defaults(config, given)
     assert config.actor_rollout_ref.actor.optim.override_optimizer_config == fused
+
+
+@pytest.mark.parametrize("units, after", [(8, 0), (1, 0), (3, 3)])
+def test_no_process_is_started_that_would_store_nothing(run, units, after):
+    """Whether verl's default or the CPU preset's holds; what the user sets stays."""
+    config, given = run(**({UNITS: units} if units == 3 else {}))
+    if units != 3:
+        OmegaConf.update(config, UNITS, units)
+    apply_defaults(config, given)
+    assert OmegaConf.select(config, UNITS) == after

@@ -160,3 +160,12 @@ def _critics(module):
     from verl_aiops.platform.valuehead import without_flash_attn
 
     module.load_valuehead_model = without_flash_attn(module.load_valuehead_model)
+
+
+@wrapt.when_imported("transfer_queue")
+def _transfer_queue(module):
+    # What: to clear no keys is to do nothing. Why: verl's loop clears what a step has queued, offline DPO queues
+    # nothing, and TransferQueue refuses an empty list. verl 0.9.x with TransferQueue 0.1.
+    from verl_aiops.trainers.queue import clear_some
+
+    module.kv_clear = clear_some(module.kv_clear)

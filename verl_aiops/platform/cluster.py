@@ -73,7 +73,7 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
             OmegaConf.update(config, key, value, force_add=True)
         lines.append(f"{key}={value}")
 
-    # pairs travel in one object per step: one storage unit is enough, eight would each hold a CPU
+    # one is enough for rollouts of one machine; eight would each hold a CPU
     if units_key not in given and OmegaConf.select(config, units_key) == 8:
         put(units_key, 1)
     needed = logical_cpus_needed(config)

@@ -23,7 +23,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Default:
-    """``key`` gets ``ours(config)`` if it still holds verl's own default and the command line does not name it."""
+    """``key`` gets ``ours(config)`` if it still holds verl's own default (or one of a tuple of values that nobody chose
+    for this run, verl's and a preset's) and the command line does not name it."""
 
     key: str
     verls: Any
@@ -146,6 +147,12 @@ _PAIRS_MICRO_BATCH = Default(
 
 DEFAULTS: tuple[Default, ...] = (
     *_PLATFORM,
+    Default(
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units",
+        (8, 1),
+        lambda c: 0,
+        "pairs stand in files, and a process that stores nothing takes seconds to start",
+    ),
     Default("trainer.total_epochs", 30, lambda c: 1, "preference pairs are seldom worth more than one epoch"),
     Default(
         "actor_rollout_ref.actor.ppo_mini_batch_size",
@@ -327,7 +334,8 @@ def apply_defaults(config: DictConfig, given: set[str], defaults: tuple[Default,
             value = OmegaConf.select(config, default.key)
             if OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True)
-            if default.key in given or value != default.verls or not default.when(config):
+            unset = default.verls if isinstance(default.verls, tuple) else (default.verls,)
+            if default.key in given or value not in unset or not default.when(config):
                 continue
             ours = default.ours(config)
             if ours != value:

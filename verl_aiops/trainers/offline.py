@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import (
@@ -242,9 +241,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         if warning:
             logger.warning(warning)
             print(f"verl-aiops: warning: {warning}", flush=True)
-        # fit() clears the step's keys from TransferQueue afterwards and cannot clear none
-        key = f"pairs-{self.global_steps}"
-        return tq.kv_put(key=key, partition_id="train", tag={"pairs": len(indices)})
+        # nothing stands in TransferQueue
+        return KVBatchMeta()
 
     def _validate(self) -> dict[str, float]:
         if self.val_dataset is None:
