@@ -8,14 +8,26 @@ from verl_aiops.losses.divergence import F_DIVERGENCES
 from verl_aiops.losses.dpo import compute_dpo_loss, compute_online_dpo_loss
 from verl_aiops.losses.labelling import PAIRING_RULES, Labels, label_groups, label_preferences
 from verl_aiops.losses.sums import sum_logps
-from verl_aiops.losses.table import LOSS_TYPES, needs_lengths, needs_reference, needs_whole_batch
+from verl_aiops.losses.table import (
+    LOSS_TYPES,
+    LOSSES,
+    LossSpec,
+    needs_lengths,
+    needs_reference,
+    needs_whole_batch,
+)
+from verl_aiops.losses.terms import Knobs, PairTerms, per_token
 from verl_aiops.losses.validate import validate_loss_args
 
 __all__ = [
     "F_DIVERGENCES",
+    "LOSSES",
     "LOSS_TYPES",
     "PAIRING_RULES",
+    "Knobs",
     "Labels",
+    "LossSpec",
+    "PairTerms",
     "compute_dpo_loss",
     "compute_online_dpo_loss",
     "label_groups",
@@ -23,6 +35,7 @@ __all__ = [
     "needs_lengths",
     "needs_reference",
     "needs_whole_batch",
+    "per_token",
     "sum_logps",
     "validate_loss_args",
 ]

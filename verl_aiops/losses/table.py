@@ -29,7 +29,8 @@ class LossSpec:
     own_knobs: tuple[str, ...] = ()
 
 
-LOSSES = {
+# One line for each; a module of a user's own may add to it, see docs/extending.md.
+LOSSES: dict[str, LossSpec] = {
     "sigmoid": LossSpec(pairwise.sigmoid, smoothing="[0, 0.5]", any_f=True),
     "robust": LossSpec(pairwise.robust, smoothing="[0, 0.5)", any_f=True),
     "hinge": LossSpec(pairwise.hinge, any_f=True),
@@ -51,6 +52,7 @@ LOSSES = {
     "sft_seq": LossSpec(pairwise.sft_seq, reference=False, lengths=True),
 }
 
+# those of the package
 LOSS_TYPES = tuple(LOSSES)
 
 # What people call a loss where spelling alone would point elsewhere ("dpo" is one letter from "dpop") or nowhere.
@@ -80,9 +82,9 @@ def loss_names(loss_type: str | Sequence[str]) -> tuple[str, ...]:
         raise ValueError("loss_type is an empty list; name at least one loss")
     for name in names:
         if not isinstance(name, str) or name not in LOSSES:
-            near = [_ALSO_KNOWN_AS.get(str(name)), *difflib.get_close_matches(str(name), LOSS_TYPES, n=1)]
+            near = [_ALSO_KNOWN_AS.get(str(name)), *difflib.get_close_matches(str(name), LOSSES, n=1)]
             hint = next((f" (did you mean {other!r}?)" for other in near if other), "")
-            raise ValueError(f"unknown loss_type {name!r}{hint}; there are: {', '.join(LOSS_TYPES)}")
+            raise ValueError(f"unknown loss_type {name!r}{hint}; there are: {', '.join(LOSSES)}")
     if len(set(names)) < len(names):
         raise ValueError(f"loss_type names a loss twice: {list(names)}; give it once, with a larger loss weight")
     return names

@@ -34,7 +34,8 @@ JSON asked for 0.
 
 Weights may be changed (`settings.RewardSettings`), but only so that the five smaller ones together stay below each of
 the two field weights; other weights raise ValueError. Whatever the quotations, the form and the length, one more right
-field therefore always earns more.
+field therefore always earns more. Parts that are added (`parts.PARTS`) are paid or taken in the same sum, and their
+weights count among the smaller ones.
 
 What is read where
 ------------------
@@ -57,6 +58,7 @@ from typing import Any
 from verl_aiops.rewards.answer import match_label, parse_answer
 from verl_aiops.rewards.discipline import gives_verdict
 from verl_aiops.rewards.evidence import Judgement, find_evidence, judge_quotations
+from verl_aiops.rewards.parts import Reading, measured
 from verl_aiops.rewards.quotes import MAX_READ_CHARS, find_quotations
 from verl_aiops.rewards.settings import RewardSettings, read_settings
 from verl_aiops.rewards.truth import GroundTruth, read_ground_truth
@@ -80,10 +82,11 @@ def compute_score(
         Always the same keys, each a finite float. From 0 to 1: `score`; `acc`, the share of right fields; `acc_main`,
         both right; `json_ok`, `service_ok`, `type_ok`; `evidence`, the quality that is paid; `evidence_precision` and
         `evidence_recall`, also of wrong answers; `early_verdict`; `overlong`. Counts: `quotes`, distinct verbatim
-        quotations; `invented`, distinct others; `rounds`; `chars`, of all rounds.
+        quotations; `invented`, distinct others; `rounds`; `chars`, of all rounds. Then what each part of `parts.PARTS`
+        measured, from 0 to 1.
 
     Raises:
-        ValueError: faulty ground truth, turns, incident text or settings; never because of what the model wrote.
+        ValueError: faulty ground truth, turns, incident text, settings or parts; never because of what the model wrote.
     """
     settings = read_settings(kwargs)
     truth = read_ground_truth(ground_truth)
@@ -106,6 +109,11 @@ def compute_score(
         - settings.invented_weight * min(1.0, invented / _INVENTED_FOR_FULL_COST)
         - settings.length_weight * overlong
     )
+    more = {}
+    if settings.parts:
+        reading = Reading(answer, service_ok, type_ok, tuple(early), final, incident_text, truth)
+        more = {name: measured(name, part, reading) for name, part in settings.parts}
+        earned += sum(part.weight * more[name] * (-1 if part.costs else 1) for name, part in settings.parts)
     return {
         "score": min(1.0, max(0.0, earned / settings.paid)),
         "acc": (service_ok + type_ok) / 2,
@@ -122,6 +130,7 @@ def compute_score(
         "overlong": overlong,
         "rounds": float(len(early) + 1),
         "chars": float(chars),
+        **more,
     }
 
 

@@ -34,20 +34,25 @@ class CombinedSettings:
     """What ``reward.combined`` holds.
 
     Attributes:
-        mode: one of `MODES`.
-        rule_weight, rm_weight: of ``weighted`` and ``gated``; only their ratio counts.
-        tiebreak_step: of ``rm_tiebreak``: rules that differ by this much or more are never overruled.
-        squash, temperature, threshold, clip: see `shaping.Shaping`.
-        normalise: ``none``; ``stored``: by mean and standard deviation of held-out data (``rm_mean``, ``rm_std``, or
-            the file that train-rm left beside the model); ``running``: by those of all answers of earlier steps.
-        rm_mean, rm_std: for ``stored``, and for ``running`` before the first step is over.
+        mode: which of the two counts, and how; the formulas are in `verl_aiops/rewards/combined.py`.
+        rule_weight: of `weighted` and `gated`; only its ratio to `rm_weight` counts.
+        rm_weight: likewise.
+        tiebreak_step: of `rm_tiebreak`: rules that differ by this much or more are never overruled.
+        squash: function that the reward model's normalised, shifted and scaled score goes through.
+        normalise: `none`; `stored`: by mean and standard deviation of held-out data (`rm_mean`, `rm_std`, or the file
+            that train-rm left beside the model); `running`: by those of all answers of earlier steps.
+        rm_mean: mean for `stored`, and for `running` before the first step is over.
+        rm_std: standard deviation, likewise.
+        temperature: scale of the normalised score, by which it is divided.
+        threshold: the normalised score that becomes 0.5 under `sigmoid` and 0 under `tanh`.
+        clip: `[low,high]`, after `squash`; null for no limits.
         timeout_s: seconds for one request.
         deadline_s: seconds for all attempts of one answer together.
         attempts: requests at most for one answer.
         backoff_s: seconds before the second attempt; doubled for each further one, at most 30.
-        concurrency: requests at a time from one of ``reward.num_workers``.
-        on_failure: ``fail`` ends the run at the first answer without a score; ``drop`` leaves such answers out.
-        max_failed_share: of a step's answers; with ``drop``, more end the run.
+        concurrency: requests at a time from one of `reward.num_workers`.
+        on_failure: `fail` ends the run at the first answer without a score; `drop` leaves such answers out.
+        max_failed_share: of a step's answers; with `drop`, more end the run.
     """
 
     mode: str = "weighted"

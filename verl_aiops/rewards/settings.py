@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from numbers import Integral, Real
 
+from verl_aiops.rewards.parts import PARTS, RewardPart, check_part
+
 _VERL_KWARGS = frozenset(
     {
         "reward_router_address",
@@ -36,6 +38,7 @@ class RewardSettings:
         length_budget: characters, all rounds together, that cost nothing.
         min_quote_chars: characters other than white space below which a quotation is ignored.
         allow_fence: accept an answer inside one Markdown fence.
+        parts: those of `parts.PARTS` by name, each with its weight as set by `NAME_weight`.
     """
 
     service_weight: float = 0.40
@@ -48,15 +51,17 @@ class RewardSettings:
     length_budget: int = 4000
     min_quote_chars: int = 8
     allow_fence: bool = False
+    parts: tuple[tuple[str, RewardPart], ...] = ()
 
     @cached_property
     def paid(self) -> float:
         """The sum that a perfect answer earns, by which scores are divided."""
-        return self.service_weight + self.type_weight + self.format_weight + self.evidence_weight
+        more = sum(part.weight for _, part in self.parts if not part.costs)
+        return self.service_weight + self.type_weight + self.format_weight + self.evidence_weight + more
 
 
 _DEFAULT = RewardSettings()
-_KNOWN = tuple(field.name for field in fields(RewardSettings))
+_KNOWN = tuple(field.name for field in fields(RewardSettings) if field.name != "parts")
 _RANGES = {
     "service_weight": (0.01, 1.0),
     "type_weight": (0.01, 1.0),
@@ -64,10 +69,11 @@ _RANGES = {
     "length_budget": (1, 1_000_000),
     "min_quote_chars": (4, 200),
 }
+_PART_RANGE = (0.0, 1.0)
 
 
 def read_settings(kwargs: dict) -> RewardSettings:
-    """Settings from the keyword arguments of one `compute_score` call.
+    """Settings from the keyword arguments of one `compute_score` call, with the parts that `PARTS` has by then.
 
     Arguments that verl's reward managers pass themselves are ignored. Any other unknown name is refused if it could
     have been meant as a setting: it speaks of a weight, resembles a setting, or has a number for its value.
@@ -75,33 +81,43 @@ def read_settings(kwargs: dict) -> RewardSettings:
     Raises:
         ValueError: an unknown or out-of-range setting, or weights under which correctness would no longer dominate.
     """
-    if not kwargs:
+    if not kwargs and not PARTS:
         return _DEFAULT
     given = {name: value for name, value in kwargs.items() if name not in _VERL_KWARGS}
-    if not given:
+    if not given and not PARTS:
         return _DEFAULT
+    # With the types, or True would find what was checked for 1.
+    key = tuple((name, type(value), value) for name, value in given.items()), tuple(PARTS.items())
     try:
-        # With the types, or True would find what was checked for 1.
-        return _build(tuple((name, type(value), value) for name, value in given.items()))
+        return _build(*key)
     except TypeError:  # an unhashable value cannot be looked up; its check says what is wrong with it
-        return _build.__wrapped__(tuple((name, type(value), value) for name, value in given.items()))
+        return _build.__wrapped__(*key)
 
 
 @lru_cache(maxsize=64)
-def _build(given: tuple) -> RewardSettings:
+def _build(given: tuple, parts: tuple) -> RewardSettings:
+    for name, part in parts:
+        check_part(name, part)
+    weights = {f"{name}_weight": part.weight for name, part in parts}
+    if clash := [name for name in weights if name in _KNOWN]:
+        raise ValueError(f"reward part {clash[0].removesuffix('_weight')!r}: {clash[0]} is a setting already")
+    known = (*_KNOWN, *weights)
     values = {}
     for name, _, value in given:
-        if name in _KNOWN:
+        if name in known:
             values[name] = _checked(name, value)
         else:
-            _refuse_if_meant(name, value)
-    settings = RewardSettings(**values)
-    extras = sum(getattr(settings, name) for name in _EXTRAS)
+            _refuse_if_meant(name, value, known)
+    weights = {name: _checked(name, values.pop(name, weight)) for name, weight in weights.items()}
+    weighed = tuple((name, part._replace(weight=weights[f"{name}_weight"])) for name, part in parts)
+    settings = RewardSettings(**values, parts=weighed)
+    extras = {name: getattr(settings, name) for name in _EXTRAS} | weights
     smaller = min(settings.service_weight, settings.type_weight)
-    if extras >= smaller * (1 - 1e-6):  # equal but for rounding is not below
+    if sum(extras.values()) >= smaller * (1 - 1e-6):  # equal but for rounding is not below
         raise ValueError(
-            f"reward_kwargs: {' + '.join(_EXTRAS)} = {extras:g} must stay below the smaller of service_weight and "
-            f"type_weight ({smaller:g}), or an answer could earn more by its form than by one right field"
+            f"reward_kwargs: {' + '.join(extras)} = {sum(extras.values()):g} must stay below the smaller of "
+            f"service_weight and type_weight ({smaller:g}), or an answer could earn more by its form than by one right "
+            "field"
         )
     return settings
 
@@ -111,7 +127,7 @@ def _checked(name: str, value: object) -> float | int | bool:
         if isinstance(value, bool):
             return value
         raise ValueError(f"reward_kwargs: allow_fence: expected true or false, got {value!r}")
-    low, high = _RANGES[name]
+    low, high = _RANGES.get(name, _PART_RANGE)
     kind = Integral if isinstance(low, int) else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not low <= value <= high:
         wanted = "an integer" if kind is Integral else "a number"
@@ -119,12 +135,12 @@ def _checked(name: str, value: object) -> float | int | bool:
     return int(value) if kind is Integral else float(value)
 
 
-def _refuse_if_meant(name: str, value: object) -> None:
-    nearest = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.0)[0]
-    alike = bool(difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.65))
+def _refuse_if_meant(name: str, value: object, known: tuple[str, ...]) -> None:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    alike = bool(difflib.get_close_matches(name, known, n=1, cutoff=0.65))
     if alike or "weight" in name or isinstance(value, Real):
-        low, high = _RANGES.get(nearest, (False, True))
+        low, high = (False, True) if nearest == "allow_fence" else _RANGES.get(nearest, _PART_RANGE)
         raise ValueError(
             f"reward_kwargs: unknown setting {name!r}; the nearest known one is {nearest!r} (from {low} to {high}); "
-            f"known: {', '.join(_KNOWN)}"
+            f"known: {', '.join(known)}"
         )

@@ -23,9 +23,14 @@ ANSWER_SCHEMA = {
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """``round_tokens``: tokens per round, None to divide ``data.max_response_length`` (see `turns.round_budgets`);
-    ``answer_tokens``: of the last round, where it is divided; ``json_schema``: let the engine constrain the last round
-    to the answer's JSON schema (SGLang, vLLM)."""
+    """How the rounds share the response, and how the last one is sampled.
+
+    Attributes:
+        round_tokens: tokens that the model may write in each round; the last entry stands for those that are missing.
+            null divides `data.max_response_length`, which also holds the instructions between the rounds.
+        answer_tokens: tokens of the last round, where `data.max_response_length` is divided.
+        json_schema: let the engine (SGLang, vLLM) constrain the last round to the answer's JSON schema.
+    """
 
     round_tokens: list[int] | None = None
     answer_tokens: int = ANSWER_TOKENS

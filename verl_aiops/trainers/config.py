@@ -38,6 +38,28 @@ class PreferenceConfig:
     """What offline and online DPO have in common.
 
     The loss settings are those of :func:`verl_aiops.losses.compute_dpo_loss`, under the same names.
+
+    Attributes:
+        beta: strength of the pull to the reference. Per-token losses want it on another scale: `sigmoid_norm` and
+            `simpo` 1 to 10.
+        loss_type: the loss, or a list of losses to be summed. Formula and paper of each:
+            `verl_aiops/losses/pairwise.py`.
+        loss_weights: weights of a list of losses, one each.
+        sft_weight: adds this much of the loss `sft`, the negative log-likelihood of chosen answers, to any loss.
+        label_smoothing: share of labels believed wrong, for `sigmoid` (cDPO), `robust`, `exo_pair`, `aot`,
+            `aot_unpaired`.
+        simpo_gamma: target margin of `simpo`, in units of reward.
+        dpop_lambda: penalty of `dpop` on chosen answers that grow less likely.
+        discopop_tau: temperature of `discopop`.
+        f_divergence_type: divergence that holds the policy to its reference (f-DPO, arXiv 2309.16240).
+        f_alpha_divergence_coef: alpha of `alpha_divergence`.
+        ld_alpha: LD-DPO (arXiv 2409.06411): weight of the tokens beyond the shorter answer's length; null for none.
+        reference_sync_steps: move the reference every so many steps (TR-DPO, arXiv 2404.09656); 0 keeps the initial
+            policy. Offline DPO needs `reference=live` for it.
+        reference_mixup: how far the reference moves: 1 copies the policy, less mixes it in.
+        logprob_backend: `shared_prompt`: a prompt goes through the model once for all its answers; `rows`: once with
+            each, for any model; `auto`: the first where the model allows it. The run says which and why.
+        export_model: write `trainer.default_local_dir/huggingface` at the end (bfloat16, by verl's model merger).
     """
 
     section: ClassVar[str]
@@ -132,7 +154,16 @@ class PreferenceConfig:
 
 @dataclass(frozen=True)
 class DPOConfig(PreferenceConfig):
-    """Settings of offline DPO, read from ``algorithm.dpo.*``."""
+    """Settings of offline DPO, read from ``algorithm.dpo.*``.
+
+    Attributes:
+        reference: `cached`: every pair is scored once by the reference and kept on disk; `live`: scored at every step.
+        reference_path: another model as reference, with `cached`; null for the initial policy, or the LoRA base.
+        reference_cache_dir: where scores are kept; null for `$VERL_AIOPS_CACHE/reference`, or
+            `~/.cache/verl-aiops/reference`.
+        reference_verify_pairs: so many cached pairs are scored again at the start and compared; 0 for none.
+        preflight_rows: rows of each file that are rendered and checked before Ray starts; 0 for none.
+    """
 
     reference: str = "cached"
     reference_path: str | None = None
@@ -163,9 +194,15 @@ class DPOConfig(PreferenceConfig):
 class OnlineDPOConfig(PreferenceConfig):
     """Settings of online DPO, read from ``algorithm.online_dpo.*``.
 
-    ``rule`` is one of `losses.PAIRING_RULES`, or ``self_play``: the data's own answer against the policy's (SPIN, arXiv
-    2401.01335). ``eos_penalty`` is taken from the score of an answer that did not end. ``importance_clip``: see
-    `trainers.objective`. ``max_failed_share``: of answers without a finite score, above which the run ends.
+    Attributes:
+        rule: which answers to a prompt make pairs. `best_vs_worst`: the pair with the largest gap; `all_pairs`: every
+            real preference; `random_pair`: one of them; `best_vs_random`: the best answer against one at random;
+            `self_play`: the data's own answer against the policy's (SPIN, arXiv 2401.01335).
+        min_gap: smallest difference of scores that makes a pair.
+        eos_penalty: taken from the score of an answer that did not end by itself.
+        importance_clip: weight of pairs that are no longer on-policy, at most this (truncated importance sampling,
+            Ionides 2008); null for no weights.
+        max_failed_share: of answers without a finite score; above it the run ends.
     """
 
     rule: str = "best_vs_worst"
