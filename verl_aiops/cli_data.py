@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verl_aiops.incidents.case import PromptOptions
     from verl_aiops.incidents.sources import IncidentSource
+    from verl_aiops.incidents.split import Fold
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -147,11 +148,73 @@ def prefs_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how often a wrong service must be named in the incident's text (default %(default)s)",
     )
+    group = parser.add_argument_group("pairs of a model's own answers, instead of near misses (docs/own_pairs.md)")
+    group.add_argument(
+        "--from-generations",
+        nargs="+",
+        metavar="EVAL",
+        help="folders of `verl-aiops eval --data RL.parquet --n 8 ...`, or their generations.jsonl",
+    )
+    group.add_argument(
+        "--data",
+        nargs="+",
+        metavar="RL",
+        help="the files of build-rl that were asked, one for all or one each (default: as the folders say)",
+    )
+    group.add_argument(
+        "--trained-on",
+        nargs="+",
+        metavar="SFT",
+        help="what the answering models were trained on, one for all or one each: refused if it has these faults",
+    )
+    group.add_argument(
+        "--chosen",
+        metavar="auto|own|truth",
+        help="own: a right answer of the model's; truth: the true verdict; auto (default): own where there is one",
+    )
+    group.add_argument(
+        "--invalid-answers",
+        choices=("keep", "skip"),
+        help="whether answers that are no JSON verdict may be the rejected one (default keep)",
+    )
+
+
+# of `build-prefs`, what has a meaning with --from-generations
+_OWN_ONLY = ("data", "trained_on", "chosen", "invalid_answers")
+_OWN_TOO = ("out", "val_share", "seed", "overwrite", "pairs_per_incident", "from_generations")
+
+
+def _run_own_pairs(args: argparse.Namespace) -> None:
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.evaluation.own_pairs import OwnPairOptions, build_own_pairs
+
+    parser = argparse.ArgumentParser()
+    prefs_options(parser)
+    for name, default in vars(parser.parse_args(["--out", "FILE"])).items():
+        if name not in (*_OWN_ONLY, *_OWN_TOO) and getattr(args, name) != default:
+            raise EvaluationError(
+                f"--{name.replace('_', '-')}: has no meaning with --from-generations, whose prompts were made by "
+                "build-rl; leave it out"
+            )
+    options = OwnPairOptions(
+        chosen=args.chosen or "auto",
+        pairs_per_incident=args.pairs_per_incident,
+        invalid=args.invalid_answers != "skip",
+        val_share=args.val_share,
+        seed=args.seed,
+    )
+    files = {"data": args.data or (), "trained_on": args.trained_on or ()}
+    print(build_own_pairs(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite))
 
 
 def run_build_prefs(args: argparse.Namespace) -> None:
-    from verl_aiops.incidents import DEFAULT_KINDS, PairOptions, build_prefs, parse_kinds
+    from verl_aiops.incidents import DEFAULT_KINDS, IncidentError, PairOptions, build_prefs, parse_kinds
 
+    if args.from_generations is not None:
+        return _run_own_pairs(args)
+    for name in _OWN_ONLY:
+        if getattr(args, name) is not None:
+            raise IncidentError(f"--{name.replace('_', '-')} goes with --from-generations; give both or neither")
     kinds = parse_kinds(args.kinds) if args.kinds is not None else DEFAULT_KINDS
     pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed)
     print(build_prefs(**_build_arguments(args), pairs=pairs))
@@ -171,19 +234,34 @@ def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sft_options(parser: argparse.ArgumentParser) -> None:
+    _conversation_options(parser, "leave the incidents of fold I, 0 to K-1, out of the training file")
+
+
+def _conversation_options(parser: argparse.ArgumentParser, fold: str) -> None:
     add_output_options(parser)
     add_source_options(parser)
     add_prompt_options(parser)
+    group = parser.add_argument_group("cross-fitting (docs/own_pairs.md)")
+    group.add_argument("--folds", type=int, metavar="K", help="cut the training side into K folds, by fault")
+    group.add_argument("--fold", type=int, metavar="I", help=fold)
+
+
+def _fold_from(args: argparse.Namespace) -> Fold | None:
+    from verl_aiops.incidents import Fold, IncidentError
+
+    if (args.folds is None) != (args.fold is None):
+        raise IncidentError("--folds K and --fold I go together; give both or neither")
+    return None if args.folds is None else Fold(args.fold, args.folds, args.seed)
 
 
 def run_build_sft(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import build_sft
 
-    print(build_sft(**_build_arguments(args)))
+    print(build_sft(**_build_arguments(args), fold=_fold_from(args)))
 
 
 def rl_options(parser: argparse.ArgumentParser) -> None:
-    sft_options(parser)
+    _conversation_options(parser, "write the incidents of fold I, 0 to K-1, alone into the training file")
     group = parser.add_argument_group("check of the files written")
     group.add_argument(
         "--model",
@@ -209,7 +287,7 @@ def run_build_rl(args: argparse.Namespace) -> None:
 
         # Before the work, which a wrong folder would waste.
         verl_check = VerlCheck(args.model, args.max_prompt_length)
-    summary = build_rl(**_build_arguments(args))
+    summary = build_rl(**_build_arguments(args), fold=_fold_from(args))
     print(summary)
     for file in summary.written:
         print(f"  checked {file}: {check_rl_file(file)}")

@@ -23,7 +23,7 @@ from .safety import neutralise
 from .schema import Incident, fault_id, normalise_label
 from .simulator import Difficulty, Simulator, simulator_taxonomy
 from .sources import IncidentSource, file_source, simulator_source
-from .split import split_side
+from .split import Fold, split_side
 from .summary import Summary
 from .taxonomy import System, Taxonomy
 from .text import incident_text, neutralise_incident
@@ -40,6 +40,7 @@ __all__ = [
     "Candidates",
     "Case",
     "Difficulty",
+    "Fold",
     "Incident",
     "IncidentError",
     "IncidentSource",

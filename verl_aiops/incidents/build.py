@@ -16,8 +16,8 @@ from .errors import IncidentError
 from .pairs import PairMaker, PairOptions
 from .prompts import Message, json_text
 from .sources import IncidentSource
-from .split import split_side
-from .summary import Side, Summary
+from .split import Fold, split_side
+from .summary import Part, Side, Summary
 from .writers import Columns, row_writers, sibling
 
 PREFS_COLUMNS = {
@@ -115,12 +115,13 @@ def build_sft(
     val_share: float = 0.1,
     seed: int = 0,
     prompts: PromptOptions | None = None,
+    fold: Fold | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Write conversations for verl's SFT trainer, one per incident: the prompt of the pairs and the right answer.
 
     Columns: `SFT_COLUMNS`; `messages` is a list of {role, content}. The same source, seed and share put the same
-    incidents on the same side as in `build_prefs`.
+    incidents on the same side as in `build_prefs`. With `fold`, its incidents are left out of the training file.
     """
 
     def rows(case: Case, group: str, side: str) -> Rows:
@@ -131,7 +132,8 @@ def build_sft(
         ]
 
     prompts = replace(prompts or PromptOptions(), seed=seed)
-    return _build("SFT conversations", source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite)
+    arguments = (source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite)
+    return _build("SFT conversations", *arguments, part=fold and Part(fold, inside=False))
 
 
 def build_rl(
@@ -142,6 +144,7 @@ def build_rl(
     val_share: float = 0.1,
     seed: int = 0,
     prompts: PromptOptions | None = None,
+    fold: Fold | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Write prompts for verl's RL trainers, one per incident, with what the reward and the later rounds need.
@@ -150,7 +153,8 @@ def build_rl(
     the rounds after it, `extra_info.answers` right answers to all of them (for self-play),
     `reward_model.ground_truth` is JSON text, and `extra_info.index` numbers a file's rows. The evidence always stays in
     the prompt whole (`PromptOptions.whole_evidence`), since the reward pays for quoting it. The same source, seed and
-    share put the same incidents on the same side as in `build_prefs`.
+    share put the same incidents on the same side as in `build_prefs`. With `fold`, the training file has its incidents
+    alone.
     """
     indices = {side: count() for side in ("train", "val")}
 
@@ -180,7 +184,8 @@ def build_rl(
 
     prompts = replace(prompts or PromptOptions(), seed=seed, whole_evidence=True)
     arguments = (source, out, val_out, val_share, seed, prompts, RL_COLUMNS, rows, overwrite)
-    return _build("RL prompts", *arguments, prompt_of=lambda case: case.opening)
+    part = fold and Part(fold, inside=True)
+    return _build("RL prompts", *arguments, prompt_of=lambda case: case.opening, part=part)
 
 
 def _build(
@@ -195,6 +200,7 @@ def _build(
     rows_of: Callable[[Case, str, str], Rows],
     overwrite: bool,
     prompt_of: Callable[[Case], list[Message]] = lambda case: case.prompt,
+    part: Part | None = None,
 ) -> Summary:
     if not 0 <= val_share < 1:
         raise IncidentError(f"val share: expected a share from 0 to below 1, found {val_share}")
@@ -210,13 +216,16 @@ def _build(
         by_side = dict(zip(files, writers))
         for case, group in iter_cases(source, prompts):
             side = split_side(group, val_share, seed)
+            if side == "train" and part is not None and not part.keeps(group):
+                continue
             rows = rows_of(case, group, side)
             for row in rows:
                 by_side[side].write(row)
             sides[side].add(case, group, len(rows), sum(len(message["content"]) for message in prompt_of(case)))
         if not by_side["train"].count:
+            where = f" in {part.note}" if part is not None else ""
             raise IncidentError(
-                f"{source.name}: nothing to write for training from {source.count} incidents; give more of them, more "
-                "than one possible answer, or a smaller validation share"
+                f"{source.name}: nothing to write for training from {source.count} incidents{where}; give more of them, "
+                "more than one possible answer, or a smaller validation share"
             )
-    return Summary(what, source.name, sides, files)
+    return Summary(what, source.name, sides, files, part=part)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .case import Case
 from .pairs import OTHER_SYSTEM, PairMaker
+from .split import Fold
 
 _NAMES_SHOWN = 8
 # A class this often on one side of a difference can be answered without reading.
@@ -50,6 +51,24 @@ class Side:
 
 
 @dataclass
+class Part:
+    """The part of the training side that a file has: a fold, or all but it. Counts what it leaves out."""
+
+    fold: Fold
+    inside: bool
+    left_out: int = 0
+
+    def keeps(self, group: str) -> bool:
+        kept = self.fold.holds(group) == self.inside
+        self.left_out += not kept
+        return kept
+
+    @property
+    def note(self) -> str:
+        return f"{'fold' if self.inside else 'all but fold'} {self.fold.number} of {self.fold.of} (from 0)"
+
+
+@dataclass
 class Summary:
     """Counts of a whole build; `str()` of it is the printed report. `makers` is empty where no pairs were made."""
 
@@ -58,6 +77,7 @@ class Summary:
     sides: dict[str, Side]
     files: dict[str, str]
     makers: dict[str, PairMaker] = field(default_factory=dict)
+    part: Part | None = None
 
     @property
     def written(self) -> list[str]:
@@ -71,6 +91,8 @@ class Summary:
                 lines.append(f"  {name}: no incident fell on this side; no file written")
                 continue
             lines += self._side(name, side)
+            if name == "train" and self.part is not None:
+                lines.append(f"    {self.part.note}; {self.part.left_out:,} incidents left out")
             if name in self.makers:
                 lines += _pair_lines(self.makers[name])
         return "\n".join(lines)

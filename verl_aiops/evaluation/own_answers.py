@@ -1,0 +1,144 @@
+"""A model's own sampled answers, as pairs are made of them: read, held to the data that were asked, and judged anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.questions import Question, fingerprint, read_rl_questions, sampled
+from verl_aiops.evaluation.records import Record, read_records
+from verl_aiops.incidents import split_side
+from verl_aiops.rewards.aiops_mturn import compute_score
+from verl_aiops.rewards.answer import normalise_label, parse_answer
+
+__all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "unusable"]
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    rounds: tuple[str, ...]
+    score: float
+    right: bool
+    # normalised names, or None where the last round is no verdict
+    verdict: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    file: Path
+    questions: list[Question]
+    records: list[Record]
+    reward: Mapping[str, Any]
+
+
+def load(path: Path, data: str | Path | None) -> Sampled:
+    file = path / "generations.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise EvaluationError(
+            f"--from-generations {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl"
+        )
+    records = read_records(file)
+    settings = _settings(file.with_name("settings.json"))
+    if data is None:
+        data = settings.get("data")
+        if data is None:
+            raise EvaluationError(
+                f"{file}: which prompts were asked is not known; give the file of `build-rl` as --data"
+            )
+        if not Path(data).is_file():
+            raise EvaluationError(
+                f"{file}: was asked from {data}, which is not there (paths count from where the evaluation ran); "
+                "give it as --data"
+            )
+    questions = sampled(read_rl_questions(str(data)), settings.get("limit"), settings.get("seed") or 0)
+    if settings.get("questions") not in (None, fingerprint(questions)):
+        raise EvaluationError(f"{data}: is not the file that {file} has answers to, or has changed since")
+    known = {question.id: question for question in questions}
+    for number, record in enumerate(records, 1):
+        question = known.get(record["id"])
+        if question is None or question.ground_truth != record["ground_truth"]:
+            what = "no such incident" if question is None else "another ground truth"
+            raise EvaluationError(f"{file}, line {number}: {record['id']!r} has {what} in {data}; give its own --data")
+        if record["error"] is None and len(record["rounds"]) != len(question.rounds) + 1:
+            raise EvaluationError(
+                f"{file}, line {number}: expected {len(question.rounds) + 1} rounds as in {data}, found "
+                f"{len(record['rounds'])}; give its own --data"
+            )
+    return Sampled(file, questions, records, settings.get("reward") or {})
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{file}: not as `verl-aiops eval` wrote it ({error})") from None
+    if not isinstance(settings, dict):
+        raise EvaluationError(f"{file}: not as `verl-aiops eval` wrote it (expected an object)")
+    return settings
+
+
+def check_held_out(evaluation: Sampled, val_share: float, seed: int) -> None:
+    held_out = [q for q in evaluation.questions if split_side(q.group, val_share, seed) == "val"]
+    if held_out:
+        raise EvaluationError(
+            f"{evaluation.file}: {len(held_out)} of {len(evaluation.questions)} incidents, {held_out[0].id!r} first, "
+            f"are held out for validation (--val-share {val_share:g} --seed {seed}) and must not be trained on. "
+            "Sample answers to the training file of build-rl; if it was split otherwise, give its --val-share and "
+            "--seed, or --val-share 0 where nothing is held out."
+        )
+
+
+def check_not_seen(evaluation: Sampled, trained_on: Path) -> None:
+    import numpy as np
+
+    from verl_aiops.data.reading import open_files
+
+    groups: set[str] = set()
+    (file,) = open_files(str(trained_on))
+    for record in file.records(["group", "id"], np.arange(file.rows)):
+        group = record.values.get("group") if not record.fault else None
+        if not isinstance(group, str):
+            raise EvaluationError(
+                f"--trained-on, {record.where}: expected the fault's name in group, as build-sft writes it"
+            )
+        groups.add(group)
+    seen = [question for question in evaluation.questions if question.group in groups]
+    if seen:
+        raise EvaluationError(
+            f"{evaluation.file}: {len(seen)} of {len(evaluation.questions)} incidents, {seen[0].id!r} first, are of "
+            f"faults in {trained_on}, so the model may answer them from memory. Cross-fit: train without a fold "
+            "(build-sft --folds K --fold I), and sample answers to that fold (build-rl --folds K --fold I)."
+        )
+
+
+def unusable(record: Record) -> str | None:
+    if record["error"] is not None:
+        return "failed"
+    if any(record["cut"]):
+        # the end of turn that a pair would train was never written
+        return "cut"
+    if not all(isinstance(text, str) and text.strip() for text in record["rounds"]):
+        return "empty"
+    try:
+        "".join(record["rounds"]).encode("utf-8")
+    except UnicodeEncodeError:
+        return "unicode"
+    return None
+
+
+def judged(record: Record, question: Question, reward: Mapping[str, Any]) -> OwnAnswer:
+    rounds = record["rounds"]
+    extra_info = {"turns": rounds, "incident_text": question.incident_text}
+    score = compute_score("aiops_mturn", rounds[-1], question.ground_truth, extra_info, **reward)
+    parsed = parse_answer(rounds[-1], allow_fence=bool(reward.get("allow_fence", False)))
+    # a label of any length may stand in a wrong answer, and normalising long ones is slow
+    verdict = (
+        (normalise_label(parsed.service[:256]), normalise_label(parsed.incident_type[:256])) if parsed.ok else None
+    )
+    return OwnAnswer(tuple(rounds), score["score"], score["acc_main"] == 1, verdict)
