@@ -35,14 +35,14 @@ class CombinedSettings:
 
     Attributes:
         mode: which of the two counts, and how; the formulas are in `verl_aiops/rewards/combined.py`.
-        rule_weight: of `weighted` and `gated`; only its ratio to `rm_weight` counts.
-        rm_weight: likewise.
+        rule_weight: weight of the rule's score in `weighted` and `gated`; only its ratio to `rm_weight` counts.
+        rm_weight: weight of the reward model's shaped score in `weighted` and `gated`.
         tiebreak_step: of `rm_tiebreak`: rules that differ by this much or more are never overruled.
         squash: function that the reward model's normalised, shifted and scaled score goes through.
         normalise: `none`; `stored`: by mean and standard deviation of held-out data (`rm_mean`, `rm_std`, or the file
             that train-rm left beside the model); `running`: by those of all answers of earlier steps.
-        rm_mean: mean for `stored`, and for `running` before the first step is over.
-        rm_std: standard deviation, likewise.
+        rm_mean: mean of raw scores for `stored`, and for `running` before the first step is over.
+        rm_std: standard deviation of raw scores; goes with `rm_mean`.
         temperature: scale of the normalised score, by which it is divided.
         threshold: the normalised score that becomes 0.5 under `sigmoid` and 0 under `tanh`.
         clip: `[low,high]`, after `squash`; null for no limits.

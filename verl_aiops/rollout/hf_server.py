@@ -58,6 +58,17 @@ class Weights:
 class HFServer:
     """Serves one replica. Its methods are those that verl calls on a rollout server.
 
+    Settings:
+        dtype: of the weights.
+        prompt_length: with `response_length` the longest conversation in tokens, where `max_model_len` is null.
+        response_length: tokens of an answer at most.
+        max_model_len: tokens of a conversation at most.
+        max_num_seqs: answers computed in one batch at most.
+        max_num_batched_tokens: prompt tokens in one batch at most, each different prompt counted once.
+        seed: of sampling, together with the step, the prompt and the answer's number.
+        ignore_eos: sample up to the limit, past the end of the answer.
+        free_cache_engine: move the weights off the device while the trainer works.
+
     Args:
         config: verl's rollout configuration.
         model_config: verl's model configuration.

@@ -111,6 +111,8 @@ class PreferenceConfig:
             raise ConfigError(
                 f"{where}.logprob_backend={self.logprob_backend!r}: expected one of {', '.join(LOGPROB_BACKENDS)}."
             )
+        if not isinstance(self.export_model, bool):
+            raise ConfigError(f"{where}.export_model={self.export_model!r}: expected true or false.")
         if self.ld_alpha is not None and not (isinstance(self.ld_alpha, Real) and 0.0 <= self.ld_alpha <= 1.0):
             raise ConfigError(f"{where}.ld_alpha={self.ld_alpha!r}: expected a number from 0 to 1, or null.")
         self._check_counts("reference_sync_steps")

@@ -1,0 +1,417 @@
+#!/usr/bin/env python3
+"""Writes docs/configuration.md from the code: settings, presets, environment variables, commands.
+
+    python scripts/write_config_reference.py            # write the page
+    python scripts/write_config_reference.py --check    # exit code 1 if the page is not what the code says
+
+Names, types and defaults are those of the settings' dataclasses, meanings the `Attributes` of their docstrings, allowed
+values what their own checks answer to a value that cannot be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+PACKAGE = ROOT / "verl_aiops"
+PRESETS = PACKAGE / "config" / "verl_aiops"
+
+# Variables that the package reads. `environment_table` refuses one that stands in the code alone, or here alone.
+ENVIRONMENT = {
+    "VERL_AIOPS_CACHE": "folder of reference scores (`reference/`) and token ids of pairs (`tokens/`); default "
+    "`~/.cache/verl-aiops`",
+    "VERL_USE_EXTERNAL_MODULES": "modules of your own, separated by commas, that verl imports in every process and "
+    "`verl-aiops` before a command: [extending.md](extending.md)",
+    "VERL_USE_EXTERNAL_PLUGINS": "verl's: which plug-ins it loads, `auto` (all, default), `none`, or names; "
+    "`verl_aiops` must be among them",
+    "VERL_PLATFORM": "verl's: `cpu` or `nvidia` decides the platform, which is otherwise detected",
+    "VERL_ENGINE_DEVICE": "verl's: key of the engine registry; set to `cuda` on the CPU platform unless it is set",
+    "OPENAI_API_KEY": "key of the server that `verl-aiops eval --endpoint` asks, unless `--api-key-env` names another",
+    "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
+    "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",
+}
+# set for each process by Ray, verl or torchrun, not by a user
+LAUNCHER = frozenset(
+    {"DIST_INIT_METHOD", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "RAY_LOCAL_WORLD_SIZE", "WORLD_SIZE"}
+)
+
+REWARD_KWARGS = "reward.custom_reward_function.reward_kwargs"
+
+BEGINNING = """\
+# Configuration
+
+Every setting of verl-aiops: what can be set, what it may be, and what it is when nothing is set. Written from the
+code by `python scripts/write_config_reference.py`; to change a text, change the setting's docstring and run it again.
+
+Settings are keys of verl's configuration, written `KEY=VALUE` behind `python -m verl.trainer.main_ppo`. Hydra wants a
+`+` before a key that the configuration does not have yet. Presets declare our keys, so with a preset there is none. A
+list is written `'KEY=[a,b]'`, in quotes. An unknown key of ours is refused, with the nearest known name.
+"""
+
+INTROS = {
+    "Offline DPO": """\
+Read with `algorithm.adv_estimator=dpo`. With the preset `+verl_aiops=dpo` write `algorithm.dpo.KEY=VALUE`; without it
+`+algorithm.dpo.KEY=VALUE`.
+""",
+    "Online DPO": """\
+Read with `algorithm.adv_estimator=online_dpo`. With the preset `+verl_aiops=online_dpo` write
+`algorithm.online_dpo.KEY=VALUE`; without it `+algorithm.online_dpo.KEY=VALUE`. More: [online_dpo.md](online_dpo.md).
+""",
+    "Rounds of an answer": """\
+Read by the agent loop `aiops_mturn`. With one of the presets for RL write the key as it stands; without one put a `+`
+before it. More: [rl.md](rl.md).
+""",
+    "The triage reward": f"""\
+Keyword arguments of `verl_aiops.rewards.aiops_mturn.compute_score`: `+{REWARD_KWARGS}.KEY=VALUE`, with and without a
+preset; `--reward KEY=VALUE` in `verl-aiops eval`. All weights but those of service and type must together stay below
+each of these two. A part that is added has its `NAME_weight` here too: [extending.md](extending.md).
+""",
+    "Rule and reward model together": """\
+Read by the reward manager `aiops_combined`. With the preset `+verl_aiops=[...,combined]` write
+`reward.combined.KEY=VALUE`; without it `+reward.combined.KEY=VALUE`. The keys of the reward model's server are
+verl's, `reward.reward_model.*`. More: [reward_model.md](reward_model.md).
+""",
+    "The rollout `hf`": """\
+`actor_rollout_ref.rollout.name=hf`. It has no keys of its own. It follows these of verl, and takes `temperature`,
+`top_p`, `top_k` and the limit of tokens from the agent loop. As a reward model's server
+(`reward.reward_model.rollout.name=hf`) it follows `dtype`, `max_model_len`, `max_num_seqs`, `max_num_batched_tokens`
+and `free_cache_engine` there. What it cannot do (`verl_aiops/rollout/hf_limits.py`) is refused by the setting's name
+before a run starts.
+""",
+    "Keys of verl that a run fills in": """\
+A key that still holds verl's own default and is not on the command line gets a value that fits the run, where the
+reason holds; the run prints each, with its value. What you set yourself is never changed.
+""",
+    "Presets": """\
+`+verl_aiops=NAME`, or several as `'+verl_aiops=[NAME,NAME]'`, of which later ones win. Keys on the command line win
+over presets.
+""",
+    "Commands": """\
+`verl-aiops COMMAND --help` prints the same. Exit codes: 0, 1 where a command says so, 2 after an error in the input.
+""",
+}
+
+
+class PageError(Exception):
+    """The code lacks what the page needs; the message names the place and how to mend it."""
+
+
+def descriptions(owner: type, section: str = "Attributes") -> dict[str, str]:
+    """`name: meaning` of a section of the docstring of a class, and of the classes it is made from."""
+    found: dict[str, str] = {}
+    for cls in reversed(owner.__mro__):
+        text = inspect.cleandoc(cls.__doc__ or "") if cls.__module__.startswith("verl_aiops") else ""
+        _, _, body = text.partition(f"\n{section}:\n")
+        name = ""
+        for line in body.splitlines():
+            if line.strip() and not line.startswith(" "):
+                break
+            if entry := re.match(r"    (\w+): (.*)", line):
+                name = entry[1]
+                found[name] = entry[2]
+            elif line.startswith(" " * 8) and name:
+                found[name] += " " + line.strip()
+    return found
+
+
+def yaml_text(value: Any) -> str:
+    """A value as it is written in YAML and on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(yaml_text, value)) + "]"
+    return str(value)
+
+
+def type_text(annotation: str) -> str:
+    plain = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "None": "null"}
+    plain |= {"list[int]": "list of integers", "list[float]": "list of numbers", "list[str]": "list of texts"}
+    plain |= {"tuple[float, float]": "two numbers"}
+    return ", ".join(plain.get(part.strip(), part.strip()) for part in annotation.split(" | "))
+
+
+def allowed(check: Callable[[dict], Any], name: str) -> str:
+    """What the check of a setting says that it expects; nothing where any text will do."""
+    try:
+        check({name: "?"})
+    except ValueError as error:
+        said = str(error)
+    else:
+        return ""
+    for pattern in (
+        r"there are: (.+)$",
+        r"Known: (.+?)\.?$",
+        r"expected (.+?)(?:, got .+)?\.?$",
+        r"must be (.+), got ",
+    ):
+        if found := re.search(pattern, said):
+            return found[1]
+    raise PageError(f"{name}: its check says {said!r}, which names no allowed values (expected ..., there are: ...)")
+
+
+def cells(*texts: str) -> str:
+    return "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in texts) + " |"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = list(head)
+    return [cells(*head), cells(*["---"] * len(head)), *(cells(*row) for row in rows), ""]
+
+
+def settings_table(owner: type, prefix: str, check: Callable[[dict], Any], skip: tuple[str, ...] = ()) -> list[str]:
+    meanings = descriptions(owner)
+    rows = []
+    for field in fields(owner):
+        if not field.init or field.name in skip:
+            continue
+        if field.name not in meanings:
+            raise PageError(f"{owner.__name__}.{field.name}: no line under Attributes in the docstring of the class")
+        annotation = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+        row = [f"`{prefix}.{field.name}`", type_text(annotation), f"`{yaml_text(field.default)}`"]
+        rows.append([*row, allowed(check, field.name), meanings[field.name]])
+    return table(("key", "type", "default", "expected", "meaning"), rows)
+
+
+def verls_defaults():
+    """verl's configuration of `main_ppo`, as Hydra composes it without any override."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    folder = Path(importlib.util.find_spec("verl").submodule_search_locations[0]) / "trainer" / "config"
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base=None):
+        return compose("ppo_trainer")
+
+
+def hf_table() -> list[str]:
+    from omegaconf import OmegaConf
+
+    from verl_aiops.rollout.hf_server import HFServer
+
+    rollout = OmegaConf.to_container(verls_defaults().actor_rollout_ref.rollout, resolve=False)
+    rows = [
+        (f"`actor_rollout_ref.rollout.{name}`", f"`{yaml_text(rollout[name])}`", meaning)
+        for name, meaning in descriptions(HFServer, "Settings").items()
+    ]
+    return table(("key of verl", "verl's default", "what `hf` does with it"), rows)
+
+
+def filled_in() -> list[str]:
+    from verl_aiops.trainers import defaults
+
+    groups = {
+        "offline DPO": defaults.DEFAULTS,
+        "online DPO": defaults.ONLINE_DEFAULTS,
+        "RL, online DPO": defaults.RL_DEFAULTS,
+        "triage reward": defaults.TRIAGE_DEFAULTS,
+        "reward model": defaults.REWARD_MODEL_DEFAULTS,
+    }
+    merged: dict[tuple[str, str, str], list[str]] = {}
+    for runs, group in groups.items():
+        for default in group:
+            was = " or ".join(map(yaml_text, default.verls if isinstance(default.verls, tuple) else (default.verls,)))
+            merged.setdefault((default.key, was, default.why), []).append(runs)
+    rows = [(f"`{key}`", f"`{was}`", "; ".join(runs), why) for (key, was, why), runs in sorted(merged.items())]
+    return table(("key of verl", "verl's default", "runs", "why it gets another value"), rows)
+
+
+def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def preset_section(file: Path, own: dict[str, dict[str, Any]]) -> list[str]:
+    """A preset: its comment, what it stands on, and each key; whole sections of ours at their defaults in one line."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    comment = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    below = [name for name in content.pop("defaults", []) if name != "_self_"]
+    values = dict(leaves(content))
+    lines = [f"### `+verl_aiops={file.stem}`", "", " ".join(comment[1:]), ""]
+    if below:
+        lines += ["On top of " + ", ".join(f"[`{name}`](#verl_aiops{name})" for name in below) + ":", ""]
+    rows = []
+    for section, defaults in own.items():
+        here = {name for name in defaults if values.get(f"{section}.{name}", ...) == defaults[name]}
+        if here == set(defaults):
+            rows.append((f"`{section}.*`", "every key at its default"))
+            values = {key: value for key, value in values.items() if not key.startswith(f"{section}.")}
+    rows += [(f"`{key}`", f"`{yaml_text(value)}`") for key, value in values.items()]
+    return lines + table(("key", "value"), rows)
+
+
+def variables_read() -> set[str]:
+    """Names of the environment variables that the package reads or sets, as far as they stand in its code."""
+    found = set()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = {
+            node.targets[0].id: node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ":
+                asked = node.slice
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("os.environ.", "os.getenv")):
+                asked = node.args[0] if node.args else ast.Constant(None)
+            else:
+                continue
+            for part in ast.walk(asked):
+                name = part.value if isinstance(part, ast.Constant) else constants.get(getattr(part, "id", None))
+                if isinstance(name, str) and name.isupper():
+                    found.add(name)
+    return found
+
+
+def environment_table() -> list[str]:
+    read = variables_read() - LAUNCHER
+    if read != set(ENVIRONMENT):
+        raise PageError(
+            f"environment variables: the package reads {sorted(read - set(ENVIRONMENT))} that ENVIRONMENT in "
+            f"{Path(__file__).name} does not explain, and not {sorted(set(ENVIRONMENT) - read)} that it does"
+        )
+    return table(("variable", "meaning"), ((f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()))
+
+
+def option_row(action: argparse.Action, prog: str) -> tuple[str, str]:
+    choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else None
+    metavar = action.metavar or choices or action.dest.upper()
+    name = ", ".join(action.option_strings) or metavar
+    if action.option_strings and action.nargs != 0:
+        name += f" {metavar}" + (" ..." if action.nargs in ("+", "*") else "")
+    text = (action.help or "") % {**vars(action), "prog": prog}
+    if action.required and action.option_strings:
+        text = f"**required**; {text}" if text else "**required**"
+    if "default" not in text and action.default not in (None, False, [], argparse.SUPPRESS):
+        text += f" (default {action.default})"
+    return f"`{name}`", text
+
+
+def command_section(name: str, command, parser: argparse.ArgumentParser) -> list[str]:
+    rows = []
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.dest != "help"]
+        if actions and group.title not in ("options", "positional arguments"):
+            rows.append((f"**{group.title}**", ""))
+        rows += [option_row(action, parser.prog) for action in actions]
+    examples = [f"    {line}" for line in command.examples.splitlines()]
+    text = command.summary[0].upper() + command.summary[1:] + "."
+    return [f"### `verl-aiops {name}`", "", text, "", *examples, "", *table(("option", "meaning"), rows)]
+
+
+def commands_section() -> list[str]:
+    from verl_aiops.cli import COMMANDS, make_parser
+
+    parsers = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    lines = []
+    for name, command in COMMANDS.items():
+        lines += command_section(name, command, parsers[name])
+    return lines
+
+
+def anchor(title: str) -> str:
+    """GitHub's link to a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def page() -> str:
+    """The whole page.
+
+    Raises:
+        PageError: something in the code has no description.
+    """
+    from verl_aiops.rewards.combined import CombinedSettings
+    from verl_aiops.rewards.settings import RewardSettings, read_settings
+    from verl_aiops.rollout.settings import RoundSettings
+    from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
+
+    def defaults(owner: type) -> dict[str, Any]:
+        return {field.name: field.default for field in fields(owner) if field.init}
+
+    rounds = "actor_rollout_ref.rollout.custom.aiops_mturn"
+    own = {
+        DPOConfig.section: defaults(DPOConfig),
+        OnlineDPOConfig.section: defaults(OnlineDPOConfig),
+        "reward.combined": defaults(CombinedSettings),
+        rounds: defaults(RoundSettings),
+    }
+    presets = sorted(PRESETS.glob("*.yaml"))
+    sections = {
+        "Offline DPO": settings_table(DPOConfig, DPOConfig.section, DPOConfig.from_config),
+        "Online DPO": settings_table(OnlineDPOConfig, OnlineDPOConfig.section, OnlineDPOConfig.from_config),
+        "Rounds of an answer": settings_table(RoundSettings, rounds, RoundSettings.from_config),
+        "The triage reward": settings_table(RewardSettings, REWARD_KWARGS, read_settings, skip=("parts",)),
+        "Rule and reward model together": settings_table(
+            CombinedSettings, "reward.combined", CombinedSettings.from_config
+        ),
+        "The rollout `hf`": hf_table(),
+        "Keys of verl that a run fills in": filled_in(),
+        "Presets": [line for file in presets for line in preset_section(file, own)],
+        "Environment variables": environment_table(),
+        "Commands": commands_section(),
+    }
+    inner = {
+        "Presets": [f"`+verl_aiops={file.stem}`" for file in presets],
+        "Commands": [line[4:] for line in sections["Commands"] if line.startswith("### ")],
+    }
+    lines = [*BEGINNING.splitlines(), ""]
+    for title in sections:
+        lines.append(f"- [{title}](#{anchor(title)})")
+        if title in inner:
+            lines.append("  " + " · ".join(f"[{name}](#{anchor(name)})" for name in inner[title]))
+    lines.append("")
+    for title, body in sections.items():
+        intro = [*INTROS[title].splitlines(), ""] if title in INTROS else []
+        lines += [f"## {title}", "", *intro, *body]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is out of date")
+    parser.add_argument(
+        "--out", type=Path, default=PAGE, metavar="FILE", help="the page (default docs/configuration.md)"
+    )
+    args = parser.parse_args(argv)
+    try:
+        text = page()
+    except PageError as error:
+        print(f"write_config_reference: error: {error}", file=sys.stderr)
+        return 2
+    if not args.check:
+        args.out.write_text(text, encoding="utf-8")
+        return 0
+    found = args.out.read_text(encoding="utf-8") if args.out.is_file() else ""
+    if found == text:
+        return 0
+    old, new = found.splitlines(), text.splitlines()
+    at = next((n for n, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+    print(
+        f"{args.out}, line {at + 1}: is not what the code says; run python scripts/write_config_reference.py\n"
+        f"  page: {old[at] if at < len(old) else '(ends here)'}\n"
+        f"  code: {new[at] if at < len(new) else '(ends here)'}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
