@@ -20,6 +20,8 @@ __all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged",
 
 @dataclass(frozen=True)
 class OwnAnswer:
+    """One answer as judged here: its rounds' texts, its score from 0 to 1, whether both fields are right."""
+
     rounds: tuple[str, ...]
     score: float
     right: bool
@@ -29,6 +31,8 @@ class OwnAnswer:
 
 @dataclass(frozen=True)
 class Sampled:
+    """An evaluation: what was asked, the lines of its file, and the settings of the reward it was made with."""
+
     file: Path
     questions: list[Question]
     records: list[Record]
@@ -36,6 +40,11 @@ class Sampled:
 
 
 def load(path: Path, data: str | Path | None) -> Sampled:
+    """Read an evaluation and the prompts it was asked, ``data`` or what its settings name.
+
+    Raises:
+        EvaluationError: either is missing, damaged, or not the other's.
+    """
     file = path / "generations.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise EvaluationError(
@@ -84,6 +93,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def check_held_out(evaluation: Sampled, val_share: float, seed: int) -> None:
+    """Raises EvaluationError if an incident is on the validation side of the split."""
     held_out = [q for q in evaluation.questions if split_side(q.group, val_share, seed) == "val"]
     if held_out:
         raise EvaluationError(
@@ -95,6 +105,7 @@ def check_held_out(evaluation: Sampled, val_share: float, seed: int) -> None:
 
 
 def check_not_seen(evaluation: Sampled, trained_on: Path) -> None:
+    """Raises EvaluationError if ``trained_on``, a file with a column ``group``, has a fault that was asked about."""
     import numpy as np
 
     from verl_aiops.data.reading import open_files
@@ -118,6 +129,7 @@ def check_not_seen(evaluation: Sampled, trained_on: Path) -> None:
 
 
 def unusable(record: Record) -> str | None:
+    """Why a line can be in no pair (a key of `own_pairs`' counts), or None."""
     if record["error"] is not None:
         return "failed"
     if any(record["cut"]):
@@ -133,6 +145,7 @@ def unusable(record: Record) -> str | None:
 
 
 def judged(record: Record, question: Question, reward: Mapping[str, Any]) -> OwnAnswer:
+    """A usable line, scored anew."""
     rounds = record["rounds"]
     extra_info = {"turns": rounds, "incident_text": question.incident_text}
     score = compute_score("aiops_mturn", rounds[-1], question.ground_truth, extra_info, **reward)
