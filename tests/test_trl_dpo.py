@@ -129,7 +129,7 @@ def test_first_loss_and_gradient_norm_are_those_of_our_trainers_worker(
 ):
     """Two rounds, a reference of its own, padded micro-batches; each shared loss, and a weighted sum of two.
 
-    Sums of some 60 float32 log-probs of size 6 carry about 1e-4 of round-off.
+    Float32 round-off is all that differs (observed: 2e-6 of the loss, 8e-5 of the norm).
     """
     beta = 0.3
     wanted = [(("sigmoid",), None, 2), (("sigmoid", "sft"), (1.0, 0.2), PAIRS)]
@@ -166,11 +166,8 @@ def test_first_loss_and_gradient_norm_are_those_of_our_trainers_worker(
             micro_batch=micro,
         )
         entry = first_step(run, tmp_path / "-".join(names), tokenizer)
-        print(
-            f"{'+'.join(names):15} loss {loss:.7f}, TRL {entry['loss']:.7f}; norm {norm:.6f}, {entry['grad_norm']:.6f}"
-        )
-        assert entry["loss"] == pytest.approx(loss, rel=2e-5, abs=2e-5), names
-        assert entry["grad_norm"] == pytest.approx(norm, rel=1e-3), names
+        assert entry["loss"] == pytest.approx(loss, rel=1e-5), names
+        assert entry["grad_norm"] == pytest.approx(norm, rel=3e-4), names
     assert abs(ours[0][0] - math.log(2)) > 0.01  # a reference of its own, so no ln 2
 
 

@@ -111,8 +111,9 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     if checkpoint:
         print(f"going on from {checkpoint}")
     trainer = build_trainer(settings, folder, tokenizer, model, train, val, reference, resumed=bool(checkpoint))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if val and not _measured_at_the_end(trainer):
+    trainer.train_from(checkpoint)
+    steps = trainer.state.global_step
+    if val and not any("val/loss" in row and row["step"] == steps for row in _rows(folder)):
         trainer.evaluate()
     made = _partial(folder)
     if settings.lora_rank:
@@ -124,7 +125,7 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     measured = [row for row in rows if "val/loss" in row]
     result = TrainedPolicy(
         folder=str(out),
-        steps=trainer.state.global_step,
+        steps=steps,
         train=str(train.report),
         val=str(val.report) if val else None,
         first_loss=losses[0],
@@ -277,11 +278,6 @@ def build_trainer(
         peft_config=lora if settings.lora_rank else None,
         callbacks=[MetricsFile(folder / METRICS, held_out=len(val) if val else 0)],
     )
-
-
-def _measured_at_the_end(trainer) -> bool:
-    measured = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    return measured[-1:] == [trainer.state.global_step]
 
 
 def _check_finite(model) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
@@ -59,6 +59,19 @@ class PairDPOTrainer(DPOTrainer):
     def _get_train_sampler(self, train_dataset=None) -> PairSampler:
         step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return PairSampler(len(self.train_dataset), step, self.args.data_seed)
+
+    def train_from(self, checkpoint: str | None) -> None:
+        """Train from the beginning, or go on from a checkpoint; after one of the last step nothing is left to train.
+
+        transformers' loop asks whether a run is over only after a step, so it would take one more.
+        """
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+            if state.global_step >= state.max_steps:
+                self._load_from_checkpoint(checkpoint)
+                self.state = state
+                return
+        self.train(resume_from_checkpoint=checkpoint)
 
     def _compute_loss(self, model, inputs, return_outputs):
         outputs: list[Any] = []
