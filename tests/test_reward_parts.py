@@ -100,7 +100,7 @@ def test_what_is_no_number_from_0_to_1_is_an_error_that_names_the_part(added, va
         score(RIGHT)
 
 
-@pytest.mark.parametrize("name", ["score", "evidence", "two words", "", "format"])
+@pytest.mark.parametrize("name", ["score", "evidence", "rm", "two words", "", "format"])
 def test_a_name_that_is_taken_or_is_none_is_refused(added, name):
     added(name, lambda reading: 1.0, 0.01)
     with pytest.raises(ValueError, match=f"reward part {name!r}"):

@@ -27,6 +27,8 @@ RESULTS = (
 )
 """What `compute_score` always returns; no part can have one of these names."""
 
+_OF_MANAGERS = ("rule", "rm", "rm_raw", "rm_failed", "rm_error")  # what the manager `aiops_combined` adds to them
+
 
 class Reading(NamedTuple):
     """One answer as the reward has read it, for a part to measure.
@@ -70,10 +72,11 @@ PARTS: dict[str, RewardPart] = {}
 
 def check_part(name: str, part: RewardPart) -> None:
     """Raises ValueError if a part cannot be used under its name."""
-    if not isinstance(name, str) or not name.isidentifier() or name in RESULTS:
+    taken = (*RESULTS, *_OF_MANAGERS)
+    if not isinstance(name, str) or not name.isidentifier() or name in taken:
         raise ValueError(
-            f"reward part {name!r}: expected a name of letters, digits and underscores that compute_score does not "
-            f"return by itself ({', '.join(RESULTS)})"
+            f"reward part {name!r}: expected a name of letters, digits and underscores that is not among the results of "
+            f"a reward already ({', '.join(taken)})"
         )
     if not isinstance(part, RewardPart) or not callable(part.measure):
         raise ValueError(f"reward part {name!r}: expected RewardPart(function, weight), got {part!r}")
