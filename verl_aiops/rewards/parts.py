@@ -75,8 +75,8 @@ def check_part(name: str, part: RewardPart) -> None:
     taken = (*RESULTS, *_OF_MANAGERS)
     if not isinstance(name, str) or not name.isidentifier() or name in taken:
         raise ValueError(
-            f"reward part {name!r}: expected a name of letters, digits and underscores that is not among the results of "
-            f"a reward already ({', '.join(taken)})"
+            f"reward part {name!r}: expected a name of letters, digits and underscores that is no result of "
+            f"the reward already ({', '.join(taken)})"
         )
     if not isinstance(part, RewardPart) or not callable(part.measure):
         raise ValueError(f"reward part {name!r}: expected RewardPart(function, weight), got {part!r}")
