@@ -88,6 +88,7 @@ def test_the_result_is_a_plain_model_folder_with_its_metrics(data, held_out, tin
     assert "holds a finished model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_adapter_on_the_first_model_and_merged_model_are_one(data, tiny_model_dir, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -106,6 +107,7 @@ def test_adapter_on_the_first_model_and_merged_model_are_one(data, tiny_model_di
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--lora-rank", "4"]], ids=["whole", "lora"])
 @pytest.mark.parametrize("steps", [2, 4])
 def test_a_stopped_run_goes_on_to_the_same_end(
@@ -144,6 +146,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert logged[0] == logged[1]
 
 
+@pytest.mark.slow
 def test_the_reference_is_not_scored_again(data, tiny_model_dir, tmp_path, monkeypatch, capsys):
     from verl_aiops.trl.dpo_trainer import PairDPOTrainer
 
@@ -308,7 +311,7 @@ def test_what_does_not_fit_the_model_is_told_before_it_is_loaded(
     data = write_rows([row(at) for at in range(6)])
     for change, said in (
         ({"max_position_embeddings": 32}, "tokens, and the model 32 positions"),
-        ({"vocab_size": 100}, "the tokenizer has 512 tokens, and the model 100"),
+        ({"vocab_size": 100}, "tokenizer, and the model knows 100 tokens"),
     ):
         (model / "config.json").write_text(json.dumps(config | change))
         assert said in refused(capsys, out, command(data, model, out))

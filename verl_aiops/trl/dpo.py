@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from verl_aiops.trl.dpo_data import longest_pair, on_disk, read_pairs, shared_pairs
+from verl_aiops.trl.dpo_data import highest_id, longest_pair, on_disk, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import DPOTraining
 from verl_aiops.trl.extra import (
     CHECKPOINTS,
@@ -99,7 +99,7 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     tokenizer = _tokenizer(settings.model)
     train = read_pairs(settings.data, tokenizer, settings)
     val = read_pairs(settings.val, tokenizer, settings) if settings.val else None
-    _check_sizes(settings, tokenizer, *filter(None, (train, val)))
+    _check_sizes(settings, *filter(None, (train, val)))
     note = {**asdict(settings), "data": train.identity(), "val": val.identity() if val else None}
     note = json.loads(json.dumps(note))
     check_folder(out, note, finished=STATS, overwrite=overwrite)
@@ -155,7 +155,7 @@ def _tokenizer(model: str) -> Any:
         raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
 
 
-def _check_sizes(settings: DPOTraining, tokenizer, train: PreferenceDataset, *val: PreferenceDataset) -> None:
+def _check_sizes(settings: DPOTraining, train: PreferenceDataset, *val: PreferenceDataset) -> None:
     """What the model's config tells before its weights are loaded."""
     from transformers import AutoConfig
 
@@ -163,6 +163,7 @@ def _check_sizes(settings: DPOTraining, tokenizer, train: PreferenceDataset, *va
         raise TrainingError(
             f"--data holds {len(train)} usable pairs, fewer than one step (--batch-size {settings.batch_size})"
         )
+    highest = highest_id(train, *val)
     for option, model in (("--model", settings.model), ("--reference-model", settings.reference_model)):
         if model is None:
             continue
@@ -176,9 +177,10 @@ def _check_sizes(settings: DPOTraining, tokenizer, train: PreferenceDataset, *va
                 f"{option} {model}: a prompt with its answer has {longest} tokens, and the model {positions} "
                 "positions; choose a smaller --max-prompt-length or --max-response-length"
             )
-        if config.vocab_size < len(tokenizer):
+        if config.vocab_size <= highest:
             raise TrainingError(
-                f"{option} {model}: the tokenizer has {len(tokenizer)} tokens, and the model {config.vocab_size}"
+                f"{option} {model}: the pairs hold the token {highest} of --model's tokenizer, and the model knows "
+                f"{config.vocab_size} tokens; the two do not belong together"
             )
 
 

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from verl_aiops.data import PreferenceDataset
     from verl_aiops.trl.dpo_settings import DPOTraining
 
-__all__ = ["COLUMNS", "PairSampler", "longest_pair", "on_disk", "read_pairs", "shared_pairs", "to_columns"]
+__all__ = [
+    "COLUMNS",
+    "PairSampler",
+    "highest_id",
+    "longest_pair",
+    "on_disk",
+    "read_pairs",
+    "shared_pairs",
+    "to_columns",
+]
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask")
 
@@ -69,6 +78,12 @@ def _in_options(message: str) -> str:
 def longest_pair(*parts: PreferenceDataset) -> int:
     """Tokens of the longest prompt with an answer."""
     return max(int((part.lengths[:, 0] + part.lengths[:, 1:].max(axis=1)).max()) for part in parts)
+
+
+def highest_id(*parts: PreferenceDataset) -> int:
+    """The largest token id of all pairs."""
+    items = (part[at] for part in parts for at in range(len(part)))
+    return max(int(item[name].max()) for item in items for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
 
 def shared_pairs(pairs: PreferenceDataset, others: PreferenceDataset) -> int:
