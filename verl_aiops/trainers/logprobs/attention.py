@@ -68,29 +68,27 @@ AttentionInterface.register(SHARED_ATTENTION, shared_attention)
 
 
 def _segment_by_segment(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
+    # split, not slices: the gradient of a slice is as large as what it was cut from
+    queries, keys, values = (t.split(layout.query_lengths, dim=2) for t in (query, key, value))
     outputs = []
-    query_at = keys_at = 0
-    for queries, keys in zip(layout.query_lengths, layout.key_lengths, strict=True):
-        if queries == keys:
-            # a trunk: its keys are its own tokens, no need to gather
-            own_key, own_value = (t[:, :, query_at : query_at + keys] for t in (key, value))
-        else:
-            chosen = layout.keys[keys_at : keys_at + keys]
-            own_key, own_value = (t.index_select(2, chosen) for t in (key, value))
-        plain = queries == keys and (window is None or keys <= window)
+    for number, trunk in enumerate(layout.trunks):
+        own_key, own_value = keys[number], values[number]
+        if trunk is not None:
+            own_key = torch.cat([keys[trunk], own_key], dim=2)
+            own_value = torch.cat([values[trunk], own_value], dim=2)
+        asking, seen = layout.query_lengths[number], layout.key_lengths[number]
+        plain = trunk is None and (window is None or seen <= window)
         outputs.append(
             functional.scaled_dot_product_attention(
-                query[:, :, query_at : query_at + queries],
+                queries[number],
                 own_key,
                 own_value,
-                attn_mask=None if plain else _end_aligned(queries, keys, window, query.device),
+                attn_mask=None if plain else _end_aligned(asking, seen, window, query.device),
                 is_causal=plain,
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
-        query_at += queries
-        keys_at += keys
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 

@@ -20,6 +20,7 @@ class SharedLayout:
 
     - ``input_ids``, ``position_ids`` (tokens,): the sequence; positions are those in the token's own row.
     - ``query_lengths``: tokens of each segment (a trunk or a branch); segments follow one another in the sequence.
+    - ``trunks``: for each segment the number of the segment that it continues, None for a trunk.
     - ``keys`` (all keys,), ``key_lengths``: the tokens that each segment attends to, itself last; within them attention
       is causal, aligned at the end.
     - ``query_ends``, ``key_ends`` (segments + 1,) int32: 0 and the running sums of those lengths.
@@ -44,6 +45,7 @@ class SharedLayout:
         self._tokens = 0
         self.query_lengths: list[int] = []
         self.key_lengths: list[int] = []
+        self.trunks: list[int | None] = []
 
         groups: dict[bytes, list[int]] = {}
         for row, prompt in enumerate(prompts):
@@ -81,14 +83,15 @@ class SharedLayout:
         sequences = {row: torch.cat([prompts[row], answers[row]]).numpy()[:-1] for row in rows}
         different = {sequence.tobytes(): sequence for sequence in sequences.values()}
         trunk = _common_length(list(different.values()))
-        trunk_keys = self._add_segment(next(iter(different.values()))[:trunk], 0, np.empty(0, np.int64))
+        number = len(self.trunks) if trunk else None
+        trunk_keys = self._add_segment(next(iter(different.values()))[:trunk], 0, np.empty(0, np.int64), None)
         branch_keys = {
-            name: self._add_segment(sequence[trunk:], trunk, trunk_keys) for name, sequence in different.items()
+            name: self._add_segment(sequence[trunk:], trunk, trunk_keys, number) for name, sequence in different.items()
         }
         for row, sequence in sequences.items():
             places[row] = np.concatenate([trunk_keys, branch_keys[sequence.tobytes()]])
 
-    def _add_segment(self, ids: np.ndarray, position: int, before: np.ndarray) -> np.ndarray:
+    def _add_segment(self, ids: np.ndarray, position: int, before: np.ndarray, trunk: int | None) -> np.ndarray:
         """Returns the places of the segment's tokens in the sequence."""
         own = np.arange(self._tokens, self._tokens + len(ids))
         if len(ids):
@@ -97,6 +100,7 @@ class SharedLayout:
             self._keys.append(np.concatenate([before, own]))
             self.query_lengths.append(len(ids))
             self.key_lengths.append(len(before) + len(ids))
+            self.trunks.append(trunk)
             self._tokens += len(ids)
         return own
 
