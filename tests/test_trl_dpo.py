@@ -13,9 +13,10 @@ from tiny import make_tiny_model
 from trl_dpo_harness import answer_log_probs, losses_and_norms, pairs_of, row, settings
 from worker_harness import run_workers
 
-from verl_aiops.trl.dpo import _model, build_trainer
+from verl_aiops.trl.dpo import build_trainer
 from verl_aiops.trl.dpo_data import PairSampler, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import SHARED_LOSSES, DPOTraining
+from verl_aiops.trl.dpo_start import load_model
 from verl_aiops.trl.extra import TrainingError
 
 PAIRS = 8
@@ -39,9 +40,9 @@ def two_rounds(tmp_path_factory):
 def trainer_of(wanted: DPOTraining, folder, tokenizer):
     """As `train_dpo` makes it."""
     wanted.check()
-    reference = _model(wanted, wanted.reference_model) if wanted.reference_model else None
+    reference = load_model(wanted, wanted.reference_model) if wanted.reference_model else None
     train = read_pairs(wanted.data, tokenizer, wanted)
-    return build_trainer(wanted, folder, tokenizer, _model(wanted, wanted.model), train, reference=reference)
+    return build_trainer(wanted, folder, tokenizer, load_model(wanted, wanted.model), train, reference=reference)
 
 
 def first_step(wanted, folder, tokenizer):
@@ -190,7 +191,7 @@ def test_held_out_metrics_are_means_over_pairs(write_rows, tiny_model_dir, other
     held_out = write_rows([row(at, rounds=2) for at in range(20, 25)], "val.jsonl")
     run = settings(file, tiny_model_dir, val=(held_out,), reference_model=str(other_model_dir))
     train, val = (read_pairs(files, tokenizer, run) for files in (run.data, run.val))
-    policy, other = _model(run, run.model), _model(run, run.reference_model)
+    policy, other = load_model(run, run.model), load_model(run, run.reference_model)
     trainer = build_trainer(run, tmp_path / "out", tokenizer, policy, train, val, other)
     trainer.evaluate()
     said = trainer.state.log_history[-1]
@@ -201,7 +202,7 @@ def test_held_out_metrics_are_means_over_pairs(write_rows, tiny_model_dir, other
         logps = logits.log_softmax(-1).gather(-1, item[f"{side}_ids"][:, None])[:, 0]
         return float((logps * item[f"{side}_mask"]).sum())
 
-    plain, reference = _model(run, run.model).eval(), _model(run, run.reference_model).eval()
+    plain, reference = load_model(run, run.model).eval(), load_model(run, run.reference_model).eval()
     margins, right, losses = [], [], []
     with torch.no_grad():
         for item in (val[at] for at in range(5)):

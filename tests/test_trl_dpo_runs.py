@@ -20,7 +20,7 @@ from trl_dpo_harness import LIMITS, pairs_of, row, trained_checkpoint
 from worker_harness import run_workers
 
 from verl_aiops.cli import main
-from verl_aiops.trl import dpo, extra
+from verl_aiops.trl import dpo, dpo_start, extra
 from verl_aiops.trl.extra import last_checkpoint
 
 QUICK = ["--device", "cpu", "--batch-size", "4", "--micro-batch", "2", "--lr", "1e-3"]
@@ -304,7 +304,7 @@ def test_a_missing_column_is_named(write_rows, tiny_model_dir, tmp_path, capsys)
 def test_what_does_not_fit_the_model_is_told_before_it_is_loaded(
     write_rows, tiny_model_dir, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(dpo, "_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(dpo, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     out, model = tmp_path / "out", tmp_path / "model"
     shutil.copytree(tiny_model_dir, model)
     config = json.loads((model / "config.json").read_text())
@@ -348,7 +348,7 @@ def test_without_the_extra_or_with_an_old_one_the_command_says_so(tiny_model_dir
     with monkeypatch.context() as patch:
         patch.setattr(extra, "find_spec", lambda name: None)
         assert 'pip install "verl-aiops[trl]"' in refused(capsys, out, command("missing", tiny_model_dir, out))
-    monkeypatch.setattr(dpo.importlib.metadata, "version", lambda name: "1.3.0")
+    monkeypatch.setattr(dpo_start.importlib.metadata, "version", lambda name: "1.3.0")
     assert "trl 1.3.0 is installed, 1.16 or newer is needed" in refused(
         capsys, out, command("missing", tiny_model_dir, out)
     )

@@ -5,7 +5,6 @@ TRL gets our token ids and masks (`dpo_data`), so that both trainers see the sam
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import shutil
@@ -13,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
-
-from verl_aiops.trl.dpo_data import highest_id, longest_pair, on_disk, read_pairs, shared_pairs
+from verl_aiops.trl.dpo_data import on_disk, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import DPOTraining
+from verl_aiops.trl.dpo_start import check_fit, load_model, load_tokenizer, require_recent_trl
 from verl_aiops.trl.extra import (
     CHECKPOINTS,
     TrainingError,
@@ -24,19 +22,16 @@ from verl_aiops.trl.extra import (
     last_checkpoint,
     move_into,
     prepare_folder,
-    require_trl,
 )
 from verl_aiops.trl.reward_start import pick_device
 
 if TYPE_CHECKING:
     from verl_aiops.data import PreferenceDataset
 
-__all__ = ["DPOTraining", "TrainedPolicy", "train_dpo"]
+__all__ = ["DPOTraining", "TrainedPolicy", "build_trainer", "train_dpo"]
 
 STATS = "dpo_stats.json"
 METRICS = "metrics.jsonl"
-# the first whose loss takes its log-probs from the model's own forward pass, which PairDPOTrainer looks at
-OLDEST_TRL = "1.16"
 CURVES = {
     "actor/loss": "loss",
     "rewards/margins": "reward margin (chosen - rejected)",
@@ -93,19 +88,19 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
             diverged.
         PreferenceDataError: the data cannot be used.
     """
-    _require_trl()
+    require_recent_trl()
     settings.check()
     pick_device(settings.device)
-    tokenizer = _tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model)
     train = read_pairs(settings.data, tokenizer, settings)
     val = read_pairs(settings.val, tokenizer, settings) if settings.val else None
-    _check_sizes(settings, *filter(None, (train, val)))
+    check_fit(settings, *filter(None, (train, val)))
     note = {**asdict(settings), "data": train.identity(), "val": val.identity() if val else None}
     note = json.loads(json.dumps(note))
     check_folder(out, note, finished=STATS, overwrite=overwrite)
-    model, reference = _model(settings, settings.model), None
+    model, reference = load_model(settings, settings.model), None
     if settings.reference_model:
-        reference = _model(settings, settings.reference_model, option="--reference-model")
+        reference = load_model(settings, settings.reference_model, option="--reference-model")
     folder = prepare_folder(out, note, finished=STATS, overwrite=overwrite)
     checkpoint = last_checkpoint(folder)
     if checkpoint:
@@ -137,68 +132,6 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     _write(trainer.model, settings, made, rows, result, note)
     move_into(folder, made, last=STATS)
     return result
-
-
-def _require_trl() -> None:
-    require_trl()
-    found = importlib.metadata.version("trl")
-    if Version(found) < Version(OLDEST_TRL):
-        raise TrainingError(f'trl {found} is installed, {OLDEST_TRL} or newer is needed: pip install -U "trl"')
-
-
-def _tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
-        raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
-
-
-def _check_sizes(settings: DPOTraining, train: PreferenceDataset, *val: PreferenceDataset) -> None:
-    """What the model's config tells before its weights are loaded."""
-    from transformers import AutoConfig
-
-    if len(train) < settings.batch_size:
-        raise TrainingError(
-            f"--data holds {len(train)} usable pairs, fewer than one step (--batch-size {settings.batch_size})"
-        )
-    highest = highest_id(train, *val)
-    for option, model in (("--model", settings.model), ("--reference-model", settings.reference_model)):
-        if model is None:
-            continue
-        try:
-            config = AutoConfig.from_pretrained(model).get_text_config()
-        except Exception as error:  # as above
-            raise TrainingError(f"{option} {model}: its config cannot be loaded: {error}") from None
-        longest, positions = longest_pair(train, *val), getattr(config, "max_position_embeddings", None)
-        if positions and longest > positions:
-            raise TrainingError(
-                f"{option} {model}: a prompt with its answer has {longest} tokens, and the model {positions} "
-                "positions; choose a smaller --max-prompt-length or --max-response-length"
-            )
-        if config.vocab_size <= highest:
-            raise TrainingError(
-                f"{option} {model}: the pairs hold the token {highest} of --model's tokenizer, and the model knows "
-                f"{config.vocab_size} tokens; the two do not belong together"
-            )
-
-
-def _model(settings: DPOTraining, name: str, option: str = "--model") -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, settings.dtype), output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{option} {name} cannot be loaded as a causal language model: {error}") from None
-    if info["missing_keys"]:
-        raise TrainingError(
-            f"{option} {name} is no causal language model: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"
-        )
-    return model
 
 
 def build_trainer(
@@ -311,7 +244,7 @@ def _write(model, settings: DPOTraining, made: Path, rows: list[dict], result: T
 
     model.save_pretrained(made)
     # as it was, without what TRL sets on the one it trains with
-    _tokenizer(settings.model).save_pretrained(made)
+    load_tokenizer(settings.model).save_pretrained(made)
     try:
         plot_curves({Path(settings.model).name: rows}, CURVES, made / "curves.png", columns=2)
     except ImportError:
