@@ -59,3 +59,24 @@ def test_every_preset_and_script_stands_in_the_docs():
         assert re.search(rf"\b{preset.stem}\b", DOCS), preset.stem
     for script in (ROOT / "examples").glob("*.sh"):
         assert script.name in DOCS, script.name
+
+
+def commands_of(text):
+    """Indented blocks, without comments."""
+    lines = [re.sub(r"\s+#.*", "", line).rstrip() for line in text.splitlines() if line.startswith("    ")]
+    return [line for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda page: page.name)
+def test_both_languages_give_the_same_commands_and_knobs(page):
+    chinese, english = page.read_text(encoding="utf-8"), (ROOT / "docs" / page.name).read_text(encoding="utf-8")
+    assert commands_of(chinese) == commands_of(english) != []
+    first_columns = [re.findall(r"^\| (`[^|]*`) \|", text, flags=re.MULTILINE) for text in (chinese, english)]
+    assert first_columns[0] == first_columns[1]
+    assert f"({page.name})" not in chinese and f"(../{page.name})" in chinese and f"(zh/{page.name})" in english
+
+
+def test_links_between_pages_lead_somewhere():
+    for page, text in {ROOT / "README.md": README, **PAGES}.items():
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
