@@ -21,6 +21,7 @@ export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
 # train_batch_size    prompts per step; rollout.n: answers to each; micro batch: answers per forward pass
 # round_tokens        tokens the model may write in round 1 and round 2
 # use_kl_loss         the term of GRPO's paper needs a reference pass; a short run does without
+# save_freq           a checkpoint every so many steps, and at the last one; a killed run goes on from it
 # rollout_data_dir    every answer with its rounds and the parts of its reward, one file per step
 exec python3 -m verl.trainer.main_ppo "+verl_aiops=[$PRESET,cpu]" \
   data.train_files="$TRAIN" \
@@ -38,6 +39,7 @@ exec python3 -m verl.trainer.main_ppo "+verl_aiops=[$PRESET,cpu]" \
   actor_rollout_ref.rollout.custom.aiops_mturn.round_tokens='[96,40]' \
   trainer.total_training_steps=20 \
   trainer.test_freq=10 \
+  trainer.save_freq=10 \
   trainer.rollout_data_dir="$OUT/rollouts" \
   trainer.validation_data_dir="$OUT/validation" \
   trainer.logger='[console,file]' \
