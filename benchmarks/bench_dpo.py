@@ -94,6 +94,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show what main_ppo writes to stderr")
     parser.add_argument("--out", help="write the numbers as JSON")
     arguments = parser.parse_args()
+    asked = dict(vars(arguments))
     arguments.model = str(Path(arguments.model).resolve())
     results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as name:
@@ -117,10 +118,10 @@ def main() -> int:
                 seconds = statistics.median(result["seconds"][1:])
                 print(f"round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
         flops = needed_flops(arguments.model, arguments.prompt, arguments.answer) if made else None
-    return report(arguments, results, flops)
+    return report(arguments, asked, results, flops)
 
 
-def report(arguments, results, flops) -> int:
+def report(arguments, asked, results, flops) -> int:
     versions = {p: importlib.metadata.version(p) for p in ("verl", "trl", "torch", "transformers")}
     ceiling = matmul_ceiling() if arguments.device == "cuda" and flops else None
     print(f"{machine(arguments.device)}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
@@ -159,7 +160,7 @@ def report(arguments, results, flops) -> int:
     gap = max(max(losses) - min(losses) for losses in at)
     print(f"first losses {min(first):.6f} to {max(first):.6f}; widest gap between losses of a step {gap:.1e}")
     if arguments.out:
-        record = {"arguments": vars(arguments), "machine": machine(arguments.device), "versions": versions}
+        record = {"arguments": asked, "machine": machine(arguments.device), "versions": versions}
         record |= {"matmul_flops": ceiling, "summary": summary, "runs": results}
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")

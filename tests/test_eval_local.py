@@ -1,7 +1,6 @@
 """Answers of a model in a folder: the agent loop's tokens, samples that depend on nothing else, verl's checkpoints."""
 
 import asyncio
-import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace

@@ -225,7 +225,7 @@ def _build(
         if not by_side["train"].count:
             where = f" in {part.note}" if part is not None else ""
             raise IncidentError(
-                f"{source.name}: nothing to write for training from {source.count} incidents{where}; give more of them, "
-                "more than one possible answer, or a smaller validation share"
+                f"{source.name}: nothing to write for training from {source.count} incidents{where}; give more of "
+                "them, more than one possible answer, or a smaller validation share"
             )
     return Summary(what, source.name, sides, files, part=part)
