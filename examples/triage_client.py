@@ -6,8 +6,8 @@
 
 docs/12-serving.md shows how to start a server. One JSON object per incident: id, service, incident_type (null where the
 model gave no usable verdict), and what it wrote in round 1 under analysis. Incidents need no answer of their own here:
-`service` and `incident_type` may be left out. With a taxonomy (see `verl-aiops simulate --taxonomy-out`) the prompt lists
-the names to choose from. The key, if the server wants one, is read from the environment variable OPENAI_API_KEY.
+`service` and `incident_type` may be left out. With a taxonomy (`verl-aiops simulate --taxonomy-out`) the prompt lists
+names to choose from. The key, if the server wants one, is read from the environment variable OPENAI_API_KEY.
 """
 
 from __future__ import annotations
