@@ -60,7 +60,7 @@ def check_trl() -> Iterable[Finding]:
 
     version = installed_version("trl")
     if version is None:
-        yield Finding("optional", INFO, "trl", "not installed", "Only comparisons with TRL need it.")
+        yield Finding("optional", INFO, "trl", "not installed", "train-rm, trl-dpo and comparisons with TRL need it.")
     elif only_with_value_head(lambda: True)():
         yield Finding("optional", OK, "trl", f"{version}, with value-head class")
     elif is_trl_available():
