@@ -272,6 +272,23 @@ def test_half_precision_logits_are_summed_in_float32():
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_gradient_of_repeated_keys_is_that_of_indexing():
+    from verl_aiops.trainers.logprobs.attention import _KeysOfSegments
+    from verl_aiops.trainers.logprobs.layout import SharedLayout
+
+    prompts = [torch.arange(2, 9)] * 5 + [torch.arange(3, 6)] * 2 + [torch.tensor([7])]
+    answers = [torch.tensor(a) for a in ([5, 1], [5, 2, 3, 4], [6], [6], [], [2, 3], [4, 5], [8, 9])]
+    layout = SharedLayout(prompts, answers, [torch.ones(len(a)) for a in answers])
+    tokens = torch.randn(len(layout.input_ids), 2, 3, requires_grad=True)
+    weights = torch.randn(len(layout.keys), 2, 3)
+    assert len(layout.keys) > len(tokens) and len(layout.uses) > 3
+    (expected,) = torch.autograd.grad((tokens[layout.keys] * weights).sum(), tokens)
+    ours = _KeysOfSegments.apply(tokens, layout)
+    assert torch.equal(ours, tokens[layout.keys])
+    (gradient,) = torch.autograd.grad((ours * weights).sum(), tokens)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("settings", [{}, {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1}])
 def test_the_kernel_for_all_segments_gives_what_one_by_one_gives(settings, monkeypatch):

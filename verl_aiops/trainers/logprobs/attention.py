@@ -104,8 +104,8 @@ def _end_aligned(queries: int, keys: int, window: int | None, device: torch.devi
 def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
     output = _varlen_kernel()(
         query[0].transpose(0, 1),
-        key[0].transpose(0, 1)[layout.keys],
-        value[0].transpose(0, 1)[layout.keys],
+        _KeysOfSegments.apply(key[0].transpose(0, 1), layout),
+        _KeysOfSegments.apply(value[0].transpose(0, 1), layout),
         layout.query_ends,
         layout.key_ends,
         max(layout.query_lengths),
@@ -115,6 +115,27 @@ def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> t
         -1 if window is None else window - 1,
     )
     return output.unsqueeze(0)
+
+
+class _KeysOfSegments(torch.autograd.Function):
+    """``tokens[layout.keys]``. PyTorch's own gradient of that sorts the indices on GPUs, in every layer; here they are
+    sorted once for a layout. A token's gradients are added up in float32."""
+
+    @staticmethod
+    def forward(ctx, tokens: torch.Tensor, layout: SharedLayout) -> torch.Tensor:
+        ctx.uses = layout.uses
+        return tokens.index_select(0, layout.keys)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (_, first), *others = ctx.uses
+        total = gradient.index_select(0, first)
+        if others:
+            total = total.float()
+        for tokens, places in others:
+            # no token twice in one call, so the order of additions is fixed
+            total.index_add_(0, tokens, gradient.index_select(0, places).float())
+        return total.to(gradient.dtype), None
 
 
 @functools.cache
