@@ -96,9 +96,10 @@ class _Sampler(LogitsProcessor):
     row's sample independent of the rows it happens to be batched with.
     """
 
-    def __init__(self, requests: Sequence[Request], seeds: Sequence[int]):
+    def __init__(self, requests: Sequence[Request], seeds: Sequence[int], device: torch.device):
         self.requests = requests
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # on the model's device: a row of noise that crosses to a GPU for each token costs more than the model does
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.temperatures = torch.tensor([[r.sampling.temperature or 1.0] for r in requests])
         self.logps: list[torch.Tensor] = []
 
@@ -106,13 +107,15 @@ class _Sampler(LogitsProcessor):
         logps = (scores.float() / self.temperatures.to(scores.device)).log_softmax(-1)
         if not torch.isfinite(logps.amax(-1)).all():
             raise FloatingPointError("rollout hf: the model's logits are not finite; its weights are broken")
-        drawn = logps.clone()
+        drawn, noise = logps.clone(), torch.ones_like(logps)
         for row, (request, generator) in enumerate(zip(self.requests, self.generators)):
             sampling = request.sampling
             if sampling.temperature == 0:
                 continue
-            noise = torch.empty(logps.shape[-1]).exponential_(generator=generator).clamp_min_(1e-30)
-            drawn[row] = filtered(drawn[row], sampling.top_p, sampling.top_k) - noise.log().to(drawn.device)
+            noise[row].exponential_(generator=generator)
+            if sampling.top_p < 1 or sampling.top_k > 0:
+                drawn[row] = filtered(drawn[row], sampling.top_p, sampling.top_k)
+        drawn -= noise.clamp_min_(1e-30).log_()
         self.logps.append(logps.gather(1, drawn.argmax(-1, keepdim=True)).squeeze(1).cpu())
         return drawn
 
@@ -174,7 +177,7 @@ class Engine:
         cache = self._prefill(ids.to(device), mask.to(device))
         # samples of one prompt share its forward pass: the cache is copied, not computed again
         cache.batch_select_indices(torch.tensor(rows, device=device))
-        sampler = _Sampler(requests, self._seeds(requests, version))
+        sampler = _Sampler(requests, self._seeds(requests, version), device)
         longest = max(r.sampling.max_tokens for r in requests)
         out = self.model.generate(
             input_ids=ids[rows].to(device),
