@@ -71,7 +71,8 @@ def make_model(folder: Path, size: str, vocabulary: int) -> tuple[Path, int, int
         bos_token_id=None,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     total = sum(p.numel() for p in model.parameters())
     model.save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
@@ -172,12 +173,11 @@ def measure(rank: int, world: int, port: int, model: str, device: str, points: l
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
-        measured = []
-        for point in points:
-            values: dict = {}
-            for name in BACKENDS:
-                # one model at a time: its memory is measured, and its attention implementation stays with it
-                worker = build_worker(model, device, point["pairs"] // world)
+        measured: list[dict] = [{} for _ in points]
+        for name in BACKENDS:
+            # one model at a time: its memory is measured, and its attention implementation stays with it
+            worker = build_worker(model, device, points[0]["pairs"] // world)
+            for point, values in zip(points, measured, strict=True):
                 seconds, peak = [], None
                 for repeat in range(repeats + 1):
                     part = batch(point, name, world, rank)
@@ -192,9 +192,10 @@ def measure(rank: int, world: int, port: int, model: str, device: str, points: l
                     if repeat:  # the first warms up
                         seconds.append(time.perf_counter() - started)
                 values[name] = {"seconds": seconds, "peak_gib": peak}
-                del worker
-                gc.collect()
-            measured.append(values)
+            del worker
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
         results.put((rank, "ok", measured))
     except BaseException:
         results.put((rank, "error", traceback.format_exc()))
@@ -291,19 +292,24 @@ def main() -> int:
     record = {"machine": machine(arguments.device), "device": arguments.device, "versions": versions, "base": base}
     record |= {"size": arguments.size, "repeats": arguments.repeats, "points": {}}
     with tempfile.TemporaryDirectory() as name:
-        models: dict[int, tuple] = {}
         for dimension in arguments.dimensions:
             values = RANGES[arguments.device][dimension]
             if dimension == "workers":
                 values = [v for v in values if v <= (torch.cuda.device_count() if gpu else os.cpu_count() or 1)]
-            points = [base | {dimension: value} for value in values]
+            record["points"][dimension] = [base | {dimension: value} for value in values]
+        groups: dict[tuple[int, int], list[dict]] = {}
+        for points in record["points"].values():
             for point in points:
-                size = point["vocabulary"]
-                if size not in models:
-                    models[size] = make_model(Path(name) / str(size), arguments.size, size)
-                model, body, head = models[size]
-                point |= run_points(str(model), arguments.device, point["workers"], [point], arguments.repeats)[0]
+                groups.setdefault((point["vocabulary"], point["workers"]), []).append(point)
+        for (vocabulary, workers), points in groups.items():
+            # one start of the processes for all points that share a model
+            folder, body, head = make_model(Path(name) / str(vocabulary), arguments.size, vocabulary)
+            measured = run_points(str(folder), arguments.device, workers, points, arguments.repeats)
+            for point, values in zip(points, measured, strict=True):
+                point |= values
                 point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in BACKENDS}
+        for dimension, points in record["points"].items():
+            for point in points:
                 times = {b: statistics.median(point[b]["seconds"]) for b in BACKENDS}
                 print(
                     f"{dimension} {point[dimension]:>7,}: "
@@ -318,7 +324,6 @@ def main() -> int:
             for point in points:
                 scale = point["workers"] if gpu else 1
                 point["law"] = {b: scale * rate / point["flops"][b] for b in BACKENDS}
-            record["points"][dimension] = points
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     plot(record, out.with_suffix(".png"))

@@ -116,6 +116,11 @@ def test_what_was_compared_left_out_and_failed_is_said(page, pairing):
     assert "Settings that differ" in text and "temperature" in text
 
 
+def test_lists_of_names_are_not_squeezed_in_narrow_windows(result, pairing):
+    text = html_report(result, pairing, [], shown=0)
+    assert "td.said { min-width:" in text and text.count('<td class="said">') >= 2
+
+
 def test_every_figure_of_the_metrics_stands_in_the_page(page, result):
     text = Page(page).text
     for metric in result["metrics"].values():
@@ -354,6 +359,7 @@ def test_runs_differ_in_colour_marker_and_line(result, monkeypatch):
             and a.get_marker() != b.get_marker()
             and a.get_linestyle() != b.get_linestyle()
         )
+    assert over_k.legends[0].handlelength > 3, "a legend's line is too short for its pattern"
 
 
 def test_intervals_are_drawn_where_the_numbers_are(result, monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.resources
 import sys
 
 import pytest
@@ -100,6 +101,11 @@ def test_the_engines_name_is_the_trainers():
     from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 
     assert ("engine", PREFERENCE_MODEL_TYPE) in [(kind, name) for kind, name, _ in NAMES]
+
+
+def test_every_preset_is_examined():
+    presets = importlib.resources.files("verl_aiops.config.verl_aiops").glob("*.yaml")
+    assert {name for kind, name, _ in NAMES if kind == "preset"} == {preset.stem for preset in presets}
 
 
 def test_names_that_do_not_resolve_or_are_not_ours_are_faults(monkeypatch):

@@ -157,6 +157,7 @@ NAMES: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("preset", "grpo_mturn", _preset),
     ("preset", "dr_grpo", _preset),
     ("preset", "ppo_mturn", _preset),
+    ("preset", "combined", _preset),
     ("preset", "cpu", _preset),
 )
 

@@ -135,9 +135,9 @@ def plot_curves(
     for axis in axes.flat[len(keys) :]:
         axis.axis("off")
     entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        entries.values(), entries, loc="outside upper left", frameon=False, fontsize=9, ncols=min(len(entries), 4)
-    )
+    # long enough to show a line's pattern
+    look = {"frameon": False, "fontsize": 9, "handlelength": 3.6, "ncols": min(len(entries), 4)}
+    figure.legend(entries.values(), entries, loc="outside upper left", **look)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 

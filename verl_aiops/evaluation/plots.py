@@ -217,7 +217,8 @@ def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], co
 
 
 def _legend_above(axis: Axes, entries: int) -> None:
-    axis.figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=min(entries, 3))
+    # long enough to show a line's pattern on both sides of its marker
+    axis.figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=min(entries, 3), handlelength=3.6)
 
 
 def _short(name: str, most: int = 34) -> str:
