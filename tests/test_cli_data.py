@@ -113,6 +113,16 @@ def test_bugs_keep_their_traceback(monkeypatch):
         main(["simulate", "--out", "x.jsonl"])
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "verl_aiops.cli", "build-sft", "--out", str(tmp_path / "s.jsonl")]
+    run = subprocess.run([*command, "--num-incidents", "20"], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (141, b"")
+    assert lines(tmp_path / "s.jsonl")
+
+
 def test_help_and_version(capsys):
     for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
         with pytest.raises(SystemExit) as stop:
