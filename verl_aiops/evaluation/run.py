@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def evaluate(
             for file in files.values():
                 file.close()
         summary = _summary(lines, jobs, plan, settings, questions, left_out)
-        fault = fault or _too_many(summary["counts"], plan)
+        fault = fault or _too_many(summary["counts"], lines, plan)
         table = render(summary)
         write_text(folder.path / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
         write_text(folder.path / "table.txt", table)
@@ -150,10 +151,15 @@ def _generate(backend: Backend, files: Mapping[str, Records], jobs: Mapping[str,
     return ""
 
 
-def _too_many(counts: Mapping[str, int], plan: Plan) -> str:
+def _too_many(counts: Mapping[str, int], lines: Mapping[str, Sequence[Record]], plan: Plan) -> str:
     if counts["failed"] <= plan.max_failed_share * counts["asked"]:
         return ""
-    return f"{counts['failed']:,} of {counts['asked']:,} answers failed (--max-failed-share {plan.max_failed_share:g})"
+    errors = Counter(record["error"] for records in lines.values() for record in records)
+    del errors[None]
+    return (
+        f"{counts['failed']:,} of {counts['asked']:,} answers failed (--max-failed-share {plan.max_failed_share:g}), "
+        f"most often with: {errors.most_common(1)[0][0]}. The same command asks them again."
+    )
 
 
 def _summary(
