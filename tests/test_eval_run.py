@@ -220,7 +220,7 @@ def test_failed_answers_are_counted_shown_and_tried_again(questions, tmp_path):
     (failed,) = [r for r in lines(tmp_path) if r["error"]]
     assert failed["error"] == "HTTP 500" and failed["score"] is None and failed["predicted"] is None
     strict = run(questions, Knowing(fails=fails), tmp_path / "b", Plan(samples=2, max_failed_share=0.05))
-    assert strict.fault.startswith("1 of 12 answers failed (--max-failed-share 0.05), most often with: HTTP 500. The same")
+    assert strict.fault.startswith("1 of 12 answers failed (--max-failed-share 0.05), most often with: HTTP 500.")
     backend = Knowing()
     report = run(questions, backend, tmp_path)
     assert backend.asked == [(questions[2].id, 1)] and report.summary["counts"]["failed"] == 0
