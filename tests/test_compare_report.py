@@ -373,6 +373,18 @@ def test_intervals_are_drawn_where_the_numbers_are(result, monkeypatch):
         assert [100 * change["low"], 100 * change["high"]] in drawn
 
 
+def test_next_to_nothing_is_not_drawn_large(pairing, monkeypatch):
+    pytest.importorskip("matplotlib")
+    same = pair([replace(pairing.runs[0], label=label) for label in ("a", "b")])
+    figures = []
+    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    plots.comparison_plots(comparison_of(same))
+    low, high = figures[0].axes[0].get_xlim()
+    assert low <= -1.9 and high >= 1.9
+    for limits, expected in [((-0.055, 0.055), (-0.2, 3.8)), ((99.95, 100.05), (96.2, 100.2)), ((-5, 105), (-5, 105))]:
+        assert plots._share_limits(limits) == pytest.approx(expected)
+
+
 def test_labels_with_dollar_signs_and_markup_are_drawn(pairing):
     pytest.importorskip("matplotlib")
     odd = pair([replace(run, label=label) for run, label in zip(pairing.runs, ("$\\frac$", "_under", "a & <b>"))])

@@ -210,10 +210,26 @@ def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], co
     axis.axvline(0, color=plt.rcParams["axes.edgecolor"], lw=1)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(_at_least(axis.get_xlim(), 4.0))
     axis.set_xlabel(f"percentage points more than {_short(first)}")
     axis.grid(axis="x", alpha=0.3)
     _legend_above(axis, len(others))
     return figure
+
+
+def _at_least(limits: tuple[float, float], span: float) -> tuple[float, float]:
+    """An axis no shorter than this, so that next to nothing does not fill it."""
+    low, high = limits
+    more = max(0.0, span - (high - low)) / 2
+    return low - more, high + more
+
+
+def _share_limits(limits: tuple[float, float]) -> tuple[float, float]:
+    """Of an axis of percentages: beyond 0 and 100 there is room for markers only."""
+    low, high = _at_least(limits, 4.0)
+    room = 0.05 * (high - low)
+    shift = max(0.0, -room - low) - max(0.0, high - 100.0 - room)
+    return low + shift, high + shift
 
 
 def _legend_above(axis: Axes, entries: int) -> None:
@@ -250,6 +266,7 @@ def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
             axis.set_xscale("log", base=2)
         axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
         axis.minorticks_off()
+        axis.set_ylim(_share_limits(axis.get_ylim()))
         axis.set_xlabel(_short(result["over"]["name"]))
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylabel("% of answers")
@@ -274,6 +291,7 @@ def _over_k(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
             axis.plot(ks, centre, lw=1.6, ls=_LINES[at % len(_LINES)], ms=5, label=text, **style)
             axis.fill_between(ks, low, high, color=style["color"], alpha=0.14, lw=0)
         axis.set_title(OVER_K[name], fontsize=10.5)
+        axis.set_ylim(_share_limits(axis.get_ylim()))
         axis.set_xlabel("answers k")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
