@@ -18,10 +18,19 @@ from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 
+MOST_PARAMETERS_OF_ONE_UNIT = 2_000_000_000
+TOKEN_COLUMNS = ("input_ids", "position_ids", "prompts", "responses", "loss_mask")
+
 
 def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
     data = parameter.data
     return data.to_local() if isinstance(data, DTensor) else data
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that FSDP wraps one by one, as transformers names their classes."""
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in classes]
 
 
 class FSDPPreferenceEngine(FSDPEngineWithLMHead):
@@ -38,6 +47,29 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         self._reference: list[torch.Tensor] | None = None
         self._inferred_without_gradients = False
 
+    def _build_fsdp_module(self, module):
+        if self.engine_config.use_torch_compile:
+            # before FSDP, whose hooks stay outside of what is compiled
+            for layer in decoder_layers(module):
+                layer.forward = torch.compile(layer.forward, dynamic=True)
+        self._one_unit_on_one_gpu(module)
+        return super()._build_fsdp_module(module)
+
+    def _one_unit_on_one_gpu(self, module: torch.nn.Module) -> None:
+        """FSDP1 with nothing to shard: one unit for the whole model instead of one a layer, whose hooks cost a small
+        model more time than its kernels. The price is the weights and gradients in half precision, whole, so large
+        models keep a unit a layer. What the user says of `wrap_policy.disable` stands."""
+        config = self.engine_config
+        if (
+            config.strategy == "fsdp"
+            and torch.distributed.get_world_size() == 1
+            and not (self._is_lora or config.param_offload or config.forward_only)
+            and "disable" not in config.wrap_policy
+            and sum(p.numel() for p in module.parameters()) < MOST_PARAMETERS_OF_ONE_UNIT
+        ):
+            # verl's configurations are frozen
+            object.__setattr__(config, "wrap_policy", {**config.wrap_policy, "disable": True})
+
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
         if self.use_ulysses_sp:
             tu.assign_non_tensor(micro_batch, temperature=1.0)
@@ -52,14 +84,15 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         with autocast:
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         model_output = {"answer_log_probs": log_probs}
-        micro_batch = micro_batch.to(get_device_id())
+        # the loss needs no token ids
+        micro_batch = micro_batch.exclude(*TOKEN_COLUMNS).to(get_device_id())
         if loss_function is None:
             loss, metrics = torch.zeros((), device=get_device_name()), {}
         else:
             loss, metrics = loss_function(
                 model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
             )
-        output = {"model_output": detach_tree(model_output), "loss": loss.detach().item(), "metrics": metrics}
+        output = {"model_output": detach_tree(model_output), "loss": loss.detach(), "metrics": metrics}
         return loss, output
 
     def infer_batch(self, data: TensorDict, loss_function=None):
