@@ -72,6 +72,7 @@ def test_csv_cells_may_hold_plain_lines(tmp_path):
     ("rows", "message"),
     [
         ([ROW, "{oops\n"], r"bad\.jsonl, line 2: expected one JSON object on the line: not valid JSON"),
+        (['{"id": \n'], r"line 1: [^:]*: not valid JSON \(Expecting value at character 8\)"),
         ([ROW, "\n", "[1]\n"], r"line 3: expected an object with the fields"),
         (
             [ROW, {**ROW, "id": "b", "logs": "x"}],

@@ -32,7 +32,10 @@ def _parse_json(text: str, what: str) -> Any:
         raise
     except RecursionError:
         raise IncidentError(f"{what}: nested too deeply to be an incident") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        # of one line, so that its own count of lines is left out
+        raise IncidentError(f"{what}: not valid JSON ({error.msg} at character {error.pos})") from None
+    except ValueError as error:  # a number with thousands of digits
         raise IncidentError(f"{what}: not valid JSON ({error})") from None
 
 
