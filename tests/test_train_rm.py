@@ -295,7 +295,7 @@ def command(data, model, out, *more):
     "change, said",
     [
         ({"data": "missing.parquet"}, "missing.parquet does not exist"),
-        ({"model": "no/such/model"}, "--model no/such/model: its tokenizer cannot be loaded"),
+        ({"model": "no/such/model"}, "no/such/model: no such folder, and as a name on the hub its tokenizer cannot"),
         ({"more": ["--lr", "0"]}, "--lr 0.0: expected a number above 0"),
         ({"more": ["--val-share", "1.5"]}, "--val-share 1.5: expected a share from 0 to 1"),
         ({"more": ["--max-length", "3"]}, "pairs are longer than 3 tokens"),
@@ -307,6 +307,12 @@ def test_bad_input_is_one_clear_message(pairs, small_model, tmp_path, capsys, ch
     out = tmp_path / "rm"
     assert command(given["data"], given["model"], out, *given["more"]) == 2
     assert said in capsys.readouterr().err and not out.exists()
+
+
+def test_a_folder_that_cannot_be_used_is_told_before_data_is_read(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("!")
+    assert command("missing.jsonl", "nowhere", tmp_path) == 2
+    assert f"{tmp_path} holds other files" in capsys.readouterr().err
 
 
 def test_folders_of_other_runs_are_left_alone(tmp_path):

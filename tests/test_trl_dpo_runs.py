@@ -321,7 +321,21 @@ def test_what_does_not_fit_the_model_is_told_before_it_is_loaded(
     assert "6 usable pairs, fewer than one step" in refused(
         capsys, out, command(data, tiny_model_dir, out, "--batch-size", "8")
     )
-    assert "--model nowhere: its tokenizer cannot be loaded" in refused(capsys, out, command(data, "nowhere", out))
+
+
+def test_models_without_a_tokenizer_are_told_in_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    for model, found in (("nowhere", "no such folder, and as a name on the hub "), (empty, "")):
+        (said,) = refused(capsys, out, command("pairs.jsonl", model, out)).splitlines()
+        assert f"--model {model}: {found}its tokenizer cannot be loaded: " in said and "as get-model makes" in said
+
+
+def test_a_folder_that_cannot_be_used_is_told_before_data_is_read(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("!")
+    assert command("missing.jsonl", "nowhere", tmp_path) == 2
+    assert f"{tmp_path} holds other files" in capsys.readouterr().err
 
 
 def test_a_reward_model_is_no_policy(write_rows, tiny_model_dir, tmp_path, capsys):

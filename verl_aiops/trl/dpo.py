@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from verl_aiops.trl.dpo_data import on_disk, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import DPOTraining
-from verl_aiops.trl.dpo_start import check_fit, load_model, load_tokenizer, require_recent_trl
+from verl_aiops.trl.dpo_start import check_fit, load_model, require_recent_trl
 from verl_aiops.trl.extra import (
     CHECKPOINTS,
     TrainingError,
     check_folder,
     last_checkpoint,
+    load_tokenizer,
     move_into,
     prepare_folder,
 )
@@ -91,6 +92,7 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     require_recent_trl()
     settings.check()
     pick_device(settings.device)
+    check_folder(out, {}, finished=STATS, overwrite=overwrite)
     tokenizer = load_tokenizer(settings.model)
     train = read_pairs(settings.data, tokenizer, settings)
     val = read_pairs(settings.val, tokenizer, settings) if settings.val else None

@@ -1,4 +1,4 @@
-"""What DPO with TRL starts from: a TRL that will do, the tokenizer, the model, and whether the pairs fit it."""
+"""What DPO with TRL starts from: a TRL that will do, the model, and whether the pairs fit it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from packaging.version import Version
 
 from verl_aiops.trl.dpo_data import highest_id, longest_pair
 from verl_aiops.trl.dpo_settings import DPOTraining
-from verl_aiops.trl.extra import TrainingError, require_trl
+from verl_aiops.trl.extra import TrainingError, in_a_line, require_trl
 
 if TYPE_CHECKING:
     from verl_aiops.data import PreferenceDataset
 
-__all__ = ["check_fit", "load_model", "load_tokenizer", "require_recent_trl"]
+__all__ = ["check_fit", "load_model", "require_recent_trl"]
 
 # the first whose loss takes its log-probs from the model's own forward pass, which PairDPOTrainer looks at
 OLDEST_TRL = "1.16"
@@ -26,16 +26,6 @@ def require_recent_trl() -> None:
     found = importlib.metadata.version("trl")
     if Version(found) < Version(OLDEST_TRL):
         raise TrainingError(f'trl {found} is installed, {OLDEST_TRL} or newer is needed: pip install -U "trl"')
-
-
-def load_tokenizer(model: str) -> Any:
-    """Raises TrainingError if there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
-        raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
 
 
 def check_fit(settings: DPOTraining, train: PreferenceDataset, *val: PreferenceDataset) -> None:
@@ -52,8 +42,8 @@ def check_fit(settings: DPOTraining, train: PreferenceDataset, *val: PreferenceD
             continue
         try:
             config = AutoConfig.from_pretrained(model).get_text_config()
-        except Exception as error:  # as above
-            raise TrainingError(f"{option} {model}: its config cannot be loaded: {error}") from None
+        except Exception as error:  # whatever a folder or hub name without one raises
+            raise TrainingError(f"{option} {model}: its config cannot be loaded: {in_a_line(error)}") from None
         longest, positions = longest_pair(train, *val), getattr(config, "max_position_embeddings", None)
         if positions and longest > positions:
             raise TrainingError(
@@ -77,7 +67,9 @@ def load_model(settings: DPOTraining, name: str, option: str = "--model") -> Any
             name, dtype=getattr(torch, settings.dtype), output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{option} {name} cannot be loaded as a causal language model: {error}") from None
+        raise TrainingError(
+            f"{option} {name} cannot be loaded as a causal language model: {in_a_line(error)}"
+        ) from None
     if info["missing_keys"]:
         raise TrainingError(
             f"{option} {name} is no causal language model: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"

@@ -1,4 +1,4 @@
-"""The extra ``trl``, and folders that are whole or not there."""
+"""The extra ``trl``, tokenizers, and folders that are whole or not there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-__all__ = ["TrainingError", "check_folder", "last_checkpoint", "move_into", "prepare_folder", "require_trl"]
+__all__ = [
+    "TrainingError",
+    "check_folder",
+    "in_a_line",
+    "last_checkpoint",
+    "load_tokenizer",
+    "move_into",
+    "prepare_folder",
+    "require_trl",
+]
 
 SETTINGS = "settings.json"
 CHECKPOINTS = "checkpoints"
@@ -27,8 +37,29 @@ def require_trl() -> None:
         raise TrainingError(f'{" and ".join(missing)} not installed: pip install "verl-aiops[trl]"')
 
 
+def in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def load_tokenizer(model: str) -> Any:
+    """Raises TrainingError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
+        found = "" if os.path.isdir(model) else "no such folder, and as a name on the hub "
+        mend = "Name a model's folder, as get-model makes, or a name on the hub."
+        raise TrainingError(
+            f"--model {model}: {found}its tokenizer cannot be loaded: {in_a_line(error).rstrip('.')}. {mend}"
+        ) from None
+
+
 def check_folder(out: str, settings: dict, finished: str, overwrite: bool) -> None:
-    """Whether `prepare_folder` would take the folder; changes nothing. Arguments and errors are the same."""
+    """Whether `prepare_folder` would take the folder; changes nothing. Arguments and errors are the same.
+
+    With no ``settings``, whether it would take it with any: to ask before data is read.
+    """
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{out} is a file: choose another --out")

@@ -26,7 +26,7 @@ from verl_aiops.trl.extra import (
 )
 from verl_aiops.trl.reward_data import RewardPairs, read_reward_pairs, split_by_group
 from verl_aiops.trl.reward_settings import RewardTraining
-from verl_aiops.trl.reward_start import load_model, load_tokenizer, padding_token, pick_device
+from verl_aiops.trl.reward_start import chat_tokenizer, load_model, padding_token, pick_device
 
 __all__ = ["RewardTraining", "TrainedRewardModel", "train_reward_model"]
 
@@ -83,7 +83,8 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     """
     require_trl()
     settings.check()
-    tokenizer = load_tokenizer(settings.model)
+    check_folder(out, {}, finished=STATS, overwrite=overwrite)
+    tokenizer = chat_tokenizer(settings.model)
     train, held_out = _pairs(settings, tokenizer)
     pad = padding_token(tokenizer, train, held_out)
     note = json.loads(json.dumps({**asdict(settings), "data": train.digest(), "val": held_out.digest()}))

@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from verl_aiops.trl.extra import TrainingError
+from verl_aiops.trl.extra import TrainingError, in_a_line, load_tokenizer
 from verl_aiops.trl.reward_data import RewardPairs
 from verl_aiops.trl.reward_settings import RewardTraining
 
-__all__ = ["load_model", "load_tokenizer", "padding_token", "pick_device"]
+__all__ = ["chat_tokenizer", "load_model", "padding_token", "pick_device"]
 
 
-def load_tokenizer(model: str) -> Any:
+def chat_tokenizer(model: str) -> Any:
     """Raises TrainingError if there is none, or it has no chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # whatever a folder or hub name without a tokenizer raises
-        raise TrainingError(f"--model {model}: its tokenizer cannot be loaded: {error}") from None
+    tokenizer = load_tokenizer(model)
     if not tokenizer.chat_template:
         raise TrainingError(f"--model {model}: its tokenizer has no chat template, by which conversations are rendered")
     return tokenizer
@@ -75,7 +70,7 @@ def load_model(settings: RewardTraining, longest: int) -> Any:
             settings.model, num_labels=1, dtype=getattr(torch, settings.dtype)
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"--model {settings.model} cannot be loaded as a classifier: {error}") from None
+        raise TrainingError(f"--model {settings.model} cannot be loaded as a classifier: {in_a_line(error)}") from None
     if not hasattr(model, "score"):
         raise TrainingError(f"--model {settings.model}: {type(model).__name__} is no decoder with a score head")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
