@@ -11,26 +11,21 @@ from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
-from verl.workers.engine.utils import detach_tree
+from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+from verl_aiops.trainers.pairs import ROWS_PER_PAIR
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 
-MOST_PARAMETERS_OF_ONE_UNIT = 2_000_000_000
+MOST_PARAMETERS_OF_ONE_UNIT = 500_000_000
 TOKEN_COLUMNS = ("input_ids", "position_ids", "prompts", "responses", "loss_mask")
 
 
 def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
     data = parameter.data
     return data.to_local() if isinstance(data, DTensor) else data
-
-
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers that FSDP wraps one by one, as transformers names their classes."""
-    classes = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in classes]
 
 
 class FSDPPreferenceEngine(FSDPEngineWithLMHead):
@@ -48,10 +43,6 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         self._inferred_without_gradients = False
 
     def _build_fsdp_module(self, module):
-        if self.engine_config.use_torch_compile:
-            # before FSDP, whose hooks stay outside of what is compiled
-            for layer in decoder_layers(module):
-                layer.forward = torch.compile(layer.forward, dynamic=True)
         self._one_unit_on_one_gpu(module)
         return super()._build_fsdp_module(module)
 
@@ -69,6 +60,18 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         ):
             # verl's configurations are frozen
             object.__setattr__(config, "wrap_policy", {**config.wrap_policy, "disable": True})
+
+    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        rows = ROWS_PER_PAIR * (tu.get_non_tensor_data(data, key="micro_batch_size_per_gpu", default=None) or 0)
+        dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
+        if forward_only or dynamic or rows != len(data) or self.use_ulysses_sp or self.scaler is not None:
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        # one micro-batch: nothing to be cut, and cutting nested tensors costs a small model a tenth of its step
+        tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())
+        loss, output = self.forward_step(data, loss_function=loss_function, forward_only=False)
+        loss.backward()
+        output.pop("model_output")
+        return postprocess_batch_func(output_lst=[output], indices=None, data=data)
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
         if self.use_ulysses_sp:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
+from verl.protocol import BatchData
 from verl.single_controller.ray import (
     RayClassWithInitArgs,
     RayWorkerGroup,
@@ -57,6 +59,9 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         self.use_critic = self.use_reference_policy = False
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
+        # the next step's batch, made while the workers compute
+        self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch")
+        self._prepared: dict[int, Future] = {}
         self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
@@ -216,11 +221,10 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
             batch["ref_log_probs"] = scored["answer_log_probs"]
         return batch
 
-    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        indices = self.arranged(self.train_dataset, self.train_dataloader.step(self.global_steps), self.mini_pairs)
-        with marked_timer("batch", timing_raw):
-            batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
-            self._tokens = int(pair_tokens(self.train_dataset)[indices].sum())
+    def _step_batch(self, step: int):
+        """The batch of a step, and the tokens that it costs as rows."""
+        indices = self.arranged(self.train_dataset, self.train_dataloader.step(step), self.mini_pairs)
+        batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
         tu.assign_non_tensor(
             batch,
             mini_batch_size=2 * self.mini_pairs,
@@ -228,9 +232,34 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
             seed=self.config.actor_rollout_ref.actor.data_loader_seed,
             dataloader_kwargs={"shuffle": False},
         )
+        return batch, int(pair_tokens(self.train_dataset)[indices].sum())
+
+    def _step_parts(self, step: int):
+        """As `_step_batch`, cut for the workers and in Ray's store."""
+        batch, tokens = self._step_batch(step)
+        return [ray.put(part) for part in BatchData(batch).chunk(self.ranks)], tokens
+
+    def _update(self, timing_raw: dict) -> dict[str, Any]:
+        """Train on this step's pairs; returns the workers' metrics."""
+        live = self.dpo.uses_reference and self.dpo.reference == "live"
+        if live or self.ranks != self.actor_rollout_wg.world_size:
+            # the batch needs the workers, or several of them share a part
+            with marked_timer("batch", timing_raw):
+                batch, self._tokens = self._step_batch(self.global_steps)
+            with marked_timer("update_actor", timing_raw, color="red"):
+                return tu.get(self.actor_rollout_wg.update_actor(batch), "metrics")
+        with marked_timer("batch", timing_raw):
+            prepared = self._prepared.pop(self.global_steps, None)
+            parts, self._tokens = prepared.result() if prepared else self._step_parts(self.global_steps)
         with marked_timer("update_actor", timing_raw, color="red"):
-            output = self.actor_rollout_wg.update_actor(batch)
-        values = reduce_metrics(dict(tu.get(output, "metrics")))
+            running = self.actor_rollout_wg.update_pairs(parts)
+            following = self.global_steps + 1
+            if following <= self.total_training_steps:
+                self._prepared[following] = self._ahead.submit(self._step_parts, following)
+            return ray.get(running)[0]
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        values = reduce_metrics(dict(self._update(timing_raw)))
         for name, value in values.items():
             prefix = "" if name.split("/")[0] in ("rewards", "logps", "perf") else "actor/"
             metrics[prefix + name] = float(value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
+from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
@@ -14,8 +16,40 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 __all__ = ["PreferenceWorker"]
 
 
+def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of all data-parallel ranks as one number each."""
+    return {
+        name: Metric.aggregate_dp(value) if isinstance(value, list) and isinstance(value[0], Metric) else value
+        for name, value in metrics.items()
+    }
+
+
 class PreferenceWorker(ActorRolloutRefWorker):
     """An actor that can also score pairs with its initial, LoRA-free or separately kept reference weights."""
+
+    @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
+    def update_pairs(self, data: TensorDict) -> dict[str, Any]:
+        """`update_actor` for this worker's own part of a step's batch.
+
+        The trainer cuts and sends the parts while the step before is computed, and asks for the result when it needs
+        it. Only for plain data parallelism, where each worker has a part of its own.
+
+        Returns:
+            the step's metrics; the same from every worker.
+        """
+        size = self.actor.engine.get_data_parallel_size()
+        if tu.get_non_tensor_data(data, key="mini_batch_size", default=None) != size * len(data):
+            return tu.get(self.update_actor(data), "metrics")
+        # one mini-batch: verl's loop over mini-batches would only copy it
+        for name in ("mini_batch_size", "epochs", "seed", "dataloader_kwargs"):
+            tu.pop(data, key=name)
+        tokens = data["input_ids"].offsets().diff().tolist()
+        if size > 1:
+            parts: list[list[int]] = [[] for _ in range(size)]
+            torch.distributed.all_gather_object(parts, tokens, self.actor.engine.get_data_parallel_group())
+            tokens = list(chain.from_iterable(parts))
+        tu.assign_non_tensor(data, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
+        return _merged(tu.get(self.actor.train_batch(data), "metrics"))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def reference_log_probs(self, data: TensorDict) -> TensorDict | None:
@@ -37,11 +71,7 @@ class PreferenceWorker(ActorRolloutRefWorker):
         output = self.actor.infer_batch(data)
         if output is None:
             return None
-        metrics = {
-            name: Metric.aggregate_dp(value) if isinstance(value, list) and isinstance(value[0], Metric) else value
-            for name, value in tu.get(output, "metrics").items()
-        }
-        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": metrics})
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": _merged(tu.get(output, "metrics"))})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def sync_reference(self, mixup: float) -> None:

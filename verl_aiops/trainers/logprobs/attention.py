@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import inspect
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -23,8 +21,6 @@ __all__ = ["SHARED_ATTENTION", "has_varlen_kernel"]
 SHARED_ATTENTION = "verl_aiops_shared_prompt"
 
 
-# a layout is another one in every batch: traced, each would be compiled for itself
-@torch.compiler.disable
 def shared_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -59,7 +55,7 @@ def shared_attention(
         # rotary embeddings may have made float32 of what the kernels want in half precision
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _varlen_kernel() is not None:
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and has_varlen_kernel():
         output = _all_segments(query, key, value, scaling, sliding_window, shared_layout)
     else:
         output = _segment_by_segment(query, key, value, scaling, sliding_window, shared_layout)
@@ -104,74 +100,116 @@ def _end_aligned(queries: int, keys: int, window: int | None, device: torch.devi
 
 
 def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
-    output = _varlen_kernel()(
-        query[0].transpose(0, 1),
-        _KeysOfSegments.apply(key[0].transpose(0, 1), layout),
-        _KeysOfSegments.apply(value[0].transpose(0, 1), layout),
-        layout.query_ends,
-        layout.key_ends,
-        max(layout.query_lengths),
-        max(layout.key_lengths),
-        scaling,
-        # the number of keys to the left of a token that it sees
-        -1 if window is None else window - 1,
-    )
+    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+    # the number of keys to the left of a token that it sees
+    left = -1 if window is None else window - 1
+    if _has_flash_attn():
+        from flash_attn import flash_attn_varlen_func
+
+        output = flash_attn_varlen_func(
+            query,
+            _KeysOfSegments.apply(key, layout),
+            _KeysOfSegments.apply(value, layout),
+            layout.query_ends,
+            layout.key_ends,
+            max(layout.query_lengths),
+            max(layout.key_lengths),
+            softmax_scale=scaling,
+            causal=True,
+            window_size=(left, 0),
+        )
+    else:
+        output = _FlashOverSegments.apply(query, key, value, layout, scaling, left)
     return output.unsqueeze(0)
 
 
+def _summed_uses(gradient: torch.Tensor, layout: SharedLayout) -> torch.Tensor:
+    """The gradient of ``tokens[layout.keys]`` to the tokens. PyTorch's own sorts the indices on GPUs, in every layer;
+    here they are sorted once for a layout. A token's gradients are added up in float32."""
+    (_, first), *others = layout.uses
+    total = gradient.index_select(0, first)
+    if others:
+        total = total.float()
+    for tokens, places in others:
+        # no token twice in one call, so the order of additions is fixed
+        total.index_add_(0, tokens, gradient.index_select(0, places).float())
+    return total.to(gradient.dtype)
+
+
 class _KeysOfSegments(torch.autograd.Function):
-    """``tokens[layout.keys]``. PyTorch's own gradient of that sorts the indices on GPUs, in every layer; here they are
-    sorted once for a layout. A token's gradients are added up in float32."""
+    """``tokens[layout.keys]``, with the gradient of `_summed_uses`."""
 
     @staticmethod
     def forward(ctx, tokens: torch.Tensor, layout: SharedLayout) -> torch.Tensor:
-        ctx.uses = layout.uses
+        ctx.layout = layout
         return tokens.index_select(0, layout.keys)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (_, first), *others = ctx.uses
-        total = gradient.index_select(0, first)
-        if others:
-            total = total.float()
-        for tokens, places in others:
-            # no token twice in one call, so the order of additions is fixed
-            total.index_add_(0, tokens, gradient.index_select(0, places).float())
-        return total.to(gradient.dtype), None
+        return _summed_uses(gradient, ctx.layout), None
+
+
+class _FlashOverSegments(torch.autograd.Function):
+    """PyTorch's own variable-length flash attention from each segment to its keys.
+
+    The operators below ``torch.nn.attention.varlen.varlen_attn``: in every layer its dispatch takes longer than the
+    kernel where the model is small, and up to PyTorch 2.11 it wants key heads repeated, which the kernel does not.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, layout: SharedLayout, scaling: float | None, left: int) -> torch.Tensor:
+        keys, values = key.index_select(0, layout.keys), value.index_select(0, layout.keys)
+        ctx.most = max(layout.query_lengths), max(layout.key_lengths)
+        ctx.layout, ctx.scaling, ctx.left = layout, scaling, left
+        output, sums, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
+            query,
+            keys,
+            values,
+            layout.query_ends,
+            layout.key_ends,
+            *ctx.most,
+            0.0,
+            left < 0,
+            False,
+            scale=scaling,
+            window_size_left=left,
+            window_size_right=0,
+        )
+        ctx.save_for_backward(query, keys, values, output, sums, random_state, unused)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        query, keys, values, output, sums, random_state, unused = ctx.saved_tensors
+        of_query, of_keys, of_values = torch.ops.aten._flash_attention_backward(
+            gradient,
+            query,
+            keys,
+            values,
+            output,
+            sums,
+            ctx.layout.query_ends,
+            ctx.layout.key_ends,
+            *ctx.most,
+            0.0,
+            ctx.left < 0,
+            random_state,
+            unused,
+            scale=ctx.scaling,
+            window_size_left=ctx.left,
+            window_size_right=0,
+        )
+        of_key, of_value = _summed_uses(of_keys, ctx.layout), _summed_uses(of_values, ctx.layout)
+        return of_query, of_key, of_value, None, None, None
 
 
 @functools.cache
-def _varlen_kernel() -> Callable | None:
-    """flash-attn's kernel where it is installed, else PyTorch's own (from 2.10 on), else None."""
-    if importlib.util.find_spec("flash_attn") is not None:
-        from flash_attn import flash_attn_varlen_func
-
-        def flash(q, k, v, q_ends, k_ends, most_q, most_k, scale, left):
-            return flash_attn_varlen_func(
-                q, k, v, q_ends, k_ends, most_q, most_k, softmax_scale=scale, causal=True, window_size=(left, 0)
-            )
-
-        return flash
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return None
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    if not {"scale", "window_size"} <= known.keys():
-        return None
-
-    def own(q, k, v, q_ends, k_ends, most_q, most_k, scale, left):
-        more = {}
-        if q.shape[1] != k.shape[1]:
-            if "enable_gqa" in known:
-                more["enable_gqa"] = True
-            else:
-                k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-        return varlen_attn(q, k, v, q_ends, k_ends, most_q, most_k, scale=scale, window_size=(left, 0), **more)
-
-    return own
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
 
 
+@functools.cache
 def has_varlen_kernel() -> bool:
-    """Whether this Python has a kernel that does all segments at once on a GPU."""
-    return _varlen_kernel() is not None
+    """Whether this Python has a kernel that does all segments at once on a GPU: flash-attn's where it is installed,
+    else PyTorch's own (from 2.10 on)."""
+    return _has_flash_attn() or importlib.util.find_spec("torch.nn.attention.varlen") is not None
