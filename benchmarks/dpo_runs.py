@@ -120,6 +120,7 @@ def _ours(backend: str, reference: str, arguments, folder: Path) -> dict:
             "trainer.resume_mode=disable",
             f"trainer.default_local_dir={folder / 'out'}",
             "algorithm.dpo.export_model=False",
+            "actor_rollout_ref.actor.checkpoint.save_contents=[extra]",
             f"algorithm.dpo.logprob_backend={backend}",
             f"algorithm.dpo.reference={reference}",
             *arguments.overrides,
