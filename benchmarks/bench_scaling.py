@@ -15,6 +15,7 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import socket
 import statistics
@@ -78,6 +79,11 @@ def make_model(folder: Path, size: str, vocabulary: int) -> tuple[Path, int, int
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
     return folder, total - vocabulary * hidden, vocabulary * hidden
+
+
+def median(seconds: list[float]) -> float:
+    """NaN where the point did not fit into memory."""
+    return statistics.median(seconds) if seconds else math.nan
 
 
 def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> float:
@@ -179,18 +185,23 @@ def measure(rank: int, world: int, port: int, model: str, device: str, points: l
             worker = build_worker(model, device, points[0]["pairs"] // world)
             for point, values in zip(points, measured, strict=True):
                 seconds, peak = [], None
-                for repeat in range(repeats + 1):
-                    part = batch(point, name, world, rank)
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                        torch.cuda.reset_peak_memory_stats()
-                    started = time.perf_counter()
-                    worker.train_mini_batch(part)
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                        peak = torch.cuda.max_memory_allocated() / 2**30
-                    if repeat:  # the first warms up
-                        seconds.append(time.perf_counter() - started)
+                try:
+                    for repeat in range(repeats + 1):
+                        part = batch(point, name, world, rank)
+                        if device == "cuda":
+                            torch.cuda.synchronize()
+                            torch.cuda.reset_peak_memory_stats()
+                        started = time.perf_counter()
+                        worker.train_mini_batch(part)
+                        if device == "cuda":
+                            torch.cuda.synchronize()
+                            peak = torch.cuda.max_memory_allocated() / 2**30
+                        if repeat:  # the first warms up
+                            seconds.append(time.perf_counter() - started)
+                except torch.OutOfMemoryError:
+                    # a point without seconds; those after it need still more
+                    seconds, peak = [], None
+                    torch.cuda.empty_cache()
                 values[name] = {"seconds": seconds, "peak_gib": peak}
             del worker
             gc.collect()
@@ -246,12 +257,12 @@ def plot(record: dict, path: Path) -> None:
         points = record["points"][dimension]
         at = [p[dimension] for p in points]
         for name, (colour, marker) in styles.items():
-            rates = [p["pairs"] / statistics.median(p[name]["seconds"]) for p in points]
+            rates = [p["pairs"] / median(p[name]["seconds"]) for p in points]
             axes[0][column].plot(at, rates, color=colour, marker=marker, label=name)
             law = [p["law"][name] for p in points]
             axes[0][column].plot(at, law, color=colour, linestyle=":", linewidth=1, label=f"{name}, FLOP law")
             if memory:
-                axes[1][column].plot(at, [p[name]["peak_gib"] for p in points], color=colour, marker=marker)
+                axes[1][column].plot(at, [p[name]["peak_gib"] or math.nan for p in points], color=colour, marker=marker)
         for row in axes[: 1 + memory, column]:
             row.set_xscale("log", base=2)
             row.set_xticks(at, [f"{a:,}" for a in at], rotation=45)
@@ -304,13 +315,14 @@ def main() -> int:
         for (vocabulary, workers), points in groups.items():
             # one start of the processes for all points that share a model
             folder, body, head = make_model(Path(name) / str(vocabulary), arguments.size, vocabulary)
+            points.sort(key=lambda p: p["pairs"] * (p["prompt"] + p["answer"]))
             measured = run_points(str(folder), arguments.device, workers, points, arguments.repeats)
             for point, values in zip(points, measured, strict=True):
                 point |= values
                 point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in BACKENDS}
         for dimension, points in record["points"].items():
             for point in points:
-                times = {b: statistics.median(point[b]["seconds"]) for b in BACKENDS}
+                times = {b: median(point[b]["seconds"]) for b in BACKENDS}
                 print(
                     f"{dimension} {point[dimension]:>7,}: "
                     + ", ".join(f"{b} {point['pairs'] / t:.2f} pairs/s" for b, t in times.items())
@@ -320,7 +332,7 @@ def main() -> int:
                 )
             # one rate of FLOP/s for all points, that of the rows at the base point
             at_base = min(points, key=lambda p: abs(p[dimension] - base[dimension]))
-            rate = at_base["flops"]["rows"] * at_base["pairs"] / statistics.median(at_base["rows"]["seconds"])
+            rate = at_base["flops"]["rows"] * at_base["pairs"] / median(at_base["rows"]["seconds"])
             for point in points:
                 scale = point["workers"] if gpu else 1
                 point["law"] = {b: scale * rate / point["flops"][b] for b in BACKENDS}

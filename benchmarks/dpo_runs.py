@@ -16,12 +16,16 @@ __all__ = ["VARIANTS", "make_pairs", "make_model", "run"]
 # name in tables: (trainer, how the reference's log-probs come about)
 VARIANTS = {
     "ours": ("shared_prompt", "cached"),
+    "ours, compiled": ("shared_prompt", "cached"),
     "ours, live reference": ("shared_prompt", "live"),
     "rows": ("rows", "cached"),
     "rows, live reference": ("rows", "live"),
     "TRL": ("trl", "live"),
     "TRL, cached reference": ("trl", "cached"),
 }
+
+
+COMPILE = "actor_rollout_ref.actor.fsdp_config.use_torch_compile"
 
 
 def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, seed: int = 0) -> None:
@@ -93,10 +97,11 @@ def run(variant: str, arguments, folder: Path) -> dict:
         command = [sys.executable, __file__, json.dumps(request)]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())
-    return _ours(trainer, reference, arguments, folder)
+    compiled = variant.endswith(", compiled")
+    return _ours(trainer, reference, arguments, folder, f"{COMPILE}={compiled}")
 
 
-def _ours(backend: str, reference: str, arguments, folder: Path) -> dict:
+def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str) -> dict:
     """main_ppo; times are those of whole steps, the Ray round trip included."""
     metrics = folder / "metrics.jsonl"
     started = time.time()
@@ -123,6 +128,7 @@ def _ours(backend: str, reference: str, arguments, folder: Path) -> dict:
             "actor_rollout_ref.actor.checkpoint.save_contents=[extra]",
             f"algorithm.dpo.logprob_backend={backend}",
             f"algorithm.dpo.reference={reference}",
+            *overrides,
             *arguments.overrides,
         ],
         check=True,

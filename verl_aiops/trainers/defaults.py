@@ -137,6 +137,13 @@ _PLATFORM: tuple[Default, ...] = (
     ),
 )
 
+_NOT_COMPILED = Default(
+    "actor_rollout_ref.actor.fsdp_config.use_torch_compile",
+    True,
+    lambda c: False,
+    "compiling the layers takes longer than a short run gains from it",
+)
+
 _PAIRS_MICRO_BATCH = Default(
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
     None,
@@ -161,6 +168,7 @@ DEFAULTS: tuple[Default, ...] = (
         "one optimizer step per batch of data.train_batch_size pairs",
     ),
     _PAIRS_MICRO_BATCH,
+    _NOT_COMPILED,
     Default(
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
         None,
@@ -266,6 +274,7 @@ ONLINE_DEFAULTS: tuple[Default, ...] = (
         "at most so many pairs per optimizer step",
     ),
     _PAIRS_MICRO_BATCH,
+    _NOT_COMPILED,
     Default("critic.enable", None, lambda c: False, "preferences need no critic"),
 )
 

@@ -28,6 +28,12 @@ def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
     return data.to_local() if isinstance(data, DTensor) else data
 
 
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that FSDP wraps one by one, as transformers names their classes."""
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in classes]
+
+
 class FSDPPreferenceEngine(FSDPEngineWithLMHead):
     """FSDP1/FSDP2 engine whose model output is ``answer_log_probs`` (see :mod:`verl_aiops.trainers.logprobs`).
 
@@ -43,6 +49,10 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         self._inferred_without_gradients = False
 
     def _build_fsdp_module(self, module):
+        if self.engine_config.use_torch_compile:
+            # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
+            for layer in decoder_layers(module):
+                layer.forward = torch.compile(layer.forward, dynamic=True)
         self._one_unit_on_one_gpu(module)
         return super()._build_fsdp_module(module)
 

@@ -21,6 +21,8 @@ __all__ = ["SHARED_ATTENTION", "has_varlen_kernel"]
 SHARED_ATTENTION = "verl_aiops_shared_prompt"
 
 
+# a layout is another one in every batch: traced, each would be compiled for itself
+@torch.compiler.disable
 def shared_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
