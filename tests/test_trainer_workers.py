@@ -98,8 +98,8 @@ def _splits_of_one_batch(worker, model_dir, backend):
         "dynamic": {"micro_pairs": None, "dynamic_tokens": 9000},
         "reversed": {"micro_pairs": 2, "order": range(PAIRS)[::-1]},
     }
-    if worker.world_size == 1:
-        splits["whole batch"] = {"micro_pairs": PAIRS}
+    # nothing is cut there
+    splits["one micro-batch"] = {"micro_pairs": PAIRS // worker.world_size}
     return {name: _loss_and_gradients(worker, model_dir, backend=backend, **split) for name, split in splits.items()}
 
 

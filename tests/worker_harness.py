@@ -15,6 +15,7 @@ WORKER_DEFAULTS = {
     "micro_pairs": 2,
     "dynamic_tokens": None,
     "lr": 1e-3,
+    "compile": False,
 }
 
 
@@ -38,7 +39,7 @@ def _build_worker(model_dir, options):
             ),
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
-                use_torch_compile=False,
+                use_torch_compile=options["compile"],
                 mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 use_dynamic_bsz=options["dynamic_tokens"] is not None,
                 micro_batch_size_per_gpu=options["micro_pairs"],

@@ -23,7 +23,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="[LABEL=]RUN",
         help="folder of verl-aiops eval, or trainer.validation_data_dir (or a STEP.jsonl in it); the others are held "
-        "to the first",
+        "to the first. LABEL=RUN,RUN,RUN pools runs of several seeds",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for report, plots, table and JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier comparison in it")

@@ -13,6 +13,7 @@ key               value
                   (`paired.Test`); ``digits`` to show, null for shares
 ``mcnemar``       by run ``fixed``, ``broken``, ``p``, ``p_holm``; null unless each incident has one answer
 ``over_k``        by metric and run the means for k = 1, 2, ... answers, and their differences; null for single answers
+                  and pooled runs
 ``over``          ``name`` and ``values``, the number that each run was given (`--over`); null without
 ``by``            by source, lang and difficulty: values and differences of the metrics in `SLICED`
 ``classes``       `changes.class_changes`; ``flips``: `changes.flips`
@@ -67,7 +68,8 @@ def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | Non
         "runs": [_run(pairing, at) for at in range(len(pairing.runs))],
         "metrics": _metrics(pairing, grid, seed) | _macro_f1(pairing, seed),
         "mcnemar": _mcnemar(pairing, grid["acc_main"]) if single else None,
-        "over_k": _over_k(pairing, seed),
+        # the k-th answer of pooled runs is another model's
+        "over_k": None if any(run.pooled > 1 for run in pairing.runs) else _over_k(pairing, seed),
         "over": None if over is None else dict(over),
         "by": {key: _slices(pairing, grid, key, seed) for key in SLICES},
         "classes": class_changes(pairing, seed),

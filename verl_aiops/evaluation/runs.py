@@ -28,7 +28,8 @@ class Run:
 
     ``incidents`` has each incident's lines (`records`) in the order of their samples, failed ones included;
     ``settings`` what they were made with, as far as the files say; ``notes`` what a reader must know of them;
-    ``by_prompt`` where prompts stand for incidents (`verl_dumps`).
+    ``by_prompt`` where prompts stand for incidents (`verl_dumps`); ``pooled`` how many runs it is made of, such as
+    those of several seeds.
     """
 
     label: str
@@ -37,10 +38,12 @@ class Run:
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
     by_prompt: bool = False
+    pooled: int = 1
 
 
 def read_runs(specs: Sequence[str]) -> list[Run]:
     """Two or more runs, each ``FOLDER`` or ``LABEL=FOLDER``; the label is the folder's name where none is given.
+    ``LABEL=FOLDER,FOLDER,...`` pools runs that differ in chance alone (seeds): see `pool`.
 
     Raises:
         EvaluationError: see `read_run`; too few runs, or two with one label.
@@ -57,7 +60,56 @@ def read_runs(specs: Sequence[str]) -> list[Run]:
                 f"label {label!r}: {paths[label]} and {path} both have it; give each its own: LABEL={path}"
             )
         paths[label] = path
-    return [read_run(label, path) for label, path in named]
+    return [_one_or_pooled(label, path) for label, path in named]
+
+
+def _one_or_pooled(label: str, path: str) -> Run:
+    parts = path.split(",")
+    if len(parts) == 1 or Path(path).expanduser().exists():
+        return read_run(label, path)
+    if len(set(parts)) < len(parts):
+        raise EvaluationError(f"{label}={path}: names a run twice; pooled runs are different ones")
+    return pool([read_run(label, part) for part in parts])
+
+
+def pool(runs: Sequence[Run]) -> Run:
+    """Several runs as one: an incident has the answers of all of them.
+
+    So its value is the mean over the runs, and an interval over incidents is one of that mean. It says nothing of how
+    far runs differ; their own shares of right answers are noted.
+
+    Raises:
+        EvaluationError: their incidents, or the truth of one, are not the same.
+    """
+    first = runs[0]
+    incidents: dict[str, list[Record]] = {name: [] for name in first.incidents}
+    offset = 0
+    for run in runs:
+        if run.incidents.keys() != incidents.keys():
+            odd = sorted(run.incidents.keys() ^ incidents.keys())
+            raise EvaluationError(
+                f"{first.label}: {first.path} and {run.path} hold different incidents ({len(odd):,}, such as "
+                f"{odd[0]!r}); runs that are pooled must be evaluated on the same file"
+            )
+        for name, lines in run.incidents.items():
+            if _known(lines[0]) != _known(first.incidents[name][0]):
+                raise EvaluationError(
+                    f"{first.label}: {name!r} has another truth or group in {run.path} than in {first.path}; runs that "
+                    "are pooled must be evaluated on the same file"
+                )
+            incidents[name] += [{**line, "sample": line["sample"] + offset} for line in lines]
+        offset += 1 + max(line["sample"] for lines in run.incidents.values() for line in lines)
+    shares = ", ".join(f"{share:.1%}" for share in map(_right, runs))
+    notes = [f"{len(runs)} runs pooled; both fields right in each: {shares}"]
+    notes += [f"{run.path}: {note}" for run in runs for note in run.notes]
+    same = {key: value for key, value in first.settings.items() if all(r.settings.get(key) == value for r in runs)}
+    path = ", ".join(run.path for run in runs)
+    return Run(first.label, path, incidents, same, tuple(notes), first.by_prompt, pooled=len(runs))
+
+
+def _right(run: Run) -> float:
+    scores = [line["score"]["acc_main"] for lines in run.incidents.values() for line in lines if line["score"]]
+    return sum(scores) / len(scores) if scores else math.nan
 
 
 def _label_and_path(spec: str) -> tuple[str, str]:
