@@ -12,7 +12,6 @@ FLOP law says, fitted through the base point of `rows`.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import math
@@ -163,7 +162,9 @@ def batch(point: dict, backend: str, world: int, rank: int):
     return part
 
 
-def measure(rank: int, world: int, port: int, model: str, device: str, points: list[dict], repeats: int, results):
+def measure(
+    rank, world: int, port: int, model: str, device: str, backend: str, points: list[dict], repeats: int, results
+):
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -179,34 +180,28 @@ def measure(rank: int, world: int, port: int, model: str, device: str, points: l
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
-        measured: list[dict] = [{} for _ in points]
-        for name in BACKENDS:
-            # one model at a time: its memory is measured, and its attention implementation stays with it
-            worker = build_worker(model, device, points[0]["pairs"] // world)
-            for point, values in zip(points, measured, strict=True):
+        worker = build_worker(model, device, points[0]["pairs"] // world)
+        measured = []
+        for point in points:
+            seconds, peak = [], None
+            try:
+                for repeat in range(repeats + 1):
+                    part = batch(point, backend, world, rank)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                        torch.cuda.reset_peak_memory_stats()
+                    started = time.perf_counter()
+                    worker.train_mini_batch(part)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                        peak = torch.cuda.max_memory_allocated() / 2**30
+                    if repeat:  # the first warms up
+                        seconds.append(time.perf_counter() - started)
+            except torch.OutOfMemoryError:
+                # a point without seconds; those after it need still more
                 seconds, peak = [], None
-                try:
-                    for repeat in range(repeats + 1):
-                        part = batch(point, name, world, rank)
-                        if device == "cuda":
-                            torch.cuda.synchronize()
-                            torch.cuda.reset_peak_memory_stats()
-                        started = time.perf_counter()
-                        worker.train_mini_batch(part)
-                        if device == "cuda":
-                            torch.cuda.synchronize()
-                            peak = torch.cuda.max_memory_allocated() / 2**30
-                        if repeat:  # the first warms up
-                            seconds.append(time.perf_counter() - started)
-                except torch.OutOfMemoryError:
-                    # a point without seconds; those after it need still more
-                    seconds, peak = [], None
-                    torch.cuda.empty_cache()
-                values[name] = {"seconds": seconds, "peak_gib": peak}
-            del worker
-            gc.collect()
-            if device == "cuda":
                 torch.cuda.empty_cache()
+            measured.append({"seconds": seconds, "peak_gib": peak})
         results.put((rank, "ok", measured))
     except BaseException:
         results.put((rank, "error", traceback.format_exc()))
@@ -215,7 +210,7 @@ def measure(rank: int, world: int, port: int, model: str, device: str, points: l
             torch.distributed.destroy_process_group()
 
 
-def run_points(model: str, device: str, world: int, points: list[dict], repeats: int) -> list[dict]:
+def run_points(model: str, device: str, world: int, backend: str, points: list[dict], repeats: int) -> list[dict]:
     """What rank 0 measured at each point; the slowest rank sets everybody's pace."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -223,7 +218,7 @@ def run_points(model: str, device: str, world: int, points: list[dict], repeats:
     context = mp.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(target=measure, args=(rank, world, port, model, device, points, repeats, results))
+        context.Process(target=measure, args=(rank, world, port, model, device, backend, points, repeats, results))
         for rank in range(world)
     ]
     for process in processes:
@@ -302,7 +297,7 @@ def main() -> int:
     versions = {p: importlib.metadata.version(p) for p in ("verl", "torch", "transformers")}
     record = {"machine": machine(arguments.device), "device": arguments.device, "versions": versions, "base": base}
     record |= {"size": arguments.size, "repeats": arguments.repeats, "points": {}}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as scratch:
         for dimension in arguments.dimensions:
             values = RANGES[arguments.device][dimension]
             if dimension == "workers":
@@ -313,12 +308,14 @@ def main() -> int:
             for point in points:
                 groups.setdefault((point["vocabulary"], point["workers"]), []).append(point)
         for (vocabulary, workers), points in groups.items():
-            # one start of the processes for all points that share a model
-            folder, body, head = make_model(Path(name) / str(vocabulary), arguments.size, vocabulary)
+            # one start of the processes for all points that share a model, but one a backend: memory is measured
+            folder, body, head = make_model(Path(scratch) / str(vocabulary), arguments.size, vocabulary)
             points.sort(key=lambda p: p["pairs"] * (p["prompt"] + p["answer"]))
-            measured = run_points(str(folder), arguments.device, workers, points, arguments.repeats)
-            for point, values in zip(points, measured, strict=True):
-                point |= values
+            for name in BACKENDS:
+                measured = run_points(str(folder), arguments.device, workers, name, points, arguments.repeats)
+                for point, values in zip(points, measured, strict=True):
+                    point[name] = values
+            for point in points:
                 point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in BACKENDS}
         for dimension, points in record["points"].items():
             for point in points:
