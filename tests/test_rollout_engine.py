@@ -36,6 +36,19 @@ def logps_of(model, prompt, ids, temperature=1.0):
     return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
 
 
+def test_a_model_that_was_saved_without_cache_samples_the_same(tiny_model_dir, engine):
+    """Trainers save ``use_cache: false``; verl's rollout builds its model from that configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    config.use_cache = False
+    other = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    other.load_state_dict(engine.model.state_dict())
+    expected = engine.generate(requests(temperature=0.0))
+    sampled = Engine(other, [STOP], seed=3).generate(requests(temperature=0.0))
+    assert [s.token_ids for s in sampled] == [s.token_ids for s in expected]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_logps_are_the_trainers(engine, model, temperature):
     """Padding, sharing of the prompt's cache and decoding step by step against one pass over one row: 1e-4 in float32,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from worker_harness import run_workers
 
 PAIRS_FILE = str(Path(__file__).parent / "data" / "trl_run" / "pairs.jsonl")
@@ -61,6 +62,10 @@ def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, re
     return tu.chunk_tensordict(batch, world)[rank]
 
 
+def _whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def _loss_and_gradients(worker, model_dir, **split):
     from verl.utils import tensordict_utils as tu
     from verl.utils.metric import Metric
@@ -76,7 +81,7 @@ def _loss_and_gradients(worker, model_dir, **split):
         tu.assign_non_tensor(part, global_token_num=None)
         output = engine.forward_backward_batch(part, PreferenceObjective(loss_settings=SETTINGS), forward_only=False)
         append_to_dict(metrics, output["metrics"])
-        gradients = {name: p.grad.full_tensor().clone() for name, p in engine.module.named_parameters()}
+        gradients = {name: _whole(p.grad).clone() for name, p in engine.module.named_parameters()}
     loss = torch.tensor(float(np.sum(output["loss"])))
     torch.distributed.all_reduce(loss)
     gathered = [None] * worker.world_size
@@ -185,7 +190,7 @@ def _precision_and_references(worker, model_dir, backend):
         return tu.get(worker.train_mini_batch(part), "metrics")["loss"][0]
 
     def weights():
-        return {n: p.detach().full_tensor().clone() for n, p in engine.module.named_parameters() if p.requires_grad}
+        return {n: _whole(p.detach()).clone() for n, p in engine.module.named_parameters() if p.requires_grad}
 
     before = scored()
     report["dtype"] = str(before.dtype)

@@ -75,7 +75,7 @@ def losses_and_norms(worker, file, model_dir, reference, loss_settings):
         with engine.train_mode():
             engine.optimizer_zero_grad()
             output = engine.forward_backward_batch(batch, PreferenceObjective(loss_settings=wanted), forward_only=False)
-            gradients = [p.grad.full_tensor() for p in engine.module.parameters() if p.grad is not None]
+            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.double()) for g in gradients]))
         results.append((float(np.sum(output["loss"])), float(norm)))
     return results

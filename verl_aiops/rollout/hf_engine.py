@@ -184,7 +184,13 @@ class Engine:
             attention_mask=mask[rows].to(device),
             past_key_values=cache,
             generation_config=GenerationConfig(
-                max_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=None, bos_token_id=None
+                max_new_tokens=longest,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+                bos_token_id=None,
+                # a model saved by a trainer may say no, and generate would then feed the cache all tokens anew each time
+                use_cache=True,
             ),
             logits_processor=LogitsProcessorList([sampler]),
             stopping_criteria=StoppingCriteriaList([_Stop(requests, self.stops, width, abort or threading.Event())]),

@@ -53,8 +53,23 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
             for layer in decoder_layers(module):
                 layer.forward = torch.compile(layer.forward, dynamic=True)
+        if self._alone_on_cpu():
+            self._autocast_dtype, self.scaler = torch.float32, None
+            return module.to(get_device_name())
         self._one_unit_on_one_gpu(module)
         return super()._build_fsdp_module(module)
+
+    def _alone_on_cpu(self) -> bool:
+        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step.
+        verl's engine and checkpoints know plain modules."""
+        config = self.engine_config
+        return (
+            get_device_name() == "cpu"
+            and torch.distributed.get_world_size() == 1
+            and config.strategy == "fsdp2"
+            and dict(config.mixed_precision or {}).get("param_dtype") in ("fp32", "float32")
+            and not (self._is_lora or config.offload_policy or config.forward_only)
+        )
 
     def _one_unit_on_one_gpu(self, module: torch.nn.Module) -> None:
         """FSDP1 with nothing to shard: one unit for the whole model instead of one a layer, whose hooks cost a small

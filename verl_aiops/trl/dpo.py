@@ -244,6 +244,8 @@ def _rows(folder: Path) -> list[dict]:
 def _write(model, settings: DPOTraining, made: Path, rows: list[dict], result: TrainedPolicy, note: dict) -> None:
     from verl_aiops.evaluation.curves import plot_curves
 
+    # TRL's trainer turns it off; whoever generates with the model wants it on
+    model.config.use_cache = True
     model.save_pretrained(made)
     # as it was, without what TRL sets on the one it trains with
     load_tokenizer(settings.model).save_pretrained(made)
