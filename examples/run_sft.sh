@@ -12,6 +12,7 @@ TRAIN=${TRAIN:-data/sft.parquet}
 VAL=${VAL:-data/sft.val.parquet}
 GPUS=${GPUS:-1}
 OUT=${OUT:-runs/sft}
+export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$OUT/tensorboard}
 
 args=(
   data.train_files="$TRAIN"

@@ -58,7 +58,7 @@ class TrainedPolicy:
     def summary(self) -> str:
         lines = [
             f"model: {self.folder}",
-            f"  trained: {self.train}",
+            f"  data: {self.train}",
             f"  {self.steps} steps, loss {self.first_loss:.4f} at the first, {self.last_loss:.4f} at the last",
         ]
         if self.before and self.after:
@@ -107,6 +107,12 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         print(f"going on from {checkpoint}")
+    seen = (settings.max_steps or 0) * settings.batch_size
+    if settings.reference == "cached" and 0 < seen < len(train):
+        print(
+            f"the reference scores all {len(train)} pairs first, though --max-steps {settings.max_steps} trains on "
+            f"{seen}; --reference live scores those alone"
+        )
     trainer = build_trainer(settings, folder, tokenizer, model, train, val, reference, resumed=bool(checkpoint))
     trainer.train_from(checkpoint)
     steps = trainer.state.global_step

@@ -57,7 +57,7 @@ class TrainedRewardModel:
         return "\n".join(
             [
                 f"reward model: {self.folder}",
-                f"  trained on {self.train_pairs} pairs; left out as too long: {self.too_long} of --data, "
+                f"  data: {self.train_pairs} pairs; left out as too long: {self.too_long} of --data, "
                 f"{self.val_too_long} of --val",
                 f"  held out: {a.pairs} pairs, {100 * a.accuracy:.1f} % "
                 f"[{100 * a.accuracy_low:.1f}, {100 * a.accuracy_high:.1f}] ranked right "
