@@ -189,7 +189,7 @@ class Engine:
                 pad_token_id=0,
                 eos_token_id=None,
                 bos_token_id=None,
-                # a model saved by a trainer may say no, and generate would then feed the cache all tokens anew each time
+                # a model that a trainer saved may say no, and generate would feed the cache all tokens anew each time
                 use_cache=True,
             ),
             logits_processor=LogitsProcessorList([sampler]),
