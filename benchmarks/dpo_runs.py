@@ -13,19 +13,18 @@ from pathlib import Path
 
 __all__ = ["VARIANTS", "make_pairs", "make_model", "run"]
 
-# name in tables: (trainer, how the reference's log-probs come about)
+COMPILE = "actor_rollout_ref.actor.fsdp_config.use_torch_compile=True"
+
+# name in tables: (trainer, how the reference's log-probs come about, settings beyond the defaults)
 VARIANTS = {
     "ours": ("shared_prompt", "cached"),
-    "ours, compiled": ("shared_prompt", "cached"),
+    "ours, compiled": ("shared_prompt", "cached", COMPILE),
     "ours, live reference": ("shared_prompt", "live"),
     "rows": ("rows", "cached"),
     "rows, live reference": ("rows", "live"),
     "TRL": ("trl", "live"),
     "TRL, cached reference": ("trl", "cached"),
 }
-
-
-COMPILE = "actor_rollout_ref.actor.fsdp_config.use_torch_compile"
 
 
 def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, seed: int = 0) -> None:
@@ -90,15 +89,14 @@ def make_model(folder: Path, tokenizer_of: str, architecture: str) -> Path:
 def run(variant: str, arguments, folder: Path) -> dict:
     """Losses, seconds of every step, peak memory (GiB) and total seconds of one run in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, reference = VARIANTS[variant]
+    trainer, reference, *overrides = VARIANTS[variant]
     if trainer == "trl":
         out = folder / "result.json"
         request = {**vars(arguments), "cached": reference == "cached", "out": str(out)}
         command = [sys.executable, __file__, json.dumps(request)]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())
-    compiled = variant.endswith(", compiled")
-    return _ours(trainer, reference, arguments, folder, f"{COMPILE}={compiled}")
+    return _ours(trainer, reference, arguments, folder, *overrides)
 
 
 def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str) -> dict:
