@@ -109,7 +109,7 @@ def build_worker(model: str, device: str, micro_pairs: int):
                 override_config={"attn_implementation": "sdpa"},
             ),
             engine_config=FSDPEngineConfig(
-                strategy="fsdp2",
+                strategy="fsdp2" if device == "cpu" else "fsdp",
                 use_torch_compile=False,
                 mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 use_dynamic_bsz=False,
@@ -118,7 +118,13 @@ def build_worker(model: str, device: str, micro_pairs: int):
                 infer_micro_batch_size_per_gpu=micro_pairs,
                 infer_max_token_len_per_gpu=0,
             ),
-            optimizer_config=FSDPOptimizerConfig(lr=1e-6, weight_decay=0.0, clip_grad=1.0, total_training_steps=1000),
+            optimizer_config=FSDPOptimizerConfig(
+                lr=1e-6,
+                weight_decay=0.0,
+                clip_grad=1.0,
+                total_training_steps=1000,
+                override_optimizer_config={"fused": True},
+            ),
             checkpoint_config=CheckpointConfig(),
         )
     )

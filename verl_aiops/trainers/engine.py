@@ -19,7 +19,7 @@ from verl_aiops.trainers.pairs import ROWS_PER_PAIR
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 
-MOST_PARAMETERS_OF_ONE_UNIT = 500_000_000
+MOST_PARAMETERS_OF_ONE_UNIT = 2_000_000_000
 TOKEN_COLUMNS = ("input_ids", "position_ids", "prompts", "responses", "loss_mask")
 
 

@@ -59,9 +59,10 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         self.use_critic = self.use_reference_policy = False
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
-        # the next step's batch, made while the workers compute
+        # batches made while the workers compute, and what the workers have been sent: both by step
         self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch")
         self._prepared: dict[int, Future] = {}
+        self._sent: dict[int, tuple[list[ray.ObjectRef], int]] = {}
         self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
@@ -248,15 +249,34 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
                 batch, self._tokens = self._step_batch(self.global_steps)
             with marked_timer("update_actor", timing_raw, color="red"):
                 return tu.get(self.actor_rollout_wg.update_actor(batch), "metrics")
+        step = self.global_steps
         with marked_timer("batch", timing_raw):
-            prepared = self._prepared.pop(self.global_steps, None)
-            parts, self._tokens = prepared.result() if prepared else self._step_parts(self.global_steps)
+            if step not in self._sent:
+                self._send(step)
+            running, self._tokens = self._sent.pop(step)
+            if self._next_follows_at_once(step):
+                # it waits at the workers, who begin it without a word from here
+                self._send(step + 1)
         with marked_timer("update_actor", timing_raw, color="red"):
-            running = self.actor_rollout_wg.update_pairs(parts)
-            following = self.global_steps + 1
-            if following <= self.total_training_steps:
-                self._prepared[following] = self._ahead.submit(self._step_parts, following)
             return ray.get(running)[0]
+
+    def _send(self, step: int) -> None:
+        """Give the workers a step's batch, and have the batch after it made meanwhile."""
+        prepared = self._prepared.pop(step, None)
+        parts, tokens = prepared.result() if prepared else self._step_parts(step)
+        self._sent[step] = self.actor_rollout_wg.update_pairs(parts), tokens
+        if step < self.total_training_steps:
+            self._prepared[step + 1] = self._ahead.submit(self._step_parts, step + 1)
+
+    def _next_follows_at_once(self, step: int) -> bool:
+        """Whether the workers do nothing between a step and the next: save, validate, move the reference, profile."""
+        trainer = self.config.trainer
+        between = (trainer.save_freq, trainer.test_freq, self.dpo.reference_sync_steps)
+        return (
+            step < self.total_training_steps
+            and not any(every and every > 0 and step % every == 0 for every in between)
+            and OmegaConf.select(self.config, "global_profiler.steps") is None
+        )
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         values = reduce_metrics(dict(self._update(timing_raw)))
