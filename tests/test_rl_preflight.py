@@ -1,6 +1,7 @@
 """What runs on triage data are given and refused before Ray starts."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,7 +179,7 @@ def test_old_keys_are_refused_for_offline_dpo_too_and_named_together():
         ("actor_rollout_ref.rollout.n=1", "Set 2 or more"),
         ("+reward.custom_reward_function.reward_kwargs.format_weight=9", "reward_kwargs"),
         ("+reward.custom_reward_function.reward_kwargs.fromat_weight=0.1", "reward_kwargs"),
-        ("data.max_response_length=60", "row i-1: data.max_response_length=60"),
+        ("data.max_response_length=60", "row i-1 (and 2 more of 3 rows): data.max_response_length=60"),
         ("actor_rollout_ref.rollout.custom.aiops_mturn.round_tokens=[400,40]", "Raise data.max_response_length"),
         ("+actor_rollout_ref.rollout.custom.aiops_mturn.round_token=[40]", "did you mean round_tokens"),
         ("actor_rollout_ref.rollout.custom.aiops_mturn.json_schema=True", "no constrained decoding"),
@@ -188,6 +189,18 @@ def test_what_cannot_work_is_refused_naming_the_key(prepare, setting, said):
     with pytest.raises(ConfigError) as error:
         prepare(setting)
     assert said in str(error.value)
+
+
+def test_the_longest_instructions_of_all_rows_must_fit(prepare, tmp_path):
+    rows = [
+        {**ROW, "extra_info": {**ROW["extra_info"], "id": f"i-{n}", "rounds": ["Now JSON." + " one more" * (n // 98)]}}
+        for n in range(100)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
+    with pytest.raises(ConfigError, match=r"row i-9[89] \(and 1 more of 100 rows\).* to (\d+) or more") as error:
+        prepare("data.max_response_length=88", file=str(tmp_path / "mixed.parquet"))
+    enough = re.search(r" to (\d+) or more", str(error.value)).group(1)
+    prepare(f"data.max_response_length={enough}", file=str(tmp_path / "mixed.parquet"))
 
 
 def test_json_schema_with_sglang_needs_its_tokenizer(prepare, monkeypatch):

@@ -42,8 +42,8 @@ def _rollout_name(config: DictConfig) -> str | None:
     return None if OmegaConf.is_missing(rollout, "name") else rollout.name
 
 
-def _train_files(config: DictConfig) -> list[str]:
-    files = config.data.train_files
+def _files(config: DictConfig, key: str = "train_files") -> list[str]:
+    files = config.data.get(key)
     return [os.path.expanduser(str(f)) for f in ([files] if isinstance(files, str) else files or [])]
 
 
@@ -56,7 +56,7 @@ def first_rows(config: DictConfig, count: int) -> list[dict]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for path in _train_files(config):
+    for path in _files(config):
         if not path.endswith(".parquet") or not os.path.isfile(path):
             continue
         try:
@@ -66,6 +66,39 @@ def first_rows(config: DictConfig, count: int) -> list[dict]:
         except (pa.ArrowException, OSError, StopIteration):
             return []
     return []
+
+
+def _rows_by_rounds(config: DictConfig) -> dict[tuple[str, ...], list[str]]:
+    """The rows of the training and validation files that our agent loop runs, by the texts of their later rounds.
+
+    Raises:
+        ValueError: rounds that are no list of texts.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from verl_aiops.rollout.turns import rounds_of
+
+    found: dict[tuple[str, ...], list[str]] = {}
+    for key in ("train_files", "val_files"):
+        for path in _files(config, key):
+            if not path.endswith(".parquet") or not os.path.isfile(path):
+                continue
+            try:
+                file = pq.ParquetFile(path)
+                wanted = ("agent_name", "extra_info.id", "extra_info.rounds")
+                rows = [row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist()]
+            except (pa.ArrowException, OSError):
+                continue
+            for row in rows:
+                if row.get("agent_name", LOOP) == LOOP:
+                    info = row.get("extra_info") or {}
+                    name = f"data.{key}, row {info.get('id')}"
+                    try:
+                        found.setdefault(tuple(rounds_of(info)), []).append(name)
+                    except ValueError as error:
+                        raise ValueError(f"{name}: {error}") from None
+    return found
 
 
 def refuse_ignored_keys(config: DictConfig) -> None:
@@ -168,12 +201,12 @@ def _check_group(config: DictConfig) -> None:
 
 
 def check_rounds(config: DictConfig) -> None:
-    """The budgets of the rounds against ``data.max_response_length``, on the data's own instructions."""
-    rows = [row for row in first_rows(config, 64) if row.get("agent_name", LOOP) == LOOP]
+    """The budgets of the rounds against ``data.max_response_length``, on all instructions of the data."""
     from verl_aiops.rollout.settings import RoundSettings
 
     try:
         settings = RoundSettings.from_config(OmegaConf.select(config, "actor_rollout_ref.rollout.custom.aiops_mturn"))
+        rows = _rows_by_rounds(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     on_sglang = _rollout_name(config) == "sglang"
@@ -184,15 +217,22 @@ def check_rounds(config: DictConfig) -> None:
         )
     if not rows:
         return
-    from verl_aiops.rollout.turns import TemplateTurns, round_budgets, rounds_of
+    from verl_aiops.rollout.turns import TemplateTurns, round_budgets
     from verl_aiops.trainers.preflight import load_tokenizer
 
     tokenizer = load_tokenizer(config.actor_rollout_ref.model)
     builder = TemplateTurns(tokenizer, chat_template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}))
-    for row in rows:
+    refused: list[tuple[int, str, str]] = []
+    count = 0
+    for rounds, names in rows.items():
+        between = [len(builder.between((text,))) for text in rounds]
         try:
-            between = [len(builder.between((text,))) for text in rounds_of(row.get("extra_info"))]
             round_budgets(config.data.max_response_length, between, settings.round_tokens, settings.answer_tokens)
         except ValueError as error:
-            name = (row.get("extra_info") or {}).get("id")
-            raise ConfigError(f"data.train_files, row {name}: {error}") from None
+            refused.append((sum(between), names[0], str(error)))
+            count += len(names)
+    if refused:
+        # what makes room for the longest instructions makes room for all
+        _, name, why = max(refused)
+        more = f" (and {count - 1:,} more of {sum(map(len, rows.values())):,} rows)" if count > 1 else ""
+        raise ConfigError(f"{name}{more}: {why}")
