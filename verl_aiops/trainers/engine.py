@@ -15,6 +15,7 @@ from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+from verl_aiops.trainers.objective import PairFacts
 from verl_aiops.trainers.pairs import ROWS_PER_PAIR
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
@@ -109,16 +110,19 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             if self._autocast_dtype == torch.float32
             else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
         )
+        # What the loss needs goes to the GPU before the forward pass, and what Python asks of it is read here: both
+        # wait for the GPU, which would then stand still until the backward pass is launched. It needs no token ids.
+        facts = PairFacts.of(micro_batch)
+        columns = micro_batch.exclude(*TOKEN_COLUMNS).to(get_device_id())
+        tu.assign_non_tensor(columns, pair_facts=facts)
         with autocast:
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         model_output = {"answer_log_probs": log_probs}
-        # the loss needs no token ids
-        micro_batch = micro_batch.exclude(*TOKEN_COLUMNS).to(get_device_id())
         if loss_function is None:
             loss, metrics = torch.zeros((), device=get_device_name()), {}
         else:
             loss, metrics = loss_function(
-                model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
+                model_output=model_output, data=columns, dp_group=self.get_data_parallel_group()
             )
         output = {"model_output": detach_tree(model_output), "loss": loss.detach(), "metrics": metrics}
         return loss, output

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aiops.losses import compute_dpo_loss, sum_logps
 
-__all__ = ["PreferenceObjective"]
+__all__ = ["PairFacts", "PreferenceObjective"]
 
 
 METRICS = (
@@ -26,18 +27,69 @@ METRICS = (
 )
 
 
+class _Read:
+    """Numbers on a device, fetched once and when they are asked for: the device's queue runs dry at each fetch."""
+
+    def __init__(self, values: torch.Tensor):
+        self._values: torch.Tensor | list[float] = values
+
+    def __getitem__(self, at: int) -> float:
+        if isinstance(self._values, torch.Tensor):
+            self._values = self._values.tolist()
+        return self._values[at]
+
+
+class _LateSum(Metric):
+    """A summed `Metric` whose value is one of a `_Read`'s."""
+
+    def __init__(self, numbers: _Read, at: int):
+        self.aggregation, self._numbers, self._at = AggregationType.SUM, numbers, at
+
+    @property
+    def values(self) -> list[float]:
+        return [self._numbers[self._at]]
+
+    def __reduce__(self):
+        return Metric, (self.aggregation, self._numbers[self._at])
+
+
 def _partial_sums(values: torch.Tensor, scale: float) -> dict[str, Metric]:
-    """Metrics from (metrics, pairs). One look at the GPU for all of them: it stands still at each."""
-    sums = (values.sum(dim=1) * scale).tolist()
-    return {
-        name: Metric(value=value, aggregation=AggregationType.SUM) for name, value in zip(METRICS, sums, strict=True)
-    }
+    """Metrics from (metrics, pairs)."""
+    sums = _Read(values.sum(dim=1) * scale)
+    return {name: _LateSum(sums, at) for at, name in enumerate(METRICS)}
 
 
-def _padded(nested: torch.Tensor) -> torch.Tensor:
-    """(rows, longest row). The width is given, as torch guesses it too large for tensors made from offsets."""
-    lengths = nested.offsets().diff()
-    return torch.nested.to_padded_tensor(nested, 0.0, output_size=(len(lengths), int(lengths.max())))
+@dataclass(frozen=True)
+class PairFacts:
+    """What Python must know of a micro-batch of pairs.
+
+    Attributes:
+        width: tokens of the longest answer.
+        kept: numbers of the pairs that count, None for all.
+        mean_chosen_length: trained tokens of a chosen answer, mean over the mini-batch.
+        global_pairs: pairs of the mini-batch that count, over all ranks.
+    """
+
+    width: int
+    kept: list[int] | None
+    mean_chosen_length: float
+    global_pairs: float
+
+    @classmethod
+    def of(cls, data: TensorDict) -> PairFacts:
+        """From the columns of `pairs.pair_batch`; quick where they are on the host."""
+        kept = (data["counted"][0::2] > 0).nonzero().flatten().tolist()
+        return cls(
+            width=int(data["response_mask"].offsets().diff().max()),
+            kept=None if 2 * len(kept) == len(data["counted"]) else kept,
+            mean_chosen_length=float(data["mean_chosen_length"][0]),
+            global_pairs=float(data["global_pairs"][0]),
+        )
+
+
+def _padded(nested: torch.Tensor, width: int) -> torch.Tensor:
+    """(rows, width). The width is given, as torch guesses it too large for tensors made from offsets."""
+    return torch.nested.to_padded_tensor(nested, 0.0, output_size=(len(nested.offsets()) - 1, width))
 
 
 @dataclass
@@ -62,32 +114,34 @@ class PreferenceObjective:
     importance_clip: float | None = None
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
-        # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
-        real = data["counted"][0::2] > 0
-        mask = _padded(data["response_mask"])
-        policy = self._sums(self._token_logps(model_output, data), mask)
+        facts = tu.get_non_tensor_data(data, key="pair_facts", default=None) or PairFacts.of(data)
+        mask = _padded(data["response_mask"], facts.width)
+        policy = self._sums(self._token_logps(model_output, data, facts.width), mask)
         reference = None
         if "ref_log_probs" in data.keys():
-            reference = self._sums(_padded(data["ref_log_probs"]), mask)
+            reference = self._sums(_padded(data["ref_log_probs"], facts.width), mask)
         lengths = mask.sum(dim=-1)
-        if not real.any():
+        if facts.kept == []:
             return policy.sum() * 0.0, _partial_sums(policy.new_zeros(len(METRICS), 1), 0.0)
 
         def side(values: torch.Tensor | None, first: int) -> torch.Tensor | None:
-            return None if values is None else values[first::2][real]
+            # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
+            if values is None or facts.kept is None:
+                return None if values is None else values[first::2]
+            return values[first::2][facts.kept]
 
         losses, chosen_rewards, rejected_rewards = compute_dpo_loss(
             side(policy, 0),
             side(policy, 1),
             side(reference, 0),
             side(reference, 1),
-            weight=side(data["pair_weight"], 0) * self._importance(side, policy, data, mask),
-            mean_chosen_length=float(data["mean_chosen_length"][0]),
+            weight=side(data["pair_weight"], 0) * self._importance(side, policy, data, mask, facts.width),
+            mean_chosen_length=facts.mean_chosen_length,
             chosen_lengths=side(lengths, 0),
             rejected_lengths=side(lengths, 1),
             **self.loss_settings,
         )
-        scale = data["dp_size"] / float(data["global_pairs"][0])
+        scale = data["dp_size"] / facts.global_pairs
         chosen, rejected = side(policy, 0).detach(), side(policy, 1).detach()
         values = [
             chosen_rewards,
@@ -101,11 +155,13 @@ class PreferenceObjective:
         ]
         return losses.sum() * scale, _partial_sums(torch.stack([value.float() for value in values]), scale)
 
-    def _importance(self, side, policy: torch.Tensor, data: TensorDict, mask: torch.Tensor) -> torch.Tensor | float:
+    def _importance(
+        self, side, policy: torch.Tensor, data: TensorDict, mask: torch.Tensor, width: int
+    ) -> torch.Tensor | float:
         """(pairs,) weights of pairs whose answers an older policy sampled; 1 without `importance_clip`."""
         if self.importance_clip is None:
             return 1.0
-        ratios = policy.detach() - sum_logps(_padded(data["behaviour_log_probs"]), mask)
+        ratios = policy.detach() - sum_logps(_padded(data["behaviour_log_probs"], width), mask)
         return (side(ratios, 0) + side(ratios, 1)).exp().clamp(max=self.importance_clip)
 
     def _sums(self, token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -116,8 +172,8 @@ class PreferenceObjective:
         return sum_logps(token_logps, mask, ld_alpha=self.ld_alpha, public_lengths=public)
 
     @staticmethod
-    def _token_logps(model_output: dict, data: TensorDict) -> torch.Tensor:
+    def _token_logps(model_output: dict, data: TensorDict, width: int) -> torch.Tensor:
         """(rows, longest answer) token log-probs, 0 beyond each answer."""
         if "answer_log_probs" in model_output:
-            return _padded(model_output["answer_log_probs"])
+            return _padded(model_output["answer_log_probs"], width)
         return no_padding_2_padding(model_output["log_probs"], data)

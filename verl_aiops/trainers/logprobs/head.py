@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +21,7 @@ def label_log_probs(
     label_ids: torch.Tensor,
     *,
     vocabulary: int,
+    sources_on_host: np.ndarray | None = None,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> torch.Tensor:
     """Log-softmax of the head's logits at the labels, in float32 whatever the model computes in.
@@ -33,6 +35,7 @@ def label_log_probs(
         label_sources: (labels,) position that predicts each label, in ascending order.
         label_ids: (labels,) token ids.
         vocabulary: entries of a row of logits.
+        sources_on_host: ``label_sources`` where the GPU need not be waited for to read them.
         logits_at_once: most logits in a chunk; a chunk has one position at least.
 
     Returns:
@@ -41,8 +44,8 @@ def label_log_probs(
     size = max(1, logits_at_once // vocabulary)
     if len(hidden) <= size:
         return _chunk(head, hidden, label_sources, label_ids)
-    starts = torch.arange(0, len(hidden) + size, size, device=label_sources.device)
-    borders = torch.searchsorted(label_sources, starts).tolist()
+    places = label_sources.cpu().numpy() if sources_on_host is None else sources_on_host
+    borders = np.searchsorted(places, np.arange(0, len(hidden) + size, size)).tolist()
     parts = []
     for number, (first, last) in enumerate(zip(borders, borders[1:])):
         start = number * size
@@ -56,6 +59,8 @@ def label_log_probs(
                 label_sources[first:last] - start,
                 label_ids[first:last],
                 use_reentrant=False,
+                # nothing random in it, and keeping the state waits for the GPU
+                preserve_rng_state=False,
             )
         )
     return torch.cat(parts)

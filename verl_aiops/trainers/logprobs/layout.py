@@ -29,6 +29,7 @@ class SharedLayout:
     - ``sources`` (positions,): tokens from whose hidden state a labelled token is predicted.
     - ``label_sources``, ``label_ids``, ``slots`` (labels,): for each labelled answer token, its place in ``sources``,
       its id, and its place in the flat answers of all rows. Sorted by source.
+    - ``label_sources_on_host``: ``label_sources`` as a NumPy array, which `to` leaves where it is.
     - ``answer_tokens``: length of the flat answers.
 
     A plain class and no dataclass: FSDP copies dataclasses that it finds among a model's arguments.
@@ -79,6 +80,7 @@ class SharedLayout:
         )
         self.sources = torch.from_numpy(sources)
         self.label_sources = torch.from_numpy(label_sources)
+        self.label_sources_on_host = label_sources
         self.label_ids = torch.from_numpy(np.concatenate(ids)[order])
         self.slots = torch.from_numpy(np.concatenate(slots)[order])
         del self._ids, self._positions, self._keys

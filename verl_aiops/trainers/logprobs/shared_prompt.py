@@ -34,7 +34,9 @@ def shared_answer_log_probs(
         nested (rows, answer length), float32; 0 where ``response_mask`` is 0.
     """
     columns = [batch[name].cpu().unbind() for name in ("prompts", "responses", "response_mask")]
+    # whatever goes to the GPU goes before the forward pass: afterwards a copy waits for it
     layout = SharedLayout(*columns).to(device)
+    offsets = batch["responses"].offsets().to(device, non_blocking=True)
     model = _causal_lm(module)
     if model.config._attn_implementation != SHARED_ATTENTION:
         model.set_attn_implementation(SHARED_ATTENTION)
@@ -48,7 +50,7 @@ def shared_answer_log_probs(
             shared_layout=layout,
         ).logits
     answers = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
-    return torch.nested.nested_tensor_from_jagged(answers, batch["responses"].offsets().to(device))
+    return torch.nested.nested_tensor_from_jagged(answers, offsets)
 
 
 def _causal_lm(module: torch.nn.Module) -> torch.nn.Module:
@@ -66,7 +68,12 @@ def _head_gives_log_probs(head: torch.nn.Module, layout: SharedLayout):
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         return label_log_probs(
-            logits, hidden.squeeze(0), layout.label_sources, layout.label_ids, vocabulary=head.weight.shape[0]
+            logits,
+            hidden.squeeze(0),
+            layout.label_sources,
+            layout.label_ids,
+            vocabulary=head.weight.shape[0],
+            sources_on_host=layout.label_sources_on_host,
         )
 
     head.forward = forward
