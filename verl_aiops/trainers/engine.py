@@ -112,9 +112,10 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         )
         # What the loss needs goes to the GPU before the forward pass, and what Python asks of it is read here: both
         # wait for the GPU, which would then stand still until the backward pass is launched. It needs no token ids.
-        facts = PairFacts.of(micro_batch)
-        columns = micro_batch.exclude(*TOKEN_COLUMNS).to(get_device_id())
-        tu.assign_non_tensor(columns, pair_facts=facts)
+        if loss_function is not None:
+            facts = PairFacts.of(micro_batch)
+            columns = micro_batch.exclude(*TOKEN_COLUMNS).to(get_device_id())
+            tu.assign_non_tensor(columns, pair_facts=facts)
         with autocast:
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         model_output = {"answer_log_probs": log_probs}

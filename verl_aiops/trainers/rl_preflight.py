@@ -68,8 +68,9 @@ def first_rows(config: DictConfig, count: int) -> list[dict]:
     return []
 
 
-def _rows_by_rounds(config: DictConfig) -> dict[tuple[str, ...], list[str]]:
-    """The rows of the training and validation files that our agent loop runs, by the texts of their later rounds.
+def _rows_by_rounds(config: DictConfig) -> dict[tuple[str, ...], tuple[str, int]]:
+    """For the texts of the later rounds in rows of the training and validation files that our agent loop runs: the
+    first row with them, and how many there are.
 
     Raises:
         ValueError: rounds that are no list of texts.
@@ -79,7 +80,7 @@ def _rows_by_rounds(config: DictConfig) -> dict[tuple[str, ...], list[str]]:
 
     from verl_aiops.rollout.turns import rounds_of
 
-    found: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], tuple[str, int]] = {}
     for key in ("train_files", "val_files"):
         for path in _files(config, key):
             if not path.endswith(".parquet") or not os.path.isfile(path):
@@ -95,9 +96,11 @@ def _rows_by_rounds(config: DictConfig) -> dict[tuple[str, ...], list[str]]:
                     info = row.get("extra_info") or {}
                     name = f"data.{key}, row {info.get('id')}"
                     try:
-                        found.setdefault(tuple(rounds_of(info)), []).append(name)
+                        rounds = tuple(rounds_of(info))
                     except ValueError as error:
                         raise ValueError(f"{name}: {error}") from None
+                    first, count = found.get(rounds, (name, 0))
+                    found[rounds] = first, count + 1
     return found
 
 
@@ -224,15 +227,15 @@ def check_rounds(config: DictConfig) -> None:
     builder = TemplateTurns(tokenizer, chat_template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}))
     refused: list[tuple[int, str, str]] = []
     count = 0
-    for rounds, names in rows.items():
+    for rounds, (first, same) in rows.items():
         between = [len(builder.between((text,))) for text in rounds]
         try:
             round_budgets(config.data.max_response_length, between, settings.round_tokens, settings.answer_tokens)
         except ValueError as error:
-            refused.append((sum(between), names[0], str(error)))
-            count += len(names)
+            refused.append((sum(between), first, str(error)))
+            count += same
     if refused:
         # what makes room for the longest instructions makes room for all
         _, name, why = max(refused)
-        more = f" (and {count - 1:,} more of {sum(map(len, rows.values())):,} rows)" if count > 1 else ""
+        more = f" (and {count - 1:,} more of {sum(same for _, same in rows.values()):,} rows)" if count > 1 else ""
         raise ConfigError(f"{name}{more}: {why}")
