@@ -275,8 +275,8 @@ def plot(record: dict, path: Path) -> None:
     if memory:
         axes[1][0].set_ylabel("peak memory, GiB")
     handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", ncol=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.legend(handles, names, loc="upper center", ncol=min(4, 2 * len(dimensions) - 1), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.93 if len(dimensions) > 1 else 0.86))
     figure.savefig(path, dpi=120)
 
 
