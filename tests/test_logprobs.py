@@ -8,7 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tiny import make_tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny_lms import VOCABULARY, tiny_lm
+from transformers import AutoModelForCausalLM
 
 from verl_aiops.trainers.config import ConfigError, DPOConfig
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
@@ -18,36 +19,7 @@ from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.support import SHARED_PROMPT_MODELS, choose_backend, settle_backend, why_not_shared
 from verl_aiops.trainers.pairs import pair_batch
 
-VOCABULARY = 128
-
-
-def tiny_config(kind, **settings):
-    base = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if kind == "mixtral":
-        base |= {"num_local_experts": 4, "num_experts_per_tok": 2}
-    if kind == "qwen3_moe":
-        base |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    if kind in ("glm4", "qwen3", "qwen3_moe"):
-        base["head_dim"] = 8
-    return AutoConfig.for_model(kind, **(base | settings))
-
-
-def tiny_lm(kind="llama", **settings):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(tiny_config(kind, **settings), attn_implementation="sdpa").float()
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def ids(generator, length):
@@ -269,27 +241,38 @@ def test_half_precision_logits_are_summed_in_float32():
         assert LOGPROB_BACKENDS["shared_prompt"](model, batch, packed=False, device="cpu").dtype == torch.float32
 
 
-# --- on a GPU ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_gradient_of_repeated_keys_is_that_of_indexing():
+@pytest.mark.parametrize(
+    "device, dtype, tolerance",
+    [
+        ("cpu", torch.float32, 1e-6),
+        # half a unit in the last place: the sum is rounded once
+        pytest.param("cuda", torch.bfloat16, 2**-8, marks=needs_gpu),
+        pytest.param("cuda", torch.float16, 2**-11, marks=needs_gpu),
+    ],
+)
+def test_the_gradient_of_repeated_keys_is_that_of_indexing(device, dtype, tolerance):
     from verl_aiops.trainers.logprobs.attention import _KeysOfSegments
     from verl_aiops.trainers.logprobs.layout import SharedLayout
 
     prompts = [torch.arange(2, 9)] * 5 + [torch.arange(3, 6)] * 2 + [torch.tensor([7])]
     answers = [torch.tensor(a) for a in ([5, 1], [5, 2, 3, 4], [6], [6], [], [2, 3], [4, 5], [8, 9])]
-    layout = SharedLayout(prompts, answers, [torch.ones(len(a)) for a in answers])
-    tokens = torch.randn(len(layout.input_ids), 2, 3, requires_grad=True)
-    weights = torch.randn(len(layout.keys), 2, 3)
-    assert len(layout.keys) > len(tokens) and len(layout.uses) > 3
-    (expected,) = torch.autograd.grad((tokens[layout.keys] * weights).sum(), tokens)
+    layout = SharedLayout(prompts, answers, [torch.ones(len(a)) for a in answers]).to(device)
+    tokens = torch.randn(len(layout.input_ids), 2, 3, device=device, dtype=dtype, requires_grad=True)
+    # of one sign, so that no sum cancels out and the last place is that of the sum
+    gradient = torch.rand(len(layout.keys), 2, 3, device=device, dtype=dtype)
+    assert layout.keys.bincount().max() > 3
+    expected = torch.zeros(tokens.shape, device=device).index_add_(0, layout.keys, gradient.float())
     ours = _KeysOfSegments.apply(tokens, layout)
     assert torch.equal(ours, tokens[layout.keys])
-    (gradient,) = torch.autograd.grad((ours * weights).sum(), tokens)
-    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+    (result,) = torch.autograd.grad(ours, tokens, gradient)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@needs_gpu
 @pytest.mark.parametrize("settings", [{}, {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1}])
 def test_the_kernel_for_all_segments_gives_what_one_by_one_gives(settings, monkeypatch):
     """In bfloat16: against float32 rows, the shared sequence is no further off than bfloat16 rows are."""

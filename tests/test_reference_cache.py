@@ -22,6 +22,7 @@ IDENTITY = ReferenceIdentity(
     compute_dtype="bf16",
     backend="rows",
     attention="sdpa",
+    layers="fused",
     packed=False,
     sequence_parallel=1,
     model_overrides="{}",
@@ -206,8 +207,9 @@ class _Trainer:
         self.train_dataset = load_pairs(data, tokenizer, "train")
         self.val_dataset = load_pairs(data, tokenizer, "val") if val else None
         self.train_dataloader = PairOrder(len(self.train_dataset), 4, seed=3, shuffle=True, data_digest="")
-        engine = {"model_dtype": "fp32", "mixed_precision": {"param_dtype": "fp32"}}
+        engine = {"model_dtype": "fp32", "mixed_precision": {"param_dtype": "fp32"}, "use_torch_compile": False}
         model = {"path": str(model), "use_shm": False, "use_remove_padding": False, "override_config": {}}
+        model["use_liger"] = False
         actor = {"fsdp_config": engine, "optim": {"lr": learning_rate}}
         self.config = OmegaConf.create(
             {
@@ -378,6 +380,7 @@ def test_the_identity_names_the_way_of_computing(start):
         compute_dtype="fp32",
         backend="rows",
         attention="flash_attention_2",
+        layers="plain",
         packed=False,
         sequence_parallel=1,
         model_overrides="{}",
@@ -385,7 +388,8 @@ def test_the_identity_names_the_way_of_computing(start):
     )
     trainer.config.actor_rollout_ref.model.override_config = {"attn_implementation": "sdpa", "rope_theta": 5e5}
     trainer.config.actor_rollout_ref.actor.fsdp_config.mixed_precision = None
+    trainer.config.actor_rollout_ref.actor.fsdp_config.use_torch_compile = True
     trainer.config.actor_rollout_ref.model.use_remove_padding = True
     other = ReferenceScorer(trainer).identity
-    assert (other.attention, other.compute_dtype, other.packed) == ("sdpa", "bf16", True)
+    assert (other.attention, other.compute_dtype, other.packed, other.layers) == ("sdpa", "bf16", True, "compiler")
     assert other.model_overrides == '{"rope_theta": 500000.0}'

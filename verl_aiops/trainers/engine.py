@@ -14,6 +14,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+from verl_aiops.trainers.fused_layers import fuse_layers, layer_kernels
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.objective import PairFacts
 from verl_aiops.trainers.pairs import ROWS_PER_PAIR
@@ -50,6 +51,13 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         self._inferred_without_gradients = False
 
     def _build_fsdp_module(self, module):
+        kernels = layer_kernels(
+            get_device_name(),
+            use_liger=self.model_config.use_liger,
+            use_torch_compile=self.engine_config.use_torch_compile,
+        )
+        if kernels == "fused":
+            fuse_layers(module)
         if self.engine_config.use_torch_compile:
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
             for layer in decoder_layers(module):

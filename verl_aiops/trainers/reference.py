@@ -66,6 +66,7 @@ class ReferenceIdentity:
     compute_dtype: str
     backend: str
     attention: str
+    layers: str
     packed: bool
     sequence_parallel: int
     model_overrides: str

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from verl.utils.fs import copy_to_local
 
 from verl_aiops.trainers.defaults import sequence_parallel_size
+from verl_aiops.trainers.fused_layers import layer_kernels
 from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.reference import ReferenceCache, ReferenceIdentity, default_cache_dir, weights_digest
 
@@ -71,6 +72,11 @@ class ReferenceScorer:
             compute_dtype=str(OmegaConf.select(engine, "mixed_precision.param_dtype") or "bf16"),
             backend=self.backend,
             attention=str(OmegaConf.select(model, "override_config.attn_implementation") or "flash_attention_2"),
+            layers=layer_kernels(
+                self.trainer.config.trainer.device,
+                use_liger=bool(model.use_liger),
+                use_torch_compile=bool(engine.use_torch_compile),
+            ),
             packed=bool(model.use_remove_padding),
             sequence_parallel=sequence_parallel_size(self.trainer.config),
             model_overrides=_overrides(model),

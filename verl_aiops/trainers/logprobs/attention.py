@@ -102,7 +102,8 @@ def _end_aligned(queries: int, keys: int, window: int | None, device: torch.devi
 
 
 def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
-    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+    # squeezed, not indexed: the gradient of t[0] is zeros and a copy
+    query, key, value = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
     # the number of keys to the left of a token that it sees
     left = -1 if window is None else window - 1
     if _has_flash_attn():
@@ -127,15 +128,10 @@ def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> t
 
 def _summed_uses(gradient: torch.Tensor, layout: SharedLayout) -> torch.Tensor:
     """The gradient of ``tokens[layout.keys]`` to the tokens. PyTorch's own sorts the indices on GPUs, in every layer;
-    here they are sorted once for a layout. A token's gradients are added up in float32."""
-    (_, first), *others = layout.uses
-    total = gradient.index_select(0, first)
-    if others:
-        total = total.float()
-    for tokens, places in others:
-        # no token twice in one call, so the order of additions is fixed
-        total.index_add_(0, tokens, gradient.index_select(0, places).float())
-    return total.to(gradient.dtype)
+    here they are sorted once for a layout. A token's gradients are added up in float32, always in the same order."""
+    rows = gradient.flatten(1)
+    summed = functional.embedding_bag(layout.use_places, rows, layout.use_starts, mode="sum")
+    return summed.view(-1, *gradient.shape[1:])
 
 
 class _KeysOfSegments(torch.autograd.Function):

@@ -24,8 +24,8 @@ class SharedLayout:
     - ``keys`` (all keys,), ``key_lengths``: the tokens that each segment attends to, itself last; within them attention
       is causal, aligned at the end.
     - ``query_ends``, ``key_ends`` (segments + 1,) int32: 0 and the running sums of those lengths.
-    - ``uses``: a list of (tokens of the sequence, their places in ``keys``); the first entry has each token once, in
-      order, the next those that occur a second time, and so on.
+    - ``use_places`` (all keys,): the places in ``keys`` of the first token of the sequence, then those of the second,
+      and so on; those of each token begin at its entry of ``use_starts`` (tokens,).
     - ``sources`` (positions,): tokens from whose hidden state a labelled token is predicted.
     - ``label_sources``, ``label_ids``, ``slots`` (labels,): for each labelled answer token, its place in ``sources``,
       its id, and its place in the flat answers of all rows. Sorted by source.
@@ -73,7 +73,9 @@ class SharedLayout:
         self.position_ids = torch.from_numpy(np.concatenate(self._positions))
         keys = np.concatenate(self._keys)
         self.keys = torch.from_numpy(keys)
-        self.uses = [(torch.from_numpy(keys[at]), torch.from_numpy(at)) for at in _occurrences(keys)]
+        by_token = np.argsort(keys, kind="stable")
+        self.use_places = torch.from_numpy(by_token)
+        self.use_starts = torch.from_numpy(np.searchsorted(keys[by_token], np.arange(self._tokens)))
         self.query_ends, self.key_ends = (
             torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
             for lengths in (self.query_lengths, self.key_lengths)
@@ -115,15 +117,7 @@ class SharedLayout:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(self, name, value.to(device, non_blocking=True))
-        self.uses = [tuple(t.to(device, non_blocking=True) for t in use) for use in self.uses]
         return self
-
-
-def _occurrences(values: np.ndarray) -> list[np.ndarray]:
-    """Where each value occurs for the first time, in order of the values, then where for the second, and so on."""
-    order = np.argsort(values, kind="stable")
-    _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
-    return [order[starts[counts > number] + number] for number in range(counts.max())]
 
 
 def _common_length(sequences: list[np.ndarray]) -> int:
