@@ -16,18 +16,20 @@ WORKER_DEFAULTS = {
     "dynamic_tokens": None,
     "lr": 1e-3,
     "compile": False,
+    "clip_grad": 1e9,
 }
 
 
-def _build_worker(model_dir, options):
+def build_worker(model_dir, **options):
+    options = WORKER_DEFAULTS | options
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
-    from verl.workers.engine_workers import TrainingWorker
 
     from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+    from verl_aiops.trainers.run_ahead import PairTrainingWorker
 
     dtype = options["param_dtype"]
-    worker = TrainingWorker(
+    worker = PairTrainingWorker(
         TrainingWorkerConfig(
             model_type=PREFERENCE_MODEL_TYPE,
             model_config=HFModelConfig(
@@ -48,7 +50,11 @@ def _build_worker(model_dir, options):
                 infer_max_token_len_per_gpu=options["dynamic_tokens"] or 0,
             ),
             optimizer_config=FSDPOptimizerConfig(
-                lr=options["lr"], weight_decay=0.0, clip_grad=1e9, total_training_steps=100
+                lr=options["lr"],
+                weight_decay=0.0,
+                clip_grad=options["clip_grad"],
+                total_training_steps=100,
+                override_optimizer_config={"fused": True},
             ),
             checkpoint_config=CheckpointConfig(),
         )
@@ -71,7 +77,7 @@ def _rank_main(rank, world, port, model_dir, options, function, arguments, resul
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
-        worker = _build_worker(model_dir, {**WORKER_DEFAULTS, **options})
+        worker = build_worker(model_dir, **options)
         results.put((rank, "ok", function(worker, *arguments)))
     except BaseException:
         results.put((rank, "error", traceback.format_exc()))

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from tensordict import TensorDict
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
@@ -16,13 +16,12 @@ from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.fused_layers import fuse_layers, layer_kernels
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
-from verl_aiops.trainers.objective import PairFacts
+from verl_aiops.trainers.objective import columns_for_loss
 from verl_aiops.trainers.pairs import ROWS_PER_PAIR
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 
 MOST_PARAMETERS_OF_ONE_UNIT = 2_000_000_000
-TOKEN_COLUMNS = ("input_ids", "position_ids", "prompts", "responses", "loss_mask")
 
 
 def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -49,6 +48,9 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
         self._reference: list[torch.Tensor] | None = None
         self._inferred_without_gradients = False
+        # set while a step is launched whose numbers nobody waits for, and while a single worker reads them
+        self.runs_ahead = False
+        self.reads_alone = False
 
     def _build_fsdp_module(self, module):
         kernels = layer_kernels(
@@ -118,12 +120,8 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             if self._autocast_dtype == torch.float32
             else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
         )
-        # What the loss needs goes to the GPU before the forward pass, and what Python asks of it is read here: both
-        # wait for the GPU, which would then stand still until the backward pass is launched. It needs no token ids.
         if loss_function is not None:
-            facts = PairFacts.of(micro_batch)
-            columns = micro_batch.exclude(*TOKEN_COLUMNS).to(get_device_id())
-            tu.assign_non_tensor(columns, pair_facts=facts)
+            columns = columns_for_loss(micro_batch, get_device_id())
         with autocast:
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         model_output = {"answer_log_probs": log_probs}
@@ -153,6 +151,44 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
                     module.reshard()
             self._inferred_without_gradients = False
         return super().train_batch(data, loss_function)
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a whole step can be left to the device: its own optimizer kernel looks whether gradients are finite,
+        and nobody else has to hear of them."""
+        return (
+            torch.distributed.get_world_size() == 1
+            and self.scaler is None
+            and not isinstance(self.module, FSDPModule)
+            and not (self.is_param_offload_enabled or self.is_optimizer_offload_enabled)
+            # what torch.amp.GradScaler asks of optimizers that take `found_inf`
+            and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        )
+
+    def get_data_parallel_group(self):
+        """None while `reads_alone`: then verl does without collectives, which would queue behind the step on its way."""
+        return None if self.reads_alone else super().get_data_parallel_group()
+
+    def optimizer_step(self):
+        """verl's, which waits for the norm of the gradients to know whether to go on; while `runs_ahead`, the optimizer
+        is launched at once and is told not to change anything if the norm is not finite.
+
+        Returns:
+            the norm before clipping; a tensor on the device while `runs_ahead`.
+        """
+        if not self.runs_ahead:
+            return super().optimizer_step()
+        most = self.optimizer_config.clip_grad
+        if isinstance(self.module, FullyShardedDataParallel):
+            norm = self.module.clip_grad_norm_(most)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), most)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
+        return norm
 
     def load_checkpoint(self, *args, **kwargs):
         super().load_checkpoint(*args, **kwargs)

@@ -13,8 +13,13 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aiops.losses import compute_dpo_loss, sum_logps
 
-__all__ = ["PairFacts", "PreferenceObjective"]
+__all__ = ["PairFacts", "PreferenceObjective", "columns_for_loss"]
 
+# of a batch of pairs: what the model needs, and what becomes `PairFacts`
+_NOT_FOR_LOSS = {
+    *("input_ids", "position_ids", "prompts", "responses", "loss_mask", "prompt_lengths"),
+    *("counted", "mean_chosen_length", "global_pairs"),
+}
 
 METRICS = (
     "rewards/chosen",
@@ -40,23 +45,35 @@ class _Read:
 
 
 class _LateSum(Metric):
-    """A summed `Metric` whose value is one of a `_Read`'s."""
+    """A summed `Metric` whose values are some of `_Read`s, one for each micro-batch."""
 
-    def __init__(self, numbers: _Read, at: int):
-        self.aggregation, self._numbers, self._at = AggregationType.SUM, numbers, at
+    def __init__(self, sources: list[tuple[_Read, int]]):
+        self.aggregation, self._sources = AggregationType.SUM, list(sources)
 
     @property
     def values(self) -> list[float]:
-        return [self._numbers[self._at]]
+        return [numbers[at] for numbers, at in self._sources]
+
+    def init_list(self) -> _LateSum:
+        return _LateSum([])
+
+    def append(self, value: _LateSum) -> None:
+        self._sources += value._sources
 
     def __reduce__(self):
-        return Metric, (self.aggregation, self._numbers[self._at])
+        return _plain_metric, (self.aggregation, self.values)
+
+
+def _plain_metric(aggregation: AggregationType, values: list[float]) -> Metric:
+    metric = Metric(aggregation)
+    metric.extend(values)
+    return metric
 
 
 def _partial_sums(values: torch.Tensor, scale: float) -> dict[str, Metric]:
     """Metrics from (metrics, pairs)."""
     sums = _Read(values.sum(dim=1) * scale)
-    return {name: _LateSum(sums, at) for at, name in enumerate(METRICS)}
+    return {name: _LateSum([(sums, at)]) for at, name in enumerate(METRICS)}
 
 
 @dataclass(frozen=True)
@@ -87,9 +104,28 @@ class PairFacts:
         )
 
 
-def _padded(nested: torch.Tensor, width: int) -> torch.Tensor:
-    """(rows, width). The width is given, as torch guesses it too large for tensors made from offsets."""
-    return torch.nested.to_padded_tensor(nested, 0.0, output_size=(len(nested.offsets()) - 1, width))
+def _padded(values: torch.Tensor, width: int) -> torch.Tensor:
+    """(rows, width) of a nested tensor; another is that already. The width is given, as torch guesses it too large for
+    tensors made from offsets."""
+    if not values.is_nested:
+        return values
+    return torch.nested.to_padded_tensor(values, 0.0, output_size=(len(values.offsets()) - 1, width))
+
+
+def columns_for_loss(data: TensorDict, device: torch.device | str) -> TensorDict:
+    """What `PreferenceObjective` needs of a micro-batch on the host, on its way to the device: nothing waits for it.
+
+    Nested columns are padded before, as PyTorch's own copy of a nested tensor waits until the device has nothing to do.
+    """
+    facts = PairFacts.of(data)
+    columns = {}
+    for name, column in data.items():
+        if isinstance(column, torch.Tensor) and name not in _NOT_FOR_LOSS:
+            dense = _padded(column, facts.width) if column.is_nested else column
+            columns[name] = dense.to(device, non_blocking=True)
+    result = tu.get_tensordict(columns)
+    tu.assign_non_tensor(result, pair_facts=facts, dp_size=data["dp_size"])
+    return result
 
 
 @dataclass

@@ -63,6 +63,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch")
         self._prepared: dict[int, Future] = {}
         self._sent: dict[int, tuple[list[ray.ObjectRef], int]] = {}
+        self._results: dict[int, dict[str, Any]] = {}
         self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
@@ -228,6 +229,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
         tu.assign_non_tensor(
             batch,
+            step=step,
             mini_batch_size=2 * self.mini_pairs,
             epochs=1,
             seed=self.config.actor_rollout_ref.actor.data_loader_seed,
@@ -253,12 +255,23 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         with marked_timer("batch", timing_raw):
             if step not in self._sent:
                 self._send(step)
-            running, self._tokens = self._sent.pop(step)
-            if self._next_follows_at_once(step):
-                # it waits at the workers, who begin it without a word from here
-                self._send(step + 1)
+            # they wait at the workers, who begin them without a word from here
+            for before in (step, step + 1):
+                if not self._next_follows_at_once(before):
+                    break
+                if before + 1 not in self._sent:
+                    self._send(before + 1)
         with marked_timer("update_actor", timing_raw, color="red"):
-            return ray.get(running)[0]
+            return self._result(step)
+
+    def _result(self, step: int) -> dict[str, Any]:
+        """The metrics of a step that the workers have been sent. See `PreferenceWorker.update_pairs`."""
+        running, self._tokens = self._sent.pop(step)
+        self._results.update(ray.get(running)[0])
+        if step not in self._results:
+            later = self._sent.get(step + 1)
+            self._results.update(ray.get(later[0])[0] if later else self.actor_rollout_wg.finish_updates()[0])
+        return self._results.pop(step)
 
     def _send(self, step: int) -> None:
         """Give the workers a step's batch, and have the batch after it made meanwhile."""

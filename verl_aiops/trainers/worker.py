@@ -10,36 +10,54 @@ import torch
 from tensordict import NonTensorData, TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
 from verl.utils.metric import Metric
 from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from verl_aiops.trainers.run_ahead import PairTrainingWorker
 
 __all__ = ["PreferenceWorker"]
 
 
 def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of all data-parallel ranks as one number each."""
-    return {
-        name: Metric.aggregate_dp(value) if isinstance(value, list) and isinstance(value[0], Metric) else value
-        for name, value in metrics.items()
-    }
+    """Metrics of all data-parallel ranks, a list where they were gathered, as one number each."""
+
+    def one(value):
+        if isinstance(value, list) and value and isinstance(value[0], Metric):
+            return Metric.aggregate_dp(value)
+        return value.aggregate() if isinstance(value, Metric) else value
+
+    return {name: one(value) for name, value in metrics.items()}
 
 
 class PreferenceWorker(ActorRolloutRefWorker):
     """An actor that can also score pairs with its initial, LoRA-free or separately kept reference weights."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._launched: dict[int, Any] = {}
+
+    actor_worker_cls = PairTrainingWorker
+
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
-    def update_pairs(self, data: TensorDict) -> dict[str, Any]:
+    def update_pairs(self, data: TensorDict) -> dict[int, dict[str, Any]]:
         """`update_actor` for this worker's own part of a step's batch.
 
         The trainer cuts and sends the parts while the step before is computed, and asks for the result when it needs
         it. Only for plain data parallelism, where each worker has a part of its own.
 
+        Args:
+            data: the part, with the number of the step under ``step``.
+
         Returns:
-            the step's metrics; the same from every worker.
+            metrics of the steps that are done, by number; the same from every worker. A GPU that trains alone is left
+            to work on this step, and the metrics are those of the one before: this step's come with the next call, or
+            from `finish_updates`.
         """
+        step = tu.pop(data, key="step")
         size = self.actor.engine.get_data_parallel_size()
         if tu.get_non_tensor_data(data, key="mini_batch_size", default=None) != size * len(data):
-            return tu.get(self.update_actor(data), "metrics")
+            return {step: tu.get(self.update_actor(data), "metrics")}
         # one mini-batch: verl's loop over mini-batches would only copy it
         for name in ("mini_batch_size", "epochs", "seed", "dataloader_kwargs"):
             tu.pop(data, key=name)
@@ -49,7 +67,25 @@ class PreferenceWorker(ActorRolloutRefWorker):
             torch.distributed.all_gather_object(parts, tokens, self.actor.engine.get_data_parallel_group())
             tokens = list(chain.from_iterable(parts))
         tu.assign_non_tensor(data, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
-        return _merged(tu.get(self.actor.train_batch(data), "metrics"))
+        if not self._runs_ahead():
+            return {step: _merged(tu.get(self.actor.train_batch(data), "metrics"))}
+        before, self._launched = self._launched, {step: self.actor.launch(data)}
+        return self._finished(before, more_follow=True)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def finish_updates(self) -> dict[int, dict[str, Any]]:
+        """Wait for the step that `update_pairs` has left to the device; returns its metrics by its number."""
+        before, self._launched = self._launched, {}
+        return self._finished(before, more_follow=False)
+
+    def _runs_ahead(self) -> bool:
+        return get_device_name() == "cuda" and self.actor.engine.can_run_ahead
+
+    def _finished(self, launched: dict[int, Any], *, more_follow: bool) -> dict[int, dict[str, Any]]:
+        return {
+            step: _merged(tu.get(self.actor.finish(update, more_follow=more_follow), "metrics"))
+            for step, update in launched.items()
+        }
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def reference_log_probs(self, data: TensorDict) -> TensorDict | None:

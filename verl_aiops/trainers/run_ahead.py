@@ -1,0 +1,104 @@
+"""Training steps that the host leaves to the GPU: launched without waiting, their numbers read later.
+
+A step's numbers (loss, norm of the gradients, metrics) are there when the GPU has done it. A host that waits for them
+before it launches the next step lets the GPU stand still meanwhile: for a model of 1.5 billion parameters, for a
+quarter of the time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import TrainingWorker
+
+__all__ = ["PairTrainingWorker"]
+
+
+class _Mark:
+    """A place in the device's queue."""
+
+    def __init__(self):
+        self._event = torch.cuda.Event(enable_timing=True) if torch.cuda.is_available() else None
+        if self._event is not None:
+            self._event.record()
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def seconds_since(self, earlier: _Mark) -> float:
+        if self._event is None:
+            return self._time - earlier._time
+        return earlier._event.elapsed_time(self._event) / 1e3
+
+
+class _Launched:
+    """A step on its way: verl's arguments for reading its numbers, and where it ends."""
+
+    def __init__(self, output: dict, how: dict[str, Any], began: _Mark):
+        self.output, self.how, self.began = output, how, began
+        self.ended = _Mark()
+
+    def cpu(self) -> _Launched:
+        """verl asks for it; nothing here is to be read yet."""
+        return self
+
+
+class PairTrainingWorker(TrainingWorker):
+    """verl's training worker, with steps that are launched and finished in two calls."""
+
+    # the step that was launched last, for the time of the next
+    _last_end: _Mark | None = None
+
+    @functools.cached_property
+    def _reading(self):
+        """Reading a number waits for all that its stream was given before: hence a stream for nothing else."""
+        return torch.cuda.Stream() if torch.cuda.is_available() else None
+
+    def launch(self, data: TensorDict) -> _Launched:
+        """`train_batch` that does not wait for the device."""
+        # the device goes from step to step: what is between them counts
+        self._began = self._last_end or _Mark()
+        self.engine.runs_ahead = True
+        try:
+            launched = self.train_batch(data)
+        finally:
+            self.engine.runs_ahead = False
+        self._last_end = launched.ended
+        return launched
+
+    def finish(self, launched: _Launched, *, more_follow: bool) -> TensorDict:
+        """What `train_batch` returns, once the device has done the step.
+
+        Args:
+            more_follow: whether a later step has been launched.
+        """
+        launched.ended.wait()
+        if not more_follow:
+            self._last_end = None
+        how = {**launched.how, "delta_time": launched.ended.seconds_since(launched.began)}
+        self.engine.reads_alone = True
+        try:
+            with torch.cuda.stream(self._reading) if self._reading is not None else nullcontext():
+                done = super()._postprocess_output(launched.output, **how).cpu()
+        finally:
+            self.engine.reads_alone = False
+        norm = tu.get(done, "metrics")["grad_norm"]
+        if not math.isfinite(norm):
+            print(
+                f"verl-aiops: warning: the norm of the gradients is {norm}; this step has changed nothing", flush=True
+            )
+        return done
+
+    def _postprocess_output(self, output: dict, **how):
+        if not self.engine.runs_ahead:
+            return super()._postprocess_output(output, **how)
+        return _Launched(output, how, self._began)
