@@ -166,7 +166,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         )
 
     def get_data_parallel_group(self):
-        """None while `reads_alone`: then verl does without collectives, which would queue behind the step on its way."""
+        """None while `reads_alone`: verl then does without collectives, which would wait for the step on its way."""
         return None if self.reads_alone else super().get_data_parallel_group()
 
     def optimizer_step(self):
