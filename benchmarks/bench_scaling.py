@@ -93,13 +93,13 @@ def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> floa
 def build_worker(model: str, device: str, micro_pairs: int):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
-    from verl.workers.engine_workers import TrainingWorker
 
     from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
     from verl_aiops.trainers.objective import PreferenceObjective
+    from verl_aiops.trainers.run_ahead import PairTrainingWorker
 
     dtype = "fp32" if device == "cpu" else "bf16"
-    worker = TrainingWorker(
+    worker = PairTrainingWorker(
         TrainingWorkerConfig(
             model_type=PREFERENCE_MODEL_TYPE,
             model_config=HFModelConfig(
@@ -168,6 +168,35 @@ def batch(point: dict, backend: str, world: int, rank: int):
     return part
 
 
+def step_seconds(worker, device: str, parts: list) -> list[float]:
+    """Seconds of each step, taken as the trainer takes them: one GPU is left to the next step before the present one's
+    numbers are read."""
+    from tensordict import NonTensorData
+    from verl.utils import tensordict_utils as tu
+
+    times = [time.perf_counter()]
+    if device == "cuda" and worker.engine.can_run_ahead:
+        launched = None
+        for part in parts:
+            for name in ("mini_batch_size", "epochs", "seed", "dataloader_kwargs"):
+                tu.pop(part, key=name)
+            tokens = part["input_ids"].offsets().diff().tolist()
+            tu.assign_non_tensor(part, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
+            before, launched = launched, worker.launch(part)
+            if before is not None:
+                worker.finish(before, more_follow=True)
+                times.append(time.perf_counter())
+        worker.finish(launched, more_follow=False)
+        times.append(time.perf_counter())
+    else:
+        for part in parts:
+            worker.train_mini_batch(part)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+    return [later - earlier for earlier, later in zip(times, times[1:])]
+
+
 def measure(
     rank, world: int, port: int, model: str, device: str, backend: str, points: list[dict], repeats: int, results
 ):
@@ -191,18 +220,13 @@ def measure(
         for point in points:
             seconds, peak = [], None
             try:
-                for repeat in range(repeats + 1):
-                    part = batch(point, backend, world, rank)
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                        torch.cuda.reset_peak_memory_stats()
-                    started = time.perf_counter()
-                    worker.train_mini_batch(part)
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                        peak = torch.cuda.max_memory_allocated() / 2**30
-                    if repeat:  # the first warms up
-                        seconds.append(time.perf_counter() - started)
+                if device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                # the first warms up
+                seconds = step_seconds(worker, device, [batch(point, backend, world, rank) for _ in range(repeats + 1)])
+                seconds = seconds[1:]
+                if device == "cuda":
+                    peak = torch.cuda.max_memory_allocated() / 2**30
             except torch.OutOfMemoryError:
                 # a point without seconds; those after it need still more
                 seconds, peak = [], None
