@@ -5,9 +5,10 @@
     python benchmarks/bench_dpo.py --device cuda --model MODEL --prompt 1024 --answer 64 --batch 16 --steps 10
 
 Every run is a process of its own; the variants take turns for `--rounds` rounds, so that what else the machine does
-falls on all of them. Prints seconds a step (median of all rounds without each run's first step), peak memory of the
-training process, and how much slower each variant is than `ours`, with the lowest and highest ratio of any round.
-Exits 1 if the first losses differ by more than 1e-4 (bf16: 5e-3). Needs the extra `trl`.
+falls on all of them. Prints seconds a step (median of all rounds without each run's first step, on a GPU without its
+first two and its last), peak memory of the training process, and how much slower each variant is than `ours`, with the
+lowest and highest ratio of any round. Exits 1 if the first losses differ by more than 1e-4 (bf16: 5e-3). Needs the
+extra `trl`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_runs import VARIANTS, make_model, make_pairs, run
+from dpo_runs import VARIANTS, make_model, make_pairs, run, steady
 
 
 def machine(device: str) -> str:
@@ -86,7 +87,7 @@ def main() -> int:
     parser.add_argument("--answer", type=int, default=31, help="tokens of each made answer (default 31)")
     parser.add_argument("--batch", type=int, default=4, help="pairs per optimizer step (default 4)")
     parser.add_argument("--micro-batch", type=int, help="pairs per forward pass (default: --batch)")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps; the first is not timed (default 4)")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps, 4 on a GPU at least (default 4)")
     parser.add_argument("--rounds", type=int, default=1, help="times each variant is run (default 1)")
     parser.add_argument(
         "--variants",
@@ -103,6 +104,8 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show what main_ppo writes to stderr")
     parser.add_argument("--out", help="write the numbers as JSON")
     arguments = parser.parse_args()
+    if arguments.steps < (2 if arguments.device == "cpu" else 4):
+        parser.error(f"--steps {arguments.steps}: too few, see --help")
     asked = dict(vars(arguments))
     arguments.model = str(Path(arguments.model).resolve())
     results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
@@ -124,7 +127,7 @@ def main() -> int:
             for variant in dict.fromkeys(turn):
                 result = run(variant, arguments, folder / f"{number}-{arguments.variants.index(variant)}")
                 results[variant].append(result)
-                seconds = statistics.median(result["seconds"][1:])
+                seconds = statistics.median(steady(result["seconds"], arguments.device))
                 print(f"round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
         flops = needed_flops(arguments.model, arguments.prompt, arguments.answer) if made else None
     return report(arguments, asked, results, flops)
@@ -137,7 +140,7 @@ def report(arguments, asked, results, flops) -> int:
     base = arguments.variants[0]
 
     def step(result):
-        return statistics.median(result["seconds"][1:])
+        return statistics.median(steady(result["seconds"], arguments.device))
 
     columns = ("s/step", "pairs/s", "peak GiB", f"/ {base}", "range", "FLOP law", "MFU")
     widths = (8, 8, 9, 8, 13, 9, 6)

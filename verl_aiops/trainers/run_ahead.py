@@ -88,7 +88,8 @@ class PairTrainingWorker(TrainingWorker):
         self.engine.reads_alone = True
         try:
             with torch.cuda.stream(self._reading) if self._reading is not None else nullcontext():
-                done = super()._postprocess_output(launched.output, **how).cpu()
+                # no .cpu() as in verl: TensorDict waits with it for the whole device, and there are no tensors in this
+                done = super()._postprocess_output(launched.output, **how)
         finally:
             self.engine.reads_alone = False
         norm = tu.get(done, "metrics")["grad_norm"]
