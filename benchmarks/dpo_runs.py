@@ -87,8 +87,8 @@ def make_model(folder: Path, tokenizer_of: str, architecture: str) -> Path:
 
 
 def steady(seconds: list[float], device: str) -> list[float]:
-    """The steps that count: the first warms up. A GPU is given work ahead, so that there the second step's end comes too
-    early, as does the last one's."""
+    """The steps that count: the first warms up. A GPU is given work ahead, so the second step ends too early there, and
+    the last one too."""
     return seconds[1:] if device == "cpu" else seconds[2:-1]
 
 
