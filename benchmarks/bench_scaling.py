@@ -228,9 +228,9 @@ def measure(
                 if device == "cuda":
                     peak = torch.cuda.max_memory_allocated() / 2**30
             except torch.OutOfMemoryError:
-                # a point without seconds; those after it need still more
-                seconds, peak = [], None
-                torch.cuda.empty_cache()
+                # a point without seconds, and a worker in the middle of a step: the next point gets another
+                measured.append({"seconds": [], "peak_gib": None})
+                break
             measured.append({"seconds": seconds, "peak_gib": peak})
         results.put((rank, "ok", measured))
     except BaseException:
@@ -242,6 +242,14 @@ def measure(
 
 def run_points(model: str, device: str, world: int, backend: str, points: list[dict], repeats: int) -> list[dict]:
     """What rank 0 measured at each point; the slowest rank sets everybody's pace."""
+    measured: list[dict] = []
+    while len(measured) < len(points):
+        measured += run_until_full(model, device, world, backend, points[len(measured) :], repeats)
+    return measured
+
+
+def run_until_full(model, device: str, world: int, backend: str, points: list[dict], repeats: int) -> list[dict]:
+    """The same up to the first point that does not fit into memory."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

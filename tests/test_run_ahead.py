@@ -29,14 +29,19 @@ def step_batch(worker, model_dir, number, micro_pairs):
     return part
 
 
-def merged(output):
+def of_the_step(metrics):
+    """Metrics without what the machine adds to them, which differs between two runs of one thing."""
+    return {
+        name: float(np.sum(value)) for name, value in metrics.items() if name != "mfu" and not name.startswith("perf/")
+    }
+
+
+def waited_for(output):
     from verl.utils import tensordict_utils as tu
 
     from verl_aiops.trainers.worker import _merged
 
-    metrics = {name: float(np.sum(value)) for name, value in _merged(tu.get(output, "metrics")).items()}
-    # what the machine adds differs between two runs of one thing
-    return {name: value for name, value in metrics.items() if name != "mfu" and not name.startswith("perf/")}
+    return of_the_step(_merged(tu.get(output, "metrics")))
 
 
 def weights(worker):
@@ -57,14 +62,14 @@ def train(worker, model_dir, micro_pairs, *, ahead, spoiled=None):
         if number == spoiled:
             part["pair_weight"][0] = math.nan
         if not ahead:
-            results.append(merged(worker.train_batch(part)))
+            results.append(waited_for(worker.train_batch(part)))
             continue
         launched = worker.launch(part)
         if before is not None:
-            results.append(merged(worker.finish(before, more_follow=True)))
+            results.append(of_the_step(worker.finish(before, more_follow=True)))
         before = launched
     if ahead:
-        results.append(merged(worker.finish(before, more_follow=False)))
+        results.append(of_the_step(worker.finish(before, more_follow=False)))
     return results, weights(worker)
 
 
@@ -155,7 +160,15 @@ def test_on_a_gpu_a_step_is_launched_without_any_wait(tmp_path, monkeypatch):
             launched = worker.launch(part)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert merged(worker.finish(launched, more_follow=False))["loss"] < metrics[0]["loss"]
+        # work that is still there when the step has been read shows that nothing waited for it
+        matrix = torch.randn(8192, 8192, device="cuda")
+        for _ in range(50):
+            matrix = matrix @ matrix
+        end = torch.cuda.Event()
+        end.record()
+        loss = worker.finish(launched, more_follow=True)["loss"]
+        assert not end.query()
+        assert loss < metrics[0]["loss"]
         assert any((values != at_end[name]).any() for name, values in weights(worker).items())
     finally:
         torch.distributed.destroy_process_group()

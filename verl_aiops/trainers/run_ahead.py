@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
+from verl.utils.metric import Metric
 from verl.workers.engine_workers import TrainingWorker
 
 __all__ = ["PairTrainingWorker"]
@@ -75,11 +76,14 @@ class PairTrainingWorker(TrainingWorker):
         self._last_end = launched.ended
         return launched
 
-    def finish(self, launched: _Launched, *, more_follow: bool) -> TensorDict:
-        """What `train_batch` returns, once the device has done the step.
+    def finish(self, launched: _Launched, *, more_follow: bool) -> dict[str, Any]:
+        """Wait until the device has done the step, and not for what it was given since.
 
         Args:
             more_follow: whether a later step has been launched.
+
+        Returns:
+            the metrics that `train_batch` returns, each read already.
         """
         launched.ended.wait()
         if not more_follow:
@@ -89,15 +93,14 @@ class PairTrainingWorker(TrainingWorker):
         try:
             with torch.cuda.stream(self._reading) if self._reading is not None else nullcontext():
                 # no .cpu() as in verl: TensorDict waits with it for the whole device, and there are no tensors in this
-                done = super()._postprocess_output(launched.output, **how)
+                done = tu.get(super()._postprocess_output(launched.output, **how), "metrics")
+                metrics = {name: v.aggregate() if isinstance(v, Metric) else v for name, v in done.items()}
         finally:
             self.engine.reads_alone = False
-        norm = tu.get(done, "metrics")["grad_norm"]
+        norm = metrics["grad_norm"]
         if not math.isfinite(norm):
-            print(
-                f"verl-aiops: warning: the norm of the gradients is {norm}; this step has changed nothing", flush=True
-            )
-        return done
+            print(f"verl-aiops: warning: norm of the gradients {norm}: this step has changed nothing", flush=True)
+        return metrics
 
     def _postprocess_output(self, output: dict, **how):
         if not self.engine.runs_ahead:

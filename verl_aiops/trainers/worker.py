@@ -20,14 +20,11 @@ __all__ = ["PreferenceWorker"]
 
 
 def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of all data-parallel ranks, a list where they were gathered, as one number each."""
-
-    def one(value):
-        if isinstance(value, list) and value and isinstance(value[0], Metric):
-            return Metric.aggregate_dp(value)
-        return value.aggregate() if isinstance(value, Metric) else value
-
-    return {name: one(value) for name, value in metrics.items()}
+    """Metrics of all data-parallel ranks as one number each."""
+    return {
+        name: Metric.aggregate_dp(value) if isinstance(value, list) and isinstance(value[0], Metric) else value
+        for name, value in metrics.items()
+    }
 
 
 class PreferenceWorker(ActorRolloutRefWorker):
@@ -82,10 +79,7 @@ class PreferenceWorker(ActorRolloutRefWorker):
         return get_device_name() == "cuda" and self.actor.engine.can_run_ahead
 
     def _finished(self, launched: dict[int, Any], *, more_follow: bool) -> dict[int, dict[str, Any]]:
-        return {
-            step: _merged(tu.get(self.actor.finish(update, more_follow=more_follow), "metrics"))
-            for step, update in launched.items()
-        }
+        return {step: self.actor.finish(update, more_follow=more_follow) for step, update in launched.items()}
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def reference_log_probs(self, data: TensorDict) -> TensorDict | None:
