@@ -222,9 +222,9 @@ def measure(
             try:
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                # the first warms up
-                seconds = step_seconds(worker, device, [batch(point, backend, world, rank) for _ in range(repeats + 1)])
-                seconds = seconds[1:]
+                # the first warms up; a GPU that is given work ahead has done most of the last before its turn
+                parts = [batch(point, backend, world, rank) for _ in range(repeats + 2)]
+                seconds = step_seconds(worker, device, parts)[1:-1]
                 if device == "cuda":
                     peak = torch.cuda.max_memory_allocated() / 2**30
             except torch.OutOfMemoryError:
@@ -300,6 +300,7 @@ def plot(record: dict, path: Path) -> None:
             row.set_xscale("log", base=2)
             row.set_xticks(at, [f"{a:,}" for a in at], rotation=45)
             row.minorticks_off()
+            row.margins(y=0.1)
             row.set_ylim(bottom=0)
             row.grid(alpha=0.3)
             row.set_xlabel(labels.get(dimension, dimension))

@@ -328,6 +328,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
         seconds = timing_raw["step"]
+        # a worker that runs ahead has done a step before or after this process waits for it
+        update_seconds = metrics.get("perf/device_seconds", timing_raw["update_actor"])
         gpus = self.resource_pool_manager.get_n_gpus()
         metrics.update({f"timing_s/{name}": value for name, value in timing_raw.items()})
         metrics.update(
@@ -337,8 +339,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
                 "perf/total_num_tokens": self._tokens,
                 "perf/time_per_step": seconds,
                 "perf/throughput": self._tokens / seconds / gpus,
-                "perf/tokens_per_s": self._tokens / timing_raw["update_actor"],
-                "perf/pairs_per_s": self.config.data.train_batch_size / timing_raw["update_actor"],
+                "perf/tokens_per_s": self._tokens / update_seconds,
+                "perf/pairs_per_s": self.config.data.train_batch_size / update_seconds,
                 **{f"pairs/dropped/{why}": n for why, n in self.train_dataset.report.dropped.items()},
                 **self.reference.metrics,
             }

@@ -83,12 +83,14 @@ class PairTrainingWorker(TrainingWorker):
             more_follow: whether a later step has been launched.
 
         Returns:
-            the metrics that `train_batch` returns, each read already.
+            the metrics that `train_batch` returns, each read already, and ``perf/device_seconds``: how long the device
+            took from the end of the step before.
         """
         launched.ended.wait()
         if not more_follow:
             self._last_end = None
-        how = {**launched.how, "delta_time": launched.ended.seconds_since(launched.began)}
+        seconds = launched.ended.seconds_since(launched.began)
+        how = {**launched.how, "delta_time": seconds}
         self.engine.reads_alone = True
         try:
             with torch.cuda.stream(self._reading) if self._reading is not None else nullcontext():
@@ -100,7 +102,7 @@ class PairTrainingWorker(TrainingWorker):
         norm = metrics["grad_norm"]
         if not math.isfinite(norm):
             print(f"verl-aiops: warning: norm of the gradients {norm}: this step has changed nothing", flush=True)
-        return metrics
+        return {**metrics, "perf/device_seconds": seconds}
 
     def _postprocess_output(self, output: dict, **how):
         if not self.engine.runs_ahead:
