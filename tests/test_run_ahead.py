@@ -115,6 +115,7 @@ def _train(worker, model_dir, micro_pairs, ahead, spoiled):
     [
         {"world": 2},
         {"scaler": object()},
+        {"_qat_enabled": True},
         {"is_param_offload_enabled": True},
         {"is_optimizer_offload_enabled": True},
         {"optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=False)},
@@ -127,6 +128,7 @@ def test_some_have_to_wait(monkeypatch, change):
 
     engine = {
         "scaler": None,
+        "_qat_enabled": False,
         "module": torch.nn.Linear(1, 1),
         "is_param_offload_enabled": False,
         "is_optimizer_offload_enabled": False,

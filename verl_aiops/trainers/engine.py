@@ -159,6 +159,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         return (
             torch.distributed.get_world_size() == 1
             and self.scaler is None
+            and not self._qat_enabled
             and not isinstance(self.module, FSDPModule)
             and not (self.is_param_offload_enabled or self.is_optimizer_offload_enabled)
             # what torch.amp.GradScaler asks of optimizers that take `found_inf`
