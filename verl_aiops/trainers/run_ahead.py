@@ -2,7 +2,7 @@
 
 A step's numbers (loss, norm of the gradients, metrics) are there when the GPU has done it. A host that waits for them
 before it launches the next step lets the GPU stand still meanwhile: for a model of 1.5 billion parameters, for a
-quarter of the time.
+fifth of the time (0.167 against 0.130 s a step of 4 pairs of 1,024 + 64 tokens on an H100).
 """
 
 from __future__ import annotations
