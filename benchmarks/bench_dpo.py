@@ -104,8 +104,9 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show what main_ppo writes to stderr")
     parser.add_argument("--out", help="write the numbers as JSON")
     arguments = parser.parse_args()
-    if arguments.steps < (2 if arguments.device == "cpu" else 4):
-        parser.error(f"--steps {arguments.steps}: too few, see --help")
+    least = 2 if arguments.device == "cpu" else 4
+    if arguments.steps < least:
+        parser.error(f"--steps {arguments.steps}: {least} at least, as the first are not timed")
     asked = dict(vars(arguments))
     arguments.model = str(Path(arguments.model).resolve())
     results: dict[str, list[dict]] = {name: [] for name in arguments.variants}

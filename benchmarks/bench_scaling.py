@@ -171,22 +171,15 @@ def batch(point: dict, backend: str, world: int, rank: int):
 def step_seconds(worker, device: str, parts: list) -> list[float]:
     """Seconds of each step, taken as the trainer takes them: one GPU is left to the next step before the present one's
     numbers are read."""
-    from tensordict import NonTensorData
-    from verl.utils import tensordict_utils as tu
-
     times = [time.perf_counter()]
     if device == "cuda" and worker.engine.can_run_ahead:
         launched = None
         for part in parts:
-            for name in ("mini_batch_size", "epochs", "seed", "dataloader_kwargs"):
-                tu.pop(part, key=name)
-            tokens = part["input_ids"].offsets().diff().tolist()
-            tu.assign_non_tensor(part, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
-            before, launched = launched, worker.launch(part)
+            before, launched = launched, worker.launch(worker.as_one_mini_batch(part))
             if before is not None:
-                worker.finish(before, more_follow=True)
+                worker.finish(before)
                 times.append(time.perf_counter())
-        worker.finish(launched, more_follow=False)
+        worker.finish(launched)
         times.append(time.perf_counter())
     else:
         for part in parts:
@@ -218,7 +211,7 @@ def measure(
         worker = build_worker(model, device, points[0]["pairs"] // world)
         measured = []
         for point in points:
-            seconds, peak = [], None
+            peak = None
             try:
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()

@@ -74,7 +74,7 @@ def test_logits_and_gradients_are_the_same(kind):
         assert (fused_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-9, name
 
 
-def test_every_norm_of_a_model_is_fused_and_its_first_kind_of_rotary_embedding_once():
+def test_every_norm_of_a_model_is_fused_and_its_rotary_embedding_once():
     model = tiny_lm("qwen3")
     # two in each of the two layers, one at the end; each layer norms queries and keys too
     assert fuse_layers(model) == {"Qwen3RMSNorm": 9, f"modeling_qwen3.{ROTARY}": 1}

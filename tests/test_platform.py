@@ -145,8 +145,9 @@ def test_a_large_enough_cluster_is_asked_once_and_left(running):
 
 
 def test_npus_count_as_accelerators(running):
-    running(CPU=64.0, NPU=8.0)
+    calls = running(CPU=64.0, NPU=8.0)
     check_cluster(_config(workers=8), set(), "npu")
+    assert calls == ["10.0.0.1:6379", "shutdown"]
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,9 @@ MICRO_PAIRS = (PAIRS, PAIRS // 2)
 
 
 def step_batch(worker, model_dir, number, micro_pairs):
-    from tensordict import NonTensorData
-    from verl.utils import tensordict_utils as tu
-
     order = np.random.default_rng(number).permutation(PAIRS)
     part = _part(worker, model_dir, micro_pairs=micro_pairs, order=order, backend="shared_prompt")
-    tokens = part["input_ids"].offsets().diff().tolist()
-    tu.assign_non_tensor(part, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
-    return part
+    return worker.as_one_mini_batch(part)
 
 
 def of_the_step(metrics):
@@ -66,10 +61,10 @@ def train(worker, model_dir, micro_pairs, *, ahead, spoiled=None):
             continue
         launched = worker.launch(part)
         if before is not None:
-            results.append(of_the_step(worker.finish(before, more_follow=True)))
+            results.append(of_the_step(worker.finish(before)))
         before = launched
     if ahead:
-        last = worker.finish(before, more_follow=False)
+        last = worker.finish(before)
         assert 0 < last["perf/device_seconds"] < 60
         results.append(of_the_step(last))
     return results, weights(worker)
@@ -170,7 +165,7 @@ def test_on_a_gpu_a_step_is_launched_without_any_wait(tmp_path, monkeypatch):
             matrix = matrix @ matrix
         end = torch.cuda.Event()
         end.record()
-        loss = worker.finish(launched, more_follow=True)["loss"]
+        loss = worker.finish(launched)["loss"]
         assert not end.query()
         assert loss < metrics[0]["loss"]
         assert any((values != at_end[name]).any() for name, values in weights(worker).items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -18,6 +19,8 @@ from verl_aiops.trainers.fused_layers import fuse_layers, layer_kernels
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.objective import columns_for_loss
 from verl_aiops.trainers.pairs import ROWS_PER_PAIR
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 
@@ -59,7 +62,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             use_torch_compile=self.engine_config.use_torch_compile,
         )
         if kernels == "fused":
-            fuse_layers(module)
+            logger.info("in fewer kernels: %s", fuse_layers(module) or "nothing")
         if self.engine_config.use_torch_compile:
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
             for layer in decoder_layers(module):

@@ -49,9 +49,10 @@ def fuse_layers(model: torch.nn.Module) -> dict[str, int]:
     for name in sorted({type(module).__module__ for module in model.modules()}):
         source = sys.modules[name]
         rotary = getattr(source, _ROTARY, None)
-        if isinstance(rotary, _Rotary) or (rotary is not None and _is_plain_rotary(rotary)):
-            if not isinstance(rotary, _Rotary):
-                setattr(source, _ROTARY, _Rotary(rotary))
+        if rotary is not None and not isinstance(rotary, _Rotary) and _is_plain_rotary(rotary):
+            rotary = _Rotary(rotary)
+            setattr(source, _ROTARY, rotary)
+        if isinstance(rotary, _Rotary):
             done[f"{name.rsplit('.', 1)[-1]}.{_ROTARY}"] = 1
     return done
 

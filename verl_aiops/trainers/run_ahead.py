@@ -11,10 +11,11 @@ import functools
 import math
 import time
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 from verl.workers.engine_workers import TrainingWorker
@@ -42,10 +43,12 @@ class _Mark:
 
 
 class _Launched:
-    """A step on its way: verl's arguments for reading its numbers, and where it ends."""
+    """A step on its way: verl's arguments for reading its numbers, and where it begins and ends."""
 
-    def __init__(self, output: dict, how: dict[str, Any], began: _Mark):
-        self.output, self.how, self.began = output, how, began
+    began: _Mark
+
+    def __init__(self, output: dict, how: dict[str, Any]):
+        self.output, self.how = output, how
         self.ended = _Mark()
 
     def cpu(self) -> _Launched:
@@ -56,7 +59,7 @@ class _Launched:
 class PairTrainingWorker(TrainingWorker):
     """verl's training worker, with steps that are launched and finished in two calls."""
 
-    # the step that was launched last, for the time of the next
+    # of the step that was launched last, unless it is finished: there the time of the next begins
     _last_end: _Mark | None = None
 
     @functools.cached_property
@@ -64,30 +67,41 @@ class PairTrainingWorker(TrainingWorker):
         """Reading a number waits for all that its stream was given before: hence a stream for nothing else."""
         return torch.cuda.Stream() if torch.cuda.is_available() else None
 
+    def as_one_mini_batch(self, data: TensorDict) -> TensorDict:
+        """What verl's loop over mini-batches does to a batch that is one, without its copies; in place."""
+        for name in ("mini_batch_size", "epochs", "seed", "dataloader_kwargs"):
+            tu.pop(data, key=name)
+        tokens = data["input_ids"].offsets().diff().tolist()
+        size = self.engine.get_data_parallel_size()
+        if size > 1:
+            parts: list[list[int]] = [[] for _ in range(size)]
+            torch.distributed.all_gather_object(parts, tokens, self.engine.get_data_parallel_group())
+            tokens = list(chain.from_iterable(parts))
+        tu.assign_non_tensor(data, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
+        return data
+
     def launch(self, data: TensorDict) -> _Launched:
         """`train_batch` that does not wait for the device."""
         # the device goes from step to step: what is between them counts
-        self._began = self._last_end or _Mark()
+        began = self._last_end or _Mark()
         self.engine.runs_ahead = True
         try:
             launched = self.train_batch(data)
         finally:
             self.engine.runs_ahead = False
-        self._last_end = launched.ended
+        launched.began, self._last_end = began, launched.ended
         return launched
 
-    def finish(self, launched: _Launched, *, more_follow: bool) -> dict[str, Any]:
+    def finish(self, launched: _Launched) -> dict[str, Any]:
         """Wait until the device has done the step, and not for what it was given since.
-
-        Args:
-            more_follow: whether a later step has been launched.
 
         Returns:
             the metrics that `train_batch` returns, each read already, and ``perf/device_seconds``: how long the device
             took from the end of the step before.
         """
         launched.ended.wait()
-        if not more_follow:
+        if self._last_end is launched.ended:
+            # nothing was launched since: what comes now is no part of the next step
             self._last_end = None
         seconds = launched.ended.seconds_since(launched.began)
         how = {**launched.how, "delta_time": seconds}
@@ -107,4 +121,4 @@ class PairTrainingWorker(TrainingWorker):
     def _postprocess_output(self, output: dict, **how):
         if not self.engine.runs_ahead:
             return super()._postprocess_output(output, **how)
-        return _Launched(output, how, self._began)
+        return _Launched(output, how)

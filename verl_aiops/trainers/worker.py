@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
 from typing import Any
 
 import torch
-from tensordict import NonTensorData, TensorDict
+from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
@@ -30,11 +29,12 @@ def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
 class PreferenceWorker(ActorRolloutRefWorker):
     """An actor that can also score pairs with its initial, LoRA-free or separately kept reference weights."""
 
+    actor_worker_cls = PairTrainingWorker
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # the step that the device was left with, by its number
         self._launched: dict[int, Any] = {}
-
-    actor_worker_cls = PairTrainingWorker
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
     def update_pairs(self, data: TensorDict) -> dict[int, dict[str, Any]]:
@@ -55,31 +55,23 @@ class PreferenceWorker(ActorRolloutRefWorker):
         size = self.actor.engine.get_data_parallel_size()
         if tu.get_non_tensor_data(data, key="mini_batch_size", default=None) != size * len(data):
             return {step: tu.get(self.update_actor(data), "metrics")}
-        # one mini-batch: verl's loop over mini-batches would only copy it
-        for name in ("mini_batch_size", "epochs", "seed", "dataloader_kwargs"):
-            tu.pop(data, key=name)
-        tokens = data["input_ids"].offsets().diff().tolist()
-        if size > 1:
-            parts: list[list[int]] = [[] for _ in range(size)]
-            torch.distributed.all_gather_object(parts, tokens, self.actor.engine.get_data_parallel_group())
-            tokens = list(chain.from_iterable(parts))
-        tu.assign_non_tensor(data, global_token_num=NonTensorData(tokens), update_lr_scheduler=True)
+        self.actor.as_one_mini_batch(data)
         if not self._runs_ahead():
             return {step: _merged(tu.get(self.actor.train_batch(data), "metrics"))}
         before, self._launched = self._launched, {step: self.actor.launch(data)}
-        return self._finished(before, more_follow=True)
+        return self._finished(before)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def finish_updates(self) -> dict[int, dict[str, Any]]:
         """Wait for the step that `update_pairs` has left to the device; returns its metrics by its number."""
         before, self._launched = self._launched, {}
-        return self._finished(before, more_follow=False)
+        return self._finished(before)
 
     def _runs_ahead(self) -> bool:
         return get_device_name() == "cuda" and self.actor.engine.can_run_ahead
 
-    def _finished(self, launched: dict[int, Any], *, more_follow: bool) -> dict[int, dict[str, Any]]:
-        return {step: self.actor.finish(update, more_follow=more_follow) for step, update in launched.items()}
+    def _finished(self, launched: dict[int, Any]) -> dict[int, dict[str, Any]]:
+        return {step: self.actor.finish(update) for step, update in launched.items()}
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def reference_log_probs(self, data: TensorDict) -> TensorDict | None:
