@@ -208,6 +208,9 @@ def measure(
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
+        from verl_aiops.trainers.worker import let_segments_grow
+
+        let_segments_grow()
         worker = build_worker(model, device, points[0]["pairs"] // world)
         measured = []
         for point in points:
@@ -352,13 +355,14 @@ def main() -> int:
         for dimension, points in record["points"].items():
             for point in points:
                 times = {b: median(point[b]["seconds"]) for b in BACKENDS}
-                print(
-                    f"{dimension} {point[dimension]:>7,}: "
-                    + ", ".join(f"{b} {point['pairs'] / t:.2f} pairs/s" for b, t in times.items())
-                    + f", ratio {times['rows'] / times['shared_prompt']:.2f}"
-                    + f" (FLOP law {point['flops']['rows'] / point['flops']['shared_prompt']:.2f})",
-                    flush=True,
-                )
+                rates = [
+                    f"{b} does not fit into memory" if math.isnan(t) else f"{b} {point['pairs'] / t:.2f} pairs/s"
+                    for b, t in times.items()
+                ]
+                ratio = times["rows"] / times["shared_prompt"]
+                rates += [] if math.isnan(ratio) else [f"ratio {ratio:.2f}"]
+                law = point["flops"]["rows"] / point["flops"]["shared_prompt"]
+                print(f"{dimension} {point[dimension]:>7,}: {', '.join(rates)} (FLOP law {law:.2f})", flush=True)
             # one rate of FLOP/s for all points, that of the rows at the base point
             at_base = min(points, key=lambda p: abs(p[dimension] - base[dimension]))
             rate = at_base["flops"]["rows"] * at_base["pairs"] / median(at_base["rows"]["seconds"])
