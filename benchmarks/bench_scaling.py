@@ -90,7 +90,7 @@ def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> floa
     return 6 * body * ((1 if backend == "shared_prompt" else 2) * prompt + 2 * answer) + 6 * head * 2 * answer
 
 
-def build_worker(model: str, device: str, micro_pairs: int):
+def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 
@@ -110,6 +110,7 @@ def build_worker(model: str, device: str, micro_pairs: int):
             ),
             engine_config=FSDPEngineConfig(
                 strategy="fsdp2" if device == "cpu" else "fsdp",
+                **({"wrap_policy": {"disable": True}} if one_unit else {}),
                 use_torch_compile=False,
                 mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 use_dynamic_bsz=False,
@@ -183,16 +184,14 @@ def step_seconds(worker, device: str, parts: list) -> list[float]:
         times.append(time.perf_counter())
     else:
         for part in parts:
-            worker.train_mini_batch(part)
+            worker.train_batch(worker.as_one_mini_batch(part))
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
     return [later - earlier for earlier, later in zip(times, times[1:])]
 
 
-def measure(
-    rank, world: int, port: int, model: str, device: str, backend: str, points: list[dict], repeats: int, results
-):
+def measure(rank: int, port: int, results, model: str, device: str, world: int, backend: str, points, how: dict):
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -211,7 +210,7 @@ def measure(
         from verl_aiops.trainers.worker import let_segments_grow
 
         let_segments_grow()
-        worker = build_worker(model, device, points[0]["pairs"] // world)
+        worker = build_worker(model, device, points[0]["pairs"] // world, how["one_unit"])
         measured = []
         for point in points:
             peak = None
@@ -219,7 +218,7 @@ def measure(
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
                 # the first warms up; a GPU that is given work ahead has done most of the last before its turn
-                parts = [batch(point, backend, world, rank) for _ in range(repeats + 2)]
+                parts = [batch(point, backend, world, rank) for _ in range(how["repeats"] + 2)]
                 seconds = step_seconds(worker, device, parts)[1:-1]
                 if device == "cuda":
                     peak = torch.cuda.max_memory_allocated() / 2**30
@@ -236,15 +235,15 @@ def measure(
             torch.distributed.destroy_process_group()
 
 
-def run_points(model: str, device: str, world: int, backend: str, points: list[dict], repeats: int) -> list[dict]:
+def run_points(model: str, device: str, world: int, backend: str, points: list[dict], how: dict) -> list[dict]:
     """What rank 0 measured at each point; the slowest rank sets everybody's pace."""
     measured: list[dict] = []
     while len(measured) < len(points):
-        measured += run_until_full(model, device, world, backend, points[len(measured) :], repeats)
+        measured += run_until_full(model, device, world, backend, points[len(measured) :], how)
     return measured
 
 
-def run_until_full(model, device: str, world: int, backend: str, points: list[dict], repeats: int) -> list[dict]:
+def run_until_full(model: str, device: str, world: int, backend: str, points: list[dict], how: dict) -> list[dict]:
     """The same up to the first point that does not fit into memory."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -252,7 +251,7 @@ def run_until_full(model, device: str, world: int, backend: str, points: list[di
     context = mp.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(target=measure, args=(rank, world, port, model, device, backend, points, repeats, results))
+        context.Process(target=measure, args=(rank, port, results, model, device, world, backend, points, how))
         for rank in range(world)
     ]
     for process in processes:
@@ -315,8 +314,11 @@ def main() -> int:
     parser.add_argument("--size", choices=SIZES, default="small", help="architecture of the random model")
     parser.add_argument("--prompt", type=int, help="base point (default 256; GPU 1024)")
     parser.add_argument("--answer", type=int, help="base point (default 32; GPU 64)")
-    parser.add_argument("--pairs", type=int, default=4, help="base point (default 4)")
+    parser.add_argument("--pairs", type=int, default=4, help="base point (default 4; GPU: of each worker)")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each backend and point (default 5)")
+    parser.add_argument(
+        "--one-unit", action="store_true", help="FSDP1: the whole model as one unit (what a lone GPU does anyway)"
+    )
     parser.add_argument("--dimensions", nargs="+", choices=RANGES["cpu"], default=list(RANGES["cpu"]))
     parser.add_argument("--out", required=True, help="OUT.json and OUT.png are written")
     arguments = parser.parse_args()
@@ -331,13 +333,18 @@ def main() -> int:
     out = Path(arguments.out)
     versions = {p: importlib.metadata.version(p) for p in ("verl", "torch", "transformers")}
     record = {"machine": machine(arguments.device), "device": arguments.device, "versions": versions, "base": base}
-    record |= {"size": arguments.size, "repeats": arguments.repeats, "points": {}}
+    how = {"repeats": arguments.repeats, "one_unit": arguments.one_unit}
+    record |= {"size": arguments.size, **how, "points": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for dimension in arguments.dimensions:
             values = RANGES[arguments.device][dimension]
             if dimension == "workers":
                 values = [v for v in values if v <= (torch.cuda.device_count() if gpu else os.cpu_count() or 1)]
             record["points"][dimension] = [base | {dimension: value} for value in values]
+            if gpu and dimension == "workers":
+                # a GPU more is there for more pairs; CPU workers share the cores
+                for point in record["points"][dimension]:
+                    point["pairs"] *= point["workers"]
         groups: dict[tuple[int, int], list[dict]] = {}
         for points in record["points"].values():
             for point in points:
@@ -347,7 +354,7 @@ def main() -> int:
             folder, body, head = make_model(Path(scratch) / str(vocabulary), arguments.size, vocabulary)
             points.sort(key=lambda p: p["pairs"] * (p["prompt"] + p["answer"]))
             for name in BACKENDS:
-                measured = run_points(str(folder), arguments.device, workers, name, points, arguments.repeats)
+                measured = run_points(str(folder), arguments.device, workers, name, points, how)
                 for point, values in zip(points, measured, strict=True):
                     point[name] = values
             for point in points:
