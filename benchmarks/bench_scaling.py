@@ -207,9 +207,9 @@ def measure(rank: int, port: int, results, model: str, device: str, world: int, 
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
-        from verl_aiops.trainers.worker import let_segments_grow
+        from verl_aiops.platform.memory import keep_memory
 
-        let_segments_grow()
+        keep_memory()
         worker = build_worker(model, device, points[0]["pairs"] // world, how["one_unit"])
         measured = []
         for point in points:

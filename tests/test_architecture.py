@@ -19,7 +19,7 @@ OURS = {
     "rollout": {"data", "platform"},
     "trainers": {"data", "losses", "platform", "rewards", "rollout"},
     "trl": {"data", "evaluation", "incidents", "losses"},
-    "evaluation": {"data", "incidents", "rewards", "rollout", "trainers"},
+    "evaluation": {"data", "incidents", "platform", "rewards", "rollout", "trainers"},
     "config": set(),
 }
 FOREIGN = {

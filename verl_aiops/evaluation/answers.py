@@ -64,10 +64,13 @@ def generate_answers(
     """Greedy continuations, special tokens removed, in the order of the questions."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from verl_aiops.platform.cpu_linear import use_onednn
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+    use_onednn(model)
     prompts = [
         tokenizer.apply_chat_template(list(q["prompt"]), add_generation_prompt=True, tokenize=False) for q in questions
     ]

@@ -109,6 +109,7 @@ class LocalBackend:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from verl_aiops.platform.cpu_linear import use_onednn
         from verl_aiops.rollout.hf_engine import Engine
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,7 +122,8 @@ class LocalBackend:
                 model = AutoModelForCausalLM.from_pretrained(folder, **options)
             except Exception as error:  # as above
                 raise EvaluationError(f"--model {self.model.path}: cannot be loaded: {_line(error)}") from error
-        return Engine(model.to(device), self.stops)
+        use_onednn(model.to(device))
+        return Engine(model, self.stops)
 
     def _converse(self, engine: Engine, jobs: Sequence[Job]) -> list[_Conversation]:
         """All rounds of a batch; conversations may differ in the number of rounds."""

@@ -82,6 +82,7 @@ class HFServer:
         from verl.utils.device import get_device_id, get_device_name
         from verl.utils.torch_dtypes import PrecisionType
 
+        from verl_aiops.platform.cpu_linear import use_onednn
         from verl_aiops.platform.process_group import share_cores
         from verl_aiops.rollout.stops import stop_ids
 
@@ -102,6 +103,8 @@ class HFServer:
                 model_config.local_path, trust_remote_code=model_config.trust_remote_code
             )
             model = AutoModelForCausalLM.from_config(settings, **options)
+        if on_cpu:
+            use_onednn(model)
         self.weights = Weights(model, complete=weights_from_disk)
         self.engine = Engine(
             model.to(self.device),

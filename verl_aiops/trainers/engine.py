@@ -14,6 +14,7 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
+from verl_aiops.platform.cpu_linear import use_onednn
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.fused_layers import fuse_layers, layer_kernels
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
@@ -63,6 +64,8 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         )
         if kernels == "fused":
             logger.info("in fewer kernels: %s", fuse_layers(module) or "nothing")
+        elif kernels == "plain":
+            logger.info("linear layers computed by oneDNN: %d", use_onednn(module))
         if self.engine_config.use_torch_compile:
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
             for layer in decoder_layers(module):

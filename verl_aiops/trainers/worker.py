@@ -9,13 +9,14 @@ import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name, set_expandable_segments
+from verl.utils.device import get_device_name
 from verl.utils.metric import Metric
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from verl_aiops.platform.memory import keep_memory
 from verl_aiops.trainers.run_ahead import PairTrainingWorker
 
-__all__ = ["PreferenceWorker", "let_segments_grow"]
+__all__ = ["PreferenceWorker"]
 
 
 def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -26,17 +27,6 @@ def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def let_segments_grow() -> None:
-    """Batches of many lengths leave gaps in the GPU memory that PyTorch has reserved, until one that would fit does not.
-    Segments that can grow have none. What the user says in ``PYTORCH_CUDA_ALLOC_CONF`` stands.
-
-    verl does so itself where a GPU also serves rollouts, between those.
-    """
-    told = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")
-    if get_device_name() == "cuda" and not told:
-        set_expandable_segments(True)
-
-
 class PreferenceWorker(ActorRolloutRefWorker):
     """An actor that can also score pairs with its initial, LoRA-free or separately kept reference weights."""
 
@@ -45,7 +35,7 @@ class PreferenceWorker(ActorRolloutRefWorker):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not self._is_rollout:
-            let_segments_grow()
+            keep_memory()
         # the step that the device was left with, by its number
         self._launched: dict[int, Any] = {}
 

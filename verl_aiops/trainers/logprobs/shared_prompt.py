@@ -65,6 +65,7 @@ def _head_gives_log_probs(head: torch.nn.Module, layout: SharedLayout):
     It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered.
     """
     logits = head.forward
+    replaced = vars(head).get("forward")
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         return label_log_probs(
@@ -80,4 +81,7 @@ def _head_gives_log_probs(head: torch.nn.Module, layout: SharedLayout):
     try:
         yield
     finally:
-        del head.forward
+        if replaced is None:
+            del head.forward
+        else:
+            head.forward = replaced
