@@ -36,6 +36,13 @@ ENVIRONMENT = {
     "`verl_aiops` must be among them",
     "VERL_PLATFORM": "verl's: `cpu` or `nvidia` decides the platform, which is otherwise detected",
     "VERL_ENGINE_DEVICE": "verl's: key of the engine registry; set to `cuda` on the CPU platform unless it is set",
+    "PYTORCH_CUDA_ALLOC_CONF": "PyTorch's GPU allocator; unset, the workers of offline DPO let its segments grow",
+    "PYTORCH_ALLOC_CONF": "its newer name",
+    "GLIBC_TUNABLES": "glibc's; unless this or one of the next three is set, workers of offline DPO on a CPU keep the "
+    "memory they free",
+    "MALLOC_ARENA_MAX": "glibc's, as above",
+    "MALLOC_MMAP_MAX_": "glibc's, as above",
+    "MALLOC_TRIM_THRESHOLD_": "glibc's, as above",
     "OPENAI_API_KEY": "key of the server that `verl-aiops eval --endpoint` asks, unless `--api-key-env` names another",
     "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
     "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",

@@ -21,8 +21,6 @@ _MALLOC = {
     # M_ARENA_MAX: threads share the heap, since those of their own cannot hold large blocks
     -8: 1,
 }
-_MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-_CUDA_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def keep_memory() -> None:
@@ -35,10 +33,19 @@ def keep_memory() -> None:
     segments that can grow have none. verl itself sets that where a GPU also serves rollouts, between those.
     """
     device = get_device_name()
-    if device == "cuda" and not any(os.environ.get(name) for name in _CUDA_VARIABLES):
+    if device == "cuda" and not (os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")):
         set_expandable_segments(True)
-    if device == "cpu" and not any(os.environ.get(name) for name in _MALLOC_VARIABLES):
+    if device == "cpu" and not _user_told_malloc():
         _tell_malloc()
+
+
+def _user_told_malloc() -> bool:
+    return bool(
+        os.environ.get("GLIBC_TUNABLES")
+        or os.environ.get("MALLOC_ARENA_MAX")
+        or os.environ.get("MALLOC_MMAP_MAX_")
+        or os.environ.get("MALLOC_TRIM_THRESHOLD_")
+    )
 
 
 def _tell_malloc() -> None:
