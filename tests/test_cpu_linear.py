@@ -1,12 +1,16 @@
 """Linear layers by oneDNN compute what PyTorch's do, keep out where they should, and are used where MKL is slow."""
 
 import copy
+import multiprocessing
+import os
+import socket
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_lms import VOCABULARY, tiny_lm
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from verl_aiops.platform import cpu_linear
@@ -192,3 +196,56 @@ def test_not_used_elsewhere(monkeypatch):
     monkeypatch.setattr(cpu_linear, "onednn_is_faster", lambda: False)
     layer = nn.Linear(128, 160)
     assert use_onednn(layer) == 0 and "forward" not in vars(layer)
+
+
+def _of_two(rank, port, results):
+    """Gradients of FSDP2's workers, each on its half, with oneDNN."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    cpu_linear.onednn_is_faster = lambda: True
+    model = layers_of_128()
+    assert use_onednn(model) == 2
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    # twice: the second time the weights have been freed and gathered again
+    for _ in range(2):
+        model.zero_grad()
+        model(halves()[rank]).square().mean().backward()
+    gradients = [p.grad.full_tensor() for p in model.parameters()]
+    if rank == 0:
+        results.put([g.tolist() for g in gradients])
+    torch.distributed.destroy_process_group()
+
+
+def layers_of_128():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128))
+
+
+def halves():
+    return torch.randn(2, 300, 128, generator=torch.Generator().manual_seed(1))
+
+
+def test_two_workers_with_sharded_weights_get_the_same_gradients():
+    assert 300 * 128 * 128 >= LEAST_WORK
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=_of_two, args=(rank, port, results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        sharded = results.get(timeout=120)
+    finally:
+        for worker in workers:
+            worker.join(timeout=30)
+            worker.kill()
+    model = layers_of_128()
+    model(halves()).square().mean().backward()
+    for got, parameter in zip(sharded, model.parameters(), strict=True):
+        alike(torch.tensor(got), parameter.grad, 300)
