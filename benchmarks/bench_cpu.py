@@ -11,50 +11,18 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import multiprocessing
-import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 from bench_dpo import machine
+from bench_scaling import run_points
 
-# name: oneDNN where it is faster, memory kept
 VARIANTS = {
-    "PyTorch's linear layers, memory handed back": (False, False),
-    "oneDNN, memory handed back": (True, False),
-    "oneDNN, memory kept (ours)": (True, True),
+    "PyTorch's linear layers, memory handed back": {"onednn": False, "keep_memory": False},
+    "oneDNN, memory handed back": {"onednn": True, "keep_memory": False},
+    "oneDNN, memory kept (ours)": {"onednn": True, "keep_memory": True},
 }
-
-
-def steps(model: str, point: dict, number: int, onednn: bool, keep: bool, results) -> None:
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": "29513", "VERL_PLATFORM": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    import torch
-    import verl  # noqa: F401  (loads the plug-in)
-    from bench_scaling import batch, build_worker
-    from verl.utils import tensordict_utils as tu
-
-    from verl_aiops.platform import cpu_linear, memory
-    from verl_aiops.platform.cpu import cpu_device_module
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    if not onednn:
-        cpu_linear.onednn_is_faster = lambda: False
-    if keep:
-        memory.keep_memory()
-    worker = build_worker(model, "cpu", point["pairs"], one_unit=False)
-    seconds, losses = [], []
-    for _ in range(number + 1):
-        part = worker.as_one_mini_batch(batch(point, "shared_prompt", 1, 0))
-        began = time.perf_counter()
-        output = worker.train_batch(part)
-        seconds.append(time.perf_counter() - began)
-        losses.append(float(tu.get(output, "metrics")["loss"]))
-    peak = cpu_device_module.max_memory_allocated() / 2**30
-    results.put({"seconds": seconds[1:], "losses": losses, "onednn": cpu_linear.onednn_is_faster(), "peak_gib": peak})
 
 
 def main() -> int:
@@ -69,17 +37,15 @@ def main() -> int:
     arguments = parser.parse_args()
     from transformers import AutoConfig
 
+    from verl_aiops.platform.cpu_linear import onednn_is_faster
+
     vocabulary = AutoConfig.from_pretrained(arguments.model).vocab_size
     point = {"prompt": arguments.prompt, "answer": arguments.answer, "pairs": arguments.pairs, "vocabulary": vocabulary}
-    context = multiprocessing.get_context("spawn")
     runs: dict[str, list[dict]] = {name: [] for name in VARIANTS}
     for _ in range(arguments.rounds):
         for name, how in VARIANTS.items():
-            results = context.Queue()
-            process = context.Process(target=steps, args=(arguments.model, point, arguments.steps, *how, results))
-            process.start()
-            runs[name].append(results.get(timeout=1800))
-            process.join()
+            how = {**how, "repeats": arguments.steps, "one_unit": False}
+            runs[name] += run_points(arguments.model, "cpu", 1, "shared_prompt", [point], how)
     medians = {name: [statistics.median(run["seconds"]) for run in done] for name, done in runs.items()}
     base = medians[list(VARIANTS)[-1]]
     record = {"arguments": vars(arguments), "machine": machine("cpu"), "runs": runs, "slower_than_ours": {}}
@@ -93,7 +59,7 @@ def main() -> int:
             f"({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
-    if not runs[list(VARIANTS)[-1]][0]["onednn"]:
+    if not onednn_is_faster():
         print("This processor computes with PyTorch's linear layers in all three.")
     Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
     return 0

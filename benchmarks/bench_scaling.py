@@ -207,9 +207,13 @@ def measure(rank: int, port: int, results, model: str, device: str, world: int, 
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
+        from verl_aiops.platform import cpu_linear
         from verl_aiops.platform.memory import keep_memory
 
-        keep_memory()
+        if not how.get("onednn", True):
+            cpu_linear.onednn_is_faster = lambda: False
+        if how.get("keep_memory", True):
+            keep_memory()
         worker = build_worker(model, device, points[0]["pairs"] // world, how["one_unit"])
         measured = []
         for point in points:

@@ -192,6 +192,11 @@ def test_not_used_if_it_computed_something_else(monkeypatch):
     assert not cpu_linear._computes_the_same()
 
 
+def test_layers_of_other_devices_stay_as_they_are(products):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, device="meta"))
+    assert use_onednn(model) == 1 and "forward" not in vars(model[1])
+
+
 def test_not_used_elsewhere(monkeypatch):
     monkeypatch.setattr(cpu_linear, "onednn_is_faster", lambda: False)
     layer = nn.Linear(128, 160)

@@ -54,16 +54,16 @@ def _computes_the_same() -> bool:
 
 
 def use_onednn(model: nn.Module) -> int:
-    """Let the model's linear layers compute with oneDNN, in place; weights and their names stay as they are.
+    """Let a model's linear layers on the CPU compute with oneDNN, in place; weights and their names stay as they are.
 
-    What is not float32 on the CPU, runs under autocast or is too small to gain goes the usual way, call by call.
+    What is not float32, has left the CPU, runs under autocast or is too small to gain goes the usual way, call by call.
 
     Returns:
         number of layers that do so; 0 where `onednn_is_faster` says no.
     """
     if not onednn_is_faster():
         return 0
-    layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.is_cpu and "forward" not in vars(m)]
     for layer in layers:
         layer.forward = functools.partial(_forward, layer, layer.forward)
     return len(layers)

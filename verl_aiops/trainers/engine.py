@@ -64,7 +64,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
         )
         if kernels == "fused":
             logger.info("in fewer kernels: %s", fuse_layers(module) or "nothing")
-        elif kernels == "plain":
+        elif kernels == "plain" and get_device_name() == "cpu":
             logger.info("linear layers computed by oneDNN: %d", use_onednn(module))
         if self.engine_config.use_torch_compile:
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
