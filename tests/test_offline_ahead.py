@@ -4,10 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from verl.utils import tensordict_utils as tu
 
 from verl_aiops.trainers import offline
+from verl_aiops.trainers import worker as worker_module
 from verl_aiops.trainers.offline import OfflineDPOTrainer
+from verl_aiops.trainers.worker import PreferenceWorker
 
 STEPS = 7
 
@@ -102,3 +106,97 @@ def test_workers_that_run_ahead_finish_what_comes_before_something_else(events, 
     assert [step for what, step in happened if what == "finish"] == [3, 6, STEPS]
     for step in (3, 6):
         assert happened.index(("finish", step)) < happened.index(("sent", step + 1))
+
+
+class Clock:
+    """A machine on which time passes only where it is said."""
+
+    now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clocked_worker(monkeypatch):
+    """A worker whose steps take so many seconds by `clock`, in one mini-batch or in several."""
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", clock)
+    worker = PreferenceWorker.__new__(PreferenceWorker)
+    worker._step_ended, worker._launched = None, {}
+
+    def train(data):
+        clock.now += tu.get_non_tensor_data(data, "takes", None)
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": {"loss": 0.5}})
+
+    worker.actor = SimpleNamespace(
+        engine=SimpleNamespace(get_data_parallel_size=lambda: 1, can_run_ahead=False),
+        as_one_mini_batch=lambda data: data,
+        train_batch=train,
+    )
+    monkeypatch.setattr(PreferenceWorker, "update_actor", lambda self, data: train(data))
+
+    def step(number, takes, *, follows=True, mini_batches=1):
+        settings = {"step": number, "follows": follows, "takes": takes, "mini_batch_size": 2 // mini_batches}
+        data = tu.get_tensordict(tensor_dict={"row": torch.zeros(2)}, non_tensor_dict=settings)
+        return worker.update_pairs(data)[number]
+
+    return step, clock
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_a_worker_times_its_own_steps_from_one_end_to_the_next(clocked_worker, mini_batches):
+    step, clock = clocked_worker
+    assert step(1, 3.0, mini_batches=mini_batches) == {"loss": 0.5, "perf/device_seconds": 3.0}
+    clock.now += 0.25  # its next batch was not there yet
+    assert step(2, 2.0, mini_batches=mini_batches)["perf/device_seconds"] == 2.25
+
+
+def test_what_a_worker_does_between_two_steps_is_no_part_of_the_next(clocked_worker):
+    step, clock = clocked_worker
+    step(3, 3.0)
+    clock.now += 60.0  # a checkpoint
+    assert step(4, 2.0, follows=False)["perf/device_seconds"] == 2.0
+
+
+def test_the_steps_that_follow_at_once_say_so():
+    trainer = OfflineDPOTrainer.__new__(OfflineDPOTrainer)
+    trainer.dpo, trainer.ranks = SimpleNamespace(reference_sync_steps=0), 1
+    trainer.total_training_steps = 6
+    trainer.config = OmegaConf.create(
+        {"trainer": {"save_freq": 3, "test_freq": -1}, "global_profiler": {"steps": None}}
+    )
+    trainer._step_batch = lambda step: (tu.get_tensordict({"row": torch.zeros(1)}), 1)
+    parts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline.ray, "put", parts.append)
+        for number in range(1, 7):
+            trainer._step_parts(number)
+    assert [tu.get_non_tensor_data(part, "step", None) for part in parts] == [1, 2, 3, 4, 5, 6]
+    assert [tu.get_non_tensor_data(part, "follows", None) for part in parts] == [False, True, True, False, True, True]
+
+
+def logged(metrics, timing_raw):
+    trainer = OfflineDPOTrainer.__new__(OfflineDPOTrainer)
+    trainer._tokens = 1200
+    trainer.config = OmegaConf.create({"data": {"train_batch_size": 6}})
+    trainer.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: 2)
+    trainer.train_dataset = SimpleNamespace(report=SimpleNamespace(dropped={}))
+    trainer.reference = SimpleNamespace(metrics={})
+    trainer._compute_metrics(None, metrics, timing_raw, global_steps=2, epoch=0)
+    return metrics
+
+
+def test_logged_times_and_rates_are_the_workers_where_it_was_sent_steps_ahead():
+    """The driver asks for a step that was done long ago, and waits for none or for two."""
+    values = logged({"perf/device_seconds": 3.0}, {"step": 0.0006, "update_actor": 0.0005, "save_checkpoint": 7.0})
+    assert values["timing_s/step"] == values["timing_s/update_actor"] == values["perf/time_per_step"] == 3.0
+    assert values["perf/tokens_per_s"] == 400 and values["perf/pairs_per_s"] == 2
+    assert values["perf/throughput"] == 200  # of each GPU
+    assert values["timing_s/save_checkpoint"] == 7.0
+
+
+def test_where_the_driver_waits_for_each_step_its_own_clock_is_logged():
+    values = logged({}, {"step": 4.0, "update_actor": 3.0})
+    assert values["timing_s/step"] == 4.0 and values["timing_s/update_actor"] == 3.0
+    assert values["perf/tokens_per_s"] == 400 and values["perf/throughput"] == 150

@@ -229,7 +229,6 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
         tu.assign_non_tensor(
             batch,
-            step=step,
             mini_batch_size=2 * self.mini_pairs,
             epochs=1,
             seed=self.config.actor_rollout_ref.actor.data_loader_seed,
@@ -240,6 +239,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
     def _step_parts(self, step: int):
         """As `_step_batch`, cut for the workers and in Ray's store."""
         batch, tokens = self._step_batch(step)
+        tu.assign_non_tensor(batch, step=step, follows=step > 1 and self._next_follows_at_once(step - 1))
         return [ray.put(part) for part in BatchData(batch).chunk(self.ranks)], tokens
 
     def _update(self, timing_raw: dict) -> dict[str, Any]:
@@ -327,11 +327,12 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         return {"val/pairs": float(total), **{f"val/{name}": value for name, value in sums.items()}}
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
-        seconds = timing_raw["step"]
-        # a worker that runs ahead has done a step before or after this process waits for it
-        update_seconds = metrics.get("perf/device_seconds", timing_raw["update_actor"])
+        # workers that are sent steps ahead have done one before or after this process waits for it: their clock counts
+        worked = metrics.get("perf/device_seconds")
+        timing = timing_raw if worked is None else timing_raw | {"step": worked, "update_actor": worked}
+        seconds, update_seconds = timing["step"], timing["update_actor"]
         gpus = self.resource_pool_manager.get_n_gpus()
-        metrics.update({f"timing_s/{name}": value for name, value in timing_raw.items()})
+        metrics.update({f"timing_s/{name}": value for name, value in timing.items()})
         metrics.update(
             {
                 "training/global_step": global_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class PreferenceWorker(ActorRolloutRefWorker):
             keep_memory()
         # the step that the device was left with, by its number
         self._launched: dict[int, Any] = {}
+        # when the step before was done, by time.perf_counter
+        self._step_ended: float | None = None
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
     def update_pairs(self, data: TensorDict) -> dict[int, dict[str, Any]]:
@@ -47,22 +50,31 @@ class PreferenceWorker(ActorRolloutRefWorker):
         it. Only for plain data parallelism, where each worker has a part of its own.
 
         Args:
-            data: the part, with the number of the step under ``step``.
+            data: the part, with the number of the step under ``step``, and under ``follows`` whether this worker was
+                given nothing to do since the step before.
 
         Returns:
             metrics of the steps that are done, by number; the same from every worker. A GPU that trains alone is left
             to work on this step, and the metrics are those of the one before: this step's come with the next call, or
-            from `finish_updates`.
+            from `finish_updates`. Among them ``perf/device_seconds``, by the clock of this worker: the trainer asks
+            for a result long after it was there, or long before.
         """
-        step = tu.pop(data, key="step")
+        step, follows = tu.pop(data, key="step"), tu.pop(data, key="follows")
         size = self.actor.engine.get_data_parallel_size()
-        if tu.get_non_tensor_data(data, key="mini_batch_size", default=None) != size * len(data):
-            return {step: tu.get(self.update_actor(data), "metrics")}
-        self.actor.as_one_mini_batch(data)
-        if not self._runs_ahead():
-            return {step: _merged(tu.get(self.actor.train_batch(data), "metrics"))}
-        before, self._launched = self._launched, {step: self.actor.launch(data)}
-        return self._finished(before)
+        one_mini_batch = tu.get_non_tensor_data(data, key="mini_batch_size", default=None) == size * len(data)
+        if one_mini_batch:
+            self.actor.as_one_mini_batch(data)
+            if self._runs_ahead():
+                before, self._launched = self._launched, {step: self.actor.launch(data)}
+                return self._finished(before)
+        # from the end of the step before: what is between two steps counts, as it does where a device runs ahead
+        began = self._step_ended if follows and self._step_ended is not None else time.perf_counter()
+        if one_mini_batch:
+            metrics = _merged(tu.get(self.actor.train_batch(data), "metrics"))
+        else:
+            metrics = tu.get(self.update_actor(data), "metrics")
+        self._step_ended = time.perf_counter()
+        return {step: {**metrics, "perf/device_seconds": self._step_ended - began}}
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def finish_updates(self) -> dict[int, dict[str, Any]]:
