@@ -91,14 +91,14 @@ def test_what_is_there_is_never_replaced(tmp_path):
 
 def test_a_write_that_is_cut_short_leaves_no_part(tmp_path, monkeypatch):
     """A part appears under its name only when it is whole, as renaming is the last thing done."""
-    from pathlib import Path
 
-    def killed(self, target):
+    def killed(source, target):
         raise KeyboardInterrupt
 
     _filled(tmp_path, _pairs(1))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", killed)
+        patch.setattr("verl_aiops.files.os.replace", killed)
+        patch.setattr("verl_aiops.files.remove", lambda path: None)  # who is killed does not clean up
         _filled(tmp_path, _pairs(2, 3))
     after = ReferenceCache(str(tmp_path), IDENTITY)
     assert len(list(after.folder.glob(".part-*"))) == 1  # the leftover

@@ -14,11 +14,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from verl_aiops.files import WriteError, replacing
 
 __all__ = ["DEFAULT_OUT", "DTYPES", "GetModelError", "ModelFolder", "get_model"]
 
@@ -100,8 +100,10 @@ def get_model(
 
     source = _gguf_file()
     try:
-        with _replacing(out) as partial:
+        with replacing(out, folder=True) as partial:
             _convert(source, partial, dtype)
+    except WriteError as error:
+        raise GetModelError(str(error)) from error
     except (OSError, SafetensorError) as error:
         raise GetModelError(f"{out} cannot be written: {error}") from error
     return ModelFolder(out, dtype, PARAMETERS, time.monotonic() - start, written=True)
@@ -146,21 +148,6 @@ def _fault(out: Path, names: list[str], dtype: str) -> str | None:
         return f"holds another model ({parameters:,} parameters, not {PARAMETERS:,})"
     there = config.get("dtype") or config.get("torch_dtype")
     return None if there == dtype else f"holds the model in {there}, not {dtype}"
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to write in; it takes ``out``'s place if the block succeeds and is removed if not."""
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("partial", "old"))
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 # --- the conversion ----------------------------------------------------------------------------------------------

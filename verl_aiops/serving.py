@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from verl_aiops.evaluation.models import ModelFolder, find_model
+from verl_aiops.files import replacing
 
 __all__ = ["ServingError", "has_chat_template", "run_server", "servable_folder"]
 
@@ -97,13 +97,11 @@ def _merged_from(target: Path) -> str | None:
 def _merge(model: ModelFolder, target: Path) -> None:
     from verl_aiops.trainers.checkpoints import merge_checkpoint
 
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    with redirect_stdout(sys.stderr):  # stdout holds the folder's name alone
-        merge_checkpoint(str(model.shards), str(partial), trust_remote_code=False)
-    (partial / NOTE).write_text(json.dumps({"from": model.path, "fingerprint": model.fingerprint()}), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    note = {"from": model.path, "fingerprint": model.fingerprint()}
+    with replacing(target, folder=True) as partial:
+        with redirect_stdout(sys.stderr):  # stdout holds the folder's name alone
+            merge_checkpoint(str(model.shards), str(partial), trust_remote_code=False)
+        (partial / NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
 def shown(command: Sequence[str]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from verl_aiops.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,11 @@ class TokenCache:
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{os.getpid()}-{self.path.name}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, **arrays)
-            temporary.replace(self.path)
+            with replacing(self.path) as temporary, temporary.open("xb") as file:
+                np.savez(file, **arrays)
         except OSError as error:  # a full or read-only disk is no reason to end a run that has its data
-            logger.warning("%s cannot be written (%s); the next run tokenises again", self.path, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            logger.warning("%s; the next run tokenises again", error)
 
 
 def _key(files, tokenizer, settings) -> str | None:

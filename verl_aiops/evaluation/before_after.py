@@ -12,9 +12,11 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 from verl_aiops.evaluation.answers import generate_answers, read_questions, score_answers, wilson_interval
 from verl_aiops.evaluation.curves import plot_curves, read_metrics
+from verl_aiops.files import replacing, write_atomically
 
 __all__ = ["main", "report_rows"]
 
@@ -85,13 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     ]
     scores = tuple(score_answers(questions, answers) for answers in texts)
     rows = report_rows(before, after, pairs, scores)
-    os.makedirs(arguments.out, exist_ok=True)
     width = max(len(row[0]) for row in rows)
     table = "\n".join(f"{name:<{width}}  {old:>22}  {new:>22}" for name, old, new in [("", "before", "after"), *rows])
     print(table)
-    with open(os.path.join(arguments.out, "table.txt"), "w", encoding="utf-8") as file:
-        file.write(table + "\n")
-    with open(os.path.join(arguments.out, "answers.jsonl"), "w", encoding="utf-8") as file:
+    write_atomically(os.path.join(arguments.out, "table.txt"), table + "\n")
+    answers = Path(arguments.out, "answers.jsonl")
+    with replacing(answers) as temporary, temporary.open("x", encoding="utf-8") as file:
         for question, old, new in zip(questions, *texts, strict=True):
             row = {"id": question.get("id"), "ground_truth": question["ground_truth"], "before": old, "after": new}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

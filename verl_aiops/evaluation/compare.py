@@ -15,9 +15,9 @@ from verl_aiops.evaluation.curves import RL_KEYS, read_metrics
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.pairing import pair
 from verl_aiops.evaluation.plots import comparison_plots, need_matplotlib, training_plot
-from verl_aiops.evaluation.records import write_text
 from verl_aiops.evaluation.report_html import html_report
 from verl_aiops.evaluation.runs import read_runs
+from verl_aiops.files import write_atomically
 
 __all__ = ["CURVES", "Options", "compare"]
 
@@ -94,10 +94,10 @@ def compare(
     for name in (*_FILES, *_PLOTS):
         (folder / name).unlink(missing_ok=True)
     for plot in plots:
-        (folder / plot.name).write_bytes(plot.light)
-    write_text(folder / "table.txt", table)
-    write_text(folder / "comparison.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    write_text(folder / "report.html", page)
+        write_atomically(folder / plot.name, plot.light)
+    write_atomically(folder / "table.txt", table)
+    write_atomically(folder / "comparison.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_atomically(folder / "report.html", page)
     return table, [*_FILES, *(plot.name for plot in plots)]
 
 

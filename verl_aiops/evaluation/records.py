@@ -33,6 +33,7 @@ from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Generation, Job
+from verl_aiops.files import replacing, write_atomically
 from verl_aiops.rewards.aiops_mturn import compute_score
 from verl_aiops.rewards.answer import parse_answer
 
@@ -195,11 +196,9 @@ def _line(record: Record) -> bytes:
 
 
 def _replace(path: Path, records: Iterable[Record]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("xb") as file:
         for record in records:
             file.write(_line(record))
-    os.replace(temporary, path)
 
 
 class Folder:
@@ -245,7 +244,7 @@ class Folder:
                 f"--out {self.path}: there is a {left[0]}, but no settings.json that says how it was made; choose "
                 "another folder, or start anew with --overwrite"
             )
-        write_text(file, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
+        write_atomically(file, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
 
     def close(self) -> None:
         self._lock.close()
@@ -279,10 +278,3 @@ def _check_same(file: Path, settings: Mapping[str, Any]) -> None:
 
 def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:120]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -17,10 +17,11 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Backend, Generation, Job, seed_of
 from verl_aiops.evaluation.questions import Question
-from verl_aiops.evaluation.records import Folder, Record, Records, scored, write_text
+from verl_aiops.evaluation.records import Folder, Record, Records, scored
 from verl_aiops.evaluation.rename import named, rename_questions
 from verl_aiops.evaluation.summary import drop, section, summarise
 from verl_aiops.evaluation.table import render
+from verl_aiops.files import write_atomically
 from verl_aiops.rewards.answer import FIELDS
 
 __all__ = ["Plan", "Report", "evaluate"]
@@ -104,8 +105,8 @@ def evaluate(
         summary = _summary(lines, jobs, plan, settings, questions, left_out)
         fault = fault or _too_many(summary["counts"], lines, plan)
         table = render(summary)
-        write_text(folder.path / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
-        write_text(folder.path / "table.txt", table)
+        write_atomically(folder.path / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+        write_atomically(folder.path / "table.txt", table)
     return Report(summary, table, fault)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Union
+
+from verl_aiops.files import move_into_place, naming, remove, temporary_beside, write_atomically
 
 from .errors import IncidentError, OutputExistsError
 from .schema import Incident
@@ -115,25 +116,27 @@ class RowWriter:
         if path.exists() and not overwrite:
             raise OutputExistsError(f"{path}: is already there; pass --overwrite to replace it or choose another name")
         self.path, self.columns = path, columns
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.temporary = temporary_beside(path)
         self.count = 0
         self._sink: _ParquetSink | _JsonlSink | None = None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        if self._sink is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.temporary.unlink(missing_ok=True)
-            self._sink = SINKS[self.path.suffix.lower()](self.temporary, self.columns)
-        self._sink.write(row)
+        with naming(self.path, self.temporary):
+            if self._sink is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._sink = SINKS[self.path.suffix.lower()](self.temporary, self.columns)
+            self._sink.write(row)
         self.count += 1
 
     def finish(self) -> None:
         if self._sink is not None:
-            self._sink.close()
+            with naming(self.path, self.temporary):
+                self._sink.close()
 
     def keep(self) -> None:
         if self._sink is not None:
-            os.replace(self.temporary, self.path)
+            with naming(self.path, self.temporary):
+                move_into_place(self.temporary, self.path)
         else:
             # Without rows there is no file: an old one would pass for the other half of what was just written.
             self.path.unlink(missing_ok=True)
@@ -142,7 +145,7 @@ class RowWriter:
         # What could not be written may not close either; the error that led here is the one to show.
         with suppress(Exception):
             self.finish()
-        self.temporary.unlink(missing_ok=True)
+        remove(self.temporary)
 
 
 @contextmanager
@@ -183,10 +186,7 @@ def write_taxonomy(taxonomy: Taxonomy, path: str | Path, *, overwrite: bool = Fa
     path = Path(path)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: is already there; pass --overwrite to replace it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(taxonomy.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(taxonomy.to_dict(), ensure_ascii=False, indent=1) + "\n")
 
 
 def sibling(path: str | Path, label: str) -> Path:

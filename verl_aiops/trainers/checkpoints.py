@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 
 from omegaconf import DictConfig
+
+from verl_aiops.files import replacing, write_atomically
 
 __all__ = [
     "PreferenceCheckpoints",
@@ -32,9 +33,7 @@ def resume_folder(trainer: DictConfig) -> str | None:
 
 
 def write_reference_note(folder: str, note: dict) -> None:
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, NOTE), "w", encoding="utf-8") as file:
-        json.dump(note, file, indent=1)
+    write_atomically(os.path.join(folder, NOTE), json.dumps(note, indent=1))
 
 
 def check_same_reference(folder: str, note: dict) -> None:
@@ -114,20 +113,17 @@ def export_model(folder: str, config: DictConfig) -> str:
         the folder, ``<default_local_dir>/huggingface``.
     """
     target = os.path.join(os.path.abspath(config.trainer.default_local_dir), "huggingface")
-    partial = f"{target}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    merge_checkpoint(os.path.join(folder, "actor"), partial, config.actor_rollout_ref.model.trust_remote_code)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    with replacing(target, folder=True) as partial:
+        merge_checkpoint(os.path.join(folder, "actor"), str(partial), config.actor_rollout_ref.model.trust_remote_code)
     return target
 
 
 def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
-    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the new folder ``target``."""
+    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the empty folder ``target``."""
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
-    os.makedirs(target)
+    os.makedirs(target, exist_ok=True)
     FSDPModelMerger(
         ModelMergerConfig(
             operation="merge",

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from verl_aiops.files import write_atomically
+
 __all__ = ["ReferenceCache", "ReferenceIdentity", "default_cache_dir", "weights_digest"]
 
 _SCHEMA = pa.schema([("pair", pa.binary()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))])
@@ -88,7 +90,7 @@ class ReferenceCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "identity.json"
         if not note.exists():
-            _write_atomically(note, json.dumps(asdict(identity), indent=1).encode())
+            write_atomically(note, json.dumps(asdict(identity), indent=1).encode())
         self._rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         self._unsaved: list[bytes] = []
 
@@ -135,11 +137,5 @@ class ReferenceCache:
         name = hashlib.sha256(b"".join(self._unsaved)).hexdigest()[:16]
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
-        _write_atomically(self.folder / f"part-{name}.parquet", sink.getvalue().to_pybytes())
+        write_atomically(self.folder / f"part-{name}.parquet", sink.getvalue().to_pybytes())
         self._unsaved = []
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from verl_aiops.data.errors import FaultList, PreferenceDataError
+from verl_aiops.files import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,10 +109,8 @@ def on_disk(pairs: PreferenceDataset, folder: Path) -> Dataset:
     from datasets import Dataset, load_from_disk
 
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        Dataset.from_dict(to_columns(pairs)).save_to_disk(str(partial))
-        os.replace(partial, folder)
+        with replacing(folder, folder=True) as partial:
+            Dataset.from_dict(to_columns(pairs)).save_to_disk(str(partial))
     return load_from_disk(str(folder))
 
 

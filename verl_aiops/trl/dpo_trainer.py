@@ -15,6 +15,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
+from verl_aiops.files import write_atomically
 from verl_aiops.trl.dpo_data import PairSampler
 
 __all__ = ["MaskedPairCollator", "MetricsFile", "PairDPOTrainer"]
@@ -110,9 +111,7 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         kept = [line for line in self._lines() if 0 < state.global_step >= json.loads(line)["step"]]
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_atomically(self.path, "".join(kept))
 
     def _lines(self) -> list[str]:
         if not self.path.is_file():

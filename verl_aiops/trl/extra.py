@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.files import write_atomically
+
 __all__ = [
     "TrainingError",
     "check_folder",
@@ -99,9 +101,7 @@ def prepare_folder(out: str, settings: dict, finished: str, overwrite: bool) -> 
     if overwrite and folder.is_dir():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{SETTINGS}.partial"
-    partial.write_text(json.dumps(OURS | settings, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / SETTINGS)
+    write_atomically(folder / SETTINGS, json.dumps(OURS | settings, indent=1) + "\n")
     return folder
 
 

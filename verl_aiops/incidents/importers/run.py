@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from verl_aiops.files import write_atomically
 
 from ..errors import IncidentError, OutputExistsError
 from ..schema import Incident
@@ -148,7 +149,7 @@ def import_incidents(
                 "; ".join(f"{count:,} {reason}" for reason, count in job.left_out.most_common(5)) or "nothing was found"
             )
             raise IncidentError(f"{root}: no incident could be made of it ({reasons}); expected {entry.expects}")
-    _write_text(licence, f"{notice(entry)}\n{_authors_notices(root, entry)}")
+    write_atomically(licence, f"{notice(entry)}\n{_authors_notices(root, entry)}")
     return Imported(
         entry,
         out,
@@ -184,9 +185,3 @@ def _authors_notices(root: Path, source: Source) -> str:
             text = file.read_text(encoding="utf-8", errors="replace").strip()
             parts.append(f"\n{'-' * 8} {name} {'-' * 8}\n\n{text}\n")
     return "".join(parts) or f"\nThe authors' own notice ({source.licence_files[0]}) was not in the folder read.\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from verl_aiops.files import write_atomically
 from verl_aiops.rewards.shaping import Moments
 
 __all__ = ["ACTOR", "MomentsReader", "MomentsStore", "RunningSums"]
@@ -74,7 +75,7 @@ class MomentsStore:
 
     def save(self, folder: str) -> None:
         sums = {"count": self.sums.count, "total": self.sums.total, "squares": self.sums.squares}
-        (Path(folder) / FILE).write_text(json.dumps(sums), encoding="utf-8")
+        write_atomically(Path(folder) / FILE, json.dumps(sums))
 
     def load(self, folder: str) -> bool:
         """Whether the checkpoint had any."""
