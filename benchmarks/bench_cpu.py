@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=315)
     parser.add_argument("--answer", type=int, default=31)
     parser.add_argument("--pairs", type=int, default=4, help="pairs a step (default 4)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of a variant in a round (default 5)")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of a variant in a round (default 8)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", required=True, help="JSON file to write")
     arguments = parser.parse_args()
@@ -46,16 +46,16 @@ def main() -> int:
         for name, how in VARIANTS.items():
             how = {**how, "repeats": arguments.steps, "one_unit": False}
             runs[name] += run_points(arguments.model, "cpu", 1, "shared_prompt", [point], how)
-    medians = {name: [statistics.median(run["seconds"]) for run in done] for name, done in runs.items()}
-    base = medians[list(VARIANTS)[-1]]
+    seconds = {name: [statistics.mean(run["seconds"]) for run in done] for name, done in runs.items()}
+    base = seconds[list(VARIANTS)[-1]]
     record = {"arguments": vars(arguments), "machine": machine("cpu"), "runs": runs, "slower_than_ours": {}}
     record["versions"] = {p: importlib.metadata.version(p) for p in ("verl", "torch", "transformers")}
     print(record["machine"])
-    for name, values in medians.items():
+    for name, values in seconds.items():
         ratios = [value / ours for value, ours in zip(values, base)]
         record["slower_than_ours"][name] = ratios
         print(
-            f"{name:<44} {statistics.median(values):6.2f} s a step, {statistics.median(ratios):.2f} times "
+            f"{name:<44} {statistics.mean(values):6.2f} s a step, {statistics.mean(ratios):.2f} times "
             f"({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )

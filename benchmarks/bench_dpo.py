@@ -1,14 +1,14 @@
 """Our offline DPO trainer, in both log-prob backends, against TRL's DPOTrainer: same pairs, model, dtype and optimizer.
 
     python benchmarks/bench_dpo.py --model models/SmolLM2-135M-Instruct         # prompts of 315, answers of 31 tokens
-    python benchmarks/bench_dpo.py --model MODEL --pairs pairs.jsonl --batch 4 --steps 6 --out result.json
-    python benchmarks/bench_dpo.py --device cuda --model MODEL --prompt 1024 --answer 64 --batch 16 --steps 10
+    python benchmarks/bench_dpo.py --model MODEL --pairs pairs.jsonl --batch 4 --steps 12 --out result.json
+    python benchmarks/bench_dpo.py --device cuda --model MODEL --prompt 1024 --answer 64 --batch 16 --steps 24
 
 Every run is a process of its own; the variants take turns for `--rounds` rounds, so that what else the machine does
-falls on all of them. Prints seconds a step (median of all rounds without each run's first step, on a GPU without its
-first two and its last), peak memory of the training process, and how much slower each variant is than `ours`, with the
-lowest and highest ratio of any round. Exits 1 if the first losses differ by more than 1e-4 (bf16: 5e-3). Needs the
-extra `trl`.
+falls on all of them. Prints seconds a step (the time of all steps after a run's first over their number, eight at
+least; mean of the rounds), peak memory of the training process, and how much slower each variant is than `ours`, with
+the lowest and highest ratio of any round. Exits 1 if the first losses differ by more than 1e-4 (bf16: 5e-3). Needs the
+extra `trl`, and for the variant with Liger's kernels `liger-kernel` and a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_runs import VARIANTS, make_model, make_pairs, run, steady
+from dpo_runs import GPU_ONLY, VARIANTS, make_model, make_pairs, run, step_seconds
 
 
 def machine(device: str) -> str:
@@ -58,6 +58,7 @@ def needed_flops(model: str, prompt: int, answer: int) -> dict[str, float]:
         "rows, live reference": 8 * body * (2 * prompt + both) + 8 * head * both,
         "TRL": 8 * (body + head) * (2 * prompt + both),
         "TRL, cached reference": 6 * (body + head) * (2 * prompt + both),
+        "TRL, cached reference, Liger": 6 * (body + head) * (2 * prompt + both),
     }
 
 
@@ -87,15 +88,14 @@ def main() -> int:
     parser.add_argument("--answer", type=int, default=31, help="tokens of each made answer (default 31)")
     parser.add_argument("--batch", type=int, default=4, help="pairs per optimizer step (default 4)")
     parser.add_argument("--micro-batch", type=int, help="pairs per forward pass (default: --batch)")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps, 4 on a GPU at least (default 4)")
+    parser.add_argument("--steps", type=int, default=9, help="optimizer steps, the least and the default 9")
     parser.add_argument("--rounds", type=int, default=1, help="times each variant is run (default 1)")
     parser.add_argument(
         "--variants",
         nargs="+",
         choices=VARIANTS,
-        default=[name for name in VARIANTS if name != "ours, compiled"],
         metavar="VARIANT",
-        help=f"default all: {'; '.join(VARIANTS)}; but not the compiled one",
+        help=f"of {'; '.join(VARIANTS)} (default all but the compiled one, on a CPU without Liger's kernels)",
     )
     parser.add_argument("--max-length", type=int, default=1024, help="most tokens of a prompt, and of an answer")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -104,9 +104,10 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show what main_ppo writes to stderr")
     parser.add_argument("--out", help="write the numbers as JSON")
     arguments = parser.parse_args()
-    least = 2 if arguments.device == "cpu" else 4
-    if arguments.steps < least:
-        parser.error(f"--steps {arguments.steps}: {least} at least, as the first are not timed")
+    if arguments.steps < 9:
+        parser.error(f"--steps {arguments.steps}: 9 at least, as the first is not timed and a speed needs eight")
+    left_out = {"ours, compiled", *(GPU_ONLY if arguments.device == "cpu" else ())}
+    arguments.variants = arguments.variants or [name for name in VARIANTS if name not in left_out]
     asked = dict(vars(arguments))
     arguments.model = str(Path(arguments.model).resolve())
     results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
@@ -128,7 +129,7 @@ def main() -> int:
             for variant in dict.fromkeys(turn):
                 result = run(variant, arguments, folder / f"{number}-{arguments.variants.index(variant)}")
                 results[variant].append(result)
-                seconds = statistics.median(steady(result["seconds"], arguments.device))
+                seconds = step_seconds(result["seconds"])
                 print(f"round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
         flops = needed_flops(arguments.model, arguments.prompt, arguments.answer) if made else None
     return report(arguments, asked, results, flops)
@@ -139,22 +140,19 @@ def report(arguments, asked, results, flops) -> int:
     ceiling = matmul_ceiling() if arguments.device == "cuda" and flops else None
     print(f"{machine(arguments.device)}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
     base = arguments.variants[0]
-
-    def step(result):
-        return statistics.median(steady(result["seconds"], arguments.device))
-
     columns = ("s/step", "pairs/s", "peak GiB", f"/ {base}", "range", "FLOP law", "MFU")
     widths = (8, 8, 9, 8, 13, 9, 6)
     print(" ".join([" " * 22, *(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))]))
     summary = {}
     for variant, runs in results.items():
-        seconds = statistics.median(step(r) for r in runs)
-        ratios = [step(r) / step(b) for r, b in zip(runs, results[base], strict=True)]
+        of_rounds = [step_seconds(r["seconds"]) for r in runs]
+        seconds = statistics.mean(of_rounds)
+        ratios = [one / step_seconds(b["seconds"]) for one, b in zip(of_rounds, results[base], strict=True)]
         peak = max(r["peak_gib"] for r in runs)
         law = flops[variant] / flops[base] if flops else None
         # useful work: what the result needs, whatever the variant really computes
         mfu = flops["ours"] * arguments.batch / seconds / ceiling if ceiling else None
-        ratio, lowest, highest = statistics.median(ratios), min(ratios), max(ratios)
+        ratio, lowest, highest = statistics.mean(ratios), min(ratios), max(ratios)
         summary[variant] = {"s_per_step": seconds, "ratio": ratio, "ratio_range": [lowest, highest]}
         summary[variant] |= {"peak_gib": peak, "flop_law": law, "useful_mfu": mfu}
         cells = (

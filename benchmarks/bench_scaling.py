@@ -5,7 +5,7 @@
 
 Each point is a step (forward, backward, optimizer; cached reference) of verl's training worker with our engine on
 random pairs, outside Ray, so that the two backends are compared and nothing else. One dimension varies at a time; a
-point is the median of `--repeats` steps. Writes OUT.json and OUT.png: measured pairs/s, peak memory (GPU), and what the
+point is the time of `--repeats` steps over their number. Writes OUT.json and OUT.png: measured pairs/s, peak memory (GPU), and what the
 FLOP law says, fitted through the base point of `rows`.
 """
 
@@ -80,9 +80,10 @@ def make_model(folder: Path, size: str, vocabulary: int) -> tuple[Path, int, int
     return folder, total - vocabulary * hidden, vocabulary * hidden
 
 
-def median(seconds: list[float]) -> float:
-    """NaN where the point did not fit into memory."""
-    return statistics.median(seconds) if seconds else math.nan
+def mean(seconds: list[float]) -> float:
+    """Of all timed steps, NaN where the point did not fit into memory. Not their median: a device that is given steps
+    ahead ends one early and the next late."""
+    return statistics.mean(seconds) if seconds else math.nan
 
 
 def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> float:
@@ -221,9 +222,9 @@ def measure(rank: int, port: int, results, model: str, device: str, world: int, 
             try:
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                # the first warms up; a GPU that is given work ahead has done most of the last before its turn
-                parts = [batch(point, backend, world, rank) for _ in range(how["repeats"] + 2)]
-                seconds = step_seconds(worker, device, parts)[1:-1]
+                # the first warms up
+                parts = [batch(point, backend, world, rank) for _ in range(how["repeats"] + 1)]
+                seconds = step_seconds(worker, device, parts)[1:]
                 if device == "cuda":
                     peak = torch.cuda.max_memory_allocated() / 2**30
             except torch.OutOfMemoryError:
@@ -289,7 +290,7 @@ def plot(record: dict, path: Path) -> None:
         points = record["points"][dimension]
         at = [p[dimension] for p in points]
         for name, (colour, marker) in styles.items():
-            rates = [p["pairs"] / median(p[name]["seconds"]) for p in points]
+            rates = [p["pairs"] / mean(p[name]["seconds"]) for p in points]
             axes[0][column].plot(at, rates, color=colour, marker=marker, label=name)
             law = [p["law"][name] for p in points]
             axes[0][column].plot(at, law, color=colour, linestyle=":", linewidth=1, label=f"{name}, FLOP law")
@@ -319,7 +320,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, help="base point (default 256; GPU 1024)")
     parser.add_argument("--answer", type=int, help="base point (default 32; GPU 64)")
     parser.add_argument("--pairs", type=int, default=4, help="base point (default 4; GPU: of each worker)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each backend and point (default 5)")
+    parser.add_argument("--repeats", type=int, default=8, help="timed steps of each backend and point (default 8)")
     parser.add_argument(
         "--one-unit", action="store_true", help="FSDP1: the whole model as one unit (what a lone GPU does anyway)"
     )
@@ -365,7 +366,7 @@ def main() -> int:
                 point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in BACKENDS}
         for dimension, points in record["points"].items():
             for point in points:
-                times = {b: median(point[b]["seconds"]) for b in BACKENDS}
+                times = {b: mean(point[b]["seconds"]) for b in BACKENDS}
                 rates = [
                     f"{b} does not fit into memory" if math.isnan(t) else f"{b} {point['pairs'] / t:.2f} pairs/s"
                     for b, t in times.items()
@@ -376,7 +377,7 @@ def main() -> int:
                 print(f"{dimension} {point[dimension]:>7,}: {', '.join(rates)} (FLOP law {law:.2f})", flush=True)
             # one rate of FLOP/s for all points, that of the rows at the base point
             at_base = min(points, key=lambda p: abs(p[dimension] - base[dimension]))
-            rate = at_base["flops"]["rows"] * at_base["pairs"] / median(at_base["rows"]["seconds"])
+            rate = at_base["flops"]["rows"] * at_base["pairs"] / mean(at_base["rows"]["seconds"])
             for point in points:
                 scale = point["workers"] if gpu else 1
                 point["law"] = {b: scale * rate / point["flops"][b] for b in BACKENDS}

@@ -11,9 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["VARIANTS", "make_pairs", "make_model", "run"]
+__all__ = ["GPU_ONLY", "VARIANTS", "make_pairs", "make_model", "run", "step_seconds"]
 
 COMPILE = "actor_rollout_ref.actor.fsdp_config.use_torch_compile=True"
+
+LIGER = "use_liger_kernel"
 
 # name in tables: (trainer, how the reference's log-probs come about, settings beyond the defaults)
 VARIANTS = {
@@ -24,7 +26,10 @@ VARIANTS = {
     "rows, live reference": ("rows", "live"),
     "TRL": ("trl", "live"),
     "TRL, cached reference": ("trl", "cached"),
+    "TRL, cached reference, Liger": ("trl", "cached", LIGER),
 }
+# the kernels of the last are Triton's
+GPU_ONLY = ("TRL, cached reference, Liger",)
 
 
 def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, seed: int = 0) -> None:
@@ -86,10 +91,10 @@ def make_model(folder: Path, tokenizer_of: str, architecture: str) -> Path:
     return folder
 
 
-def steady(seconds: list[float], device: str) -> list[float]:
-    """The steps that count: the first warms up. A GPU is given work ahead, so the second step ends too early there, and
-    the last one too."""
-    return seconds[1:] if device == "cpu" else seconds[2:-1]
+def step_seconds(seconds: list[float]) -> float:
+    """Seconds a step: the time of all steps but the first, which warms up, over their number. Never a median: where
+    steps run into each other, a short one stands beside a long one."""
+    return sum(seconds[1:]) / len(seconds[1:])
 
 
 def run(variant: str, arguments, folder: Path) -> dict:
@@ -98,7 +103,7 @@ def run(variant: str, arguments, folder: Path) -> dict:
     trainer, reference, *overrides = VARIANTS[variant]
     if trainer == "trl":
         out = folder / "result.json"
-        request = {**vars(arguments), "cached": reference == "cached", "out": str(out)}
+        request = {**vars(arguments), "cached": reference == "cached", "liger": LIGER in overrides, "out": str(out)}
         command = [sys.executable, __file__, json.dumps(request)]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())
@@ -106,7 +111,7 @@ def run(variant: str, arguments, folder: Path) -> dict:
 
 
 def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str) -> dict:
-    """main_ppo; times are those of whole steps, the Ray round trip included."""
+    """main_ppo; times are the worker's, from the end of one step to the end of the next."""
     metrics = folder / "metrics.jsonl"
     started = time.time()
     subprocess.run(
@@ -146,7 +151,6 @@ def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str
     return {
         "losses": [row["actor/loss"] for row in rows],
         "seconds": [row["timing_s/step"] for row in rows],
-        "update_seconds": [row["timing_s/update_actor"] for row in rows],
         "tokens": [row["perf/total_num_tokens"] for row in rows],
         "peak_gib": max(row["perf/max_memory_allocated_gb"] for row in rows),
         "total_s": time.time() - started,
@@ -171,7 +175,10 @@ def _trl(request: dict) -> dict:
         def on_train_begin(self, *args, **kwargs):
             self.before = time.perf_counter()
 
-        def on_step_end(self, *args, **kwargs):
+        def on_step_end(self, _, state, *args, **kwargs):
+            if not on_cpu and state.global_step in (1, request["steps"]):
+                # the ends of what is timed; in between nothing waits for the device that TRL does not wait for itself
+                torch.cuda.synchronize()
             now = time.perf_counter()
             self.seconds.append(now - self.before)
             self.before = now
@@ -196,6 +203,7 @@ def _trl(request: dict) -> dict:
             max_length=2 * request["max_length"],
             beta=0.1,
             precompute_ref_log_probs=request["cached"],
+            use_liger_kernel=request["liger"],
             gradient_checkpointing=False,
             bf16=not on_cpu,
             use_cpu=on_cpu,
