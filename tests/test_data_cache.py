@@ -115,6 +115,35 @@ def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, tokenizer, write_ro
     assert renders == []
 
 
+def test_no_flipped_bit_gives_other_tokens(tmp_path, tokenizer, write_rows, renders):
+    """Not in the zip's directory or numpy's headers either, whose names, types and lengths no sum of the zip covers."""
+    file = write_rows(ROWS[:2])
+    first = load(file, tokenizer, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    places = range(0, len(content), 5)
+    renders.clear()
+    for at in places:
+        bad = bytearray(content)
+        bad[at] ^= 1 << at // 5 % 8
+        path.write_bytes(bad)
+        same(first, load(file, tokenizer, tmp_path / "cache"))
+    assert len(renders) > len(places) / 2  # the rest: what no reader looks at, as a date
+
+
+def test_a_shorter_array_is_noticed(tmp_path, tokenizer, write_rows, renders):
+    """A whole zip with sums of its own, and other content: numpy's header may name fewer numbers than there are."""
+    file = write_rows(ROWS)
+    first = load(file, tokenizer, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    arrays["weights"] = arrays["weights"] + 1
+    np.savez(path, **arrays)
+    same(first, load(file, tokenizer, tmp_path / "cache"))
+    assert len(renders) == 2
+
+
 def test_a_place_that_cannot_be_written_is_only_a_warning(tmp_path, tokenizer, write_rows, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):

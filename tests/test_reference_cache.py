@@ -1,10 +1,13 @@
 """Reference log-probs on disk: what is found again, what must not be, and what a pass over the data computes."""
 
 import dataclasses
+import errno
 import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -106,14 +109,85 @@ def test_a_write_that_is_cut_short_leaves_no_part(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
-def test_a_damaged_part_is_named_with_the_remedy(tmp_path, damage):
+def test_a_damaged_part_is_named_and_computed_again(tmp_path, damage, caplog):
+    """A cache holds nothing that cannot be had again: what is damaged costs time, not the run."""
     cache = _filled(tmp_path, _pairs(1, 2))
-    (part,) = cache.folder.glob("part-*")
+    _filled(tmp_path, _pairs(3))
+    part = max(cache.folder.glob("part-*"), key=lambda path: path.stat().st_size)
     content = part.read_bytes()
     part.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 100}[damage])
-    with pytest.raises(ValueError) as error:
-        ReferenceCache(str(tmp_path), IDENTITY).load(set(_pairs(1)))
-    assert str(part) in str(error.value) and "Delete the file" in str(error.value)
+    again = ReferenceCache(str(tmp_path), IDENTITY)
+    assert again.load(set(_pairs(1, 2, 3))) == 1
+    assert str(part) in caplog.text and "damaged" in caplog.text and "computed again" in caplog.text
+    assert not part.exists() and part.with_name(f"{part.name}.damaged").exists()
+    _filled(tmp_path, _pairs(1, 2))
+    caplog.clear()
+    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_pairs(1, 2, 3))) == 3 and not caplog.text
+
+
+def test_no_flipped_bit_gives_other_numbers(tmp_path):
+    """Header, pages and footer alike; parquet's own checksums cover the pages alone."""
+    pairs = _pairs(*range(1, 9))
+    (part,) = _filled(tmp_path, pairs).folder.glob("part-*")
+    content = part.read_bytes()
+    for at in range(0, len(content)):
+        bad = bytearray(content)
+        bad[at] ^= 1 << at % 8
+        part.write_bytes(bad)
+        cache = ReferenceCache(str(tmp_path), IDENTITY)
+        assert cache.load(set(pairs)) == 0, at
+        part.with_name(f"{part.name}.damaged").unlink()
+    part.write_bytes(content)
+    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(pairs)) == 8
+
+
+def test_parts_carry_parquets_checksums_too(tmp_path):
+    """For other readers: one of them must see a flipped bit in the numbers without our file names."""
+    (part,) = _filled(tmp_path, _pairs(*range(1, 9))).folder.glob("part-*")
+    content = bytearray(part.read_bytes())
+    content[pq.ParquetFile(part).metadata.row_group(0).column(1).data_page_offset + 60] ^= 4
+    with pytest.raises(OSError, match="CRC"):
+        pq.read_table(pa.BufferReader(bytes(content)), page_checksum_verification=True)
+
+
+def test_parts_without_a_checksum_are_not_used(tmp_path, caplog):
+    folder = ReferenceCache(str(tmp_path), IDENTITY).folder
+    ((key, (chosen, rejected)),) = _pairs(1).items()
+    pq.write_table(
+        pa.table({"pair": [key], "chosen": [chosen], "rejected": [rejected]}), folder / "part-0123456789abcdef.parquet"
+    )
+    assert ReferenceCache(str(tmp_path), IDENTITY).load({key}) == 0
+    assert "1 part(s) of an earlier version have no checksum" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    cache = _filled(tmp_path / "file" / "cache", _pairs(1))
+    (key,) = _pairs(1)
+    assert key in cache and cache.load({key}) == 1
+    assert caplog.text.count("cannot be written") == 1 and "for this run only" in caplog.text
+
+
+def test_a_full_disk_costs_a_warning(tmp_path, caplog, monkeypatch):
+    cache = _filled(tmp_path, _pairs(1))
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("verl_aiops.files.os.fsync", full)
+    for number in (2, 3):
+        for key, sides in _pairs(number).items():
+            cache.put(key, *sides)
+        cache.save()
+        assert key in cache
+    assert caplog.text.count("no space left on device") == 1
+    assert len(list(cache.folder.iterdir())) == 2  # the note and the first part
+
+
+def test_the_users_home_is_understood_in_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("VERL_AIOPS_CACHE", "~/my cache")
+    assert default_cache_dir("tokens") == f"{tmp_path}/my cache/tokens"
 
 
 # --- identity ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import numpy as np
 from verl_aiops.files import replacing
 
 logger = logging.getLogger(__name__)
+
+_CHECKSUM = "checksum"
 
 
 class TokenCache:
@@ -33,15 +34,20 @@ class TokenCache:
         self.path = None if key is None else Path(folder) / f"{key}.npz"
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """The arrays, or None if there are none that can be read."""
-        if self.path is None or not self.path.exists():
-            return None
+        """The arrays as they were saved, to the last bit, or None if there are none such."""
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if self.path is None or not self.path.exists():
+                return None
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = dict(file)
+            if arrays.pop(_CHECKSUM).tobytes() != _checksum(arrays):
+                raise ValueError("its content is not what was written: a damaged disk or copy?")
+            return arrays
+        except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged files
             logger.warning(
-                "%s cannot be read (%s); the data is tokenised again and the file replaced", self.path, error
+                "%s cannot be read (%s); the data is tokenised again and the file replaced",
+                self.path,
+                str(error) or type(error).__name__,
             )
             return None
 
@@ -50,9 +56,21 @@ class TokenCache:
             return
         try:
             with replacing(self.path) as temporary, temporary.open("xb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays, **{_CHECKSUM: np.frombuffer(_checksum(arrays), dtype=np.uint8)})
         except OSError as error:  # a full or read-only disk is no reason to end a run that has its data
             logger.warning("%s; the next run tokenises again", error)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """SHA-256 of names, types, shapes and contents. The zip's own sums say nothing of the first two, and of a content
+    only where numpy reads as far as it goes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.digest()
 
 
 def _key(files, tokenizer, settings) -> str | None:

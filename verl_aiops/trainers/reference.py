@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +18,16 @@ from verl_aiops.files import write_atomically
 
 __all__ = ["ReferenceCache", "ReferenceIdentity", "default_cache_dir", "weights_digest"]
 
+logger = logging.getLogger(__name__)
+
 _SCHEMA = pa.schema([("pair", pa.binary()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))])
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def default_cache_dir(kind: str = "reference") -> str:
     """``$VERL_AIOPS_CACHE/KIND``, or a folder under the user's cache directory."""
-    root = os.environ.get("VERL_AIOPS_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "verl-aiops")
-    return os.path.join(root, kind)
+    root = os.environ.get("VERL_AIOPS_CACHE") or os.path.join("~", ".cache", "verl-aiops")
+    return os.path.join(os.path.expanduser(root), kind)
 
 
 def weights_digest(folder: str) -> str:
@@ -82,34 +85,67 @@ class ReferenceCache:
     """Token log-probs of chosen and rejected answers, looked up by the digest of the pair's tokens and masks.
 
     Parts are parquet files, each written whole and renamed into place, so that a killed pass loses one part at most
-    and runs may share a cache.
+    and runs may share a cache. A part's name is the digest of its content: parquet's own checksums, which are written
+    too for other readers, leave the headers out. What does not fit its name is set aside and its pairs are computed
+    again; so is, but for the setting aside, what cannot be read. A folder that cannot be written is a warning: the
+    scores are then kept for this run alone.
     """
 
     def __init__(self, root: str, identity: ReferenceIdentity):
         self.folder = Path(root) / identity.digest()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        note = self.folder / "identity.json"
-        if not note.exists():
-            write_atomically(note, json.dumps(asdict(identity), indent=1).encode())
         self._rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         self._unsaved: list[bytes] = []
+        self._writable = True
+        note = self.folder / "identity.json"
+        if not os.path.exists(note):  # unlike Path's, says no where it may not look
+            self._write(note, json.dumps(asdict(identity), indent=1).encode())
 
     def load(self, wanted: set[bytes]) -> int:
         """Read what the folder holds of ``wanted``; returns how many pairs were found."""
+        old = 0
         for part in sorted(self.folder.glob("part-*.parquet")):
-            try:
-                table = pq.read_table(part, schema=_SCHEMA)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(
-                    f"reference cache: {part} cannot be read ({error}). Delete the file; its pairs are computed again."
-                ) from None
+            if len(part.stem) != len(_part_name(b"")):
+                old += 1
+                continue
+            table = self._read(part)
+            if table is None:
+                continue
             for key, chosen, rejected in zip(*(table[c] for c in ("pair", "chosen", "rejected")), strict=True):
                 if key.as_py() in wanted:
                     self._rows[key.as_py()] = (
                         chosen.values.to_numpy(zero_copy_only=False).copy(),
                         rejected.values.to_numpy(zero_copy_only=False).copy(),
                     )
+        if old:
+            logger.warning(
+                "reference cache %s: %d part(s) of an earlier version have no checksum and are left alone; their pairs "
+                "are computed again, and the files can be deleted",
+                self.folder,
+                old,
+            )
         return len(self._rows)
+
+    def _read(self, part: Path) -> pa.Table | None:
+        try:
+            content = part.read_bytes()
+            if part.stem == _part_name(content):
+                return pq.read_table(pa.BufferReader(content), schema=_SCHEMA, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            logger.warning("reference cache: %s cannot be read (%s); its pairs are computed again", part, error)
+            return None
+        aside = part.with_name(f"{part.name}.damaged")
+        where = f"It is kept as {aside.name}"
+        try:
+            os.replace(part, aside)
+        except OSError as error:
+            where = f"It cannot be renamed ({error.strerror}); delete it"
+        logger.warning(
+            "reference cache: %s is damaged, its content is not what was written (a bad disk or copy?); its pairs are "
+            "computed again. %s.",
+            part,
+            where,
+        )
+        return None
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
@@ -134,8 +170,22 @@ class ReferenceCache:
             },
             schema=_SCHEMA,
         )
-        name = hashlib.sha256(b"".join(self._unsaved)).hexdigest()[:16]
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        write_atomically(self.folder / f"part-{name}.parquet", sink.getvalue().to_pybytes())
+        pq.write_table(table, sink, write_page_checksum=True)
+        content = sink.getvalue().to_pybytes()
+        self._write(self.folder / f"{_part_name(content)}.parquet", content)
         self._unsaved = []
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if not self._writable:
+            return
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            # the scores themselves are there: no reason to end a run that may have taken hours for them
+            self._writable = False
+            logger.warning("reference cache: %s; scores are kept for this run only, the next computes them anew", error)
+
+
+def _part_name(content: bytes) -> str:
+    return f"part-{hashlib.sha256(content).hexdigest()[:32]}"
