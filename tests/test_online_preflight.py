@@ -34,10 +34,11 @@ def prepare(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "get_device_name", lambda: "cpu")
 
     def run(*overrides, row=TRIAGE, preset=None):
-        pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "rl.parquet")
+        pq.write_table(pa.Table.from_pylist([row] * 4), tmp_path / "rl.parquet")
         everything = [
             *([f"+verl_aiops={preset}"] if preset else ["algorithm.adv_estimator=online_dpo"]),
             f"data.train_files={tmp_path / 'rl.parquet'}",
+            f"data.val_files={tmp_path / 'rl.parquet'}",
             "data.train_batch_size=4",
             f"actor_rollout_ref.model.path={tiny_model_dir}",
             *overrides,

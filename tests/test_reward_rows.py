@@ -1,10 +1,14 @@
 """Answers without a score: who is left out, who is left alone, and what a colocated reward model is shown."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
+from omegaconf import OmegaConf
 
+from verl_aiops.rewards.combined import CombinedSettings
 from verl_aiops.trainers.reward_rows import (
     final_outputs,
     reward_failures,
@@ -12,8 +16,10 @@ from verl_aiops.trainers.reward_rows import (
     scoring_batch,
     session_of,
 )
+from verl_aiops.trainers.triage import TriageTrainer
 
 NAN = math.nan
+N3 = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 3}}})
 
 
 def test_final_outputs_of_sessions():
@@ -86,13 +92,85 @@ def test_sessions_of_keys():
 
 
 def test_answers_that_never_came_are_counted():
-    from types import SimpleNamespace
-
-    from omegaconf import OmegaConf
-
-    from verl_aiops.trainers.triage import TriageTrainer
-
-    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 3}}})
-    trainer = SimpleNamespace(config=config)
+    trainer = SimpleNamespace(config=N3, drawn=0)
     assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_1_1", "a_2_0", "b_0_0"]) == (6, 2)
     assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "a_3_0"]) == (4, 0)
+
+
+def test_answers_are_counted_against_what_was_drawn_where_a_prompt_has_none_left():
+    trainer = SimpleNamespace(config=N3, drawn=4)
+    assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_1_0", "b_2_0"]) == (12, 6)
+    assert TriageTrainer._asked(trainer, []) == (12, 12)
+
+
+def test_an_answer_whose_siblings_never_came_is_alone():
+    keys = ["a_0_0", "b_0_0", "b_1_0"]
+    found = reward_failures(keys, [0.5, 1.0, 0.0], [{}] * 3, compared=True, group_size=2)
+    assert found.failed == () and found.alone == ("a_0",) and found.kept == ("b_0_0", "b_1_0")
+    assert reward_failures(keys, [0.5, 1.0, 0.0], [{}] * 3, compared=False, group_size=2).alone == ()
+
+
+def trained_on(keys, drawn, monkeypatch, combined=None):
+    """What a step keeps of rows with these keys, and what it logs."""
+    from transfer_queue import KVBatchMeta
+    from verl.utils import tensordict_utils as tu
+
+    from verl_aiops.trainers import triage
+
+    def rows(keys, **_):
+        scores = torch.nested.as_nested_tensor([torch.tensor([0.5])] * len(keys), layout=torch.jagged)
+        return tu.get_tensordict({"rm_scores": scores, "extra_fields": [{"reward_extra_info": {}} for _ in keys]})
+
+    monkeypatch.setattr(triage.tq, "kv_batch_get", rows)
+    monkeypatch.setattr(triage.tq, "kv_clear", lambda **_: None)
+    trainer = object.__new__(TriageTrainer)
+    trainer.config = OmegaConf.merge(N3, {"algorithm": {"adv_estimator": "grpo"}})
+    trainer.drawn, trainer.moments, trainer.global_steps = drawn, None, 7
+    trainer.combined = combined
+    metrics = {}
+    return trainer._with_scores(KVBatchMeta(list(keys), [{} for _ in keys], "train"), metrics).keys, metrics
+
+
+ALL_OF_TWO = [f"{uid}_{session}_0" for uid in "ab" for session in range(3)]
+
+
+def test_a_step_whose_prompts_came_whole_is_trained_on(monkeypatch):
+    keys, metrics = trained_on(ALL_OF_TWO, 2, monkeypatch)
+    assert keys == ALL_OF_TWO and metrics["reward/missing_rows"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "keys, drawn, lost", [(ALL_OF_TWO, 4, "6 of 12"), (ALL_OF_TWO[1:], 2, "1 of 6"), ([], 2, "6 of 6")]
+)
+@pytest.mark.parametrize("combined", [None, {}])
+def test_answers_that_never_came_stop_the_run_as_failed_ones_do(keys, drawn, lost, combined, monkeypatch):
+    settings = None if combined is None else CombinedSettings.from_config({"mode": "rule_only"})
+    with pytest.raises(RuntimeError, match=f"{lost} answers of step 7 have no score.*raised"):
+        trained_on(keys, drawn, monkeypatch, settings)
+
+
+def test_answers_that_never_came_are_left_out_up_to_the_share_that_may_be(monkeypatch, capsys):
+    drop = {"mode": "rule_only", "on_failure": "drop", "max_failed_share": 0.4}
+    keys, metrics = trained_on(["a_1_0", *ALL_OF_TWO[3:]], 2, monkeypatch, CombinedSettings.from_config(drop))
+    assert keys == ALL_OF_TWO[3:] and metrics["reward/missing_rows"] == 2.0 and metrics["reward/alone_rows"] == 1.0
+    assert "2 never came" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="6 of 12"):
+        trained_on(ALL_OF_TWO, 4, monkeypatch, CombinedSettings.from_config(drop))
+
+
+def validated(came, expected, monkeypatch):
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    monkeypatch.setattr(PPOTrainerSync, "_val_metrics_update", lambda *args, **kwargs: {})
+    trainer = object.__new__(TriageTrainer)
+    trainer.combined, trainer.global_steps = None, 7
+    uids = [f"u{at}" for at in range(came)]
+    counts = {("aiops_mturn", f"u{at}"): 1 for at in range(expected)}
+    infos = {"reward": [0.5] * came}
+    return trainer._val_metrics_update(["aiops_mturn"] * came, uids, infos, [2] * came, expected_acc_counts=counts)
+
+
+def test_answers_that_never_came_stop_a_validation(monkeypatch):
+    assert validated(4, 4, monkeypatch)["val-aux/reward/missing_rows"] == 0.0
+    with pytest.raises(RuntimeError, match="validation: 2 of 4 answers"):
+        validated(2, 4, monkeypatch)

@@ -30,7 +30,7 @@ ROW = {
 def data(tmp_path):
     def write(**changes):
         path = tmp_path / "rl.parquet"
-        pq.write_table(pa.Table.from_pylist([{**ROW, **changes}] * 3), path)
+        pq.write_table(pa.Table.from_pylist([{**ROW, **changes}] * 64), path)
         return str(path)
 
     return write
@@ -60,6 +60,7 @@ def prepare(tiny_model_dir, data, on_cpu):
         everything = [
             *([f"+verl_aiops={preset}"] if preset else []),
             f"data.train_files={file or data()}",
+            f"data.val_files={file or data()}",
             f"actor_rollout_ref.model.path={tiny_model_dir}",
             *overrides,
         ]
@@ -179,7 +180,7 @@ def test_old_keys_are_refused_for_offline_dpo_too_and_named_together():
         ("actor_rollout_ref.rollout.n=1", "Set 2 or more"),
         ("+reward.custom_reward_function.reward_kwargs.format_weight=9", "reward_kwargs"),
         ("+reward.custom_reward_function.reward_kwargs.fromat_weight=0.1", "reward_kwargs"),
-        ("data.max_response_length=60", "row i-1 (and 2 more of 3 rows): data.max_response_length=60"),
+        ("data.max_response_length=60", "row i-1 (and 127 more of 128 rows): data.max_response_length=60"),
         ("actor_rollout_ref.rollout.custom.aiops_mturn.round_tokens=[400,40]", "Raise data.max_response_length"),
         ("+actor_rollout_ref.rollout.custom.aiops_mturn.round_token=[40]", "did you mean round_tokens"),
         ("actor_rollout_ref.rollout.custom.aiops_mturn.json_schema=True", "no constrained decoding"),
@@ -197,7 +198,7 @@ def test_the_longest_instructions_of_all_rows_must_fit(prepare, tmp_path):
         for n in range(100)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
-    with pytest.raises(ConfigError, match=r"row i-9[89] \(and 1 more of 100 rows\).* to (\d+) or more") as error:
+    with pytest.raises(ConfigError, match=r"row i-9[89] \(and 3 more of 200 rows\).* to (\d+) or more") as error:
         prepare("data.max_response_length=88", file=str(tmp_path / "mixed.parquet"))
     enough = re.search(r" to (\d+) or more", str(error.value)).group(1)
     prepare(f"data.max_response_length={enough}", file=str(tmp_path / "mixed.parquet"))
@@ -223,11 +224,19 @@ def test_a_run_without_a_reward_is_refused(prepare):
         )
 
 
+def test_rows_that_cannot_be_scored_are_refused(prepare, data):
+    file = data(reward_model={"style": "rule", "ground_truth": '{"service": "a"}'})
+    for preset in ("[grpo_mturn,cpu]", "[online_dpo,cpu]"):
+        with pytest.raises(ConfigError, match="(?s)128 of 128 rows.*incident_type: expected a non-empty str"):
+            prepare(preset=preset, file=file)
+
+
 def test_another_reward_keeps_its_manager(prepare, tmp_path):
     reward = tmp_path / "mine.py"
     reward.write_text("def compute_score(**kwargs): return 0.0")
     config, _ = prepare(
         "algorithm.adv_estimator=grpo",
+        "data.train_batch_size=4",
         "actor_rollout_ref.rollout.n=4",
         f"reward.custom_reward_function.path={reward}",
         preset=None,

@@ -55,7 +55,63 @@ def test_rounds_reach_the_reward_and_stay_apart(tokenizer):
 
 def test_without_rounds_the_response_is_the_answer(tokenizer):
     result = score(tokenizer, None)
-    assert result["reward_score"] == 0.0 and "round_1" not in result["reward_extra_info"]
+    assert result["reward_score"] == 0.0 and result["reward_extra_info"]["round_1"] == ""
+
+
+def test_every_row_has_the_same_keys_whatever_its_rounds(tokenizer):
+    """verl's `compute_rm_score` takes a batch's keys from its first row."""
+    rows = [None, [RIGHT], ["a", RIGHT], ["a", "b", "c", RIGHT], ["a", "b", "c", "d", "e", RIGHT]]
+    infos = [score(tokenizer, turns)["reward_extra_info"] for turns in rows]
+    assert len({tuple(info) for info in infos}) == 1
+    for turns, info in zip(rows, infos):
+        written = "".join(info[f"round_{at}"] for at in range(1, 5))
+        assert all(text in written for text in turns or ())
+    assert [infos[2][f"round_{at}"] for at in range(1, 5)] == ["a", RIGHT, "", ""]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_colocated_batch_of_rows_with_one_and_two_rounds_is_scored_whole(tokenizer, order, monkeypatch):
+    from verl.experimental.reward_loop import reward_loop
+
+    from verl_aiops.rewards.combined import CombinedSettings
+    from verl_aiops.rewards.managers.combined import AiopsCombinedRewardManager
+    from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
+    from verl_aiops.trainers.reward_rows import scoring_batch
+
+    def row(turns):
+        return {
+            "prompts": torch.tensor([1, 2]),
+            "responses": torch.tensor(tokenizer.encode(turns[-1])),
+            "extra_fields": {"turns": turns},
+            "raw_prompt": [{"role": "user", "content": "q"}],
+            "data_source": "aiops_mturn",
+            "reward_model": {"ground_truth": TRUTH},
+            "extra_info": {"incident_text": "q"},
+            "num_turns": 2,
+        }
+
+    async def scores(chunk):
+        manager = object.__new__(AiopsCombinedRewardManager)
+        AiopsMturnRewardManager.__init__(manager, configuration(), tokenizer)
+        manager.settings, manager.client = CombinedSettings.from_config({"mode": "rule_only"}), None
+        return [await manager.run_single(chunk[at : at + 1]) for at in range(len(chunk))]
+
+    class Worker:
+        class compute_score_batch:
+            @staticmethod
+            def remote(chunk):
+                return asyncio.run(scores(chunk))
+
+    loop = object.__new__(reward_loop.RewardLoopManager)
+    loop.reward_model_manager, loop.reward_loop_workers = None, [Worker]
+    loop.reward_manager_cls = AiopsCombinedRewardManager
+    monkeypatch.setattr(reward_loop.ray, "get", lambda results: results)
+    turns = [["I look at it.", RIGHT], [RIGHT]]
+    output = loop.compute_rm_score(scoring_batch([row(turns[at]) for at in order], 1))
+    assert {"round_1", "round_2", "score"} <= set(output.meta_info["reward_extra_keys"])
+    columns = output.non_tensor_batch
+    for place, at in enumerate(order):
+        assert [columns[f"round_{k}"][place] for k in (1, 2)] == (turns[at] + [""])[:2]
 
 
 def test_settings_reach_the_reward(tokenizer):

@@ -92,6 +92,17 @@ def _read_mapping(raw: object) -> GroundTruth:
     )
 
 
+def unoffered_fields(raw: object) -> list[str]:
+    """The fields whose candidates, where a row has any, leave out the true label: nobody could answer such a row.
+
+    Args:
+        raw: a ground truth that `read_ground_truth` takes.
+    """
+    given = json.loads(raw) if isinstance(raw, str) else raw
+    offered = {field: _candidates(given.get("candidates"), field) for field in FIELDS}
+    return [field for field in FIELDS if offered[field] and _label(given.get(field), field) not in offered[field]]
+
+
 def _label(value: object, where: str) -> str:
     if not isinstance(value, str):
         got = "nothing" if value is None else repr(value)

@@ -90,6 +90,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        self.drawn = sample_batch_size
         with marked_timer("gen", timing_raw, color="red"):
             self.on_sample_begin()
             batch, off_policy = self.replay_buffer.sample(

@@ -14,7 +14,13 @@ from verl_aiops.trainers.defaults import (
 )
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.reward_preflight import prepare_reward_model, verl_has_rule
-from verl_aiops.trainers.rl_preflight import check_rollout, check_rounds, is_triage_run, refuse_ignored_keys
+from verl_aiops.trainers.rl_preflight import (
+    check_data,
+    check_rollout,
+    check_rounds,
+    is_triage_run,
+    refuse_ignored_keys,
+)
 
 __all__ = ["prepare_online"]
 
@@ -48,7 +54,7 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
     except ConfigError as error:
         wrong.append(str(error))
     wrong += [*_data_faults(config, dpo), *_batch_faults(config)]
-    for check in (check_rollout, check_rounds):
+    for check in (check_rollout, check_data, check_rounds):
         try:
             check(config)
         except ConfigError as error:

@@ -54,7 +54,11 @@ class RewardFailures:
 
 
 def reward_failures(
-    keys: Sequence[str], scores: Sequence[float], infos: Sequence[Mapping[str, Any]], compared: bool
+    keys: Sequence[str],
+    scores: Sequence[float],
+    infos: Sequence[Mapping[str, Any]],
+    compared: bool,
+    group_size: int = 1,
 ) -> RewardFailures:
     """Sort the rows of a step by whether they can be trained on.
 
@@ -64,6 +68,7 @@ def reward_failures(
         infos: what the reward returned beside the score, one per row.
         compared: whether the advantage of an answer is taken against the other answers to its prompt; one that is left
             alone by failures would get its plain score for an advantage.
+        group_size: answers that each prompt was asked for; those that are not among the rows never came.
     """
     sessions = {session_of(key) for key in keys}
     failed, reason = {}, ""
@@ -72,7 +77,8 @@ def reward_failures(
             failed[session_of(key)] = None
             reason = reason or str(info.get("rm_error") or "") or f"its score is {score}"
     left = Counter(session_of(session) for session in sessions - failed.keys())
-    torn = {session_of(session) for session in failed}
+    came = Counter(session_of(session) for session in sessions)
+    torn = {session_of(session) for session in failed} | {uid for uid, count in came.items() if count < group_size}
     alone = {
         session: None
         for session in dict.fromkeys(session_of(key) for key in keys)

@@ -10,7 +10,15 @@ from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
 from verl_aiops.trainers.reward_preflight import COMBINED, prepare_reward_model
 
-__all__ = ["check_rollout", "check_rounds", "first_rows", "is_triage_run", "prepare_triage", "refuse_ignored_keys"]
+__all__ = [
+    "check_data",
+    "check_rollout",
+    "check_rounds",
+    "first_rows",
+    "is_triage_run",
+    "prepare_triage",
+    "refuse_ignored_keys",
+]
 
 REWARD, LOOP, MODE = "aiops_mturn", "aiops_mturn", "aiops_sync"
 # groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
@@ -156,6 +164,7 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
     check_rollout(config)
     _check_reward(config)
     _check_group(config)
+    check_data(config)
     check_rounds(config)
     if config.trainer.use_v1 and config.trainer.v1.trainer_mode == "sync":
         with open_dict(config):
@@ -193,6 +202,37 @@ def _check_reward(config: DictConfig) -> None:
         read_settings(dict(custom.get("reward_kwargs") or {}))
     except ValueError as error:
         raise ConfigError(f"reward.custom_reward_function.reward_kwargs: {error}") from None
+
+
+def check_data(config: DictConfig) -> None:
+    """Every row of the files, see `triage_rows`; prints what is worth saying of them.
+
+    Raises:
+        ConfigError: rows or files that cannot be used.
+    """
+    from verl_aiops.rewards.settings import read_settings
+    from verl_aiops.trainers.triage_rows import RowRules, check_rows
+
+    if OmegaConf.select(config, "data.custom_cls.path") is not None:
+        print("verl-aiops: data.custom_cls reads the data, so its rows were not checked", flush=True)
+        return
+    custom, manager = config.reward.custom_reward_function, config.reward.reward_manager.name
+    truth = _is_triage_rule(custom) or custom.path is None and manager == REWARD
+    rules = RowRules(
+        truth=truth,
+        rewarded=truth or manager in (REWARD, COMBINED),
+        evidence_weight=read_settings(dict(custom.get("reward_kwargs") or {})).evidence_weight if truth else 0.0,
+        default_loop=config.actor_rollout_ref.rollout.agent.default_agent_loop,
+        prompt_key=config.data.get("prompt_key") or "prompt",
+    )
+    for note in check_rows(config, rules):
+        print(f"verl-aiops: {note}", flush=True)
+
+
+def _is_triage_rule(custom: DictConfig) -> bool:
+    """Whether the named reward is `rewards.aiops_mturn.compute_score`, not another function of ours or the user's."""
+    ours = _ours(custom.path) and os.path.basename(str(custom.path)).split(".")[-1 if "pkg:" in custom.path else 0]
+    return ours == REWARD and custom.get("name", "compute_score") == "compute_score"
 
 
 def _check_group(config: DictConfig) -> None:

@@ -37,6 +37,7 @@ from verl_aiops.trainers.reward_rows import (
 __all__ = ["TriageTrainer", "combined_settings", "part_metrics"]
 
 COMBINED = "aiops_combined"
+NEVER_CAME = "their generation or reward raised; the errors stand further up"
 
 
 def combined_settings(config: DictConfig) -> CombinedSettings | None:
@@ -73,6 +74,7 @@ class TriageTrainer(PPOTrainerSync):
         super().__init__(config)
         self.combined = combined_settings(config)
         self.moments: MomentsStore | None = None
+        self.drawn = 0  # prompts of the step at hand
 
     # --- rewards -----------------------------------------------------------------------------------------------------
 
@@ -97,12 +99,21 @@ class TriageTrainer(PPOTrainerSync):
             self.moments.save(folder)
         super()._save_checkpoint()
 
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        self.drawn = sample_batch_size
+        return super()._step_once(metrics, timing_raw, sample_batch_size)
+
     def _balance_batch(self, batch: KVBatchMeta, metrics, **kwargs):
         # the first thing that verl does with a batch once its rewards are there
         return super()._balance_batch(self._with_scores(batch, metrics), metrics, **kwargs)
 
     def _take_in(self, batch: KVBatchMeta) -> tuple[list[float], list[dict[str, Any]]]:
-        """Scores and the reward's parts by row; failed ones end the run where ``reward.combined`` says so."""
+        """Scores and the reward's parts by row.
+
+        Raises:
+            RuntimeError: no answer came at all, or more are without a score, or missing, than ``reward.combined`` says.
+        """
+        self._refuse_empty(batch)
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"]
         )
@@ -113,16 +124,25 @@ class TriageTrainer(PPOTrainerSync):
             self.moments.add(info["rm_raw"] for key, info in zip(batch.keys, infos) if key in final)
         failures = reward_failures(batch.keys, scores, infos, compared=False)
         asked, missing = self._asked(batch.keys)
-        if self.combined is not None and len(failures.failed) + missing > self._failures_allowed() * asked:
+        if self.combined is not None and self._stops_run(failures, asked, missing):
             raise RuntimeError(self._failure_text(failures, asked, missing))
         return scores, infos
 
     def _asked(self, keys: list[str]) -> tuple[int, int]:
         """Answers that were asked for, and how many of them never came: a session whose generation or reward raised is
-        missing from verl's batch without a word."""
+        missing from verl's batch without a word, and so is a prompt all of whose sessions did."""
         sessions = {session_of(key) for key in keys}
-        asked = len({session_of(session) for session in sessions}) * self.config.actor_rollout_ref.rollout.n
+        prompts = max(self.drawn, len({session_of(session) for session in sessions}))
+        asked = prompts * self.config.actor_rollout_ref.rollout.n
         return max(asked, len(sessions)), max(0, asked - len(sessions))
+
+    def _refuse_empty(self, batch: KVBatchMeta) -> None:
+        if not batch.keys:
+            asked, missing = self._asked([])
+            raise RuntimeError(self._failure_text(RewardFailures((), (), (), ""), asked, missing))
+
+    def _stops_run(self, failures: RewardFailures, asked: int, missing: int) -> bool:
+        return len(failures.failed) + missing > self._failures_allowed() * asked
 
     def _failures_allowed(self) -> float:
         """Share of answers that may be without a score."""
@@ -133,36 +153,44 @@ class TriageTrainer(PPOTrainerSync):
     def _with_scores(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Without the answers that have no score, and those that this leaves alone; both are counted."""
         scores, infos = self._take_in(batch)
-        compared = self.config.actor_rollout_ref.rollout.n > 1 and self.config.algorithm.adv_estimator != "gae"
-        failures = reward_failures(batch.keys, scores, infos, compared)
+        n = self.config.actor_rollout_ref.rollout.n
+        compared = n > 1 and self.config.algorithm.adv_estimator != "gae"
+        failures = reward_failures(batch.keys, scores, infos, compared, n)
         asked, missing = self._asked(batch.keys)
         metrics["reward/failed_rows"] = float(len(failures.failed))
         metrics["reward/alone_rows"] = float(len(failures.alone))
         metrics["reward/missing_rows"] = float(missing)
-        if not failures.failed:
+        if self._stops_run(failures, asked, missing) or not failures.kept:
+            raise RuntimeError(self._failure_text(failures, asked, missing))
+        if not failures.failed and not missing:
             return batch
-        if len(failures.failed) > self._failures_allowed() * asked or not failures.kept:
-            raise RuntimeError(self._failure_text(failures, asked))
         print(
             f"verl-aiops: step {self.global_steps}: {len(failures.failed)} of {asked} answers have no score and are "
-            f"left out, {len(failures.alone)} more for want of another answer: {failures.reason}",
+            f"left out, {missing} never came, {len(failures.alone)} more go for want of another answer: "
+            f"{failures.reason or NEVER_CAME}",
             flush=True,
         )
+        if len(failures.kept) == len(batch.keys):
+            return batch
         kept = set(failures.kept)
         tq.kv_clear(keys=[key for key in batch.keys if key not in kept], partition_id=batch.partition_id)
         return batch.select_keys(list(failures.kept))
 
     def _failure_text(self, failures: RewardFailures, asked: int, missing: int = 0) -> str:
-        reason = failures.reason or "their generation or reward raised; the errors stand further up"
+        reason = failures.reason or NEVER_CAME
         count = len(failures.failed) + missing
         text = f"{count} of {asked} answers of step {self.global_steps} have no score: {reason}. "
         if self.combined is None:
-            return text + "Mend the reward: every answer needs a finite score."
+            return text + (
+                "Mend the reward: every answer needs a finite score. Answers may be left out with "
+                "reward.reward_manager.name=aiops_combined, reward.combined.mode=rule_only and .on_failure=drop."
+            )
         if self.combined.on_failure == "fail":
             return text + "reward.combined.on_failure=drop leaves such answers out, up to max_failed_share."
         return text + f"That is more than reward.combined.max_failed_share={self.combined.max_failed_share} allows."
 
     def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
+        self._refuse_empty(batch)
         if self.combined is None:
             return super()._compute_reward_colocate(batch, metrics)
         fields = ["prompts", "responses", "response_mask", "extra_fields", *SCORED_FIELDS]
@@ -189,14 +217,17 @@ class TriageTrainer(PPOTrainerSync):
         return batch
 
     def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts=None):
-        """verl's, over the answers that have a score."""
+        """verl's, over the answers that have a score; those that never came count as failed."""
         kept = [at for at, score in enumerate(infos["reward"]) if np.isfinite(score)]
         failed = len(infos["reward"]) - len(kept)
-        if failed:
+        asked = max(sum((expected_acc_counts or {}).values()), len(infos["reward"]))
+        missing = asked - len(infos["reward"])
+        if failed or missing:
             reasons = (text for text in infos.get("rm_error", ()) if text)
-            if failed > self._failures_allowed() * len(infos["reward"]) or not kept:
-                everything = RewardFailures(("",) * failed, (), (), next(reasons, "not finite"))
-                raise RuntimeError("validation: " + self._failure_text(everything, len(infos["reward"])))
+            reason = next(reasons, "their score is not finite") if failed else ""
+            everything = RewardFailures(("",) * failed, (), (), reason)
+            if self._stops_run(everything, asked, missing) or not kept:
+                raise RuntimeError("validation: " + self._failure_text(everything, asked, missing))
             if expected_acc_counts:
                 expected_acc_counts = dict(expected_acc_counts)
                 for at in set(range(len(infos["reward"]))) - set(kept):
@@ -206,7 +237,10 @@ class TriageTrainer(PPOTrainerSync):
             )
             infos = {name: [values[at] for at in kept] for name, values in infos.items()}
         metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, expected_acc_counts)
-        return metrics | {"val-aux/reward/failed_rows": float(failed)}
+        return metrics | {
+            "val-aux/reward/failed_rows": float(failed),
+            "val-aux/reward/missing_rows": float(missing),
+        }
 
     # --- what is logged ----------------------------------------------------------------------------------------------
 

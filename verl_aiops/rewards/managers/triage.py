@@ -13,9 +13,20 @@ from verl_aiops.rewards.aiops_mturn import compute_score
 __all__ = ["AiopsMturnRewardManager", "turn_columns"]
 
 
+ROUND_COLUMNS = 4
+
+
 def turn_columns(turns: list[str] | None) -> dict[str, str]:
-    """``round_1``, ``round_2``, ...: what verl writes into dumped generations beside the reward's parts."""
-    return {f"round_{at}": text for at, text in enumerate(turns or (), 1)}
+    """``round_1`` to ``round_4``: what verl writes into dumped generations beside the reward's parts.
+
+    Always all of them, empty where there was no such round: verl takes a batch's columns from its first row, and rows
+    may differ in their rounds. Rounds after the fourth stand in its column, each under its number.
+    """
+    texts = [*(turns or ()), *[""] * ROUND_COLUMNS]
+    columns = {f"round_{at}": text for at, text in enumerate(texts[:ROUND_COLUMNS], 1)}
+    for at, text in enumerate((turns or ())[ROUND_COLUMNS:], ROUND_COLUMNS + 1):
+        columns[f"round_{ROUND_COLUMNS}"] += f"\n\n[round {at}]\n{text}"
+    return columns
 
 
 class AiopsMturnRewardManager(NaiveRewardManager):
