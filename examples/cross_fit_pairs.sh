@@ -7,9 +7,10 @@
 # file of pairs, OUT/own.parquet. Arguments are Hydra overrides of the SFT runs. Started again after a stop, it goes on:
 # data files and trained models that are there stay, and the evaluation takes up where it was.
 set -euo pipefail
+. "$(dirname "$0")/hydra_values.sh"
 INCIDENTS=${INCIDENTS:?INCIDENTS: file of incidents (.jsonl, .csv or .parquet)}
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
-OUT=${OUT:-runs/own}
+OUT=$(home "${OUT:-runs/own}")
 GPUS=${GPUS:-1}                             # of each SFT run; 0 trains on the CPU
 FOLDS=${FOLDS:-3}                           # more folds: models closer to the one that sees everything, more runs
 N=${N:-8}                                   # answers to each incident

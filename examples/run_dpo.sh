@@ -6,19 +6,21 @@
 #
 # Arguments are Hydra overrides; later ones win. `--cfg job` prints the whole configuration and stops.
 set -euo pipefail
+. "$(dirname "$0")/hydra_values.sh"
 MODEL=${MODEL:?path or hub name of the model to start from, best after SFT}
 TRAIN=${TRAIN:?preference file, parquet or JSONL}
 VAL=${VAL:?held-out preference file}
 GPUS=${GPUS:-8}
 NODES=${NODES:-1}
 OUT=${OUT:-runs/dpo}
+OUT=$(home "$OUT")
 
 args=(
   '+verl_aiops=dpo'
 
   # --- data: columns prompt, chosen, rejected (texts or message lists) --------------------------------------------------
-  data.train_files="$TRAIN"
-  data.val_files="$VAL"
+  data.train_files="$(files "$TRAIN")"
+  data.val_files="$(files "$VAL")"
   data.train_batch_size=64            # pairs per step
   data.max_prompt_length=2048         # tokens; a longer pair is refused ...
   data.max_response_length=512
@@ -34,7 +36,7 @@ args=(
   # algorithm.dpo.reference=live algorithm.dpo.reference_sync_steps=100   # TR-DPO
 
   # --- model and optimizer ----------------------------------------------------------------------------------------------
-  actor_rollout_ref.model.path="$MODEL"
+  actor_rollout_ref.model.path="$(text "$MODEL")"
   actor_rollout_ref.model.enable_gradient_checkpointing=True
   # actor_rollout_ref.model.lora_rank=32 actor_rollout_ref.model.lora_alpha=64   # the base without adapters is the reference
   actor_rollout_ref.actor.strategy=fsdp2
@@ -54,7 +56,7 @@ args=(
   trainer.test_freq=50
   trainer.save_freq=200               # a killed run goes on from the last checkpoint in OUT when started again
   trainer.max_actor_ckpt_to_keep=2
-  trainer.default_local_dir="$OUT"
+  trainer.default_local_dir="$(text "$OUT")"
   trainer.logger='[console,tensorboard]'                     # add wandb for Weights & Biases
 )
 exec python3 -m verl.trainer.main_ppo "${args[@]}" "$@"

@@ -6,10 +6,12 @@
 #
 # Arguments are Hydra overrides; later ones win.
 set -euo pipefail
+. "$(dirname "$0")/hydra_values.sh"
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
 TRAIN=${TRAIN:-data/prefs.parquet}
 VAL=${VAL:-data/prefs.val.parquet}
 OUT=${OUT:-runs/dpo}
+OUT=$(home "$OUT")
 mkdir -p "$OUT"
 export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
 
@@ -19,17 +21,17 @@ export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
 # loss_type, loss_weights DPO plus a token-mean SFT term on the chosen answer, so that answers become JSON
 # test_freq               held-out loss, accuracy and margin every so many steps; beyond the last step: only at the end
 exec python3 -m verl.trainer.main_ppo '+verl_aiops=[dpo,cpu]' \
-  data.train_files="$TRAIN" \
-  data.val_files="$VAL" \
+  data.train_files="$(files "$TRAIN")" \
+  data.val_files="$(files "$VAL")" \
   data.train_batch_size=2 \
   data.max_prompt_length=1024 \
   data.max_response_length=128 \
-  actor_rollout_ref.model.path="$MODEL" \
+  actor_rollout_ref.model.path="$(text "$MODEL")" \
   actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2 \
   actor_rollout_ref.actor.optim.lr=1e-4 \
   algorithm.dpo.loss_type='[sigmoid,sft]' \
   algorithm.dpo.loss_weights='[1.0,1.0]' \
   trainer.test_freq=1000000 \
   trainer.logger='[console,file]' \
-  trainer.default_local_dir="$OUT" \
+  trainer.default_local_dir="$(text "$OUT")" \
   "$@"

@@ -8,12 +8,14 @@
 # Arguments are Hydra overrides; later ones win. `--cfg job` prints the whole configuration and stops.
 # ENGINE=vllm: vLLM instead (run_grpo_mturn_vllm.sh). PRESET=dr_grpo: Dr. GRPO. PRESET=ppo_mturn: run_ppo_mturn.sh.
 set -euo pipefail
+. "$(dirname "$0")/hydra_values.sh"
 MODEL=${MODEL:?path or hub name of the model to start from, best after SFT}
 TRAIN=${TRAIN:?two-round data, written by verl-aiops build-rl}
 VAL=${VAL:?held-out two-round data}
 GPUS=${GPUS:-8}
 NODES=${NODES:-1}
 OUT=${OUT:-runs/grpo}
+OUT=$(home "$OUT")
 ENGINE=${ENGINE:-sglang}
 PRESET=${PRESET:-grpo_mturn}
 BATCH=${BATCH:-64}
@@ -22,8 +24,8 @@ args=(
   "+verl_aiops=$PRESET"
 
   # --- data -------------------------------------------------------------------------------------------------------------
-  data.train_files="$TRAIN"
-  data.val_files="$VAL"
+  data.train_files="$(files "$TRAIN")"
+  data.val_files="$(files "$VAL")"
   data.train_batch_size="$BATCH"      # prompts per step
   data.max_prompt_length=1536         # tokens of round 1's prompt; longer ones are left out and counted
   data.max_response_length=640        # tokens of all rounds and of the instructions between them
@@ -39,7 +41,7 @@ args=(
   # +reward.custom_reward_function.reward_kwargs.evidence_weight=0.1
 
   # --- model and optimizer ----------------------------------------------------------------------------------------------
-  actor_rollout_ref.model.path="$MODEL"
+  actor_rollout_ref.model.path="$(text "$MODEL")"
   actor_rollout_ref.model.enable_gradient_checkpointing=True
   actor_rollout_ref.actor.strategy=fsdp2
   actor_rollout_ref.actor.optim.lr=1e-6
@@ -54,9 +56,9 @@ args=(
   trainer.test_freq=20
   trainer.save_freq=50                # a killed run goes on from the last checkpoint in OUT when started again
   trainer.max_actor_ckpt_to_keep=2
-  trainer.default_local_dir="$OUT"
-  trainer.rollout_data_dir="$OUT/rollouts"       # every answer, its rounds and the parts of its reward
-  trainer.validation_data_dir="$OUT/validation"
+  trainer.default_local_dir="$(text "$OUT")"
+  trainer.rollout_data_dir="$(text "$OUT/rollouts")"         # every answer, its rounds and the parts of its reward
+  trainer.validation_data_dir="$(text "$OUT/validation")"
   trainer.logger='[console,tensorboard]'         # add wandb for Weights & Biases
 )
 if [ "$PRESET" != ppo_mturn ]; then

@@ -9,10 +9,12 @@
 # Start from a model after SFT (examples/run_sft.sh): GRPO learns from differences between a prompt's answers, and an
 # untrained small model gives only wrong ones. Arguments are Hydra overrides; later ones win.
 set -euo pipefail
+. "$(dirname "$0")/hydra_values.sh"
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
 TRAIN=${TRAIN:-data/rl.parquet}
 VAL=${VAL:-data/rl.val.parquet}
 OUT=${OUT:-runs/grpo}
+OUT=$(home "$OUT")
 PRESET=${PRESET:-grpo_mturn}                # or dr_grpo, ppo_mturn
 mkdir -p "$OUT"
 export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
@@ -24,13 +26,13 @@ export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
 # save_freq           a checkpoint every so many steps, and at the last one; a killed run goes on from it
 # rollout_data_dir    every answer with its rounds and the parts of its reward, one file per step
 exec python3 -m verl.trainer.main_ppo "+verl_aiops=[$PRESET,cpu]" \
-  data.train_files="$TRAIN" \
-  data.val_files="$VAL" \
+  data.train_files="$(files "$TRAIN")" \
+  data.val_files="$(files "$VAL")" \
   data.train_batch_size=8 \
   data.val_max_samples=32 \
   data.max_prompt_length=1024 \
   data.max_response_length=384 \
-  actor_rollout_ref.model.path="$MODEL" \
+  actor_rollout_ref.model.path="$(text "$MODEL")" \
   actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 \
   actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4 \
   actor_rollout_ref.actor.use_kl_loss=False \
@@ -40,8 +42,8 @@ exec python3 -m verl.trainer.main_ppo "+verl_aiops=[$PRESET,cpu]" \
   trainer.total_training_steps=20 \
   trainer.test_freq=10 \
   trainer.save_freq=10 \
-  trainer.rollout_data_dir="$OUT/rollouts" \
-  trainer.validation_data_dir="$OUT/validation" \
+  trainer.rollout_data_dir="$(text "$OUT/rollouts")" \
+  trainer.validation_data_dir="$(text "$OUT/validation")" \
   trainer.logger='[console,file]' \
-  trainer.default_local_dir="$OUT" \
+  trainer.default_local_dir="$(text "$OUT")" \
   "$@"

@@ -10,9 +10,10 @@
 # normalise             stored: by the mean and deviation that train-rm measured on held-out pairs
 # enable_resource_pool  True gives the reward model GPUs of its own (n_gpus_per_node, nnodes) and scores answers as they
 #                       come; False shares the policy's, after generation
+. "$(dirname "$0")/hydra_values.sh"
 RM=${RM:?folder of the reward model, see examples/train_rm.sh}
 OUT=${OUT:-runs/grpo_rm} PRESET=${PRESET:-'[grpo_mturn,combined]'} exec bash "$(dirname "$0")/run_grpo_mturn.sh" \
-  reward.reward_model.model_path="$RM" \
+  reward.reward_model.model_path="$(text "$RM")" \
   reward.reward_model.enable_resource_pool=False \
   reward.reward_model.rollout.name="${ENGINE:-sglang}" \
   reward.reward_model.rollout.tensor_model_parallel_size=1 \

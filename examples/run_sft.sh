@@ -7,16 +7,18 @@
 #
 # GPUS=0 trains on the CPU (one process). The model for the next stage is OUT/huggingface.
 set -euo pipefail
+. "$(dirname "$0")/hydra_values.sh"
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
 TRAIN=${TRAIN:-data/sft.parquet}
 VAL=${VAL:-data/sft.val.parquet}
 GPUS=${GPUS:-1}
 OUT=${OUT:-runs/sft}
+OUT=$(home "$OUT")
 export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$OUT/tensorboard}
 
 args=(
-  data.train_files="$TRAIN"
-  data.val_files="$VAL"
+  data.train_files="$(files "$TRAIN")"
+  data.val_files="$(files "$VAL")"
   data.messages_key=messages
   data.train_batch_size=16
   data.micro_batch_size_per_gpu=4
@@ -24,7 +26,7 @@ args=(
   data.max_length=2048
   data.truncation=error
   data.num_workers=0
-  model.path="$MODEL"
+  model.path="$(text "$MODEL")"
   model.use_remove_padding=False                              # True where flash-attn is installed
   +model.override_config.attn_implementation=sdpa
   optim.lr=1e-4
@@ -36,7 +38,7 @@ args=(
   trainer.logger='[console,tensorboard]'
   trainer.project_name=verl-aiops
   trainer.experiment_name=sft
-  trainer.default_local_dir="$OUT"
+  trainer.default_local_dir="$(text "$OUT")"
 )
 if [ "$GPUS" = 0 ]; then
   GPUS=1

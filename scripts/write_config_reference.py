@@ -63,6 +63,10 @@ code by `python scripts/write_config_reference.py`; to change a text, change the
 Settings are keys of verl's configuration, written `KEY=VALUE` behind `python -m verl.trainer.main_ppo`. Hydra wants a
 `+` before a key that the configuration does not have yet. Presets declare our keys, so with a preset there is none. A
 list is written `'KEY=[a,b]'`, in quotes. An unknown key of ours is refused, with the nearest known name.
+
+A path with a space, with letters other than A to Z, or with one of `= , ( ) ' " & ~ { [ $ # :` needs Hydra's own quotes
+inside the shell's: `"KEY='$FILE'"`. The scripts in `examples/` set them (`examples/hydra_values.sh`), so that `TRAIN`,
+`VAL`, `MODEL`, `RM` and `OUT` may be any path.
 """
 
 INTROS = {
