@@ -2,32 +2,47 @@
 
 verl imports this module at the end of ``import verl`` in every process (entry-point group ``verl.plugins``).
 Its registries live in modules that take seconds to import and that most processes never need, so each
-registration waits until verl itself imports the registry (``wrapt.when_imported``).
+registration waits until verl itself imports the registry (`missing.when`, on `wrapt.register_post_import_hook`).
+
+Each fails alone: with a verl that has not what one of them needs, verl is as whole as without the plug-in, and the
+names that `when` was given are missing with their reason (`verl_aiops.missing`).
 """
 
 from __future__ import annotations
 
 import importlib
 
-import wrapt
+from verl_aiops.missing import require, require_parameters, when
 
 # --- registries ------------------------------------------------------------------------------------------------
 
 
-def _bring(ours: str, *, when: str) -> None:
+def _bring(ours: str, *names: str, after: str, instead=None) -> None:
     """Import our module as soon as verl has imported the registry's; the hook on ours then registers. Two steps,
     because ours may also be the one that is imported first."""
-    wrapt.register_post_import_hook(lambda module: importlib.import_module(ours), when)
+    when(after, *names, instead=instead)(lambda module: importlib.import_module(ours))
 
 
-@wrapt.when_imported("verl.plugin.platform")
+@when("verl.plugin.platform", "platform cpu")
 def _platforms(module):
     from verl_aiops.platform.cpu import PlatformCPU
 
+    if PlatformCPU.__abstractmethods__:
+        raise TypeError(f"verl's PlatformBase also wants {', '.join(sorted(PlatformCPU.__abstractmethods__))}")
     module.PlatformRegistry.register("cpu")(PlatformCPU)
 
 
-@wrapt.when_imported("verl.trainer.ppo.core_algos")
+_ESTIMATORS = ("advantage estimator dpo", "advantage estimator online_dpo")
+_LOSSES = ("policy loss dpo", "policy loss online_dpo")
+
+
+def _no_algorithms(raises):
+    core_algos = importlib.import_module("verl.trainer.ppo.core_algos")
+    for name in ("dpo", "online_dpo"):
+        core_algos.ADV_ESTIMATOR_REGISTRY[name] = core_algos.POLICY_LOSS_REGISTRY[name] = raises
+
+
+@when("verl.trainer.ppo.core_algos", *_ESTIMATORS, *_LOSSES, instead=_no_algorithms)
 def _algorithms(module):
     from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
 
@@ -36,77 +51,150 @@ def _algorithms(module):
         module.register_policy_loss(name)(compute_dpo_policy_loss)
 
 
-_bring("verl_aiops.trainers.engine", when="verl.workers.engine.fsdp.transformer_impl")
+ENGINE = "engine preference_language_model"
 
 
-@wrapt.when_imported("verl_aiops.trainers.engine")
-def _engines(module):
+def _register_engine(engine):
     from verl.workers.engine.base import EngineRegistry
 
-    EngineRegistry.register(module.PREFERENCE_MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
-        module.FSDPPreferenceEngine
-    )
+    # PREFERENCE_MODEL_TYPE
+    register = EngineRegistry.register("preference_language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu"])
+    register(engine)
 
 
-_bring("verl_aiops.trainers.offline", when="verl.trainer.ppo.v1.trainer_base")
+def _no_engine(raises):
+    from verl.workers.engine.base import BaseEngine
+
+    _register_engine(type("MissingEngine", (BaseEngine,), {"__new__": raises}))
 
 
-@wrapt.when_imported("verl_aiops.trainers.offline")
+_bring("verl_aiops.trainers.engine", ENGINE, after="verl.workers.engine.fsdp.transformer_impl", instead=_no_engine)
+
+
+@when("verl_aiops.trainers.engine", ENGINE, instead=_no_engine)
+def _engines(module):
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+    require(FSDPEngineWithLMHead, "_build_fsdp_module", "forward_backward_batch", "forward_step", "infer_batch")
+    require(FSDPEngineWithLMHead, "train_batch", "optimizer_step", "get_data_parallel_group", "load_checkpoint")
+    require(TrainingWorker, "_postprocess_output")
+    require(ActorRolloutRefWorker, "actor_worker_cls", "update_actor")
+    _register_engine(module.FSDPPreferenceEngine)
+
+
+def _no_trainer(*modes: str):
+    def register(raises):
+        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+        # called as a class is, and never one
+        TRAINER_REGISTRY.update(dict.fromkeys(modes, raises))
+
+    return register
+
+
+def _register_trainer(mode: str, trainer, *overridden: str):
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+
+    require(PPOTrainer, "_setup", "_compute_metrics", "_save_checkpoint", "_load_checkpoint", *overridden)
+    register_trainer(mode)(trainer)
+
+
+_bring(
+    "verl_aiops.trainers.offline",
+    "trainer mode dpo",
+    after="verl.trainer.ppo.v1.trainer_base",
+    instead=_no_trainer("dpo"),
+)
+
+
+@when("verl_aiops.trainers.offline", "trainer mode dpo", instead=_no_trainer("dpo"))
 def _trainers(module):
-    from verl.trainer.ppo.v1.trainer_base import register_trainer
-
-    register_trainer("dpo")(module.OfflineDPOTrainer)
-
-
-_bring("verl_aiops.trainers.triage", when="verl.trainer.ppo.v1.trainer_sync")
+    overridden = "_build_replay_buffer _init_dataloader _init_resource_pool_mgr _log_rollout_data _validate fit step"
+    _register_trainer("dpo", module.OfflineDPOTrainer, *overridden.split())
 
 
-@wrapt.when_imported("verl_aiops.trainers.triage")
+# without the first there is no second, whose base class it is
+_bring(
+    "verl_aiops.trainers.triage",
+    "trainer mode aiops_sync",
+    "trainer mode online_dpo",
+    after="verl.trainer.ppo.v1.trainer_sync",
+    instead=_no_trainer("aiops_sync", "online_dpo"),
+)
+
+
+@when("verl_aiops.trainers.triage", "trainer mode aiops_sync", instead=_no_trainer("aiops_sync"))
 def _triage_trainer(module):
-    from verl.trainer.ppo.v1.trainer_base import register_trainer
-
-    register_trainer("aiops_sync")(module.TriageTrainer)
+    overridden = "_balance_batch _compute_reward_colocate _val_metrics_update _log_rollout_data"
+    _register_trainer("aiops_sync", module.TriageTrainer, *overridden.split())
 
 
 # whose base class is ours: not before that is whole
-_bring("verl_aiops.trainers.online", when="verl_aiops.trainers.triage")
+_bring(
+    "verl_aiops.trainers.online",
+    "trainer mode online_dpo",
+    after="verl_aiops.trainers.triage",
+    instead=_no_trainer("online_dpo"),
+)
 
 
-@wrapt.when_imported("verl_aiops.trainers.online")
+@when("verl_aiops.trainers.online", "trainer mode online_dpo", instead=_no_trainer("online_dpo"))
 def _online_trainer(module):
-    from verl.trainer.ppo.v1.trainer_base import register_trainer
-
-    register_trainer("online_dpo")(module.OnlineDPOTrainer)
+    _register_trainer("online_dpo", module.OnlineDPOTrainer, "_init_resource_pool_mgr", "_step_once", "fit")
 
 
-_bring("verl_aiops.rewards.managers.triage", when="verl.experimental.reward_loop.reward_manager.naive")
+def _no_manager(*managers: str):
+    def register(raises):
+        from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+
+        REWARD_MANAGER.update(dict.fromkeys(managers, raises))
+
+    return register
 
 
-@wrapt.when_imported("verl_aiops.rewards.managers.triage")
+# without the first there is no second, whose base class it is
+_bring(
+    "verl_aiops.rewards.managers.triage",
+    "reward manager aiops_mturn",
+    "reward manager aiops_combined",
+    after="verl.experimental.reward_loop.reward_manager.naive",
+    instead=_no_manager("aiops_mturn", "aiops_combined"),
+)
+
+
+@when("verl_aiops.rewards.managers.triage", "reward manager aiops_mturn", instead=_no_manager("aiops_mturn"))
 def _triage_manager(module):
     from verl.experimental.reward_loop.reward_manager import register
+    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
+    require(NaiveRewardManager, "run_single")
     register("aiops_mturn")(module.AiopsMturnRewardManager)
 
 
 # whose base class is ours: not before that is whole
-_bring("verl_aiops.rewards.managers.combined", when="verl_aiops.rewards.managers.triage")
+_bring(
+    "verl_aiops.rewards.managers.combined",
+    "reward manager aiops_combined",
+    after="verl_aiops.rewards.managers.triage",
+    instead=_no_manager("aiops_combined"),
+)
 
 
-@wrapt.when_imported("verl_aiops.rewards.managers.combined")
+@when("verl_aiops.rewards.managers.combined", "reward manager aiops_combined", instead=_no_manager("aiops_combined"))
 def _combined_manager(module):
     from verl.experimental.reward_loop.reward_manager import register
 
     register("aiops_combined")(module.AiopsCombinedRewardManager)
 
 
-@wrapt.when_imported("verl.experimental.agent_loop.agent_loop")
+@when("verl.experimental.agent_loop.agent_loop", "agent loop aiops_mturn")
 def _agent_loops(module):
     # what verl's `register` writes; it takes the class, and ours would have to be imported in every process
     module._agent_loop_registry["aiops_mturn"] = {"_target_": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"}
 
 
-@wrapt.when_imported("verl.workers.rollout.replica")
+@when("verl.workers.rollout.replica", "rollout hf")
 def _rollout_replicas(module):
     def load():
         from verl_aiops.rollout.hf_replica import HFReplica
@@ -116,7 +204,7 @@ def _rollout_replicas(module):
     module.RolloutReplicaRegistry.register("hf", load)
 
 
-@wrapt.when_imported("verl.workers.rollout.base")
+@when("verl.workers.rollout.base", "rollout hf")
 def _rollout_workers(module):
     module._ROLLOUT_REGISTRY["hf", "async"] = "verl_aiops.rollout.hf_replica.HFServerAdapter"
 
@@ -124,48 +212,55 @@ def _rollout_workers(module):
 # --- what verl 0.9 has no registry for ---------------------------------------------------------------------------
 
 
-@wrapt.when_imported("verl.utils.config")
+@when("verl.utils.config", "check before Ray")
 def _preflight(module):
     # What: main_ppo's validate_config first fills in and checks what a preference run needs; every other run goes
     # straight to verl's own function. Why: verl has no hook that sees the configuration before Ray starts, and
     # nothing else can choose a trainer from algorithm.adv_estimator. verl 0.9.x.
     from verl_aiops.trainers.preflight import with_preflight
 
+    require_parameters(module.validate_config, "config", "use_reference_policy", "use_critic")
     module.validate_config = with_preflight(module.validate_config)
 
 
-@wrapt.when_imported("verl.utils.distributed")
+@when("verl.utils.distributed", "process groups of the platform cpu")
 def _process_groups(module):
     # What: the process-group backend on the CPU platform is "cpu:gloo". Why: verl builds the string
     # "cpu:gloo,cpu:gloo", which torch refuses as a duplicate. verl 0.9.x; other platforms are passed through.
     from verl_aiops.platform.process_group import on_cpu_use_gloo, on_cpu_use_gloo_torchrun
 
+    require_parameters(module.initialize_global_process_group_ray, "timeout_second", "backend")
+    require_parameters(module.initialize_global_process_group, "timeout_second")
     module.initialize_global_process_group_ray = on_cpu_use_gloo(module.initialize_global_process_group_ray)
     module.initialize_global_process_group = on_cpu_use_gloo_torchrun(module.initialize_global_process_group)
 
 
-@wrapt.when_imported("verl.utils.import_utils")
+@when("verl.utils.import_utils", "verl beside TRL 1")
 def _trl(module):
     # What: verl sees TRL only where TRL has AutoModelForCausalLMWithValueHead. Why: TRL 1.x dropped that class, and
     # every model verl loads beside such a TRL would fail with an ImportError. verl 0.9.x.
     from verl_aiops.platform.trl_guard import only_with_value_head
 
+    require_parameters(module.is_trl_available)
     module.is_trl_available = only_with_value_head(module.is_trl_available)
 
 
-@wrapt.when_imported("verl.utils.model")
+@when("verl.utils.model", "critic without flash-attn")
 def _critics(module):
     # What: without flash-attn a critic is loaded with sdpa attention. Why: verl asks for flash_attention_2 whatever
     # the configuration says, takes the error for a missing value head, and tells the user to install TRL. verl 0.9.x.
     from verl_aiops.platform.valuehead import without_flash_attn
 
+    names = ("local_path", "torch_dtype", "model_config", "trust_remote_code")
+    require_parameters(module.load_valuehead_model, *names)
     module.load_valuehead_model = without_flash_attn(module.load_valuehead_model)
 
 
-@wrapt.when_imported("transfer_queue")
+@when("transfer_queue", "steps that queue nothing")
 def _transfer_queue(module):
     # What: to clear no keys is to do nothing. Why: verl's loop clears what a step has queued, offline DPO queues
     # nothing, and TransferQueue refuses an empty list. verl 0.9.x with TransferQueue 0.1.
     from verl_aiops.trainers.queue import clear_some
 
+    require_parameters(module.kv_clear, "keys", "partition_id")
     module.kv_clear = clear_some(module.kv_clear)

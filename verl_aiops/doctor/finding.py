@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from verl_aiops.missing import error_text
+
 __all__ = ["FAULT", "INFO", "OK", "Finding", "as_json", "as_table", "error_text"]
 
 OK, INFO, FAULT = "ok", "info", "fault"
@@ -21,11 +23,6 @@ class Finding:
     label: str
     value: str
     advice: str = ""
-
-
-def error_text(error: BaseException) -> str:
-    """An error in one line, without the full stop that a sentence around it sets."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(". ")
 
 
 def as_json(findings: Sequence[Finding]) -> str:

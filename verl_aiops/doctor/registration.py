@@ -12,11 +12,13 @@ from typing import Any
 
 from verl_aiops.doctor.finding import FAULT, INFO, OK, Finding, error_text
 from verl_aiops.doctor.versions import PACKAGE
+from verl_aiops.missing import MISSING
 
 __all__ = ["NAMES", "check_names", "check_platform", "check_plugin"]
 
 ENTRY_POINT, PLUGIN = "verl_aiops", "verl_aiops.plugin"
 OUT_OF_STEP = "The plug-in is loaded: if no fault above explains this, verl and verl-aiops do not fit together."
+MADE_FOR = "Install a verl of the range above; plain verl works as it does without the plug-in."
 
 
 def check_plugin() -> Iterable[Finding]:
@@ -168,9 +170,14 @@ def check_names() -> Iterable[Finding]:
         fault = partial(Finding, "names", FAULT, f"{kind} {name}")
         cause = "The plug-in must be loaded first, see above." if PLUGIN not in sys.modules else OUT_OF_STEP
         try:
-            found = resolve(name)
+            found, failure = resolve(name), None
         except Exception as error:
-            yield fault(f"not resolved: {error_text(error)}", cause)
+            found, failure = None, error_text(error)
+        if f"{kind} {name}" in MISSING:
+            yield fault(f"could not be put into verl: {MISSING[f'{kind} {name}']}", MADE_FOR)
+            continue
+        if failure is not None:
+            yield fault(f"not resolved: {failure}", cause)
             continue
         if found is None:
             yield fault("not registered", cause)
@@ -181,3 +188,7 @@ def check_names() -> Iterable[Finding]:
             yield fault(f"resolves to {where}", "Another plug-in took the name; filter it: VERL_USE_EXTERNAL_PLUGINS.")
         else:
             yield Finding("names", OK, f"{kind} {name}", f"{found.__module__}.{found.__qualname__}")
+    named = {f"{kind} {name}" for kind, name, _ in NAMES}
+    for what, reason in MISSING.items():
+        if what not in named:
+            yield Finding("names", FAULT, what, f"could not be put into verl: {reason}", MADE_FOR)

@@ -8,6 +8,8 @@ from datetime import timedelta
 
 import torch
 
+from verl_aiops.missing import require
+
 CPU_BACKEND = "cpu:gloo"
 
 
@@ -16,14 +18,21 @@ def share_cores(workers: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, workers)))
 
 
+def _verl_device():
+    """When a function is wrapped, not in each call: what cannot be imported must not reach who runs verl alone."""
+    from verl.utils import device
+
+    require(device, "get_device_name")
+    return device
+
+
 def on_cpu_use_gloo(initialize_ray):
     """Wrap verl's ``initialize_global_process_group_ray``: same call, backend ``cpu:gloo`` on the CPU platform."""
+    device = _verl_device()
 
     @functools.wraps(initialize_ray)
     def initialize(timeout_second=None, backend=None):
-        from verl.utils.device import get_device_name
-
-        if backend is None and get_device_name() == "cpu":
+        if backend is None and device.get_device_name() == "cpu":
             backend = CPU_BACKEND
             share_cores(int(os.environ.get("RAY_LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", 1)))
         return initialize_ray(timeout_second=timeout_second, backend=backend)
@@ -33,12 +42,11 @@ def on_cpu_use_gloo(initialize_ray):
 
 def on_cpu_use_gloo_torchrun(initialize_torchrun):
     """Wrap verl's ``initialize_global_process_group`` (torchrun: the SFT trainer) likewise."""
+    device = _verl_device()
 
     @functools.wraps(initialize_torchrun)
     def initialize(timeout_second=36000):
-        from verl.utils.device import get_device_name
-
-        if get_device_name() != "cpu":
+        if device.get_device_name() != "cpu":
             return initialize_torchrun(timeout_second)
         # torchrun sets one thread for each process unless the user says otherwise
         share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from verl_aiops.missing import error_text, require
+from verl_aiops.trainers.available import check_available
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
@@ -14,6 +17,8 @@ from verl_aiops.trainers.online_preflight import prepare_online
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
 
 __all__ = ["load_tokenizer", "preference_mode", "prepare_offline", "with_preflight"]
+
+logger = logging.getLogger(__name__)
 
 NO_ROLLOUTS = "verl_aiops.trainers.offline.NoRollouts"
 
@@ -26,27 +31,28 @@ def preference_mode(config: DictConfig) -> str | None:
 
 def with_preflight(validate_config):
     """Wrap verl's ``validate_config``, the one function of ``main_ppo`` that sees the configuration before Ray."""
+    # here, not in each call: what cannot be imported must not reach a run that is verl's alone
+    from verl.utils import device as verl_device
+
+    from verl_aiops.data import PreferenceDataError
+    from verl_aiops.platform.cluster import ClusterError, check_cluster
+
+    require(verl_device, "get_device_name")
 
     @functools.wraps(validate_config)
     def checked(config, use_reference_policy, use_critic):
-        from verl.utils.device import get_device_name
-
-        from verl_aiops.data import PreferenceDataError
-        from verl_aiops.platform.cluster import ClusterError, check_cluster
-
         given = user_keys()
+        kind = _kind(config)
+        device = verl_device.get_device_name()
         try:
             lines = []
-            if preference_mode(config) == "dpo":
-                lines += prepare_offline(config, given)
+            if kind:
+                check_available(config, kind, on_cpu=device == "cpu")
+                lines += _PREPARE[kind](config, given)
+            if kind in ("dpo", "online_dpo"):
                 use_reference_policy = use_critic = False
-            elif preference_mode(config) == "online_dpo":
-                lines += prepare_online(config, given)
-                use_reference_policy = use_critic = False
-            elif is_triage_run(config):
-                lines += prepare_triage(config, given)
-            if preference_mode(config) or get_device_name() == "cpu":
-                lines += check_cluster(config, given, get_device_name())
+            if kind in ("dpo", "online_dpo") or device == "cpu":
+                lines += check_cluster(config, given, device)
         except (ConfigError, ClusterError, PreferenceDataError) as error:
             # SystemExit passes Hydra without a traceback; the message is all the user needs
             raise SystemExit(f"verl-aiops: error: {error}") from None
@@ -54,7 +60,17 @@ def with_preflight(validate_config):
             print("verl-aiops: set for this run:\n  " + "\n  ".join(lines))
         return validate_config(config=config, use_reference_policy=use_reference_policy, use_critic=use_critic)
 
+    checked.checks_for_verl_aiops = True
     return checked
+
+
+def _kind(config: DictConfig) -> str | None:
+    """``"dpo"``, ``"online_dpo"``, ``"triage"``, or None for a run that is verl's alone."""
+    try:
+        return preference_mode(config) or ("triage" if is_triage_run(config) else None)
+    except Exception as error:  # a configuration that is not verl 0.9's: nothing of ours can have been asked for in it
+        logger.warning("verl-aiops leaves this configuration to verl, as it cannot be read: %s", error_text(error))
+        return None
 
 
 def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
@@ -256,3 +272,6 @@ def load_tokenizer(model: DictConfig):
             f"actor_rollout_ref.model.{key}={model[key]}: {what}its tokenizer cannot be loaded: "
             + " ".join(str(error).split())
         ) from None
+
+
+_PREPARE = {"dpo": prepare_offline, "online_dpo": prepare_online, "triage": prepare_triage}
