@@ -10,19 +10,21 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "verl_aiops"
 PAGE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 OURS = {
+    "inputs": set(),
     "losses": set(),
-    "incidents": set(),
-    "data": set(),
-    "rewards": {"data"},
+    "incidents": {"inputs"},
+    "data": {"inputs"},
+    "rewards": {"data", "inputs"},
     "platform": set(),
     "doctor": {"platform"},
     "rollout": {"data", "platform"},
-    "trainers": {"data", "losses", "platform", "rewards", "rollout"},
-    "trl": {"data", "evaluation", "incidents", "losses"},
-    "evaluation": {"data", "incidents", "platform", "rewards", "rollout", "trainers"},
+    "trainers": {"data", "inputs", "losses", "platform", "rewards", "rollout"},
+    "trl": {"data", "evaluation", "incidents", "inputs", "losses"},
+    "evaluation": {"data", "incidents", "inputs", "platform", "rewards", "rollout", "trainers"},
     "config": set(),
 }
 FOREIGN = {
+    "inputs": {"verl", "transformers", "ray", "torch"},
     "losses": {"verl", "transformers", "ray"},
     "incidents": {"verl", "transformers", "ray", "torch"},
     "rewards": {"verl", "ray"},

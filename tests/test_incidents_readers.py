@@ -106,8 +106,12 @@ def test_not_utf8(tmp_path):
         ("id,service\na\n", r"line 2: expected 2 cells as in the header, found 1; quote cells"),
         ('id,service\na,"b\n', r"line 2: not valid CSV"),
         (
-            'id,service,incident_type,symptom,logs\na,b,c,d,"[1"\n',
-            r"line 2: field 'logs': expected a JSON list or plain",
+            "id,service,incident_type,symptom,logs\na,b,c,d,\"['x', 'y']\"\n",
+            r"line 2: field 'logs': the cell is a list as Python prints it, .* write it with json\.dumps",
+        ),
+        (
+            'id,service,incident_type,symptom,logs,decoys\na,b,c,d,e,"[1"\n',
+            r"line 2: field 'decoys': expected JSON like",
         ),
         (
             "id,service,incident_type,symptom,logs\na,,c,d,e\n",

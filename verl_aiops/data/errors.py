@@ -1,7 +1,9 @@
 """How faulty preference data is reported: every fault of all rows counted, the first few told in full."""
 
+from verl_aiops.inputs.shown import UserError
 
-class PreferenceDataError(ValueError):
+
+class PreferenceDataError(UserError):
     """Preference data that cannot be used. The message names file and row, and says what to change."""
 
 

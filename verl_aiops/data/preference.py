@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from verl_aiops.data.cache import TokenCache
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
-from verl_aiops.data.reading import BATCH_ROWS, open_files
+from verl_aiops.data.reading import open_files
 from verl_aiops.data.rendering import EncodedPair, PairRenderer
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
 from verl_aiops.data.storage import Ragged
+from verl_aiops.inputs.parquet import BATCH_ROWS
 
 TRUNCATIONS = ("error", "left", "drop")
 logger = logging.getLogger(__name__)

@@ -3,21 +3,21 @@
 Both kinds of file are read as a stream: memory does not grow with the file.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from verl_aiops.data.errors import PreferenceDataError
+from verl_aiops.inputs.json_text import JsonFault, lone_surrogate, read_json
+from verl_aiops.inputs.parquet import ParquetFault, ParquetTable
+from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.sniff import by_content, refusal
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
-BATCH_ROWS = 512
 
 
 @dataclass(slots=True)
@@ -42,20 +42,23 @@ def open_files(files) -> list["ParquetFile | JsonLinesFile"]:
     return [_open_file(str(file)) for file in files]
 
 
-def _open_file(name):
-    path = Path(name).expanduser()
+def _open_file(path):
+    # a line break in a name would begin a line of its own in a message
+    name, path = one_line(path), Path(path).expanduser()
     if not path.is_file():
         kind = "is not a file" if path.exists() else f"does not exist (looked from {Path.cwd()})"
         raise PreferenceDataError(f"{name} {kind}")
     if path.stat().st_size == 0:
         raise PreferenceDataError(f"{name} is empty (0 bytes)")
     suffix = path.suffix.lower()
-    if suffix in PARQUET_SUFFIXES:
-        return ParquetFile(name, path)
-    if suffix in JSONL_SUFFIXES:
-        return JsonLinesFile(name, path)
-    known = ", ".join(PARQUET_SUFFIXES + JSONL_SUFFIXES)
-    raise PreferenceDataError(f"{name}: unknown kind of file {suffix!r}; known are {known}")
+    if suffix not in PARQUET_SUFFIXES + JSONL_SUFFIXES:
+        known = ", ".join(PARQUET_SUFFIXES + JSONL_SUFFIXES)
+        raise PreferenceDataError(f"{name}: unknown kind of file {suffix!r}; known are {known}{by_content(path)}")
+    is_parquet = suffix in PARQUET_SUFFIXES
+    unfit = refusal(path, "parquet" if is_parquet else "json")
+    if unfit:
+        raise PreferenceDataError(f"{name} {unfit}")
+    return ParquetFile(name, path) if is_parquet else JsonLinesFile(name, path)
 
 
 class ParquetFile:
@@ -64,36 +67,24 @@ class ParquetFile:
     def __init__(self, name, path):
         self.name, self.path = name, path
         try:
-            with pq.ParquetFile(path) as file:
-                self.rows = file.metadata.num_rows
-                self.columns, self.columns_at = list(file.schema_arrow.names), name
-        except (pa.ArrowException, OSError) as error:
+            self._table = ParquetTable(path)
+        except ParquetFault as error:
             raise PreferenceDataError(f"{name} cannot be read as parquet (cut short or damaged?): {error}") from error
+        self.rows, self.columns, self.columns_at = self._table.rows, self._table.columns, name
         if not self.rows:
             raise PreferenceDataError(f"{name} has no rows")
 
     def records(self, columns, wanted: np.ndarray) -> Iterator[Record]:
-        """The rows whose numbers are in `wanted` (ascending), with those of `columns` that exist."""
-        columns = [column for column in self.columns if column in set(columns)]
-        keep = np.zeros(self.rows, dtype=bool)
-        keep[wanted] = True
-        start = 0
+        """The rows whose numbers are in `wanted` (ascending), with those of `columns` that exist; no other is read."""
         try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                    numbers = start + np.flatnonzero(keep[start : start + len(batch)])
-                    for number, values in zip(numbers, batch.take(pa.array(numbers - start)).to_pylist()):
-                        yield Record(f"{self.name}, row {number} (counting from 0)", self._row_name(number), values)
-                    start += len(batch)
-                    if not keep[start:].any():
-                        return
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            for number, values, fault in self._table.records(columns, wanted):
+                yield Record(
+                    f"{self.name}, row {number} (counting from 0)", f"{self.path.name}:{number}", values, fault
+                )
+        except ParquetFault as error:
             raise PreferenceDataError(
-                f"{self.name} cannot be read after row {start} (damaged, or text that is not UTF-8): {error}"
+                f"{self.name} cannot be read after row {error.row} (damaged?): {error}"
             ) from error
-
-    def _row_name(self, number):
-        return f"{self.path.name}:{number}"
 
 
 class JsonLinesFile:
@@ -119,7 +110,7 @@ class JsonLinesFile:
             if row != next_row:
                 continue
             next_row = next(wanted, None)
-            yield Record(f"{self.name}, line {number}", f"{self.path.name}:{number}", *_parse(line))
+            yield Record(f"{self.name}, line {number}", f"{self.path.name}:{number}", *_parse(line, columns))
 
     def _lines(self):
         # Split at b"\n" alone: str.splitlines would also cut at U+2028, which may stand unescaped inside JSON text.
@@ -131,23 +122,16 @@ class JsonLinesFile:
 
     def _columns_of(self, line):
         """The first object's fields; None where it cannot be parsed, which is then told as the fault of its row."""
-        if line.lstrip().startswith(b"["):
-            raise PreferenceDataError(
-                f"{self.name} begins with '[': it looks like one JSON array; one JSON object per line is expected"
-            )
-        values, fault = _parse(line)
+        values, fault = _parse(line, ())
         return None if fault else list(values)
 
 
-def _parse(line: bytes) -> tuple[dict, str]:
+def _parse(line: bytes, columns) -> tuple[dict, str]:
+    """The object on a line, and what is wrong with it: as JSON, or as text in one of `columns`."""
     try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return {}, f"is not UTF-8 text (byte {error.start}: 0x{line[error.start]:02x})"
-    except json.JSONDecodeError as error:
-        return {}, f"is not valid JSON: {error.msg} at character {error.pos}"
-    except RecursionError:
-        return {}, "is not usable JSON: nested too deeply"
+        values = read_json(line)
+    except JsonFault as fault:
+        return {}, f"is {fault}" if fault.what == "not UTF-8 text" else f"is {fault.what}: {fault.detail}"
     if not isinstance(values, dict):
         return {}, f"is JSON of type {type(values).__name__}, not an object"
-    return values, ""
+    return values, lone_surrogate({name: values[name] for name in columns if name in values}, line) or ""

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from verl_aiops.data.errors import PreferenceDataError, RowFault
+from verl_aiops.data.layouts import column_hint, dialogue_hint, message_hint
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What JSON text may not hold as it is, but for tab and line breaks; and halves of surrogate pairs, which UTF-8 cannot
@@ -58,9 +59,11 @@ class Columns:
         for field in missing:
             near = difflib.get_close_matches(getattr(self, field), found, n=1, cutoff=0.5)
             hints += [f"did you mean data.{field}_key={name}?" for name in near]
+        if not hints:
+            hints = [column_hint(missing, found)]
         lacking = ", ".join(repr(getattr(self, field)) for field in missing)
         message = f"{place} lacks the column(s) {lacking}; found: {_listed(found)}."
-        raise PreferenceDataError(" ".join([message, *hints]))
+        raise PreferenceDataError(" ".join([message, *hints]).rstrip())
 
 
 def parse_row(values: dict, columns: Columns) -> PreferenceRow:
@@ -89,7 +92,12 @@ def parse_row(values: dict, columns: Columns) -> PreferenceRow:
             if not answer.strip():
                 raise RowFault(f"{key} is empty")
         if prompt is None:
-            raise RowFault(f"{columns.prompt} is missing; only conversations may carry their prompt inside the answers")
+            filled = [name for name, value in values.items() if value is not None]
+            hint = dialogue_hint(chosen) or column_hint(["prompt"], filled)
+            raise RowFault(
+                f"{columns.prompt} is missing; only conversations may carry their prompt inside the answers"
+                + (f". {hint}" if hint else "")
+            )
         if isinstance(prompt, list):
             chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (chosen, rejected))
     else:
@@ -162,7 +170,8 @@ def _message(message, key):
     message = {field: value for field, value in message.items() if value is not None}
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise RowFault(f"{key} has the role {role!r}; roles are {', '.join(ROLES)}")
+        hint = message_hint(message)
+        raise RowFault(f"{key} has the role {role!r}; roles are {', '.join(ROLES)}" + (f". {hint}" if hint else ""))
     if content is None and message.get("tool_calls"):
         return message | {"content": ""}
     if not isinstance(content, str):

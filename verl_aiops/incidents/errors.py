@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from verl_aiops.inputs.shown import UserError
 
-class IncidentError(ValueError):
+
+class IncidentError(UserError):
     """Bad input or a bad setting; the message says where, what was expected and how to mend it."""
 
 

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.inputs.json_text import JsonFault, read_json
+from verl_aiops.inputs.parquet import ParquetFault, ParquetTable
+from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.sniff import by_content, refusal
+
+from .csv_rows import read_csv_rows
 from .errors import IncidentError
-from .schema import Incident
+from .schema import OPTIONAL_FIELDS, REQUIRED_FIELDS, Incident, check_names
 
 Rows = Iterator[tuple[str, Any]]
-_LIST_CELLS = ("logs", "evidence", "upstream", "decoys")
-_MAX_CELL = 64 * 1024 * 1024
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise IncidentError(f"field '{twice}': given twice in one object; keep one")
-    return row
-
-
-def _parse_json(text: str, what: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except IncidentError:
-        raise
-    except RecursionError:
-        raise IncidentError(f"{what}: nested too deeply to be an incident") from None
-    except json.JSONDecodeError as error:
-        # of one line, so that its own count of lines is left out
-        raise IncidentError(f"{what}: not valid JSON ({error.msg} at character {error.pos})") from None
-    except ValueError as error:  # a number with thousands of digits
-        raise IncidentError(f"{what}: not valid JSON ({error})") from None
+        return read_json(text)
+    except JsonFault as fault:
+        if fault.twice is not None:
+            raise IncidentError(f"field '{fault.twice}': given twice in one object; keep one") from None
+        raise IncidentError(f"expected one JSON object on the line: {fault}") from None
 
 
 def read_jsonl_rows(path: Path) -> Rows:
@@ -51,75 +39,27 @@ def read_jsonl_rows(path: Path) -> Rows:
                 raise IncidentError(f"{place}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
             if text.strip():
                 try:
-                    row = _parse_json(text, "expected one JSON object on the line")
+                    row = _parse_json(text)
                 except IncidentError as error:
                     raise IncidentError(f"{place}: {error}") from None
                 yield place, row
-
-
-def _cell(name: str, text: str) -> Any:
-    if name in _LIST_CELLS:
-        if text.lstrip().startswith("["):
-            return _parse_json(text, f"field '{name}': expected a JSON list or plain lines in the cell")
-        return [line for line in text.splitlines() if line.strip()]
-    if name == "aliases" and text.strip():
-        return _parse_json(text, f"field '{name}': expected a JSON object in the cell")
-    return text or None
-
-
-def read_csv_rows(path: Path) -> Rows:
-    """A header line, then one incident a row; `logs` and `evidence` cells hold a JSON list or one entry a line."""
-    limit = csv.field_size_limit(_MAX_CELL)
-    place = "line 1"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, None)
-            if header is None:
-                return
-            if len(set(header)) != len(header):
-                raise IncidentError(f"line 1: a column name occurs twice in the header: {', '.join(header)}")
-            while True:
-                place = f"line {reader.line_num + 1}"
-                cells = next(reader, None)
-                if cells is None:
-                    return
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    mend = "quote cells that hold commas or line breaks"
-                    raise IncidentError(
-                        f"{place}: expected {len(header)} cells as in the header, found {len(cells)}; {mend}"
-                    )
-                try:
-                    row = {name: _cell(name, text) for name, text in zip(header, cells)}
-                except IncidentError as error:
-                    raise IncidentError(f"{place}: {error}") from None
-                yield place, row
-    except csv.Error as error:
-        raise IncidentError(f'{place}: not valid CSV ({error}); quote cells with " and double any " inside') from None
-    except UnicodeDecodeError as error:
-        raise IncidentError(f"after {place}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    finally:
-        csv.field_size_limit(limit)
 
 
 def read_parquet_rows(path: Path) -> Rows:
     """One incident a row, columns named like the fields, `logs` and `evidence` as lists of strings."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
+    number = -1
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", {name: value for name, value in row.items() if value is not None}
-    except (pa.ArrowException, OSError) as error:
-        message = str(error).splitlines()[0]
+        table = ParquetTable(path)
+        if table.rows:
+            # told once, before any row, and of columns that are not read too
+            check_names(dict.fromkeys(table.columns))
+        for number, row, fault in table.records(REQUIRED_FIELDS + OPTIONAL_FIELDS):
+            if fault:
+                raise IncidentError(f"row {number + 1}: field {fault}")
+            yield f"row {number + 1}", {name: value for name, value in row.items() if value is not None}
+    except ParquetFault as error:
         raise IncidentError(
-            f"after row {number}: not a readable parquet file ({message}); write or copy it anew"
+            f"after row {number + 1}: not a readable parquet file ({error}); write or copy it anew"
         ) from None
 
 
@@ -127,7 +67,12 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": read_jsonl_rows,
     ".csv": read_csv_rows,
     ".parquet": read_parquet_rows,
+    ".ndjson": read_jsonl_rows,
+    ".json": read_jsonl_rows,
+    ".tsv": read_csv_rows,
+    ".pq": read_parquet_rows,
 }
+_KINDS = {read_jsonl_rows: "json", read_csv_rows: "csv", read_parquet_rows: "parquet"}
 
 
 def read_incidents(path: str | Path) -> Iterator[Incident]:
@@ -137,17 +82,25 @@ def read_incidents(path: str | Path) -> Iterator[Incident]:
     Nothing is skipped: the first bad record stops the reading. Ids must be unique within the file.
     """
     path = Path(path)
-    if path.suffix.lower() not in READERS:
+    # a line break in a name would begin a line of its own in a message
+    name = one_line(path)
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         known = ", ".join(READERS)
-        raise IncidentError(f"{path}: no reader for '{path.suffix}'; name the file by its format, one of {known}")
+        raise IncidentError(
+            f"{name}: no reader for {suffix!r}; name the file by its format, one of {known}{by_content(path)}"
+        )
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{name}: no such file")
     if path.is_dir():
-        raise IncidentError(f"{path}: expected a file, found a folder; name the file in it")
+        raise IncidentError(f"{name}: expected a file, found a folder; name the file in it")
+    unfit = refusal(path, _KINDS[READERS[suffix]])
+    if unfit:
+        raise IncidentError(f"{name} {unfit}")
     seen: dict[str, str] = {}
     place = ""
     try:
-        for place, row in READERS[path.suffix.lower()](path):
+        for place, row in READERS[suffix](path):
             try:
                 incident = Incident.from_dict(row)
                 if incident.id in seen:
@@ -159,6 +112,6 @@ def read_incidents(path: str | Path) -> Iterator[Incident]:
             seen[incident.id] = place
             yield incident
     except IncidentError as error:
-        raise IncidentError(f"{path}, {error}") from None
+        raise IncidentError(f"{name}, {error}") from None
     if not seen:
-        raise IncidentError(f"{path}: expected at least one incident, found none; is it the right file?")
+        raise IncidentError(f"{name}: expected at least one incident, found none; is it the right file?")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from verl_aiops.inputs.shown import brief, one_line
+
 from .errors import IncidentError
 from .safety import neutralise
 
@@ -35,7 +37,9 @@ def _fail(field: str, expected: str, mend: str) -> IncidentError:
 
 
 def _found(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+    if isinstance(value, str):
+        return f"str {value[:60]!r}"
+    return "null" if value is None else f"{type(value).__name__} {brief(value, 60)!r}"
 
 
 def _check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:
@@ -131,6 +135,8 @@ class Incident:
             _check_label("difficulty", self.difficulty)
         for field in ("service_aliases", "type_aliases", "upstream"):
             _check_list(field, getattr(self, field), labels=True)
+        if not isinstance(self.decoys, tuple):
+            raise _fail("decoys", f"a list of pairs, found {_found(self.decoys)}", 'write [["service", "type"]]')
         for number, decoy in enumerate(self.decoys):
             if not isinstance(decoy, tuple) or len(decoy) != 2:
                 raise _fail(
@@ -192,7 +198,7 @@ class Incident:
         """Build an incident from its JSON form; unknown fields are left alone unless they look misspelt."""
         if not isinstance(row, Mapping):
             raise IncidentError(f"expected an object with the fields {', '.join(FIELDS)}, found {_found(row)}")
-        _check_names(row)
+        check_names(row)
         trace = row.get("trace")
         if isinstance(trace, list) and all(isinstance(line, str) for line in trace):
             trace = "\n".join(trace)
@@ -231,7 +237,8 @@ def _tuple(value: Any) -> Any:
     return () if value is None else tuple(value) if isinstance(value, list) else value
 
 
-def _check_names(row: Mapping[str, Any]) -> None:
+def check_names(row: Mapping[str, Any]) -> None:
+    """Raise IncidentError if a required field is missing from the keys of `row`, or one looks misspelt."""
     missing = [field for field in REQUIRED_FIELDS if field not in row]
     unknown = [str(name) for name in row if name not in REQUIRED_FIELDS and name not in OPTIONAL_FIELDS]
     for name in unknown:
@@ -241,7 +248,7 @@ def _check_names(row: Mapping[str, Any]) -> None:
             raise IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?")
     if missing:
         raise _fail(
-            missing[0], "this field, found none", f"the record has only: {', '.join(map(str, row)) or 'no field'}"
+            missing[0], "this field, found none", f"the record has only: {one_line(', '.join(row), 300) or 'no field'}"
         )
 
 

@@ -1,0 +1,84 @@
+"""Layouts that preference data are found in, recognised by their columns, and what makes pairs of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["column_hint", "dialogue_hint", "message_hint"]
+
+# names that public data sets use for what is called prompt, chosen and rejected here; most telling first
+_PROMPTS = ("question", "instruction", "query", "prompt", "prompts", "user", "problem", "input", "context", "post")
+_CHOSEN = ("chosen_response", "response_chosen", "answer_chosen", "chosen_answer", "accepted", "preferred", "winner")
+_CHOSEN += ("response_j", "response_w", "positive", "good", "better", "pos", "win", "chosens", "accept")
+_REJECTED = ("rejected_response", "response_rejected", "answer_rejected", "rejected_answer", "reject", "dispreferred")
+_REJECTED += ("response_k", "response_l", "negative", "bad", "worse", "neg", "lose", "loser", "non_preferred")
+_NAMES = {"prompt": _PROMPTS, "chosen": _CHOSEN, "rejected": _REJECTED}
+_TWO = "write the better one as 'chosen', the other as 'rejected'"
+# columns that tell a layout: of several that fit the first counts
+_LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("completions",), "each row has several rated answers (UltraFeedback); write pairs of a better and a worse one"),
+    (("completion", "label"), "one answer a row and a label (KTO); write pairs of a good and a bad answer to a prompt"),
+    (("response_0", "response_1"), f"two answers and a label which is better (PKU-SafeRLHF); {_TWO}"),
+    (("response_a", "response_b"), f"two answers and a winner; {_TWO}"),
+    (("answer_a", "answer_b"), f"two answers and a winner; {_TWO}"),
+    (("response1", "response2"), f"two answers and a score; {_TWO}"),
+    (("conversation_a", "conversation_b"), f"two conversations and a winner (Chatbot Arena); {_TWO}, without ties"),
+    (("answer_0", "answer_1"), f"two answers and scores; {_TWO}"),
+    (("messages", "rejected_response"), "ms-swift's layout; write the messages but for the last as 'prompt', the last "
+     "as 'chosen', rejected_response as 'rejected'"),
+    (("symptom", "incident_type"), "the file holds incidents; make pairs of them: verl-aiops build-prefs --incidents "
+     "FILE --out prefs.parquet"),
+    (("reward_model", "data_source"), "the file holds prompts of build-rl, for GRPO and PPO; DPO needs pairs: "
+     "verl-aiops build-prefs"),
+    (("rounds", "ground_truth", "score"), "the file holds answers of verl-aiops eval; make pairs of them: verl-aiops "
+     "build-prefs --from-generations"),
+    (("step", "data"), "the file holds metrics of a run, no data"),
+    (("error",), "the file is a server's message about an error; download it again"),
+    (("instruction", "output"), "one answer a row (Alpaca's SFT layout); DPO needs a better and a worse one"),
+    (("conversations",), "one conversation a row (ShareGPT's SFT layout); DPO needs a better and a worse answer"),
+    (("messages",), "one conversation a row (SFT); DPO needs a better and a worse answer"),
+)  # fmt: skip
+_TURN = re.compile(r"(?:^|\n\n)(?:Human|H|User): ")
+_REPLY = re.compile(r"\n\n(?:Assistant|A): ")
+
+
+def column_hint(missing: Iterable[str], found: Iterable[str]) -> str:
+    """What makes pairs of a file with the columns ``found`` that lacks the fields ``missing`` (of `rows.Columns`).
+
+    One sentence, or "" where nothing is known of such a file.
+    """
+    missing, found = list(missing), list(found)
+    lower = {name.lower(): name for name in found}
+    settings = []
+    for field in missing:
+        name = next((lower[name] for name in (field, *_NAMES.get(field, ())) if name in lower), None)
+        if name is not None:
+            settings.append(f"data.{field}_key={name}")
+    if len(settings) == len(missing):
+        return f"Set {' '.join(settings)} (or rename the column), if that is what it holds."
+    for columns, what in _LAYOUTS:
+        if all(name in lower for name in columns):
+            return f"By its columns {', '.join(map(repr, columns))}: {what}."
+    return ""
+
+
+def dialogue_hint(answer: str) -> str:
+    """What makes a prompt and an answer of a text that holds a whole dialogue (hh-rlhf), or ""."""
+    if not (_TURN.search(answer) and _REPLY.search(answer)):
+        return ""
+    return (
+        "The answers hold the dialogue too, as hh-rlhf has it: put what is before and with the last "
+        "'\\n\\nAssistant:' into the prompt, what follows it into the answers."
+    )
+
+
+def message_hint(message: Mapping[str, Any]) -> str:
+    """What makes {role, content} of a message in another layout, or ""."""
+    if "from" in message and "value" in message:
+        return "from/value is ShareGPT's layout: rename from to role (human: user, gpt: assistant), value to content"
+    for role, content in (("speaker", "text"), ("role", "value"), ("role", "text"), ("author", "content")):
+        if role in message and content in message and ("role", "content") != (role, content):
+            return f"rename {role} to role and {content} to content"
+    return ""

@@ -1,0 +1,126 @@
+"""JSON that others wrote: one reader with one kind of error, whatever is wrong with the text.
+
+`json.loads` raises errors of four classes, keeps the last of two equal keys, lets whole numbers through that no float
+can hold (`float`, `math.isfinite` then raise OverflowError), and values so deep that printing them fails.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from verl_aiops.inputs.shown import one_line
+
+__all__ = ["JsonFault", "lone_surrogate", "read_json", "read_object"]
+
+# 10**308 is the largest power of ten that a float can hold
+_DIGITS = 308
+_DEPTH = 100
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class JsonFault(ValueError):
+    """No usable JSON. ``what`` is it not, and why: ``detail``; ``twice``: a key that one object has two times."""
+
+    def __init__(self, what: str, detail: str, twice: str | None = None):
+        super().__init__(f"{what} ({detail})")
+        self.what, self.detail, self.twice = what, detail, twice
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of a JSON text; bytes are UTF-8.
+
+    Raises:
+        JsonFault: not UTF-8, not JSON, a key twice in one object, more than 100 levels, a whole number of more than 308
+            digits.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise JsonFault("not UTF-8 text", f"byte {error.start}: 0x{text[error.start]:02x}") from None
+    try:
+        value = json.loads(text, parse_int=_whole_number, object_pairs_hook=_unique)
+    except JsonFault:
+        raise
+    except json.JSONDecodeError as error:
+        raise JsonFault("not valid JSON", f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise JsonFault("not usable JSON", "nested too deeply") from None
+    if text.count("[") + text.count("{") > _DEPTH:
+        _check_depth(value)
+    return value
+
+
+def read_object(text: str | bytes) -> dict[str, Any]:
+    """As `read_json`, of a text that must be an object.
+
+    Raises:
+        JsonFault: it is something else.
+    """
+    value = read_json(text)
+    if not isinstance(value, dict):
+        raise JsonFault("not an object", f"JSON of type {type(value).__name__}")
+    return value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise JsonFault(
+            "not usable JSON", f"a whole number of {len(digits):,} digits; write it as text, in quotes, or mend it"
+        )
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = one_line(next(name for name in names if names.count(name) > 1), 60)
+        raise JsonFault("not usable JSON", f"the key '{twice}' is given twice in one object; keep one", twice)
+    return row
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEPTH):
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, dict | list)
+            ]
+            if isinstance(value, dict | list)
+            else []
+        )
+        if not level:
+            return
+    raise JsonFault("not usable JSON", "nested too deeply")
+
+
+def lone_surrogate(value: Any, text: bytes = rb"\ud800") -> str | None:
+    """Where in a value of JSON a text holds half of a surrogate pair, which UTF-8 cannot hold, and which; else None.
+
+    ``text``, the JSON it was read from, saves the search where it cannot hold one.
+    """
+    if not _ESCAPED_SURROGATE.search(text):
+        return None
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        place, inner = left.pop()
+        if isinstance(inner, str):
+            found = _SURROGATE.search(inner)
+            if found:
+                half = f"the half of a surrogate pair U+{ord(found.group()):04X}"
+                return f"{place or 'the text'} holds {half} at character {found.start()}; remove it"
+        elif isinstance(inner, list):
+            left += [(f"{place}[{at}]", item) for at, item in reversed(list(enumerate(inner)))]
+        elif isinstance(inner, dict):
+            for key, item in reversed(list(inner.items())):
+                if _SURROGATE.search(key):
+                    return f"{place or 'the object'} has a key with half of a surrogate pair ({one_line(key, 60)})"
+                left.append((f"{place}.{key}" if place else key, item))
+    return None
