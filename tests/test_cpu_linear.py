@@ -191,6 +191,27 @@ def test_not_used_if_it_computed_something_else(monkeypatch):
     monkeypatch.setattr(cpu_linear, "_times", missing)
     assert not cpu_linear._computes_the_same()
 
+    def odd(left, right):
+        raise NotImplementedError  # or whatever else
+
+    monkeypatch.setattr(cpu_linear, "_times", odd)
+    assert not cpu_linear._computes_the_same()
+
+
+def test_not_used_if_its_gradient_is_another(monkeypatch):
+    monkeypatch.setattr(
+        cpu_linear, "_times", lambda left, right: functional.linear(left, right) * (1 if right.is_contiguous() else 2)
+    )
+    assert not cpu_linear._computes_the_same()
+
+
+def test_one_row_without_a_batch_goes_the_usual_way(products, monkeypatch):
+    monkeypatch.setattr(cpu_linear, "LEAST_WORK", 0)
+    layer = nn.Linear(8, 9)
+    use_onednn(layer)
+    layer(torch.randn(8, requires_grad=True)).sum().backward()
+    assert products == []
+
 
 def test_layers_of_other_devices_stay_as_they_are(products):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, device="meta"))

@@ -8,7 +8,7 @@ import torch
 from tiny_lms import VOCABULARY, tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from verl_aiops.trainers.fused_layers import _Rotary, fuse_layers, layer_kernels
+from verl_aiops.trainers.fused_layers import _is_plain_rotary, _Rotary, fuse_layers, layer_kernels
 from verl_aiops.trainers.logprobs.support import SHARED_PROMPT_MODELS
 
 ROTARY = "apply_rotary_pos_emb"
@@ -92,6 +92,127 @@ def test_heads_that_are_rotated_in_part_are_left_to_the_model():
     expected, _ = run(model)
     assert f"modeling_phi3.{ROTARY}" in fuse_layers(model)
     torch.testing.assert_close(run(model)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+# --- layers that the replacements were not made for ------------------------------------------------------------------
+
+
+def hybrid(kind):
+    """Models with norms that take a gate, or with cosines of half the width."""
+    settings = {
+        "bamba": {
+            **dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=8, attn_layer_indices=[1]),
+            **dict(mamba_n_groups=1, mamba_expand=2),
+        },
+        "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "attention": "eager"},
+        "granitemoehybrid": {
+            **dict(layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8),
+            **dict(mamba_chunk_size=8, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
+        },
+        "qwen3_next": {
+            **dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, head_dim=8),
+            **dict(linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4),
+            **dict(num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16),
+        },
+    }
+    return spread_weights(tiny_lm(kind, **settings[kind]))
+
+
+@pytest.mark.parametrize("kind", ["bamba", "gpt_oss", "granitemoehybrid", "qwen3_next"])
+def test_layers_with_other_arguments_are_left_to_the_model(kind):
+    model = hybrid(kind)
+    fused = copy.deepcopy(model)
+    expected, gradients = run(model)
+    fuse_layers(fused)
+    logits, fused_gradients = run(fused)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert (fused_gradients[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + 1e-7, name
+
+
+def rotate_half(x):
+    return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+
+
+def plain(q, k, cos, sin, unsqueeze_dim=1):
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
+
+
+def raises(q, k, cos, sin, unsqueeze_dim=1):
+    raise KeyError("rope_deltas")
+
+
+def one(q, k, cos, sin, unsqueeze_dim=1):
+    return plain(q, k, cos, sin, unsqueeze_dim)[0]
+
+
+def no_gradient(q, k, cos, sin, unsqueeze_dim=1):
+    return plain(q.detach() + 0 * q, k, cos, sin, unsqueeze_dim)
+
+
+def other_axis(q, k, cos, sin, unsqueeze_dim=2):
+    return plain(q, k, cos, sin, 2)
+
+
+def half_width(q, k, cos, sin, unsqueeze_dim=1):
+    return plain(q, k, torch.cat((cos, cos), -1), torch.cat((sin, sin), -1), unsqueeze_dim)
+
+
+def not_a_tensor(q, k, cos, sin, unsqueeze_dim=1):
+    return "q", "k"
+
+
+@pytest.mark.parametrize("rotary", [raises, one, no_gradient, other_axis, half_width, not_a_tensor, lambda x: x])
+def test_a_rotary_embedding_that_raises_or_computes_otherwise_stays_and_that_is_said(rotary, caplog):
+    with caplog.at_level("INFO"):
+        assert _is_plain_rotary(plain)
+        assert caplog.text == ""
+        assert not _is_plain_rotary(rotary)
+    assert "apply_rotary_pos_emb stays the model's own" in caplog.text
+
+
+def test_a_rotary_embedding_called_otherwise_than_tried_is_the_models():
+    calls = []
+    rotary = _Rotary(lambda *args, **kwargs: calls.append((args, kwargs)))
+    q = torch.zeros(1, 2, 3, 8)
+    cos = torch.zeros(1, 3, 8)
+    for args, kwargs in [
+        ((q, q, cos, cos, torch.arange(3)), {}),
+        ((q, q, cos, cos), {"position_ids": None}),
+        ((q, q, cos[..., :4], cos[..., :4]), {}),
+        ((q,), {"k": q, "cos": cos, "sin": cos}),
+    ]:
+        rotary(*args, **kwargs)
+        assert calls.pop() == (args, kwargs)
+    assert not calls and rotary(q, q, cos, cos, unsqueeze_dim=1)[0].shape == q.shape
+
+
+class RaisingRMSNorm(torch.nn.Module):
+    def __init__(self, size, eps=1e-6):
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, hidden):
+        raise KeyError("no")
+
+
+class DetachedRMSNorm(RaisingRMSNorm):
+    def forward(self, hidden):
+        scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon).detach()
+        return hidden * scale * self.weight
+
+
+class WantsMoreRMSNorm(DetachedRMSNorm):
+    def __init__(self, size, eps, groups):
+        super().__init__(size, eps)
+
+
+@pytest.mark.parametrize("norm", [RaisingRMSNorm(8), DetachedRMSNorm(8), WantsMoreRMSNorm(8, 1e-6, 2)])
+def test_a_norm_that_raises_or_has_another_gradient_stays_and_that_is_said(norm, caplog):
+    with caplog.at_level("INFO"):
+        assert fuse_layers(torch.nn.Sequential(norm)) == {}
+    assert f"{type(norm).__name__} stays the model's own" in caplog.text
 
 
 def test_a_norm_in_another_precision_than_its_input_is_left_to_the_model():

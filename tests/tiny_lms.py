@@ -29,7 +29,7 @@ def tiny_config(kind, **settings):
     return AutoConfig.for_model(kind, **(base | settings))
 
 
-def tiny_lm(kind="llama", **settings):
+def tiny_lm(kind="llama", attention="sdpa", **settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(tiny_config(kind, **settings), attn_implementation="sdpa").float()
+        return AutoModelForCausalLM.from_config(tiny_config(kind, **settings), attn_implementation=attention).float()

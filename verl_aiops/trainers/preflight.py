@@ -48,7 +48,8 @@ def with_preflight(validate_config):
             lines = []
             if kind:
                 check_available(config, kind, on_cpu=device == "cpu")
-                lines += _PREPARE[kind](config, given)
+                prepare = {"dpo": prepare_offline, "online_dpo": prepare_online, "triage": prepare_triage}[kind]
+                lines += prepare(config, given)
             if kind in ("dpo", "online_dpo"):
                 use_reference_policy = use_critic = False
             if kind in ("dpo", "online_dpo") or device == "cpu":
@@ -272,6 +273,3 @@ def load_tokenizer(model: DictConfig):
             f"actor_rollout_ref.model.{key}={model[key]}: {what}its tokenizer cannot be loaded: "
             + " ".join(str(error).split())
         ) from None
-
-
-_PREPARE = {"dpo": prepare_offline, "online_dpo": prepare_online, "triage": prepare_triage}
