@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_runs import GPU_ONLY, VARIANTS, make_model, make_pairs, run, step_seconds
+from dpo_runs import GPU_ONLY, NOT_BY_DEFAULT, VARIANTS, make_model, make_pairs, run, step_seconds
 
 
 def machine(device: str) -> str:
@@ -53,6 +53,7 @@ def needed_flops(model: str, prompt: int, answer: int) -> dict[str, float]:
     return {
         "ours": ours,
         "ours, compiled": ours,
+        "ours, a unit a layer": ours,
         "ours, live reference": 8 * body * (prompt + both) + 8 * head * both,
         "rows": 6 * body * (2 * prompt + both) + 6 * head * both,
         "rows, live reference": 8 * body * (2 * prompt + both) + 8 * head * both,
@@ -95,7 +96,7 @@ def main() -> int:
         nargs="+",
         choices=VARIANTS,
         metavar="VARIANT",
-        help=f"of {'; '.join(VARIANTS)} (default all but the compiled one, on a CPU without Liger's kernels)",
+        help=f"of {'; '.join(VARIANTS)} (default all but {', '.join(NOT_BY_DEFAULT)}; on a CPU without Liger's)",
     )
     parser.add_argument("--max-length", type=int, default=1024, help="most tokens of a prompt, and of an answer")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -106,7 +107,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.steps < 9:
         parser.error(f"--steps {arguments.steps}: 9 at least, as the first is not timed and a speed needs eight")
-    left_out = {"ours, compiled", *(GPU_ONLY if arguments.device == "cpu" else ())}
+    left_out = {*NOT_BY_DEFAULT, *(GPU_ONLY if arguments.device == "cpu" else ())}
     arguments.variants = arguments.variants or [name for name in VARIANTS if name not in left_out]
     asked = dict(vars(arguments))
     arguments.model = str(Path(arguments.model).resolve())

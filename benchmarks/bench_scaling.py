@@ -5,8 +5,8 @@
 
 Each point is a step (forward, backward, optimizer; cached reference) of verl's training worker with our engine on
 random pairs, outside Ray, so that the two backends are compared and nothing else. One dimension varies at a time; a
-point is the time of `--repeats` steps over their number. Writes OUT.json and OUT.png: measured pairs/s, peak memory (GPU), and what the
-FLOP law says, fitted through the base point of `rows`.
+point is the time of `--repeats` steps over their number. Writes OUT.json and OUT.png: measured pairs/s, peak memory
+(GPU), and what the FLOP law says, fitted through the base point of `rows`.
 """
 
 from __future__ import annotations

@@ -11,16 +11,18 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["GPU_ONLY", "VARIANTS", "make_pairs", "make_model", "run", "step_seconds"]
+__all__ = ["GPU_ONLY", "NOT_BY_DEFAULT", "VARIANTS", "make_pairs", "make_model", "run", "step_seconds"]
 
 COMPILE = "actor_rollout_ref.actor.fsdp_config.use_torch_compile=True"
 
+UNIT_A_LAYER = "+actor_rollout_ref.actor.fsdp_config.wrap_policy.disable=false"
 LIGER = "use_liger_kernel"
 
 # name in tables: (trainer, how the reference's log-probs come about, settings beyond the defaults)
 VARIANTS = {
     "ours": ("shared_prompt", "cached"),
     "ours, compiled": ("shared_prompt", "cached", COMPILE),
+    "ours, a unit a layer": ("shared_prompt", "cached", UNIT_A_LAYER),
     "ours, live reference": ("shared_prompt", "live"),
     "rows": ("rows", "cached"),
     "rows, live reference": ("rows", "live"),
@@ -28,8 +30,10 @@ VARIANTS = {
     "TRL, cached reference": ("trl", "cached"),
     "TRL, cached reference, Liger": ("trl", "cached", LIGER),
 }
-# the kernels of the last are Triton's
-GPU_ONLY = ("TRL, cached reference, Liger",)
+# Liger's kernels are Triton's; a CPU worker has no units
+GPU_ONLY = ("ours, a unit a layer", "TRL, cached reference, Liger")
+# asked for by name
+NOT_BY_DEFAULT = ("ours, compiled", "ours, a unit a layer")
 
 
 def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, seed: int = 0) -> None:
