@@ -43,6 +43,11 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "glibc's, as above",
     "MALLOC_MMAP_MAX_": "glibc's, as above",
     "MALLOC_TRIM_THRESHOLD_": "glibc's, as above",
+    "VERL_FILE_LOGGER_PATH": "verl's: the file of `trainer.logger=file`; preference, GRPO and PPO runs of this package "
+    "write `metrics.jsonl` in `trainer.default_local_dir` unless it or the next one is set",
+    "VERL_FILE_LOGGER_ROOT": "verl's: folder of `PROJECT/EXPERIMENT.jsonl` instead",
+    "TENSORBOARD_DIR": "verl's: folder of TensorBoard's events; here `tensorboard` in `trainer.default_local_dir` unless "
+    "it is set",
     "OPENAI_API_KEY": "key of the server that `verl-aiops eval --endpoint` asks, unless `--api-key-env` names another",
     "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
     "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from omegaconf import DictConfig
 
-from verl_aiops.files import replacing, write_atomically
+from verl_aiops.files import remove, replacing, write_atomically
+from verl_aiops.trainers.finite import FiniteRun, NotFiniteError, check_model_folder
+from verl_aiops.trainers.run_log import RunLog
+from verl_aiops.trainers.run_note import RunNote, write_note
 
 __all__ = [
     "PreferenceCheckpoints",
     "check_same_reference",
     "export_model",
+    "exported_from",
     "merge_checkpoint",
     "resume_folder",
     "write_reference_note",
 ]
 
 NOTE = "reference.json"
+# the plain model, and the file in it that names the checkpoint it was made from
+EXPORT, ORIGIN = "huggingface", "checkpoint.json"
 
 
 def resume_folder(trainer: DictConfig) -> str | None:
@@ -50,7 +57,10 @@ def check_same_reference(folder: str, note: dict) -> None:
         )
     with open(path, encoding="utf-8") as file:
         before = json.load(file)
-    changed = [f"{key}: {before.get(key)!r} then, {note[key]!r} now" for key in note if before.get(key) != note[key]]
+    keys = dict.fromkeys([*note, *before])
+    changed = [
+        f"{key}: {before.get(key)!r} then, {note.get(key)!r} now" for key in keys if before.get(key) != note.get(key)
+    ]
     if changed:
         raise ValueError(
             f"{folder} was trained against another reference ({'; '.join(changed)}). Restore the settings or the model "
@@ -59,14 +69,21 @@ def check_same_reference(folder: str, note: dict) -> None:
         )
 
 
-class PreferenceCheckpoints:
+class PreferenceCheckpoints(FiniteRun, RunLog):
     """What offline and online DPO do at checkpoints and at the end of a run; stands before verl's trainer in the bases.
 
-    Wants ``dpo`` (a `PreferenceConfig`) and `reference_note` of the trainer.
+    Wants ``dpo`` (a `PreferenceConfig`), `reference_note` and `run_note` of the trainer.
     """
+
+    # the last step whose checkpoint this process has written
+    _saved: int | None = None
 
     def reference_note(self) -> dict:
         """What a checkpoint remembers of its reference."""
+        raise NotImplementedError
+
+    def run_note(self) -> RunNote:
+        """What a checkpoint remembers of the run's settings."""
         raise NotImplementedError
 
     def check_resume(self) -> None:
@@ -77,31 +94,69 @@ class PreferenceCheckpoints:
 
     def fit(self, agent_loop_manager):
         """verl's loop, then the checkpoint of the last step and the plain model."""
-        super().fit(agent_loop_manager)
         if self.config.trainer.get("val_only", False):
+            super().fit(agent_loop_manager)
             return
-        # fit() has counted past the last step
-        self.global_steps = min(self.global_steps, self.total_training_steps)
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        if not os.path.isdir(os.path.join(folder, "actor")):
+        if self.nothing_left():
+            return
+        began = self.global_steps
+        super().fit(agent_loop_manager)
+        # fit() has counted past the last step; it may end before the total where the epochs do
+        self.global_steps -= 1
+        if self.global_steps <= began:
+            print(f"verl-aiops: nothing was trained: trainer.total_epochs ended before step {began + 1}", flush=True)
+            return
+        self.finite.check_end()
+        if self._saved != self.global_steps:
             self._save_checkpoint()
         if self.dpo.export_model:
-            target = export_model(folder, self.config)
+            target = export_model(self._checkpoint_folder(), self.config)
             print(f"verl-aiops: trained model: {target}", flush=True)
 
+    def _checkpoint_folder(self) -> str:
+        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+
     def _save_checkpoint(self):
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        self.check_weights(f"after step {self.global_steps}")
+        folder = self._checkpoint_folder()
+        if self._saved != self.global_steps:
+            # of a save that was cut short: the preflight refuses folders of other runs
+            remove(Path(folder))
         # before verl's own part, whose last act is to declare the checkpoint complete
         write_reference_note(folder, self.reference_note())
+        write_note(folder, self.run_note())
         if self.dpo.reference_sync_steps:
             self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
         super()._save_checkpoint()
+        self._saved = self.global_steps
 
     def _load_checkpoint(self):
         super()._load_checkpoint()
         folder = resume_folder(self.config.trainer)
         if folder and self.dpo.reference_sync_steps:
             self.actor_rollout_wg.load_reference(os.path.join(folder, "reference"))
+        if folder:
+            self.check_weights(f"of {folder}")
+
+    def check_weights(self, which: str) -> None:
+        """Raises NotFiniteError if the workers hold a weight that is NaN or infinite."""
+        bad = sorted({name for names in self.actor_rollout_wg.weights_not_finite() for name in names})
+        if bad:
+            raise NotFiniteError(
+                f"{len(bad)} weights {which} are not finite: {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}. Nothing "
+                "is saved of them, and nothing exported. Take another model folder or an earlier checkpoint; if they "
+                "became so in training, a smaller actor_rollout_ref.actor.optim.lr."
+            )
+
+
+def exported_from(config: DictConfig) -> str | None:
+    """Name of the checkpoint that the exported model was made from; None without one, or where it does not say."""
+    path = os.path.join(os.path.abspath(config.trainer.default_local_dir), EXPORT, ORIGIN)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)["checkpoint"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def export_model(folder: str, config: DictConfig) -> str:
@@ -111,10 +166,16 @@ def export_model(folder: str, config: DictConfig) -> str:
 
     Returns:
         the folder, ``<default_local_dir>/huggingface``.
+
+    Raises:
+        NotFiniteError: a weight is not finite.
     """
-    target = os.path.join(os.path.abspath(config.trainer.default_local_dir), "huggingface")
+    target = os.path.join(os.path.abspath(config.trainer.default_local_dir), EXPORT)
     with replacing(target, folder=True) as partial:
         merge_checkpoint(os.path.join(folder, "actor"), str(partial), config.actor_rollout_ref.model.trust_remote_code)
+        check_model_folder(partial)
+        origin = {"checkpoint": os.path.basename(folder)}
+        (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
     return target
 
 

@@ -16,9 +16,11 @@ from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
 from verl_aiops.platform.cpu_linear import use_onednn
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+from verl_aiops.trainers.finite import names_not_finite
 from verl_aiops.trainers.fused_layers import fuse_layers, layer_kernels
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.objective import columns_for_loss
+from verl_aiops.trainers.optimizer import use_settings
 from verl_aiops.trainers.pairs import ROWS_PER_PAIR
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,17 @@ def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers that FSDP wraps one by one, as transformers names their classes."""
     classes = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in classes]
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Policy and reference are compared answer by answer: dropout, as adapters trained elsewhere bring it along, would
+    be noise in each comparison. TRL's trainer does the same."""
+    off = 0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p:
+            module.p, off = 0.0, off + 1
+    if off:
+        logger.warning("dropout is switched off in %d modules: preference losses compare log-probs", off)
 
 
 class FSDPPreferenceEngine(FSDPEngineWithLMHead):
@@ -66,6 +79,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             logger.info("in fewer kernels: %s", fuse_layers(module) or "nothing")
         elif kernels == "plain" and get_device_name() == "cpu":
             logger.info("linear layers computed by oneDNN: %d", use_onednn(module))
+        without_dropout(module)
         if self.engine_config.use_torch_compile:
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
             for layer in decoder_layers(module):
@@ -199,7 +213,12 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
 
     def load_checkpoint(self, *args, **kwargs):
         super().load_checkpoint(*args, **kwargs)
+        use_settings(self.optimizer, self.lr_scheduler, self.optimizer_config)
         self._reshard()
+
+    def weights_not_finite(self) -> list[str]:
+        """Names of the weights of which this rank holds a number that is NaN or infinite."""
+        return names_not_finite((name, _local(p)) for name, p in self.module.named_parameters())
 
     def _reshard(self) -> None:
         """Drop gathered parameters. FSDP2 keeps the root's after a forward pass without a backward, and a later

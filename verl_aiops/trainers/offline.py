@@ -26,9 +26,12 @@ from verl.utils.metric import reduce_metrics
 from verl_aiops.trainers.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
+from verl_aiops.trainers.finite import NotFiniteError, check_scores
 from verl_aiops.trainers.objective import PreferenceObjective
-from verl_aiops.trainers.pairs import PairOrder, arrange, load_pairs, order_seed, pair_batch, pair_tokens
+from verl_aiops.trainers.pairs import arrange, load_pairs, pair_batch, pair_order, pair_tokens
 from verl_aiops.trainers.reference_pass import ReferenceScorer
+from verl_aiops.trainers.resume import start_model
+from verl_aiops.trainers.run_note import RunNote, run_settings
 from verl_aiops.trainers.watch import ChosenWatch
 from verl_aiops.trainers.worker import PreferenceWorker
 
@@ -56,6 +59,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         # verl saves and reloads TransferQueue's content for every mode but this one; nothing is ever in flight here
         self.trainer_mode = "sync"
         self.dpo = DPOConfig.from_config(config)
+        # as the user gave them, before the numbers below are filled in
+        self._settings = run_settings(config, "dpo", self.dpo)
         self.use_critic = self.use_reference_policy = False
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
@@ -84,12 +89,15 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         self.actor_rollout_wg = self.spawn_workers(self.config.actor_rollout_ref)
         objective = PreferenceObjective(loss_settings=self.dpo.loss_settings(), ld_alpha=self.dpo.ld_alpha)
         self.actor_rollout_wg.set_loss_fn(objective)
+        self.check_weights(f"of {self.config.actor_rollout_ref.model.path}")
         if self.dpo.uses_reference and not self.dpo.reference_path:
             # before the checkpoint is loaded: the workers still hold the initial policy
-            if self.dpo.reference == "cached":
-                self.reference.fill(self.actor_rollout_wg)
-            elif not self._is_lora or self.dpo.reference_sync_steps:
+            live = self.dpo.reference == "live"
+            # without adapters a LoRA policy is the base: the reference, unless it starts from a trained adapter
+            if self._starts_from_adapter or (live and (not self._is_lora or self.dpo.reference_sync_steps)):
                 self.actor_rollout_wg.sync_reference(1.0)
+            if not live:
+                self.reference.fill(self.actor_rollout_wg)
         self._load_checkpoint()
 
     @property
@@ -97,17 +105,15 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         model = self.config.actor_rollout_ref.model
         return model.lora_rank > 0 or model.lora_adapter_path is not None
 
+    @property
+    def _starts_from_adapter(self) -> bool:
+        return self.config.actor_rollout_ref.model.lora_adapter_path is not None
+
     def _init_dataloader(self):
         data = self.config.data
         self.train_dataset = load_pairs(data, self.tokenizer, "train")
         self.val_dataset = load_pairs(data, self.tokenizer, "val") if data.val_files else None
-        self.train_dataloader = PairOrder(
-            len(self.train_dataset),
-            data.train_batch_size,
-            seed=order_seed(data),
-            shuffle=data.shuffle,
-            data_digest=self.train_dataset.identity(),
-        )
+        self.train_dataloader = pair_order(self.train_dataset, data)
         self.steps_per_epoch = self.train_dataloader.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -171,6 +177,16 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
     def reference_note(self) -> dict:
         return self.reference.note()
 
+    def run_note(self) -> RunNote:
+        return RunNote(
+            trainer="dpo",
+            total_steps=self.total_training_steps,
+            settings=self._settings,
+            data=self.train_dataloader.state_dict(),
+            model=start_model(self.config.actor_rollout_ref.model, None),
+            held_out=self.val_dataset.identity() if self.val_dataset else None,
+        )
+
     # --- what PPOTrainer asks of its modes ---------------------------------------------------------------------------
 
     def on_step_end(self): ...
@@ -220,6 +236,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         )
         if with_reference and self.dpo.uses_reference and self.dpo.reference == "live":
             scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
+            check_scores([scored["answer_log_probs"]], f"live reference before step {self.global_steps}", "")
             batch["ref_log_probs"] = scored["answer_log_probs"]
         return batch
 
@@ -296,6 +313,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         for name, value in values.items():
             prefix = "" if name.split("/")[0] in ("rewards", "logps", "perf") else "actor/"
             metrics[prefix + name] = float(value)
+        self.watch_finite(metrics)
         if self.dpo.reference_sync_steps and self.global_steps % self.dpo.reference_sync_steps == 0:
             with marked_timer("sync_reference", timing_raw):
                 self.actor_rollout_wg.sync_reference(self.dpo.reference_mixup)
@@ -324,6 +342,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
             for name, value in tu.get(output, "metrics").items():
                 if name == "loss" or name.startswith(("rewards/", "logps/")):
                     sums[name] = sums.get(name, 0.0) + float(np.sum(value)) * len(real) / total
+        if not np.isfinite(sums["loss"]):
+            raise NotFiniteError(f"validation after step {self.global_steps}: the loss is {sums['loss']}")
         return {"val/pairs": float(total), **{f"val/{name}": value for name, value in sums.items()}}
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):

@@ -6,7 +6,7 @@ become pairs, and the pairs train the policy with the losses of offline DPO (Guo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -23,11 +23,14 @@ from verl_aiops.rollout.turns import TemplateTurns
 from verl_aiops.trainers.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.config import OnlineDPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
+from verl_aiops.trainers.finite import check_scores
 from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.objective import PreferenceObjective
 from verl_aiops.trainers.online_pairs import Answer, labelled, laid_out, pair_example, plan_batch, self_play_pairs
 from verl_aiops.trainers.pairs import arrange, pair_batch
+from verl_aiops.trainers.resume import online_notes
 from verl_aiops.trainers.reward_rows import final_outputs, rows_of
+from verl_aiops.trainers.run_note import RunNote, run_settings
 from verl_aiops.trainers.triage import TriageTrainer, part_metrics
 from verl_aiops.trainers.worker import PreferenceWorker
 
@@ -47,8 +50,11 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
     """Generate, score, pair, train; validation, checkpoints, weight transfer and trackers are verl's."""
 
     def __init__(self, config: DictConfig):
-        super().__init__(config)
         self.dpo = OnlineDPOConfig.from_config(config)
+        # as the user gave them, before verl fills in numbers
+        settings = run_settings(config, "online_dpo", self.dpo)
+        self._note, self._reference_note = online_notes(config, self.dpo, settings, None)
+        super().__init__(config)
         self.use_critic = self.use_reference_policy = False
         self.ranks = data_parallel_size(config)
         self.backend, _ = choose_backend(config, self.dpo)
@@ -76,16 +82,18 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
             importance_clip=self.dpo.importance_clip,
         )
         self.actor_rollout_wg.set_loss_fn(objective)
-        if self.dpo.uses_reference and (not self.ref_in_actor or self.dpo.reference_sync_steps):
+        self.check_weights(f"of {self.config.actor_rollout_ref.model.path}")
+        # without adapters a LoRA policy is the base: the reference, unless it starts from a trained adapter
+        adapter = self.config.actor_rollout_ref.model.get("lora_adapter_path")
+        if self.dpo.uses_reference and (not self.ref_in_actor or adapter or self.dpo.reference_sync_steps):
             self.actor_rollout_wg.sync_reference(1.0)
         super()._load_checkpoint()
 
     def reference_note(self) -> dict:
-        return {
-            "weights": None,
-            "reference": "live" if self.dpo.uses_reference else None,
-            "sync_steps": self.dpo.reference_sync_steps,
-        }
+        return self._reference_note
+
+    def run_note(self) -> RunNote:
+        return replace(self._note, total_steps=self.total_training_steps)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
@@ -190,6 +198,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
         )
         if self.dpo.uses_reference:
             scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
+            check_scores([scored["answer_log_probs"]], f"live reference before step {self.global_steps}", "")
             batch["ref_log_probs"] = scored["answer_log_probs"]
         tu.assign_non_tensor(
             batch,

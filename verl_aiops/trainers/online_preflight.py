@@ -66,7 +66,24 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
     with open_dict(config):
         config.trainer.v1.trainer_mode = "online_dpo"
         config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
+    _check_resume(config, dpo)
     return lines
+
+
+def _check_resume(config: DictConfig, dpo: OnlineDPOConfig) -> None:
+    """A run that goes on from a checkpoint: the same prompts, and what else is not as it was."""
+    from verl_aiops.trainers.resume import check_adapter, online_notes, settle, start_folder
+    from verl_aiops.trainers.run_note import run_settings
+
+    check_adapter(config)
+    folder = start_folder(config.trainer)
+    if folder is not None:
+        # how many prompts are too long is known later, and with it how many steps an epoch has
+        total = config.trainer.total_training_steps
+        note, reference = online_notes(
+            config, dpo, run_settings(config, "online_dpo", OnlineDPOConfig.from_config(config)), total
+        )
+        settle(folder, note, reference, config, dpo)
 
 
 def _trainer_faults(config: DictConfig) -> list[str]:

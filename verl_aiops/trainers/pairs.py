@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,16 @@ from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl_aiops.data import PreferenceDataset
 from verl_aiops.trainers.reference import default_cache_dir
 
-__all__ = ["PairOrder", "arrange", "load_pairs", "order_seed", "pair_batch", "pair_tokens"]
+__all__ = [
+    "PairOrder",
+    "arrange",
+    "check_saved_order",
+    "load_pairs",
+    "order_seed",
+    "pair_batch",
+    "pair_order",
+    "pair_tokens",
+]
 
 # force_group_size of verl's micro-batching: rows that always stay together
 ROWS_PER_PAIR = 2
@@ -96,6 +106,20 @@ class PairOrder:
                 "Resuming would repeat or skip pairs. Use the same files and data settings, or start anew with "
                 "trainer.resume_mode=disable and another trainer.default_local_dir."
             )
+
+
+def pair_order(train: PreferenceDataset, data: DictConfig) -> PairOrder:
+    """The order in which a run takes its training pairs; ``data`` is verl's section."""
+    return PairOrder(
+        len(train), data.train_batch_size, seed=order_seed(data), shuffle=data.shuffle, data_digest=train.identity()
+    )
+
+
+def check_saved_order(folder: str, order: PairOrder) -> None:
+    """Raises ValueError if a checkpoint was made on other data or in another order, by what verl has saved of it."""
+    path = os.path.join(folder, "data.pt")
+    if os.path.isfile(path):
+        order.load_state_dict(torch.load(path, weights_only=True))
 
 
 def pair_tokens(dataset: PreferenceDataset) -> np.ndarray:

@@ -38,6 +38,8 @@ def with_preflight(validate_config):
 
     from verl_aiops.data import PreferenceDataError
     from verl_aiops.platform.cluster import ClusterError, check_cluster
+    from verl_aiops.trainers.finite import NotFiniteError
+    from verl_aiops.trainers.resume import NothingLeft
 
     require(verl_device, "get_device_name")
 
@@ -57,7 +59,10 @@ def with_preflight(validate_config):
                 use_reference_policy = use_critic = False
             if kind in ("dpo", "online_dpo") or device == "cpu":
                 lines += check_cluster(config, given, device)
-        except (ConfigError, ClusterError, PreferenceDataError) as error:
+        except NothingLeft as finished:
+            print(f"verl-aiops: {finished}")
+            raise SystemExit(0) from None
+        except (ConfigError, ClusterError, PreferenceDataError, NotFiniteError) as error:
             # SystemExit passes Hydra without a traceback; the message is all the user needs
             raise SystemExit(f"verl-aiops: error: {error}") from None
         if lines:
@@ -109,6 +114,7 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
             config.trainer.val_before_train = False
             config.trainer.test_freq = -1
     _check_pairs(config, dpo)
+    _check_resume(config, dpo)
     return lines
 
 
@@ -239,6 +245,9 @@ def _check_model(config: DictConfig) -> None:
             config.actor_rollout_ref.model.path = path
     elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
         raise ConfigError(f"actor_rollout_ref.model.path={path}: no such folder.")
+    from verl_aiops.trainers.resume import check_adapter
+
+    check_adapter(config)
 
 
 def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
@@ -263,6 +272,38 @@ def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:
         )
     if config.data.val_files:
         load_pairs(config.data, tokenizer, "val", limit=dpo.preflight_rows)
+
+
+def _check_resume(config: DictConfig, dpo: DPOConfig) -> None:
+    """A run that goes on from a checkpoint: the same data, and what else is not as it was."""
+    from verl_aiops.trainers.resume import settle, start_folder, start_model
+    from verl_aiops.trainers.run_note import RunNote, run_settings
+
+    folder = start_folder(config.trainer)
+    if folder is None:
+        return
+    from verl_aiops.trainers.pairs import check_saved_order, load_pairs, pair_order
+    from verl_aiops.trainers.reference_pass import reference_note, reference_weights
+
+    model = config.actor_rollout_ref.model
+    tokenizer = load_tokenizer(model)
+    if model.custom_chat_template:
+        tokenizer.chat_template = model.custom_chat_template
+    train = load_pairs(config.data, tokenizer, "train")
+    val = load_pairs(config.data, tokenizer, "val") if config.data.val_files else None
+    order = pair_order(train, config.data)
+    now = RunNote(
+        trainer="dpo",
+        total_steps=config.trainer.total_training_steps or order.steps_per_epoch * config.trainer.total_epochs,
+        settings=run_settings(config, "dpo", DPOConfig.from_config(config)),  # the backend is settled by now
+        data=order.state_dict(),
+        model=start_model(model, None),
+        held_out=val.identity() if val else None,
+    )
+    weights = reference_weights(model, dpo.reference_path) if dpo.uses_reference else None
+    settle(
+        folder, now, reference_note(dpo, weights), config, dpo, without_note=lambda: check_saved_order(folder, order)
+    )
 
 
 def load_tokenizer(model: DictConfig):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from verl_aiops.files import write_atomically
 
-__all__ = ["ReferenceCache", "ReferenceIdentity", "default_cache_dir", "weights_digest"]
+__all__ = ["ReferenceCache", "ReferenceIdentity", "adapter_digest", "default_cache_dir", "weights_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,27 @@ def weights_digest(folder: str) -> str:
                 while chunk := file.read(1 << 24):
                     digest.update(chunk)
                     bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def adapter_digest(folder: str) -> str:
+    """sha256 over the weights of a PEFT adapter's folder and its configuration.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+    """
+    path = Path(os.path.expanduser(folder))
+    weights = [p for p in (path / f"adapter_model{suffix}" for suffix in (".safetensors", ".bin")) if p.is_file()]
+    config = path / "adapter_config.json"
+    if not weights or not config.is_file():
+        raise FileNotFoundError(f"{folder}: no adapter (adapter_config.json with adapter_model.safetensors)")
+    content = json.loads(config.read_text(encoding="utf-8"))
+    # where the adapter came from, and whether it was to be trained, are no part of it
+    for name in ("base_model_name_or_path", "inference_mode", "peft_version", "revision"):
+        content.pop(name, None)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    # PEFT takes the first
+    digest.update(weights[0].read_bytes())
     return digest.hexdigest()
 
 

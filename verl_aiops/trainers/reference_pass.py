@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from verl.utils.fs import copy_to_local
 
+from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.defaults import sequence_parallel_size
+from verl_aiops.trainers.finite import check_scores
 from verl_aiops.trainers.fused_layers import layer_kernels
 from verl_aiops.trainers.logprobs.support import choose_backend
-from verl_aiops.trainers.reference import ReferenceCache, ReferenceIdentity, default_cache_dir, weights_digest
+from verl_aiops.trainers.reference import (
+    ReferenceCache,
+    ReferenceIdentity,
+    adapter_digest,
+    default_cache_dir,
+    weights_digest,
+)
 
-__all__ = ["ReferenceScorer"]
+__all__ = ["ReferenceScorer", "reference_note", "reference_weights"]
 
 
 def _overrides(model) -> str:
@@ -23,6 +32,25 @@ def _overrides(model) -> str:
     overrides = OmegaConf.to_container(model.override_config or OmegaConf.create({}), resolve=True)
     overrides.pop("attn_implementation", None)
     return json.dumps(overrides, sort_keys=True)
+
+
+def reference_weights(model: DictConfig, reference_path: str | None) -> str:
+    """Digest of the reference's weights: those of ``reference_path``, else of the model that training starts from, with
+    the adapter that it starts from."""
+    folder = copy_to_local(reference_path or model.path, use_shm=model.use_shm)
+    weights = weights_digest(folder)
+    if reference_path or not model.get("lora_adapter_path"):
+        return weights
+    return hashlib.sha256(f"{weights} {adapter_digest(model.lora_adapter_path)}".encode()).hexdigest()
+
+
+def reference_note(dpo: DPOConfig, weights: str | None) -> dict:
+    """What a checkpoint remembers of its reference, whose weights have this digest; None for a loss without one."""
+    return {
+        "weights": weights,
+        "reference": dpo.reference if weights else None,
+        "sync_steps": dpo.reference_sync_steps,
+    }
 
 
 # pairs between two parts of the cache: what a killed pass may lose
@@ -65,9 +93,8 @@ class ReferenceScorer:
     def _identify(self) -> ReferenceIdentity:
         model = self.trainer.config.actor_rollout_ref.model
         engine = self.trainer.config.actor_rollout_ref.actor.fsdp_config
-        folder = copy_to_local(self.config.reference_path or model.path, use_shm=model.use_shm)
         return ReferenceIdentity(
-            weights=weights_digest(folder),
+            weights=reference_weights(model, self.config.reference_path),
             model_dtype=str(engine.model_dtype),
             compute_dtype=str(OmegaConf.select(engine, "mixed_precision.param_dtype") or "bf16"),
             backend=self.backend,
@@ -85,11 +112,7 @@ class ReferenceScorer:
 
     def note(self) -> dict:
         """What a checkpoint remembers of its reference."""
-        return {
-            "weights": self.identity.weights if self.identity else None,
-            "reference": self.config.reference if self.identity else None,
-            "sync_steps": self.config.reference_sync_steps,
-        }
+        return reference_note(self.config, self.identity.weights if self.identity else None)
 
     def complete_without_model(self) -> bool:
         """Whether no reference weights are needed at all: every pair is cached and no sample is to be checked."""
@@ -146,7 +169,14 @@ class ReferenceScorer:
         batch = self.trainer.build_batch(dataset, arranged, mini_pairs=mini, with_reference=False)
         rows = [row.numpy() for row in workers.reference_log_probs(batch)["answer_log_probs"].unbind()]
         for place, index in enumerate(arranged):
-            yield int(index), (rows[2 * place], rows[2 * place + 1])
+            pair = rows[2 * place], rows[2 * place + 1]
+            check_scores(
+                pair,
+                f"reference: pair {dataset[int(index)]['id']}",
+                "Nothing of it is kept. Is the model whole, and does it compute in float32 "
+                "(actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32)?",
+            )
+            yield int(index), pair
 
     def _verify(self, workers) -> None:
         """Recompute a few cached pairs; a wrong number here would bend the whole run silently."""

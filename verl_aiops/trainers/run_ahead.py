@@ -8,7 +8,6 @@ computing takes the GPU.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from contextlib import nullcontext
 from itertools import chain
@@ -113,9 +112,6 @@ class PairTrainingWorker(TrainingWorker):
                 metrics = {name: v.aggregate() if isinstance(v, Metric) else v for name, v in done.items()}
         finally:
             self.engine.reads_alone = False
-        norm = metrics["grad_norm"]
-        if not math.isfinite(norm):
-            print(f"verl-aiops: warning: norm of the gradients {norm}: this step has changed nothing", flush=True)
         return {**metrics, "perf/device_seconds": seconds}
 
     def _postprocess_output(self, output: dict, **how):

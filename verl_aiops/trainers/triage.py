@@ -23,6 +23,7 @@ from verl.utils.debug import marked_timer
 from verl_aiops.rewards.combined import CombinedSettings
 from verl_aiops.rewards.managers.moments import MomentsStore
 from verl_aiops.trainers.checkpoints import resume_folder
+from verl_aiops.trainers.finite import FiniteRun
 from verl_aiops.trainers.reward_rows import (
     SCORED_FIELDS,
     RewardFailures,
@@ -33,6 +34,7 @@ from verl_aiops.trainers.reward_rows import (
     scoring_batch,
     session_of,
 )
+from verl_aiops.trainers.run_log import RunLog
 
 __all__ = ["TriageTrainer", "combined_settings", "part_metrics"]
 
@@ -65,7 +67,7 @@ def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in parts.items()}
 
 
-class TriageTrainer(PPOTrainerSync):
+class TriageTrainer(FiniteRun, RunLog, PPOTrainerSync):
     """`PPOTrainerSync` in every respect but the rewards and what is logged and dumped of them."""
 
     def __init__(self, config: DictConfig):
@@ -75,6 +77,13 @@ class TriageTrainer(PPOTrainerSync):
         self.combined = combined_settings(config)
         self.moments: MomentsStore | None = None
         self.drawn = 0  # prompts of the step at hand
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        batch = super().step(metrics, timing_raw)
+        # a step of online DPO without a preference trains nothing
+        if "actor/grad_norm" in metrics:
+            self.watch_finite(metrics)
+        return batch
 
     # --- rewards -----------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,11 @@ class PreferenceWorker(ActorRolloutRefWorker):
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": _merged(tu.get(output, "metrics"))})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def weights_not_finite(self) -> list[str]:
+        """Names of the weights of which this rank holds a number that is NaN or infinite."""
+        return self.actor.engine.weights_not_finite()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def sync_reference(self, mixup: float) -> None:
         self.actor.engine.sync_reference(mixup)
 

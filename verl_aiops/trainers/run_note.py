@@ -1,0 +1,211 @@
+"""What a checkpoint remembers of the run that wrote it, and what another run makes of the difference.
+
+verl resumes weights, optimizer, schedule and random state, and takes everything else from the command line of the day.
+Some of that goes on as asked, some is overruled by what was loaded, and some cannot be loaded at all; so every
+checkpoint of a preference run has its settings beside it, and a resumed run is told each one that differs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_aiops.files import write_atomically
+
+__all__ = ["Differences", "RunNote", "compare", "read_note", "run_settings", "write_note"]
+
+NOTE = "run.json"
+
+_ACTOR, _MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
+
+# sections and keys that decide what a preference run computes; nothing else is noted
+_OFFLINE = (
+    *(f"{_ACTOR}.{name}" for name in ("optim", "fsdp_config", "strategy", "ulysses_sequence_parallel_size")),
+    *(f"{_ACTOR}.{name}" for name in ("ppo_mini_batch_size", "ppo_micro_batch_size_per_gpu", "use_dynamic_bsz")),
+    f"{_ACTOR}.ppo_max_token_len_per_gpu",
+    _MODEL,
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+    "trainer.device",
+)
+_ONLINE = (*_OFFLINE, f"{_ACTOR}.ppo_epochs", "actor_rollout_ref.rollout", "reward", "data")
+
+# of these: what changes no number, or is compared by its content (data, weights, adapters) or as the run's length
+_SILENT = (
+    f"{_ACTOR}.optim.total_training_steps",
+    f"{_ACTOR}.fsdp_config.turbo_config",
+    f"{_ACTOR}.fsdp_config.dtype",
+    f"{_ACTOR}.fsdp_config.strategy",
+    f"{_MODEL}.path",
+    f"{_MODEL}.model_type",
+    f"{_MODEL}.tokenizer_path",
+    f"{_MODEL}.hf_config_path",
+    f"{_MODEL}.lora_adapter_path",
+    f"{_MODEL}.custom_chat_template",
+    f"{_MODEL}.use_shm",
+    f"{_MODEL}.trust_remote_code",
+    f"{_MODEL}.external_lib",
+    *("data.train_files", "data.val_files", "data.val_max_samples", "data.val_batch_size", "data.validation_shuffle"),
+    *("data.dataloader_num_workers", "data.filter_overlong_prompts_workers", "data.trust_remote_code", "data.use_shm"),
+    *(f"algorithm.dpo.{name}" for name in ("reference", "reference_path", "reference_cache_dir", "export_model")),
+    *(f"algorithm.dpo.{name}" for name in ("reference_verify_pairs", "reference_sync_steps", "preflight_rows")),
+    *(f"algorithm.online_dpo.{name}" for name in ("reference_sync_steps", "export_model")),
+)
+
+# what the checkpoint's files were written for; with another value they cannot be loaded, or mean something else
+_FIXED = (
+    *("trainer.n_gpus_per_node", "trainer.nnodes", "trainer.device"),
+    f"{_ACTOR}.strategy",
+    f"{_ACTOR}.fsdp_config.fsdp_size",
+    *(f"{_ACTOR}.optim.{name}" for name in ("optimizer", "optimizer_impl", "override_optimizer_config")),
+    *(f"{_MODEL}.{name}" for name in ("lora_rank", "lora_alpha", "lora", "target_modules", "target_parameters")),
+    f"{_MODEL}.exclude_modules",
+    # which prompts make up which step of online DPO
+    *(f"data.{name}" for name in ("train_batch_size", "gen_batch_size", "seed", "shuffle", "train_max_samples")),
+    *(f"data.{name}" for name in ("prompt_key", "filter_overlong_prompts", "max_prompt_length", "truncation")),
+)
+
+
+# `PairOrder.state_dict` in the words of the command line
+_DATA = {
+    "pairs": "usable pairs of data.train_files",
+    "batch": "data.train_batch_size",
+    "seed": "data.seed",
+    "shuffle": "data.shuffle",
+    "data_digest": "tokens of data.train_files (other rows, template or lengths)",
+}
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+@dataclass(frozen=True)
+class RunNote:
+    """Beside a checkpoint, as JSON.
+
+    Attributes:
+        trainer: ``dpo`` or ``online_dpo``.
+        total_steps: steps that the run was to take in all.
+        settings: what decides the numbers, by dotted key.
+        data: which pairs or prompts make up which step: contents, order, batch.
+        model: the model folder that the run started from: its path, and digests of its weights, config and adapter.
+        held_out: digest of the validation data, None without.
+        versions: of this package and of verl.
+    """
+
+    trainer: str
+    total_steps: int | None
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    held_out: str | None = None
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("verl-aiops", "verl")}
+
+
+def _flat(value: Any, key: str):
+    # empty sections are no settings
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            if name != "_target_":
+                yield from _flat(part, f"{key}.{name}")
+    else:
+        yield key, value
+
+
+def run_settings(config: DictConfig, trainer: str, knobs: Any) -> dict[str, Any]:
+    """The settings of a run by dotted key, as JSON gives them back.
+
+    Args:
+        config: verl's configuration, defaults filled in.
+        trainer: ``dpo`` or ``online_dpo``.
+        knobs: the section ``algorithm.dpo`` or ``algorithm.online_dpo`` as its dataclass, defaults and all.
+    """
+    found: dict[str, Any] = {}
+    for section in _ONLINE if trainer == "online_dpo" else _OFFLINE:
+        value = OmegaConf.select(config, section)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        found.update(_flat(value, section))
+    found.update(_flat(asdict(knobs), knobs.section))
+    kept = {key: value for key, value in found.items() if not _under(key, _SILENT)}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def write_note(folder: str, note: RunNote) -> None:
+    write_atomically(os.path.join(folder, NOTE), json.dumps(asdict(note), indent=1))
+
+
+def read_note(folder: str) -> RunNote | None:
+    """The note of a checkpoint; None for those of versions that wrote none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = os.path.join(folder, NOTE)
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        return RunNote(**{name: content[name] for name in (f.name for f in fields(RunNote))})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Without it nobody knows what the checkpoint was "
+            "trained with: take another checkpoint with trainer.resume_mode=resume_path, or remove the file if you are "
+            "sure that this run's settings are that one's."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What is not as it was, each a line ``key: then -> now``.
+
+    Attributes:
+        refused: cannot be resumed with.
+        used: in force from the next step on.
+    """
+
+    refused: list[str]
+    used: list[str]
+
+
+def compare(then: RunNote, now: RunNote) -> Differences:
+    refused = [f"trainer: {then.trainer} -> {now.trainer}"] * (then.trainer != now.trainer)
+    refused += [
+        f"{_DATA.get(name, name)}: {_said(before)} -> {_said(now.data.get(name))}"
+        for name, before in then.data.items()
+        if before != now.data.get(name)
+    ]
+    used = []
+    same_verl = then.versions.get("verl") == now.versions.get("verl")
+    for key in dict.fromkeys([*then.settings, *now.settings]):
+        before, after = then.settings.get(key), now.settings.get(key)
+        if before == after or (not same_verl and (key not in then.settings or key not in now.settings)):
+            continue  # what only one version of verl knows was not set by anybody
+        (refused if _under(key, _FIXED) else used).append(f"{key}: {_said(before)} -> {_said(after)}")
+    for name, what in (("config", "config.json"), ("adapter", "weights of lora_adapter_path")):
+        before, after = then.model.get(name), now.model.get(name)
+        if before != after:
+            refused.append(f"{_MODEL}, {what}: {_said(before)} -> {_said(after)}")
+    before, after = then.model.get("weights"), now.model.get("weights")
+    if before and after and before != after:
+        refused.append(f"{_MODEL}.path, weights: {_said(before)} -> {_said(after)}")
+    if then.held_out != now.held_out:
+        used.append("data.val_files: other held-out pairs")
+    return Differences(refused, used)
+
+
+def _said(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if isinstance(value, str) and len(text) == 64 else text
