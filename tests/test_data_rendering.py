@@ -174,7 +174,7 @@ def test_a_template_with_its_own_end_of_turn_keeps_it(tokenizer):
 def test_special_tokens_inside_an_answer_do_not_count_as_its_end(tokenizer):
     template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
     pair = encode(tokenizer, talk("Which?", "db <|im_end|> it is", "cache"), chat_template=template)
-    assert tokenizer.decode(pair.chosen_ids) == "db <|im_end|> it is\n<|im_end|>"
+    assert tokenizer.decode(pair.chosen_ids) == "db < |im_end|> it is\n<|im_end|>"
 
 
 @pytest.mark.parametrize("answer", ["i", "end", "<", "_", "\\n"])
@@ -341,13 +341,30 @@ ANY_TEXT = (TEXTS | WORDS.map("".join)).filter(str.strip)
 unchanged_tokenizer = cache(make_tokenizer)
 
 
+def repeats(prompt, *answers):
+    """Whether the reader takes the prompt off the answers."""
+    return all(answer.startswith(prompt) for answer in answers)
+
+
+def harmless(text):
+    return text.replace("<|im_end|>", "< |im_end|>")
+
+
+def said(answer):
+    """An assistant's text without the ends of turn at its end, and with those inside it broken up."""
+    while answer.rstrip().endswith("<|im_end|>"):
+        answer = answer.rstrip().removesuffix("<|im_end|>")
+    return harmless(answer)
+
+
 @settings(max_examples=100, deadline=None)
 @given(ANY_TEXT, ANY_TEXT)
 def test_prompt_and_answer_are_tokenised_as_one_wherever_that_keeps_the_prompt(prompt, chosen):
     """Even where no token crosses the border, what stands before it may decide how the answer is split."""
     tokenizer = unchanged_tokenizer()
     alone, whole = tokenizer([prompt, prompt + chosen + "<|im_end|>"])["input_ids"]
-    if whole[: len(alone)] == alone and not chosen.endswith("<|im_end|>"):
+    ends = chosen.endswith("<|im_end|>") or repeats(prompt, chosen, "another answer")
+    if whole[: len(alone)] == alone and not ends:
         pair = encode(tokenizer, row(prompt, chosen, "another answer"))
         assert pair.prompt_ids + pair.chosen_ids == whole
 
@@ -356,16 +373,17 @@ def test_prompt_and_answer_are_tokenised_as_one_wherever_that_keeps_the_prompt(p
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
 def test_any_text_is_kept_and_cut_at_the_border(prompt, chosen, rejected):
     tokenizer = unchanged_tokenizer()
-    if chosen.removesuffix("<|im_end|>") != rejected.removesuffix("<|im_end|>"):
+    turns = said(chosen), said(rejected)
+    if turns[0] != turns[1] and all(map(str.strip, turns)) and not repeats(prompt, chosen, rejected):
         plain, chat = encode(tokenizer, row(prompt, chosen, rejected), talk(prompt, chosen, rejected))
         assert plain.prompt_ids == tokenizer(prompt)["input_ids"]
         assert chat.prompt_ids == tokenizer.apply_chat_template(
-            messages(prompt), add_generation_prompt=True, return_dict=False
+            messages(harmless(prompt)), add_generation_prompt=True, return_dict=False
         )
         for name, answer in (("chosen", chosen), ("rejected", rejected)):
             ended = answer if answer.endswith("<|im_end|>") else answer + "<|im_end|>"
             assert tokenizer.decode(getattr(plain, f"{name}_ids")) == ended
-            assert tokenizer.decode(getattr(chat, f"{name}_ids")) == answer + "<|im_end|>\n"
+            assert tokenizer.decode(getattr(chat, f"{name}_ids")) == said(answer) + "<|im_end|>\n"
             assert getattr(plain, f"{name}_mask") == [1] * len(getattr(plain, f"{name}_ids"))
 
 

@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from verl_aiops.data.cache import TokenCache
+from verl_aiops.data.columns import PROMPT_COLUMNS
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
+from verl_aiops.data.notes import say
 from verl_aiops.data.reading import open_files
 from verl_aiops.data.rendering import EncodedPair, PairRenderer
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
@@ -27,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DataReport:
-    """What became of the rows read. `dropped` counts rows left out, by reason (each row under one reason)."""
+    """What became of the rows read.
+
+    `dropped` counts rows left out, by reason (each row under one reason); `notes` the kept rows of each kind in
+    `notes.NOTES`; `unused` names columns of the files that are not read.
+    """
 
     rows: int = 0
     kept: int = 0
@@ -35,12 +41,16 @@ class DataReport:
     prompts_cut: int = 0
     prompt_end_changed: int = 0
     eos_appended: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
     def __str__(self):
         parts = [f"{self.kept} of {self.rows} pairs kept"]
         parts += [f"{count} dropped ({reason.replace('_', ' ')})" for reason, count in self.dropped.items() if count]
         if self.prompts_cut:
             parts.append(f"{self.prompts_cut} prompts cut from the left")
+        if self.unused:
+            parts.append(f"columns not used: {', '.join(self.unused)}")
         return ", ".join(parts)
 
 
@@ -180,6 +190,9 @@ class PreferenceDataset(Dataset):
     def _load(self, files, columns, renderer, limit, seed, progress):
         faults, too_long = FaultList(), FaultList()
         longest = [0, 0]
+        files = open_files(files)
+        found = dict.fromkeys(name for file in files for name in file.columns or ())
+        self.report.unused = [name for name in found if name not in {*columns.names(), *PROMPT_COLUMNS}]
         for batch in _batches(_selected(files, columns, limit, seed, progress), BATCH_ROWS):
             self.report.rows += len(batch)
             rows = list(_parsed(batch, columns, faults))
@@ -203,6 +216,7 @@ class PreferenceDataset(Dataset):
             raise PreferenceDataError(f"no pair is left: {self.report}")
 
     def _warn(self):
+        say(self.report.notes, self.report.kept, logger)
         if self.report.prompt_end_changed:
             logger.warning(
                 "%d of %d pairs: the prompt's last tokens alone are not those it has before an answer, because the "
@@ -251,6 +265,8 @@ class PreferenceDataset(Dataset):
         self._groups.append(row.group)
         self.report.prompt_end_changed += pair.prompt_end_changed
         self.report.eos_appended += pair.eos_appended
+        for kind in sorted(pair.notes):
+            self.report.notes[kind] = self.report.notes.get(kind, 0) + 1
 
     def _length_text(self, pair):
         prompt, answer = ("none" if limit == sys.maxsize else limit for limit in self._limits)
@@ -285,8 +301,7 @@ def _cut_left(ids, limit, bos_id):
 
 
 def _selected(files, columns, limit, seed, progress) -> Iterator:
-    """The records to use, from all files, with a progress bar; every file is opened before the first row is read."""
-    files = open_files(files)
+    """The records to use, from all opened files, with a progress bar."""
     for file in files:
         if file.columns is not None:
             columns.check(file.columns_at, file.columns)
@@ -304,7 +319,7 @@ def _selected(files, columns, limit, seed, progress) -> Iterator:
             first += file.rows
             if not len(of_file):
                 continue
-            for record in file.records(columns.names(), of_file):
+            for record in file.records([*columns.names(), *PROMPT_COLUMNS], of_file):
                 yield record
                 bar.update()
 

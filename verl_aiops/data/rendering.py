@@ -10,14 +10,20 @@ are tokenised apart, so that the prompt keeps the tokens it has when the model g
 start of every text (older SentencePiece ones) cannot be used so; and some templates' generation prompts do not come
 back in the rendered conversation. In both cases the prompt is what its tokens have in common with those of the whole,
 as in TRL, and the row is marked.
+
+What an answer's last message holds is found in what is trained, or the row is a fault; what else a template leaves out
+is noted.
 """
 
+import os.path
 import re
 from dataclasses import dataclass
 from itertools import accumulate
 
 from verl_aiops.data.errors import PreferenceDataError, RowFault
+from verl_aiops.data.kept import check_answer, check_others, check_tools, missing
 from verl_aiops.data.rows import PreferenceRow
+from verl_aiops.data.template import ChatTemplate, joined
 
 RESERVED_TEMPLATE_ARGUMENTS = (
     "add_generation_prompt",
@@ -34,7 +40,10 @@ RESERVED_TEMPLATE_ARGUMENTS = (
 
 @dataclass(slots=True)
 class EncodedPair:
-    """Token ids as lists of int; the masks, as long as their answers, hold 1 on tokens that are trained."""
+    """Token ids as lists of int; the masks, as long as their answers, hold 1 on tokens that are trained.
+
+    `notes`: see `notes.NOTES`.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -43,6 +52,7 @@ class EncodedPair:
     rejected_mask: list[int]
     prompt_end_changed: bool
     eos_appended: bool
+    notes: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -68,6 +78,7 @@ class _Job:
     sides: tuple[_Side, _Side]
     is_text: bool
     apart: bool
+    notes: frozenset[str]
 
     def texts(self):
         if self.apart:
@@ -89,10 +100,8 @@ class PairRenderer:
         if tokenizer.eos_token_id is None:
             raise PreferenceDataError("the tokenizer has no end-of-sequence token; answers could not end")
         self._tokenizer = tokenizer
-        self._template = {"chat_template": chat_template, **(template_arguments or {})}
-        self._has_template = bool(chat_template or tokenizer.chat_template)
-        ends = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        ends |= set(tokenizer.all_special_tokens)
+        self._template = ChatTemplate(tokenizer, chat_template, template_arguments)
+        ends = self._template.control.spellings
         self._barriers = ("\n", *ends)
         self._end_of_turn = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)))
         self._front = self._tokens_in_front()
@@ -106,6 +115,8 @@ class PairRenderer:
                 jobs.append(self._text_job(row) if isinstance(row.prompt, str) else self._chat_job(row))
             except RowFault as fault:
                 jobs.append(fault)
+            except RecursionError:
+                jobs.append(RowFault("is nested too deeply"))
         texts = [text for job in jobs if isinstance(job, _Job) for text in job.texts()]
         pieces = iter(self._tokenize(texts))
         return [self._assemble(job, pieces) if isinstance(job, _Job) else job for job in jobs]
@@ -117,36 +128,73 @@ class PairRenderer:
         wholes = [
             row.prompt + (answer if answer.endswith(eos) else answer + eos) for answer in (row.chosen, row.rejected)
         ]
-        return self._job([_Side(whole, [row.prompt]) for whole in wholes], is_text=True)
+        notes = set(row.notes)
+        if self._template.exists:
+            notes.add("text")
+        return self._job([_Side(whole, [row.prompt]) for whole in wholes], notes, is_text=True)
 
     def _chat_job(self, row):
-        if not self._has_template:
+        if not self._template.exists:
             raise PreferenceDataError(
                 "the data holds messages, but the tokenizer has no chat template: use a model that has one, "
                 "give a chat_template, or give prompts and answers as plain texts"
             )
-        prompt = self._render(row.prompt, row.tools, add_generation_prompt=True)
-        sides = [self._chat_side(row.prompt, prompt, answer, row.tools) for answer in (row.chosen, row.rejected)]
-        return self._job(sides, is_text=False)
+        notes = set(row.notes)
+        self._template.clock_read = False
+        tools = self._template.harmless_tools(row.tools, notes.add)
+        messages = self._template.harmless(row.prompt, notes.add)
+        started = messages[-1]["role"] == "assistant"
+        if started:
+            notes.add("continued")
+        prompt = self._template.render(
+            messages, tools, add_generation_prompt=not started, continue_final_message=started
+        )
+        check_others(messages, prompt, "prompt", notes.add)
+        check_tools(tools, prompt, notes.add)
+        answers = [self._template.harmless(answer, notes.add) for answer in (row.chosen, row.rejected)]
+        sides = [self._chat_side(messages, prompt, answer, tools, notes.add) for answer in answers]
+        if self._template.clock_read:
+            notes.add("clock")
+        return self._job(sides, notes, is_text=False)
 
-    def _chat_side(self, prompt, prompt_text, answer, tools):
-        side = _Side(self._render(prompt + answer, tools), [])
-        for place, message in enumerate(answer):
-            if message["role"] != "assistant":
-                continue
-            before = prompt + answer[:place]
-            start = self._render(before, tools, add_generation_prompt=True) if place else prompt_text
+    def _chat_side(self, prompt, prompt_text, answer, tools, note):
+        whole = joined(prompt, answer)
+        first = len(whole) - len(answer)  # where the answer begins
+        side = _Side(self._template.render(whole, tools), [])
+        turns = [place for place, message in enumerate(answer) if message["role"] == "assistant"]
+        for place in turns:
+            before = whole[: first + place]
+            start = self._template.render(before, tools, add_generation_prompt=True) if place else prompt_text
             if not side.whole.startswith(start):
                 side.exact = False
-                self._beginning(self._render(before, tools), side.whole, before)
+                if first < len(prompt):
+                    raise RowFault(
+                        "the chat template renders the started assistant message of the prompt differently once the "
+                        "answer follows, so that the two cannot be one turn"
+                    )
+                self._beginning(self._template.render(before, tools), side.whole, before)
             side.cuts.append(start)
             if place < len(answer) - 1:
-                turns = [*before, message]
-                side.cuts.append(self._beginning(self._render(turns, tools), side.whole, turns))
+                ended = whole[: first + place + 1]
+                side.cuts.append(self._beginning(self._template.render(ended, tools), side.whole, ended))
+        self._check_turns(side, turns, answer, whole, tools, note)
         if not self._ends_turn(side, answer[-1]["content"].strip()):
             side.whole += self._tokenizer.eos_token
             side.eos_appended = True
         return side
+
+    def _check_turns(self, side, turns, answer, whole, tools, note):
+        """Note, or raise RowFault for, what of the answer's messages is not in their rendered turns."""
+        cuts = [len(os.path.commonprefix([cut, side.whole])) for cut in side.cuts] + [len(side.whole)]
+        for place, begin, end in zip(turns, cuts[::2], cuts[1::2]):
+            lost = missing(answer[place], side.whole[begin:end])
+            before = whole[: len(whole) - len(answer) + place]
+            if lost and before and before[-1]["role"] != "assistant":
+                # what the generation prompt has written already, as some do the mark that opens the thinking
+                begin = len(os.path.commonprefix([self._template.render(before, tools), side.whole]))
+                lost = missing(answer[place], side.whole[begin:end])
+            check_answer(lost, answer[place], last=place == turns[-1], note=note)
+        check_others([message for message in answer if message["role"] != "assistant"], side.whole, "answer", note)
 
     def _ends_turn(self, side, content):
         """Whether a special token (the end of sequence, or the template's own end of turn) follows the last answer."""
@@ -170,19 +218,11 @@ class PairRenderer:
             "put the earlier turns into the prompt, strip it from the data, or give a chat_template that keeps it"
         )
 
-    def _render(self, messages, tools, add_generation_prompt=False):
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **self._template
-            )
-        except Exception as error:  # a template is a program of its own: what it raises is not limited to some types
-            roles = ", ".join(message["role"] for message in messages)
-            raise RowFault(f"the chat template refuses the messages ({roles}): {error}") from error
-
     # ---- tokens
 
-    def _job(self, sides, is_text):
-        return _Job(tuple(sides), is_text, self._continues and all(side.exact and self._parts(side) for side in sides))
+    def _job(self, sides, notes, is_text):
+        apart = self._continues and all(side.exact and self._parts(side) for side in sides)
+        return _Job(tuple(sides), is_text, apart, frozenset(notes))
 
     def _parts(self, side):
         """Whether no token can reach across a cut: special tokens and line breaks before it, no white space after."""
@@ -213,7 +253,7 @@ class PairRenderer:
         if ids[0] == ids[1]:
             return RowFault("chosen and rejected are equal once rendered (the same token ids)")
         eos_appended = any(side.eos_appended for side in job.sides)
-        return EncodedPair(prompt, *ids, *masks, prompt_end_changed=changed, eos_appended=eos_appended)
+        return EncodedPair(prompt, *ids, *masks, prompt_end_changed=changed, eos_appended=eos_appended, notes=job.notes)
 
     @staticmethod
     def _from_stretches(job, pieces):

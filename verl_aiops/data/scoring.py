@@ -4,13 +4,14 @@ Servers tokenise the text themselves and put the tokenizer's own special tokens 
 beginning-of-sequence token that the chat template has written is taken off the text.
 
 Messages are data: the spelling of a special token inside one (a policy that writes `<|im_end|>` and a turn of its own)
-is broken up, so that only the template opens and closes turns.
+is broken up, so that only the template opens and closes turns (`control`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+
+from verl_aiops.data.template import ChatTemplate
 
 __all__ = ["conversation", "scoring_ids", "scoring_text"]
 
@@ -36,15 +37,18 @@ def conversation(prompt: Sequence[Mapping], turns: Sequence[str], rounds: Sequen
     return messages
 
 
-def scoring_text(tokenizer, messages: Sequence[Mapping]) -> str:
+def scoring_text(tokenizer, messages: Sequence[Mapping], template: ChatTemplate | None = None) -> str:
     """The conversation in the reward model's chat template, to be tokenised with special tokens.
 
     Args:
         messages: dicts with ``role`` and ``content`` (a string).
+        template: the tokenizer's, where many conversations are rendered.
+
+    Raises:
+        RowFault: the template refuses the messages.
     """
-    special = _special_spellings(tokenizer)
-    messages = [{**message, "content": special.sub(_broken_up, message["content"])} for message in messages]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    template = template or ChatTemplate(tokenizer)
+    text = template.render([template.control.broken_up(dict(message)) for message in messages])
     bos = tokenizer.bos_token
     # a template that starts with the token that is also the tokenizer's own opening, which the server adds again
     if bos and text.startswith(bos) and _adds(tokenizer, tokenizer.bos_token_id):
@@ -55,17 +59,6 @@ def scoring_text(tokenizer, messages: Sequence[Mapping]) -> str:
 def scoring_ids(tokenizer, text: str) -> list[int]:
     """Token ids of `scoring_text` as vLLM, SGLang and the rollout ``hf`` read it."""
     return tokenizer(text)["input_ids"]
-
-
-def _special_spellings(tokenizer) -> re.Pattern:
-    spellings = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    spellings |= set(tokenizer.all_special_tokens)
-    long_first = sorted((s for s in spellings if len(s) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, long_first)) or r"(?!)")
-
-
-def _broken_up(found: re.Match) -> str:
-    return f"{found[0][0]} {found[0][1:]}"
 
 
 def _adds(tokenizer, token_id: int) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from verl_aiops.data.errors import PreferenceDataError
+from verl_aiops.data.messages import ROLES
 from verl_aiops.data.reading import open_files
-from verl_aiops.data.rows import ROLES
 from verl_aiops.rewards.truth import read_ground_truth, unoffered_fields
 from verl_aiops.trainers.config import ConfigError
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import os.path
+from collections import Counter
 from dataclasses import dataclass, field
 from numbers import Real
 
 import numpy as np
 from tqdm import tqdm
 
+from verl_aiops.data.columns import PROMPT_COLUMNS
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
+from verl_aiops.data.kept import check_answer, check_others, missing
+from verl_aiops.data.notes import say
 from verl_aiops.data.reading import open_files
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
 from verl_aiops.data.scoring import scoring_ids, scoring_text
+from verl_aiops.data.template import ChatTemplate, joined
 
 __all__ = ["RewardPairs", "read_reward_pairs", "split_by_group"]
 
 MARGIN = "margin"
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,7 +35,7 @@ class RewardPairs:
 
     ``margins``: by how much the chosen one should lead, or None where the file has no such column. ``groups``: pairs of
     one group, by default of one prompt, never stand on both sides of a split. ``too_long``: pairs left out since a side
-    has more tokens than allowed.
+    has more tokens than allowed. ``notes``: pairs of each kind in `data.notes.NOTES`.
     """
 
     chosen_ids: list[list[int]] = field(default_factory=list)
@@ -36,6 +44,7 @@ class RewardPairs:
     groups: list[str] = field(default_factory=list)
     rows: int = 0
     too_long: int = 0
+    notes: Counter = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.chosen_ids)
@@ -70,14 +79,6 @@ class RewardPairs:
         return RewardPairs(**taken, margins=margins, rows=len(indices))
 
 
-def messages_of(row: PreferenceRow) -> tuple[list[dict], list[dict]]:
-    """Both conversations; a prompt and answers of plain text are one user's and one assistant's message."""
-    if isinstance(row.prompt, str):
-        prompt = [{"role": "user", "content": row.prompt}]
-        return tuple([*prompt, {"role": "assistant", "content": text}] for text in (row.chosen, row.rejected))
-    return row.prompt + row.chosen, row.prompt + row.rejected
-
-
 def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: float = 0.1) -> RewardPairs:
     """Read, check and tokenise.
 
@@ -93,6 +94,7 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
     """
     opened = open_files(files)
     columns, faults, pairs, margins = Columns(), FaultList(), RewardPairs(), []
+    template = ChatTemplate(tokenizer)
     with_margin, longest_read = None, 0
     for file in opened:
         lacking = [name for name in (columns.chosen, columns.rejected) if name not in (file.columns or (name,))]
@@ -103,7 +105,7 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
             )
     bar = tqdm(total=sum(file.rows for file in opened), desc="reading pairs", unit=" pairs", disable=None)
     for file in opened:
-        for record in file.records([*columns.names(), MARGIN], np.arange(file.rows)):
+        for record in file.records([*columns.names(), *PROMPT_COLUMNS, MARGIN], np.arange(file.rows)):
             bar.update()
             pairs.rows += 1
             try:
@@ -119,17 +121,19 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
                     raise RowFault(f"weight={row.weight}: reward training knows no weights; remove the column")
                 if row.tools:
                     raise RowFault("tools: a reward model is not shown them when it scores; remove the column")
-                ids = [scoring_ids(tokenizer, _rendered(tokenizer, messages)) for messages in messages_of(row)]
+                notes = set(row.notes)
+                ids = [scoring_ids(tokenizer, text) for text in _rendered(tokenizer, template, row, notes.add)]
                 if ids[0] == ids[1]:
                     raise RowFault("chosen and rejected are the same conversation once rendered")
-            except RowFault as fault:
-                faults.add(record.where, str(fault))
+            except (RowFault, RecursionError) as fault:
+                faults.add(record.where, str(fault) if isinstance(fault, RowFault) else "is nested too deeply")
                 continue
             longest = max(map(len, ids))
             longest_read = max(longest_read, longest)
             if longest > max_length:
                 pairs.too_long += 1
                 continue
+            pairs.notes.update(notes)
             pairs.chosen_ids.append(ids[0])
             pairs.rejected_ids.append(ids[1])
             # without groups a prompt is one: its pairs differ in their answers only
@@ -146,17 +150,42 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
         )
     if with_margin:
         pairs.margins = margins
+    say(pairs.notes, len(pairs), logger)
     return pairs
 
 
-def _rendered(tokenizer, messages: list[dict]) -> str:
-    for message in messages:
-        if not isinstance(message.get("content"), str):
-            raise RowFault("a reward model reads text messages only")
-    try:
-        return scoring_text(tokenizer, messages)
-    except Exception as error:  # a template is a program of its own: what it raises is not limited to some types
-        raise RowFault(f"the chat template refuses the messages: {error}") from error
+def _rendered(tokenizer, template: ChatTemplate, row: PreferenceRow, note) -> list[str]:
+    """Both conversations as text; a prompt and answers of plain text are one user's and one assistant's message."""
+    prompt, answers = row.prompt, (row.chosen, row.rejected)
+    if isinstance(prompt, str):
+        note("text_in_template")
+        prompt = [{"role": "user", "content": prompt}]
+        answers = [[{"role": "assistant", "content": text}] for text in answers]
+    prompt = template.harmless(prompt, note)
+    if prompt[-1]["role"] == "assistant":
+        note("continued")
+    texts = []
+    for answer in answers:
+        answer = template.harmless(answer, note)
+        template.clock_read = False
+        whole = joined(prompt, answer)
+        text = scoring_text(tokenizer, whole, template)
+        if template.clock_read:
+            note("clock")
+        _check(template, prompt, answer, template.render(whole), note)
+        texts.append(text)
+    return texts
+
+
+def _check(template: ChatTemplate, prompt: list[dict], answer: list[dict], text: str, note) -> None:
+    """Note, or raise RowFault for, what of the messages is not in `text`, the rendered conversation."""
+    check_others(prompt, text, "prompt", note)
+    check_others([message for message in answer if message["role"] != "assistant"], text, "answer", note)
+    before = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+    begin = len(os.path.commonprefix([template.render(before), text])) if before else 0
+    for message in answer:
+        if message["role"] == "assistant":
+            check_answer(missing(message, text[begin:]), message, last=message is answer[-1], note=note)
 
 
 def _margin(values: dict) -> float | None:

@@ -1,0 +1,41 @@
+"""What is done to rows that their writer may not expect: counted by kind, and said once for all rows of a kind."""
+
+import logging
+from collections.abc import Mapping
+
+from verl_aiops.data.template import CLOCK
+
+# by kind, what a warning says after "N of M pairs: "; kinds "left_out: ..." carry their own words
+NOTES = {
+    "messages_as_text": "messages given as JSON text are read as messages",
+    "nulls": "null values in calls' arguments or tool descriptions are left out, as parquet pads with them (and "
+    "puts fields into the order of the column); where a null or the order is meant, give these as JSON text",
+    "prompt_repeated": "both answers repeat the prompt; it is taken off them",
+    "prompt_in_one": "one of the two answers, or both where the prompt is only a few letters, begin with the whole "
+    "prompt; they are left as they are",
+    "system_column": "the text of the column for the system message is put before the prompt as a system message",
+    "continued": "the prompt ends with a started assistant message, with which the answers go on: one turn",
+    "control_tokens": "special tokens spelled in the text of messages or tools are broken up with a space, so that "
+    "only the chat template opens and closes turns",
+    "end_of_turn": "an end-of-turn token at the end of an assistant's text is taken off; the chat template writes it",
+    "clock": f"the chat template shows the date of the day; {CLOCK:%d %B %Y} is put there on every day, so that the "
+    "tokens stay the same (if the template has a variable for it, set that in data.apply_chat_template_kwargs, for "
+    "Llama 3 date_string)",
+    "text": "plain texts are trained as they are, without the chat template that the tokenizer has, while train-rm "
+    "puts the same texts into it; to have it give messages, "
+    '[{"role": "user", "content": ...}] and [{"role": "assistant", "content": ...}]',
+    "text_in_template": "plain texts are put into the chat template as one user's and one assistant's message, while "
+    "DPO trains the same texts without a template; to have both alike give messages",
+}
+
+
+def say(counts: Mapping[str, int], rows: int, logger: logging.Logger) -> None:
+    """One warning for each kind."""
+    for kind, count in counts.items():
+        logger.warning("%d of %d pairs: %s", count, rows, _sentence(kind))
+
+
+def _sentence(kind):
+    if kind.startswith("left_out: "):
+        return f"the chat template does not show the {kind.removeprefix('left_out: ')}"
+    return NOTES[kind]
