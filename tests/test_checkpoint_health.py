@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from verl_aiops.trainers.checkpoint_health import check_checkpoint, steps_in
+from verl_aiops.trainers.checkpoint_health import check_checkpoint, find_checkpoint, steps_in
 from verl_aiops.trainers.config import ConfigError
 
 
@@ -56,9 +56,11 @@ def refusal(config, preference=True):
 
 
 def test_whole_checkpoints_and_none_pass(config, saved, tmp_path):
-    assert check_checkpoint(config(), preference=True) == []
+    assert find_checkpoint(config(), preference=True) == (None, [])
     run = saved(4, 8)
-    assert check_checkpoint(config(), preference=True) == check_checkpoint(config(), preference=False) == []
+    for preference in (True, False):
+        assert find_checkpoint(config(), preference=preference) == (run / "global_step_8", [])
+        check_checkpoint(config(), preference=preference)
     named = config(resume_mode="resume_path", resume_from_path=f"{run}/global_step_4/")
     check_checkpoint(named, preference=True)
     assert named.trainer.resume_from_path == f"{run}/global_step_4"  # verl reads the number off the end
@@ -86,8 +88,8 @@ def test_checkpoints_without_a_tracker_are_not_written_over(config, saved):
     assert f"resume_from_path={run}/global_step_8" in refusal(config())
     for step in (4, 8):  # cut short by the end of the run: nothing to lose
         (run / f"global_step_{step}" / "data.pt").unlink()
-    assert check_checkpoint(config(), preference=True) == []
-    (line,) = check_checkpoint(config(), preference=False)
+    assert find_checkpoint(config(), preference=True) == (None, [])
+    (line,) = find_checkpoint(config(), preference=False)[1]
     assert "2 unfinished checkpoint(s)" in line and "step 0" in line
 
 
@@ -117,7 +119,7 @@ def test_a_damaged_file_is_named_with_the_checkpoint_that_would_do(config, saved
         left = {"cut": len(content) - 1, "half": len(content) // 2, "empty": 0, "zeroes": 0}[damage]
         file.write_bytes(content[:left] + b"\0" * (len(content) if damage == "zeroes" else 0))
     message = refusal(config())
-    assert f"{run}/global_step_8, the last checkpoint: {name} " in message
+    assert f"checkpoint {run}/global_step_8: {name} " in message
     assert f"resume_from_path={run}/global_step_4" in message and "Traceback" not in message
     asked = config(resume_mode="resume_path", resume_from_path=str(run / "global_step_8"))
     assert f"{name} " in refusal(asked) and "global_step_4 is whole" in refusal(asked)

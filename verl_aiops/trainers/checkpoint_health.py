@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.trainers.config import ConfigError
 
-__all__ = ["check_checkpoint", "damage", "steps_in"]
+__all__ = ["check_checkpoint", "damage", "find_checkpoint", "steps_in"]
 
 TRACKER = "latest_checkpointed_iteration.txt"
 NOTE = "reference.json"
@@ -27,36 +27,43 @@ _RANKED = re.compile(r"(\w+)_world_size_(\d+)_rank_(\d+)\.pt")
 _READ_WHOLE = 1 << 30
 
 
-def check_checkpoint(config: DictConfig, *, preference: bool) -> list[str]:
-    """Find the checkpoint that verl will go on from, and refuse one that it cannot load.
+def find_checkpoint(config: DictConfig, *, preference: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint that verl will go on from, found as verl finds it, and what is worth saying of others.
 
     Args:
         config: ``trainer.resume_from_path`` is made absolute in place.
         preference: a run of our preference trainers, whose checkpoints hold a note of their reference.
 
-    Returns:
-        what is worth saying of checkpoints that are left alone.
-
     Raises:
-        ConfigError: what is damaged or missing, and which checkpoint would do.
+        ConfigError: the checkpoint is not where it should be, or its notes are damaged; says which one would do.
     """
     trainer = config.trainer
     if trainer.resume_mode == "disable":
-        return []
+        return None, []
     if trainer.resume_mode == "resume_path":
-        folder = _named_folder(config)
-        faults = damage(folder, config, preference)
-        if faults:
-            raise ConfigError(
-                f"trainer.resume_from_path={folder}: {_listed(faults)}. {_others(folder, config, preference)}"
-            )
-        return []
-    if trainer.resume_mode != "auto":
+        folder, lines = _named_folder(config, preference), []
+    elif trainer.resume_mode == "auto":
+        folder, lines = _latest(config, preference)
+    else:
         raise ConfigError(f"trainer.resume_mode={trainer.resume_mode}: expected auto, disable or resume_path.")
-    return _check_latest(config, preference)
+    if folder and preference:
+        _refuse(folder, list(_note_faults(folder)), config, preference)
+    return folder, lines
 
 
-def _named_folder(config: DictConfig) -> Path:
+def check_checkpoint(config: DictConfig, *, preference: bool) -> None:
+    """Refuse a checkpoint with files that are missing or cut short; arguments and errors as of `find_checkpoint`."""
+    folder, _ = find_checkpoint(config, preference=preference)
+    if folder:
+        _refuse(folder, damage(folder, config, preference), config, preference)
+
+
+def _refuse(folder: Path, faults: list[str], config: DictConfig, preference: bool) -> None:
+    if faults:
+        raise ConfigError(f"checkpoint {folder}: {_listed(faults)}. {_others(folder, config, preference)}")
+
+
+def _named_folder(config: DictConfig, preference: bool) -> Path:
     asked = config.trainer.resume_from_path
     if not isinstance(asked, str) or not asked:
         raise ConfigError("trainer.resume_mode=resume_path needs trainer.resume_from_path=.../global_step_N.")
@@ -64,13 +71,13 @@ def _named_folder(config: DictConfig) -> Path:
     if not _STEP.fullmatch(folder.name) or str(folder).count("global_step_") > 1:
         raise ConfigError(f"trainer.resume_from_path={asked}: expected the path of one folder global_step_N.")
     if not folder.is_dir():
-        raise ConfigError(f"trainer.resume_from_path={asked}: no such folder. {_others(folder, config, True)}")
+        raise ConfigError(f"trainer.resume_from_path={asked}: no such folder. {_others(folder, config, preference)}")
     with open_dict(config):
         config.trainer.resume_from_path = str(folder)
     return folder
 
 
-def _check_latest(config: DictConfig, preference: bool) -> list[str]:
+def _latest(config: DictConfig, preference: bool) -> tuple[Path | None, list[str]]:
     run = Path(os.path.abspath(os.path.expanduser(config.trainer.default_local_dir)))
     tracker, there = run / TRACKER, steps_in(run)
     if not os.path.exists(tracker):
@@ -80,9 +87,9 @@ def _check_latest(config: DictConfig, preference: bool) -> list[str]:
                 f"{run} holds whole checkpoints, but no {TRACKER}, by which the last is found, so the run would start "
                 f"at step 0 and write over them. {_remedy(whole)}"
             )
-        if there and not preference:
-            return [f"{run}: {len(there)} unfinished checkpoint(s), so this run starts at step 0"]
-        return []
+        if there and not preference:  # the preference trainers say so themselves
+            return None, [f"{run}: {len(there)} unfinished checkpoint(s), so this run starts at step 0"]
+        return None, []
     try:
         text = tracker.read_bytes().decode("utf-8", "replace")
         step = int(text)
@@ -92,10 +99,7 @@ def _check_latest(config: DictConfig, preference: bool) -> list[str]:
     folder = run / f"global_step_{step}"
     if not folder.is_dir():
         raise ConfigError(f"{tracker} names {folder.name}, which is not there. {_others(folder, config, preference)}")
-    faults = damage(folder, config, preference)
-    if faults:
-        raise ConfigError(f"{folder}, the last checkpoint: {_listed(faults)}. {_others(folder, config, preference)}")
-    return []
+    return folder, []
 
 
 def steps_in(run: Path) -> dict[int, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_aiops.trainers.checkpoint_health import check_checkpoint
+from verl_aiops.trainers.checkpoint_health import find_checkpoint
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, OnlineDPOConfig
 from verl_aiops.trainers.defaults import (
     ONLINE_DEFAULTS,
@@ -46,7 +46,7 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
         config.algorithm.adv_estimator = "online_dpo"
     defaults = (*(TRIAGE_DEFAULTS if triage else ()), *ONLINE_DEFAULTS, *RL_DEFAULTS)
     lines = apply_defaults(config, given, defaults)
-    lines += check_checkpoint(config, preference=True)
+    lines += find_checkpoint(config, preference=True)[1]
     more, faults = prepare_reward_model(config, given)
     lines += more
     wrong += faults

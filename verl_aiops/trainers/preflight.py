@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.missing import error_text, require
 from verl_aiops.trainers.available import check_available
-from verl_aiops.trainers.checkpoint_health import check_checkpoint
+from verl_aiops.trainers.checkpoint_health import check_checkpoint, find_checkpoint
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
@@ -54,6 +54,7 @@ def with_preflight(validate_config):
                 check_available(config, kind, on_cpu=device == "cpu")
                 prepare = {"dpo": prepare_offline, "online_dpo": prepare_online, "triage": prepare_triage}[kind]
                 lines += prepare(config, given)
+                check_checkpoint(config, preference=kind != "triage")
                 lines += check_storage(config, preference=kind != "triage")
             if kind in ("dpo", "online_dpo"):
                 use_reference_policy = use_critic = False
@@ -97,7 +98,7 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
     _check_files(config, given)
     _check_sizes(config)
     lines = apply_defaults(config, given)
-    lines += check_checkpoint(config, preference=True)
+    lines += find_checkpoint(config, preference=True)[1]
     dpo = DPOConfig.from_config(config)
     _check_model(config)
     lines += settle_backend(config, dpo)

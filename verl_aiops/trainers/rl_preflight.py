@@ -6,7 +6,7 @@ import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_aiops.trainers.checkpoint_health import check_checkpoint
+from verl_aiops.trainers.checkpoint_health import find_checkpoint
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
 from verl_aiops.trainers.reward_preflight import COMBINED, prepare_reward_model
@@ -158,7 +158,7 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
     """
     refuse_ignored_keys(config)
     lines = apply_defaults(config, given, (*TRIAGE_DEFAULTS, *RL_DEFAULTS))
-    lines += check_checkpoint(config, preference=False)
+    lines += find_checkpoint(config, preference=False)[1]
     more, faults = prepare_reward_model(config, given)
     lines += more
     if faults:
