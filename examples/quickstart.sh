@@ -13,10 +13,6 @@ PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 RUN=${RUN:-runs/quickstart}
 PAIRS=${PAIRS:-80}
-# real incidents that lie beside the checkout are better than simulated ones
-if [ -z "${INCIDENTS:-}" ] && [ -f ../shared/data/incidents/incidents.jsonl ]; then
-  INCIDENTS=../shared/data/incidents/incidents.jsonl
-fi
 
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
