@@ -329,7 +329,10 @@ def rl_row(**changes):
         ({"extra_info": {"id": "x", "incident_text": "other"}}, "expected evidence that occurs in extra_info"),
         ({"extra_info": {"id": 3}}, "extra_info.id: expected text"),
         ({"extra_info": {"incident_text": "a line", "rounds": [""]}}, "extra_info.rounds: expected"),
-        ({"extra_info": {"incident_text": "a line \ud800"}}, r"incident_text holds the half of a surrogate pair U\+D800"),
+        (
+            {"extra_info": {"incident_text": "a line \ud800"}},
+            r"incident_text holds the half of a surrogate pair U\+D800",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(write_rows, changes, message):

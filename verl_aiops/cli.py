@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from verl_aiops import __version__, cli_compare, cli_data, cli_eval, cli_import, cli_train
 from verl_aiops.extensions import load_extensions
+from verl_aiops.inputs.shown import printable
 
 
 class Command(NamedTuple):
@@ -160,6 +161,9 @@ def _is_users(error: Exception) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, what the command returned, or 2 after one line on stderr."""
     args = make_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that this terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         load_extensions()
         code = COMMANDS[args.command].run(args) or 0
@@ -172,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_users(error):
             raise
-        print(f"verl-aiops: error: {error}", file=sys.stderr)
+        print(f"verl-aiops: error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("verl-aiops: stopped", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 __all__ = ["EXAMPLES", "compare_options", "run_compare"]
 
@@ -51,6 +50,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     from verl_aiops.evaluation.compare import Options, compare
+    from verl_aiops.inputs.shown import one_line, printable
 
     options = Options(
         metrics=args.metrics,
@@ -62,7 +62,5 @@ def run_compare(args: argparse.Namespace) -> None:
         plots=not args.no_plots,
     )
     table, files = compare(args.runs, args.out, options, overwrite=args.overwrite)
-    # a terminal without a minus sign shows a question mark
-    sys.stdout.reconfigure(errors="replace")
-    print(table)
-    print(f"{args.out}: {', '.join(files)}")
+    print(printable(table))
+    print(f"{one_line(args.out)}: {', '.join(files)}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from verl_aiops.inputs.shown import printable
+
 if TYPE_CHECKING:
     from verl_aiops.incidents.case import PromptOptions
     from verl_aiops.incidents.sources import IncidentSource
@@ -126,7 +128,7 @@ def run_simulate(args: argparse.Namespace) -> None:
     if args.taxonomy_out is not None:
         write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
     count = write_incidents(source.stream(), args.out, overwrite=args.overwrite)
-    print(f"{count:,} incidents in {args.out}")
+    print(printable(f"{count:,} incidents in {args.out}"))
 
 
 def prefs_options(parser: argparse.ArgumentParser) -> None:
@@ -204,7 +206,8 @@ def _run_own_pairs(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     files = {"data": args.data or (), "trained_on": args.trained_on or ()}
-    print(build_own_pairs(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite))
+    built = build_own_pairs(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite)
+    print(printable(built))
 
 
 def run_build_prefs(args: argparse.Namespace) -> None:
@@ -217,7 +220,7 @@ def run_build_prefs(args: argparse.Namespace) -> None:
             raise IncidentError(f"--{name.replace('_', '-')} goes with --from-generations; give both or neither")
     kinds = parse_kinds(args.kinds) if args.kinds is not None else DEFAULT_KINDS
     pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed)
-    print(build_prefs(**_build_arguments(args), pairs=pairs))
+    print(printable(build_prefs(**_build_arguments(args), pairs=pairs)))
 
 
 def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -257,7 +260,7 @@ def _fold_from(args: argparse.Namespace) -> Fold | None:
 def run_build_sft(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import build_sft
 
-    print(build_sft(**_build_arguments(args), fold=_fold_from(args)))
+    print(printable(build_sft(**_build_arguments(args), fold=_fold_from(args))))
 
 
 def rl_options(parser: argparse.ArgumentParser) -> None:
@@ -288,9 +291,9 @@ def run_build_rl(args: argparse.Namespace) -> None:
         # Before the work, which a wrong folder would waste.
         verl_check = VerlCheck(args.model, args.max_prompt_length)
     summary = build_rl(**_build_arguments(args), fold=_fold_from(args))
-    print(summary)
+    print(printable(summary))
     for file in summary.written:
-        print(f"  checked {file}: {check_rl_file(file)}")
+        print(printable(f"  checked {file}: {check_rl_file(file)}"))
     if verl_check is not None:
         for report in verl_check.reports(summary.written):
-            print(f"  checked {report}")
+            print(printable(f"  checked {report}"))

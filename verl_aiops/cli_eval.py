@@ -132,6 +132,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from verl_aiops.evaluation.generate import SamplingOptions
     from verl_aiops.evaluation.questions import fingerprint
     from verl_aiops.evaluation.run import Plan, evaluate
+    from verl_aiops.inputs.shown import one_line, printable
 
     if args.n > 1 and args.temperature == 0:
         raise EvaluationError(
@@ -170,12 +171,11 @@ def run_eval(args: argparse.Namespace) -> int:
         "rename_labels": plan.rename_labels,
     }
     report = evaluate(questions, make_backend(), args.out, plan, settings, overwrite=args.overwrite)
-    print(report.table)
-    print(
-        f"{args.out}: generations.jsonl{', renamed.jsonl' if args.rename is not None else ''}, summary.json, table.txt"
-    )
+    print(printable(report.table))
+    files = f"generations.jsonl{', renamed.jsonl' if args.rename is not None else ''}, summary.json, table.txt"
+    print(f"{one_line(args.out)}: {files}")
     if report.fault:
-        print(f"verl-aiops: error: {report.fault}", file=sys.stderr)
+        print(f"verl-aiops: error: {printable(report.fault)}", file=sys.stderr)
         return 1
     return 0
 

@@ -33,6 +33,7 @@ def import_options(parser: argparse.ArgumentParser) -> None:
 def run_import(args: argparse.Namespace) -> None:
     from verl_aiops.incidents.errors import IncidentError
     from verl_aiops.incidents.importers import describe_sources, import_incidents
+    from verl_aiops.inputs.shown import printable
 
     if args.list:
         print(describe_sources())
@@ -40,8 +41,8 @@ def run_import(args: argparse.Namespace) -> None:
     for value, name in ((args.source, "SOURCE"), (args.path, "PATH"), (args.out, "--out FILE.jsonl")):
         if value is None:
             raise IncidentError(f"expected SOURCE PATH --out FILE.jsonl, found no {name}; --list shows the sources")
-    print(
-        import_incidents(
-            args.source, args.path, args.out, mapping=args.mapping, seed=args.seed, overwrite=args.overwrite
-        )
+    imported = import_incidents(
+        args.source, args.path, args.out, mapping=args.mapping, seed=args.seed, overwrite=args.overwrite
     )
+    # it quotes names out of the data set
+    print(printable(imported))

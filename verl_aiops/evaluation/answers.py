@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from verl_aiops.rewards.aiops_mturn import compute_score
+from verl_aiops.rewards.truth import read_ground_truth
 
 __all__ = ["AnswerScores", "generate_answers", "read_questions", "score_answers", "wilson_interval"]
 
@@ -41,18 +42,32 @@ def read_questions(path: str, limit: int | None = None, seed: int = 0) -> list[d
     """One row per prompt of a preference parquet made by ``verl-aiops build-prefs``: all, or ``limit`` at random.
 
     Raises:
-        ValueError: the file lacks ``prompt`` or ``ground_truth``.
+        ValueError: the file cannot be read, or lacks ``prompt`` or ``ground_truth``; names file and row.
     """
-    import pyarrow.parquet as pq
+    import numpy as np
 
-    table = pq.read_table(path)
-    missing = {"prompt", "ground_truth"} - set(table.column_names)
-    if missing:
-        raise ValueError(
-            f"{path}: no column {', '.join(sorted(missing))}; found {', '.join(table.column_names)}. Answers can be "
-            "scored for files made by `verl-aiops build-prefs`."
-        )
-    questions = list({json.dumps(row["prompt"], sort_keys=True): row for row in table.to_pylist()}.values())
+    from verl_aiops.data.reading import open_files
+
+    (file,) = open_files(path)
+    rows = {}
+    for record in file.records(["id", "prompt", "ground_truth"], np.arange(file.rows)):
+        if record.fault:
+            raise ValueError(f"{record.where}: {record.fault}")
+        missing = {"prompt", "ground_truth"} - set(record.values)
+        if missing:
+            raise ValueError(
+                f"{record.where}: no column {', '.join(sorted(missing))}; found {', '.join(file.columns or ())}. "
+                "Answers can be scored for files made by `verl-aiops build-prefs`."
+            )
+        prompt = record.values["prompt"]
+        if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
+            raise ValueError(f"{record.where}: prompt: expected messages, as `verl-aiops build-prefs` writes them")
+        try:
+            read_ground_truth(record.values["ground_truth"])
+        except ValueError as error:
+            raise ValueError(f"{record.where}: {error}") from None
+        rows[json.dumps(prompt, sort_keys=True)] = record.values
+    questions = list(rows.values())
     if limit is None or limit >= len(questions):
         return questions
     return random.Random(seed).sample(questions, limit)

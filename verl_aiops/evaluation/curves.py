@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from verl_aiops.inputs.json_text import JsonFault, read_object
+from verl_aiops.inputs.shown import brief, one_line
+from verl_aiops.inputs.sniff import refusal
 
 __all__ = ["RL_KEYS", "main", "plot_curves", "read_metrics"]
 
@@ -29,20 +33,45 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 def read_metrics(path: str | Path) -> list[dict]:
     """``{"step": n, **metrics}`` for each line of verl's file logger.
 
+    A null, which stands for a number that was not finite, is NaN. What is no number in any line is no metric, and left
+    out.
+
     Raises:
-        ValueError: a line is not what the logger writes; names file and line.
+        ValueError: a line is not what the logger writes; names file, line and key.
+        OSError: the file cannot be read.
     """
+    unfit = refusal(path, "json")
+    if unfit:
+        raise ValueError(f"{one_line(path)} {unfit}")
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            place = f"{one_line(path)}, line {number}"
             try:
-                entry = json.loads(line)
-                rows.append({"step": entry["step"], **entry["data"]})
-            except (ValueError, KeyError, TypeError):
+                entry = read_object(line)
+                step, data = entry["step"], entry["data"]
+                if not isinstance(data, dict):
+                    raise KeyError("data")
+            except (JsonFault, KeyError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: expected a line of verl's file logger (trainer.logger=[console,file])"
+                    f"{place}: expected a line of verl's file logger (trainer.logger=[console,file]); "
+                    + (str(error) if isinstance(error, JsonFault) else f"no object with step and data: {error}")
                 ) from None
-    return rows
+            if not _is_number(step) or not abs(step) < 2**53:
+                raise ValueError(f"{place}: step: expected a number, found {brief(step, 40)}")
+            rows.append({"step": step} | {key: math.nan if value is None else value for key, value in data.items()})
+    metrics = {key for row in rows for key, value in row.items() if _is_number(value)}
+    for number, row in enumerate(rows, 1):
+        for key, value in row.items():
+            if key in metrics and not _is_number(value):
+                raise ValueError(
+                    f"{one_line(path)}, line {number}: {one_line(key, 80)}: expected a number, found {brief(value, 40)}"
+                )
+    return [{key: value for key, value in row.items() if key in metrics} for row in rows]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _twin(key: str, names: Sequence[str]) -> str | None:

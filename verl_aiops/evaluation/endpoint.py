@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Done, Generation, Job, SamplingOptions, budgets_of
 from verl_aiops.evaluation.questions import Question, offered_names
+from verl_aiops.inputs.json_text import JsonFault, read_json
 
 if TYPE_CHECKING:
     import aiohttp
@@ -285,8 +285,8 @@ def _seconds(header: str | None) -> float:
 
 def _read(body: bytes) -> _Reply:
     try:
-        reply = json.loads(body)
-    except (ValueError, RecursionError):
+        reply = read_json(body)
+    except JsonFault:
         raise _Fault("the reply is no JSON", True) from None
     choices = reply.get("choices") if isinstance(reply, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None

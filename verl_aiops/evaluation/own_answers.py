@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,23 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.questions import Question, fingerprint, read_rl_questions, sampled
 from verl_aiops.evaluation.records import Record, read_records
 from verl_aiops.incidents import split_side
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
+from verl_aiops.inputs.shown import brief
 from verl_aiops.rewards.aiops_mturn import compute_score
 from verl_aiops.rewards.answer import normalise_label, parse_answer
+from verl_aiops.rewards.settings import read_settings
 
 __all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "unusable"]
+
+
+# what is read of an evaluation's settings
+_SETTINGS = (
+    ("data", str, "a file's name"),
+    ("limit", int, "a number"),
+    ("seed", int, "a number"),
+    ("questions", str, "text"),
+    ("reward", dict, "an object"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,11 +96,19 @@ def _settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{file}: not as `verl-aiops eval` wrote it ({error})") from None
-    if not isinstance(settings, dict):
-        raise EvaluationError(f"{file}: not as `verl-aiops eval` wrote it (expected an object)")
+        settings = read_object_file(file)
+    except JsonFault as error:
+        raise EvaluationError(f"{file}: not as `verl-aiops eval` wrote it: {error}") from None
+    for key, kinds, what in _SETTINGS:
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise EvaluationError(f"{file}: {key}: expected {what}, found {brief(value)}")
+    if settings.get("limit") is not None and settings["limit"] < 1:
+        raise EvaluationError(f"{file}: limit: expected 1 or more, found {settings['limit']}")
+    try:
+        read_settings(settings.get("reward") or {})
+    except ValueError as error:
+        raise EvaluationError(f"{file}: reward: {error}") from None
     return settings
 
 

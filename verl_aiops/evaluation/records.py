@@ -33,7 +33,11 @@ from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Generation, Job
+from verl_aiops.evaluation.record_checks import content_fault
 from verl_aiops.files import replacing, write_atomically
+from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
+from verl_aiops.inputs.shown import brief
+from verl_aiops.inputs.sniff import refusal
 from verl_aiops.rewards.aiops_mturn import compute_score
 from verl_aiops.rewards.answer import parse_answer
 
@@ -114,15 +118,18 @@ def _read(path: Path, unfinished: bool) -> tuple[list[Record], int]:
     """The lines and how many bytes they take; an ``unfinished`` file may end within a line, which is left out."""
     records: list[Record] = []
     size = 0
+    unfit = refusal(path, "json")
+    if unfit:
+        raise EvaluationError(f"{path} {unfit}")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if unfinished and not line.endswith(b"\n"):
                 break
             try:
-                record = json.loads(line)
-                fault = _fault(record)
-            except (ValueError, RecursionError) as error:
-                fault = f"not JSON ({error})"
+                record = read_json(line)
+                fault = _fault(record) or content_fault(record, SCORES)
+            except JsonFault as error:
+                fault = f"not JSON: {error}"
             if fault:
                 raise EvaluationError(f"{path}, line {number}: {fault}; the file is not as `verl-aiops eval` wrote it")
             records.append(record)
@@ -137,7 +144,7 @@ def _fault(record: Any) -> str | None:
         if key not in record:
             return f"{key}: missing"
         if not isinstance(record[key], kinds) or isinstance(record[key], bool):
-            return f"{key}: expected {' or '.join(kind.__name__ for kind in kinds)}, found {str(record[key])[:40]!r}"
+            return f"{key}: expected {' or '.join(kind.__name__ for kind in kinds)}, found {brief(record[key], 40)!r}"
     if (record["score"] is None) != (record["error"] is not None):
         return "score, error: expected one of them"
     if record["score"] is not None and not all(isinstance(record["score"].get(key), int | float) for key in SCORES):
@@ -258,10 +265,8 @@ class Folder:
 
 def _check_same(file: Path, settings: Mapping[str, Any]) -> None:
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError("expected an object")
-    except (ValueError, RecursionError) as error:
+        before = read_object_file(file)
+    except JsonFault as error:
         raise EvaluationError(f"{file}: not as it was written ({error}); start anew with --overwrite") from None
     keys: Sequence[str] = [*settings, *(key for key in before if key not in settings)]
     changed = [

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.record_checks import content_fault
 from verl_aiops.evaluation.records import SCORES, Record, read_records
 from verl_aiops.evaluation.verl_dumps import dumped_steps, read_dump
-from verl_aiops.rewards.truth import read_ground_truth
+from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
+from verl_aiops.inputs.sniff import refusal
 
 __all__ = ["Run", "read_run", "read_runs"]
 
@@ -166,10 +168,13 @@ def _what_it_is(folder: Path) -> str:
 
 
 def _first_line(file: Path) -> Mapping[str, Any]:
+    unfit = refusal(file, "json")
+    if unfit:
+        raise EvaluationError(f"{file} {unfit}")
     with file.open("rb") as stream:
         try:
-            row = json.loads(stream.readline())
-        except (ValueError, RecursionError):
+            row = read_json(stream.readline().removeprefix(b"\xef\xbb\xbf"))
+        except JsonFault:
             row = None
     if not isinstance(row, dict):
         raise EvaluationError(
@@ -179,30 +184,29 @@ def _first_line(file: Path) -> Mapping[str, Any]:
 
 
 def _evaluated(label: str, file: Path, whole: bool) -> Run:
-    summary = _json_object(file.with_name("summary.json"))
-    settings = _json_object(file.with_name("settings.json"), _CREDENTIALS)
+    summary, settings = (_json_object(file.with_name(name)) for name in ("summary.json", "settings.json"))
+    if settings is not None:
+        settings = json.loads(_CREDENTIALS.sub("//***@", json.dumps(settings)))
     if whole and summary is None:
         raise EvaluationError(
             f"{file.parent}: no summary.json, so the evaluation has not ended; the same `verl-aiops eval` finishes it"
         )
     counts = (summary or {}).get("counts")
     missing = counts.get("missing") if isinstance(counts, dict) else None
+    if not isinstance(missing, int | None):
+        raise EvaluationError(f"{file.with_name('summary.json')}: counts.missing: expected a number")
     notes = (f"unfinished: {missing:,} of the answers that were asked for are missing",) if missing else ()
     path = str(file.parent if whole else file)
     return Run(label, path, _by_incident(file, read_records(file)), settings or {}, notes)
 
 
-def _json_object(file: Path, hidden: re.Pattern[str] | None = None) -> dict[str, Any] | None:
+def _json_object(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        text = file.read_text(encoding="utf-8")
-        value = json.loads(hidden.sub("//***@", text) if hidden else text)
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{file}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise EvaluationError(f"{file}: expected a JSON object")
-    return value
+        return read_object_file(file)
+    except JsonFault as error:
+        raise EvaluationError(f"{file}: {error}") from None
 
 
 def _dumped(label: str, file: Path, notes: tuple[str, ...]) -> Run:
@@ -215,7 +219,7 @@ def _by_incident(file: Path, records: Sequence[Record]) -> dict[str, list[Record
         raise EvaluationError(f"{file}: no answers in it")
     incidents: dict[str, list[Record]] = {}
     for number, record in enumerate(records, 1):
-        fault = _fault(record)
+        fault = content_fault(record, SCORES)
         lines = incidents.setdefault(record["id"], [])
         if not fault and any(other["sample"] == record["sample"] for other in lines):
             fault = f"id {record['id']!r}, sample {record['sample']}: occurs twice; each answer must stand in it once"
@@ -231,23 +235,3 @@ def _by_incident(file: Path, records: Sequence[Record]) -> dict[str, list[Record
 
 def _known(record: Record) -> tuple[Any, ...]:
     return record["group"], record["ground_truth"]
-
-
-def _fault(record: Record) -> str | None:
-    """What `records.read_records` does not look at, and the metrics rely on."""
-    if not all(isinstance(text, str) for text in record["rounds"]):
-        return "rounds: expected texts"
-    if not all(isinstance(count, int) for count in record["tokens"] or ()):
-        return "tokens: expected whole numbers"
-    try:
-        read_ground_truth(record["ground_truth"])
-    except ValueError as error:
-        return str(error)
-    if record["score"] is not None:
-        for key in SCORES:
-            value = record["score"].get(key)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                return f"score.{key}: expected a finite number, found {str(value)[:40]!r}"
-        if not record["rounds"]:
-            return "rounds: expected the answer's text"
-    return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.records import Record
+from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.rewards.answer import parse_answer
 
 __all__ = ["dumped_steps", "read_dump"]
@@ -40,10 +41,10 @@ def read_dump(file: Path) -> list[Record]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                row = json.loads(line)
+                row = read_json(line)
                 fault = _fault(row)
-            except (ValueError, RecursionError) as error:
-                fault = f"not JSON ({error})"
+            except JsonFault as error:
+                fault = f"not JSON: {error}"
             if fault:
                 raise EvaluationError(f"{file}, line {number}: {fault}")
             rows[_loop_of(row, number)] = number, row
@@ -87,9 +88,9 @@ def _record(row: Mapping[str, Any]) -> Record:
     truth = row["gts"]
     if isinstance(truth, str):
         try:
-            truth = json.loads(truth)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON ({error})") from None
+            truth = read_json(truth)
+        except JsonFault as error:
+            raise ValueError(f"not JSON: {error}") from None
     if not isinstance(truth, dict):
         raise ValueError("expected an object")
     digest = hashlib.blake2b(digest_size=8)

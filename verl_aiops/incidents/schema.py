@@ -56,7 +56,8 @@ def _check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:
             raise _fail(field, f"valid Unicode, found the lone surrogate U+{code:04X}", mend) from None
 
 
-def _check_label(field: str, value: Any) -> None:
+def check_label(field: str, value: Any) -> None:
+    """Raise IncidentError unless `value` is a name of a service, a type or the like: one short, clean line of text."""
     _check_text(field, value)
     if not _is_clean_label(value):
         _refuse_label(field, value)
@@ -85,7 +86,7 @@ def _check_list(field: str, value: Any, *, labels: bool = False) -> None:
         return
     for number, item in enumerate(value):
         if labels:
-            _check_label(f"{field}[{number}]", item)
+            check_label(f"{field}[{number}]", item)
         else:
             _check_text(f"{field}[{number}]", item, empty_ok=True)
 
@@ -119,7 +120,7 @@ class Incident:
 
     def __post_init__(self) -> None:
         for field in ("id", "source", "service", "incident_type"):
-            _check_label(field, getattr(self, field))
+            check_label(field, getattr(self, field))
         _check_text("symptom", self.symptom)
         _check_list("logs", self.logs)
         if self.trace is not None:
@@ -130,9 +131,9 @@ class Incident:
             expected = f"one of {', '.join(LANGUAGES)} (the languages of the instructions), found {_found(self.lang)}"
             raise _fail("lang", expected, 'set "en" if the data are in another language')
         if self.fault is not None:
-            _check_label("fault", self.fault)
+            check_label("fault", self.fault)
         if self.difficulty is not None:
-            _check_label("difficulty", self.difficulty)
+            check_label("difficulty", self.difficulty)
         for field in ("service_aliases", "type_aliases", "upstream"):
             _check_list(field, getattr(self, field), labels=True)
         if not isinstance(self.decoys, tuple):

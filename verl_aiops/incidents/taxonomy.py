@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
+from verl_aiops.inputs.json_text import JsonFault, read_json_file
+from verl_aiops.inputs.shown import one_line
+
 from .errors import IncidentError
-from .schema import Incident
+from .schema import Incident, check_label
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Taxonomy:
     """
 
     systems: Mapping[str, System] = field(default_factory=dict)
+    # what messages call it
+    place: str = field(default="the taxonomy", compare=False)
 
     @classmethod
     def from_incidents(cls, incidents: Iterable[Incident]) -> Taxonomy:
@@ -69,8 +73,9 @@ class Taxonomy:
             raise IncidentError(f"expected an object like {form}")
         systems = {}
         for source, entry in value.items():
-            lists = [entry.get(key) if isinstance(entry, Mapping) else None for key in ("services", "incident_types")]
-            for names in lists:
+            keys = ("services", "incident_types")
+            lists = [entry.get(key) if isinstance(entry, Mapping) else None for key in keys]
+            for key, names in zip(keys, lists):
                 if (
                     not isinstance(names, list)
                     or not names
@@ -79,20 +84,21 @@ class Taxonomy:
                     raise IncidentError(
                         f"system '{source}': expected lists of names under services and incident_types, as in {form}"
                     )
+                for number, name in enumerate(names):
+                    check_label(f"{source}.{key}[{number}]", name)
             systems[source] = System(*(tuple(sorted(set(names))) for names in lists))
         return cls(systems)
 
     @classmethod
     def load(cls, path: str | Path) -> Taxonomy:
         """Read `{"source": {"services": [...], "incident_types": [...]}}` from a JSON file."""
+        name = one_line(path)
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return replace(cls.from_dict(read_json_file(path)), place=f"the taxonomy {name}")
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file") from None
-        except IncidentError as error:
-            raise IncidentError(f"{path}: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise IncidentError(f"{path}: not valid JSON ({error})") from None
+            raise FileNotFoundError(f"{name}: no such file") from None
+        except (IncidentError, JsonFault) as error:
+            raise IncidentError(f"{name}: {error}") from None
 
     def to_dict(self) -> dict[str, dict[str, list[str]]]:
         return {
@@ -107,7 +113,7 @@ class Taxonomy:
             if "/" not in source:
                 known = ", ".join(self.systems) or "none"
                 raise IncidentError(
-                    f"incident '{incident.id}': source '{incident.source}' is not in the taxonomy, which has: {known}"
+                    f"incident '{incident.id}': source '{incident.source}' is not in {self.place}, which has: {known}"
                 )
             source = source.rpartition("/")[0]
         system = self.systems[source]
@@ -117,6 +123,6 @@ class Taxonomy:
         ):
             if name not in names:
                 raise IncidentError(
-                    f"incident '{incident.id}': '{name}' is not in the taxonomy's {what} of '{source}'; add it there"
+                    f"incident '{incident.id}': '{name}' is not in {self.place}'s {what} of '{source}'; add it there"
                 )
         return system

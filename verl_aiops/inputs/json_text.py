@@ -7,12 +7,15 @@ can hold (`float`, `math.isfinite` then raise OverflowError), and values so deep
 from __future__ import annotations
 
 import json
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.sniff import refusal
 
-__all__ = ["JsonFault", "lone_surrogate", "read_json", "read_object"]
+__all__ = ["JsonFault", "lone_surrogate", "read_json", "read_json_file", "read_object", "read_object_file"]
 
 # 10**308 is the largest power of ten that a float can hold
 _DIGITS = 308
@@ -29,8 +32,11 @@ class JsonFault(ValueError):
         self.what, self.detail, self.twice = what, detail, twice
 
 
-def read_json(text: str | bytes) -> Any:
+def read_json(text: str | bytes, *, finite: bool = False) -> Any:
     """The value of a JSON text; bytes are UTF-8.
+
+    Args:
+        finite: refuse NaN and infinite numbers, which Python reads although JSON has none.
 
     Raises:
         JsonFault: not UTF-8, not JSON, a key twice in one object, more than 100 levels, a whole number of more than 308
@@ -42,7 +48,8 @@ def read_json(text: str | bytes) -> Any:
         except UnicodeDecodeError as error:
             raise JsonFault("not UTF-8 text", f"byte {error.start}: 0x{text[error.start]:02x}") from None
     try:
-        value = json.loads(text, parse_int=_whole_number, object_pairs_hook=_unique)
+        hooks = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
+        value = json.loads(text, parse_int=_whole_number, object_pairs_hook=_unique, **hooks)
     except JsonFault:
         raise
     except json.JSONDecodeError as error:
@@ -60,10 +67,46 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     Raises:
         JsonFault: it is something else.
     """
-    value = read_json(text)
+    return _object(read_json(text))
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise JsonFault("not an object", f"JSON of type {type(value).__name__}")
+        raise JsonFault("expected an object", f"found JSON of type {type(value).__name__}")
     return value
+
+
+def read_json_file(path: str | Path) -> Any:
+    """The value that a file holds; a byte order mark before it is passed over.
+
+    Raises:
+        JsonFault: it holds something else, or a number that is not finite, or text with half of a surrogate pair; the
+            message does not name the file.
+        OSError: it cannot be read.
+    """
+    unfit = refusal(path, "object")
+    if unfit:
+        raise JsonFault("not JSON", f"it {unfit}")
+    content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    value = read_json(content, finite=True)
+    half = lone_surrogate(value, content)
+    if half:
+        raise JsonFault("not usable JSON", half)
+    return value
+
+
+def read_object_file(path: str | Path) -> dict[str, Any]:
+    """As `read_json_file`, of a file that must hold an object."""
+    return _object(read_json_file(path))
+
+
+def _not_finite(name: str) -> float:
+    raise JsonFault("not usable JSON", f"{one_line(name, 40)} is no finite number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _not_finite(digits)
 
 
 def _whole_number(digits: str) -> int:

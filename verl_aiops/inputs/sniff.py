@@ -71,8 +71,6 @@ _MAGIC = (
     (0, b"/annex/objects/", Kind("a git-annex pointer, not the data", "fetch what it stands for: git annex get FILE")),
     (0, b"\xff\xfe\x00\x00", Kind("text in UTF-32", "save it as UTF-8")),
     (0, b"\x00\x00\xfe\xff", Kind("text in UTF-32", "save it as UTF-8")),
-    (0, b"\xff\xfe", Kind("text in UTF-16 (as Excel and PowerShell write it)", "save it as UTF-8")),
-    (0, b"\xfe\xff", Kind("text in UTF-16", "save it as UTF-8")),
 )
 _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|script|meta)\b", re.IGNORECASE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95|[\]}(c])", re.DOTALL)
@@ -95,9 +93,10 @@ def kind_of(head: bytes) -> Kind | None:
         return Kind("a web page (HTML), not the data", _DOWNLOAD)
     if text.startswith(b"<?xml") or re.match(rb"<[A-Za-z][\w:]*[\s>]", text):
         return Kind("XML, not the data", "where it was downloaded, read it: a server's error may stand in it")
-    # two bytes a character, without the mark that says so
-    if len(head) >= 8 and (not any(head[1:64:2]) or not any(head[0:64:2])):
-        return Kind("text in UTF-16", "save it as UTF-8")
+    # two bytes a character: behind the mark that says so, or without it
+    marked = head[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\x00" in head
+    if marked or (len(head) >= 8 and (not any(head[1:64:2]) or not any(head[0:64:2]))):
+        return Kind("text in UTF-16, as Excel and PowerShell write it", "save it as UTF-8")
     if text[:1] in (b"{", b"["):
         return Kind("JSON", "let its name end in .jsonl", "json")
     return None
@@ -116,7 +115,9 @@ def _zipped(head: bytes) -> Kind:
 
 
 def refusal(path: str | Path, expected: str) -> str | None:
-    """What keeps the file at ``path`` from being of the kind ``expected`` (`parquet`, `json`, `csv`), in words.
+    """What keeps the file at ``path`` from being of the kind ``expected``, in words.
+
+    Kinds are `parquet`; `json`, one object a line; `object`, one JSON text; `csv`; `text`, such as YAML.
 
     None where nothing does that its first bytes tell; what is in it is not checked.
 
@@ -136,8 +137,8 @@ def refusal(path: str | Path, expected: str) -> str | None:
         if expected == "json" and _is_text(head) and _separated(head):
             return "looks like CSV, not JSON; write one JSON object a line"
         return None
-    if kind.name == "json":
-        return _not_lines(head) if expected == "json" else _told(kind)
+    if kind.name == "json" and expected != "csv":
+        return _not_lines(head) if expected == "json" else None
     return _told(kind)
 
 
@@ -171,7 +172,7 @@ def _not_lines(head: bytes) -> str | None:
     """Whether text that begins as JSON is one JSON text over several lines, or an array, and how to mend that."""
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff").lstrip()
     first = text.split("\n", 1)[0].strip()
-    if re.match(r"\[\s*(?:\{|\]|$)", text):
+    if re.match(r"\[\s*(?:\{|$)", text):
         whole = "looks like one JSON array" + ("" if first.endswith("]") else " over several lines")
         return f"begins with '[': it {whole}; {_one_a_line('.[]', 'json.load(file)')}"
     try:

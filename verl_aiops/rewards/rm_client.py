@@ -6,7 +6,6 @@ vLLM and the rollout ``hf`` answer at ``/classify``, SGLang at ``/v1/embeddings`
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import time
@@ -14,6 +13,8 @@ from numbers import Real
 from typing import Any
 
 import aiohttp
+
+from verl_aiops.inputs.json_text import JsonFault, read_json
 
 __all__ = ["ENDPOINTS", "RewardModelClient", "RewardModelError", "longest_input"]
 
@@ -138,8 +139,9 @@ class RewardModelClient:
     def _read(self, body: bytes) -> float:
         """The one number in an answer."""
         try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
+            # also refuses numbers that no float can hold, over which math.isfinite would raise
+            answer = read_json(bytes(body))
+        except JsonFault:
             raise _Fault(f"the answer is no JSON: {_beginning(body)}", True) from None
         rows = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(rows, list) or len(rows) != 1 or not isinstance(rows[0], dict):

@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from verl_aiops.inputs.json_text import read_object_file
 
 __all__ = ["NORMALISATIONS", "SQUASHES", "STATS_FILE", "Moments", "Shaping", "read_stats"]
 
@@ -96,14 +97,15 @@ def read_stats(model_path: str) -> Moments:
     path = Path(model_path) / STATS_FILE
     mend = "train the model with verl-aiops train-rm, or set reward.combined.rm_mean and .rm_std"
     try:
-        stats = json.loads(path.read_text(encoding="utf-8"))
+        stats = read_object_file(path)
         mean, std = (float(stats[key]) for key in ("reward_mean", "reward_std"))
+        pairs = int(stats.get("pairs") or 0)
     except FileNotFoundError:
         raise ValueError(f"reward.combined.normalise=stored: no {path}; {mend}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(
             f"reward.combined.normalise=stored: {path} holds no reward_mean and reward_std ({error}); {mend}"
         ) from None
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(f"reward.combined.normalise=stored: {path}: reward_mean={mean}, reward_std={std}; {mend}")
-    return Moments(mean, std, int(stats.get("pairs") or 0) * 2)
+    return Moments(mean, std, pairs * 2)

@@ -18,6 +18,7 @@ from .tables import cut, read_table
 
 # Severities that are no alarm, in any spelling of the samples.
 _CALM = frozenset({"DEBUG", "INFO", "NOTICE", "TRACE"})
+LONGEST_WINDOW = 300
 _EVENT = re.compile(r"E\d+")
 
 
@@ -62,7 +63,9 @@ def check_mapping(entry: Entry) -> tuple[Limits, tuple[System, ...]]:
     parts = entry.fields(("window", "systems"))
     names = ("shortest", "longest", "per_type", "evidence", "line_chars", "min_records")
     sizes = parts["window"].fields(names)
-    limits = Limits(**{name: sizes[name].count() for name in names})
+    # every place of a line in a window of every length is tried
+    most = {"shortest": LONGEST_WINDOW, "longest": LONGEST_WINDOW}
+    limits = Limits(**{name: sizes[name].count(most=most.get(name, 100_000)) for name in names})
     if limits.shortest > limits.longest:
         raise sizes["longest"].fail(f"at least 'shortest', {limits.shortest}", "exchange them")
     return limits, tuple(_system(name, value) for name, value in parts["systems"].items())

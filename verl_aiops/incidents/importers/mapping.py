@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.inputs.shown import brief, one_line
+from verl_aiops.inputs.sniff import refusal
+
 from ..errors import IncidentError
 from ..safety import neutralise
 from ..schema import MAX_LABEL_CHARS
@@ -40,6 +43,9 @@ def load_mapping(path: str | Path) -> Entry:
 
     path = Path(path)
     try:
+        unfit = refusal(path, "text")
+        if unfit:
+            raise IncidentError(f"{path} {unfit}")
         value = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
@@ -52,7 +58,15 @@ def load_mapping(path: str | Path) -> Entry:
         raise IncidentError(f"{path}{place}: not valid YAML ({problem})") from None
     except RecursionError:
         raise IncidentError(f"{path}: nested too deeply to be a mapping file") from None
+    except IncidentError:
+        raise
+    except ValueError as error:  # what looks like a date or a number, and is none
+        raise IncidentError(f"{path}: a value cannot be read ({one_line(error, 120)}); put it in quotes") from None
     return Entry(value, str(path))
+
+
+def _shown(value: Any) -> str:
+    return value[:60] if isinstance(value, str) else brief(value, 60)
 
 
 class Entry:
@@ -63,7 +77,7 @@ class Entry:
 
     def fail(self, expected: str, mend: str) -> IncidentError:
         """The error to raise: file, key, what was expected and found, and how to mend it."""
-        found = "nothing" if self.value is None else f"{type(self.value).__name__} {str(self.value)[:60]!r}"
+        found = "nothing" if self.value is None else f"{type(self.value).__name__} {_shown(self.value)!r}"
         where = f"{self.file}, key '{self.key}'" if self.key else self.file
         return IncidentError(f"{where}: expected {expected}, found {found}; {mend}")
 
@@ -104,6 +118,8 @@ class Entry:
         """Text that is not blank."""
         if not isinstance(self.value, str) or not self.value.strip():
             raise self.fail("text", "put it in quotes")
+        if one_line(self.value) != self.value:
+            raise self.fail("text on one line, without control characters", "write it plainly")
         return self.value
 
     def label(self) -> str:
@@ -126,10 +142,12 @@ class Entry:
             raise self.fail("true or false", "write it without quotes")
         return self.value
 
-    def count(self, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+    def count(self, least: int = 1, most: int = 100_000) -> int:
+        """A whole number from `least` to `most`, above which the work or the memory would have no end."""
         if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < least:
             raise self.fail(f"a whole number of at least {least}", "write it without quotes")
+        if self.value > most:
+            raise self.fail(f"a whole number of at most {most:,}", "choose a smaller one")
         return self.value
 
     def pattern(self) -> re.Pattern[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from verl_aiops.inputs.json_text import JsonFault, read_json_file
+from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.sniff import refusal
 
 from ..errors import IncidentError
 
@@ -21,6 +24,9 @@ def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each row of a CSV file; blank lines are passed over."""
     limit = csv.field_size_limit(_MAX_CELL)
     try:
+        unfit = refusal(path, "csv")
+        if unfit:
+            raise IncidentError(f"{path} {unfit}")
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             for row in reader:
@@ -49,7 +55,7 @@ def read_table(
     if missing:
         raise IncidentError(
             f"{path}, line 1: expected the columns {', '.join(columns)}, found no '{missing[0]}' in: "
-            f"{', '.join(header)[:200]}"
+            f"{one_line(', '.join(header), 200)}"
         )
     for number, row in rows:
         if len(row) != len(header) and damaged is not None:
@@ -66,11 +72,11 @@ def read_table(
 def read_json(path: Path) -> Any:
     """The contents of a JSON file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return read_json_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise IncidentError(f"{path}: not valid JSON ({error}); fetch the file anew") from None
+    except JsonFault as fault:
+        raise IncidentError(f"{path}: {fault}; fetch the file anew") from None
 
 
 def number(text: str) -> float | None:
