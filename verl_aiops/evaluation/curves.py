@@ -71,7 +71,7 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float)
 
 
 def _twin(key: str, names: Sequence[str]) -> str | None:
