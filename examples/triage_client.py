@@ -24,6 +24,7 @@ from verl_aiops.evaluation.generate import Generation, Job, SamplingOptions
 from verl_aiops.evaluation.questions import Question
 from verl_aiops.incidents import Incident, IncidentError, PromptOptions, System, Taxonomy, build_case
 from verl_aiops.incidents.readers import READERS
+from verl_aiops.reasoning import ANY, visible
 from verl_aiops.rewards.answer import parse_answer
 
 NOT_KNOWN = "not-known"
@@ -67,10 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     answered, unconstrained = [], []
 
     def done(job: Job, made: Generation) -> None:
-        answer = parse_answer(made.rounds[-1]) if made.error is None else parse_answer(None)
+        # what a model thinks first, unless the server has taken it out, is neither its verdict nor its analysis
+        shown = [visible(text, ANY, None).text for text in made.rounds]
+        answer = parse_answer(shown[-1]) if made.error is None else parse_answer(None)
         verdict = {"service": answer.service, "incident_type": answer.incident_type}
         line = {"id": job.question.id, **(verdict if answer.ok else dict.fromkeys(verdict))}
-        line["analysis"] = "\n".join(made.rounds[:-1]) if made.error is None else None
+        line["analysis"] = "\n".join(shown[:-1]) if made.error is None else None
         line["error"] = made.error
         answered.append(answer.ok)
         if made.error is None and not answer.ok:

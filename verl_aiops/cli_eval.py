@@ -53,7 +53,10 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     _endpoint_options(parser)
     judged = parser.add_argument_group("judgement")
     judged.add_argument(
-        "--reward", metavar="K=V,K=V", help="settings of the reward, as reward_kwargs of the training (default none)"
+        "--reward",
+        metavar="K=V,K=V",
+        help="settings of the reward, as reward_kwargs of the training (default none, and the model's own markers of "
+        "reasoning; reasoning=none leaves what it thinks in the answer)",
     )
     judged.add_argument(
         "--rename",
@@ -159,6 +162,9 @@ def run_eval(args: argparse.Namespace) -> int:
     # what the user may have mistyped comes before reading files, files before the model
     model, make_backend = _backend(args, options)
     questions, data = _questions(args)
+    backend = make_backend()
+    if not {"reasoning", "reasoning_opened"} & plan.reward.keys():
+        plan = replace(plan, reward={**plan.reward, **backend.reasoning})
     settings = {
         **model,
         **data,
@@ -170,7 +176,7 @@ def run_eval(args: argparse.Namespace) -> int:
         "rename": plan.rename,
         "rename_labels": plan.rename_labels,
     }
-    report = evaluate(questions, make_backend(), args.out, plan, settings, overwrite=args.overwrite)
+    report = evaluate(questions, backend, args.out, plan, settings, overwrite=args.overwrite)
     print(printable(report.table))
     files = f"generations.jsonl{', renamed.jsonl' if args.rename is not None else ''}, summary.json, table.txt"
     print(f"{one_line(args.out)}: {files}")
@@ -291,7 +297,9 @@ def _reward(text: str | None) -> dict[str, Any]:
         try:
             settings[name.strip()] = json.loads(value)
         except ValueError:
-            raise EvaluationError(f"--reward {part}: expected name=value with a number, true or false") from None
+            if name.strip() != "reasoning":
+                raise EvaluationError(f"--reward {part}: expected name=value with a number, true or false") from None
+            settings[name.strip()] = value.strip()
     try:
         read_settings(settings)
     except ValueError as error:

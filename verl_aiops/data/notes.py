@@ -21,6 +21,8 @@ NOTES = {
     "clock": f"the chat template shows the date of the day; {CLOCK:%d %B %Y} is put there on every day, so that the "
     "tokens stay the same (if the template has a variable for it, set that in data.apply_chat_template_kwargs, for "
     "Llama 3 date_string)",
+    "empty_reasoning": "the chat template puts an empty reasoning block of its own before an answer; it is left out, "
+    "so that answers follow the generation prompt as they do when the model generates",
     "text": "plain texts are trained as they are, without the chat template that the tokenizer has, while train-rm "
     "puts the same texts into it; to have it give messages, "
     '[{"role": "user", "content": ...}] and [{"role": "assistant", "content": ...}]',

@@ -2,8 +2,8 @@
 
 A prompt of messages is rendered by the chat template with its generation prompt, and an answer is what the template
 renders for prompt and answer together after that: its text, the end-of-turn token and what follows it (TRL's
-DPOTrainer takes the same tokens). A prompt of text is tokenised as it is, with the special tokens the tokenizer puts
-in front; its answer ends with the end-of-sequence token.
+DPOTrainer takes the same tokens), but for empty reasoning blocks of the template's own (`leads`). A prompt of text is
+tokenised as it is, with the special tokens the tokenizer puts in front; its answer ends with the end-of-sequence token.
 
 Prompt and answer meet on tokens. Where a tokenizer would merge the prompt's end with the answer's beginning, the two
 are tokenised apart, so that the prompt keeps the tokens it has when the model generates. Tokenizers that mark the
@@ -22,6 +22,8 @@ from itertools import accumulate
 
 from verl_aiops.data.errors import PreferenceDataError, RowFault
 from verl_aiops.data.kept import check_answer, check_others, check_tools, missing
+from verl_aiops.data.kept_text import check_keeps_text
+from verl_aiops.data.leads import Leads
 from verl_aiops.data.rows import PreferenceRow
 from verl_aiops.data.template import ChatTemplate, joined
 
@@ -104,6 +106,8 @@ class PairRenderer:
         ends = self._template.control.spellings
         self._barriers = ("\n", *ends)
         self._end_of_turn = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)))
+        self._tried = False
+        self._leads = Leads(self._template.render)
         self._front = self._tokens_in_front()
         self._continues = self._continues_text()
 
@@ -118,6 +122,9 @@ class PairRenderer:
             except RecursionError:
                 jobs.append(RowFault("is nested too deeply"))
         texts = [text for job in jobs if isinstance(job, _Job) for text in job.texts()]
+        if texts and not self._tried:
+            check_keeps_text(self._tokenizer, texts)
+            self._tried = True
         pieces = iter(self._tokenize(texts))
         return [self._assemble(job, pieces) if isinstance(job, _Job) else job for job in jobs]
 
@@ -153,6 +160,9 @@ class PairRenderer:
         check_tools(tools, prompt, notes.add)
         answers = [self._template.harmless(answer, notes.add) for answer in (row.chosen, row.rejected)]
         sides = [self._chat_side(messages, prompt, answer, tools, notes.add) for answer in answers]
+        for side, answer in zip(sides, answers):
+            if self._leads.leave_out(side, messages, answer, tools):
+                notes.add("empty_reasoning")
         if self._template.clock_read:
             notes.add("clock")
         return self._job(sides, notes, is_text=False)

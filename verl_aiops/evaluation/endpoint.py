@@ -16,6 +16,7 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Done, Generation, Job, SamplingOptions, budgets_of
 from verl_aiops.evaluation.questions import Question, offered_names
 from verl_aiops.inputs.json_text import JsonFault, read_json
+from verl_aiops.reasoning import ANY
 
 if TYPE_CHECKING:
     import aiohttp
@@ -94,6 +95,8 @@ class EndpointBackend:
 
     def __init__(self, endpoint: EndpointOptions, options: SamplingOptions):
         self.endpoint, self.options = endpoint, options
+        # which model is served, and by which template, is not known
+        self.reasoning = {"reasoning": ANY}
         self._down = False
 
     def check(self, questions: Sequence[Question]) -> None:

@@ -76,7 +76,13 @@ Done = Callable[[Job, Generation], None]
 
 
 class Backend(Protocol):
-    """Something that generates."""
+    """Something that generates.
+
+    Attributes:
+        reasoning: settings of the reward for the model's reasoning blocks, as far as they can be told.
+    """
+
+    reasoning: Mapping[str, Any]
 
     def check(self, questions: Sequence[Question]) -> None:
         """Refuse what cannot work before anything expensive starts.

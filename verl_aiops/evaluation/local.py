@@ -8,10 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_aiops.data.errors import PreferenceDataError
+from verl_aiops.data.kept_text import check_keeps_text
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Done, Generation, Job, SamplingOptions, budgets_of
 from verl_aiops.evaluation.models import ModelFolder
 from verl_aiops.evaluation.questions import Question
+from verl_aiops.reasoning import reasoning_of, reward_settings
 
 if TYPE_CHECKING:
     from verl_aiops.rollout.hf_engine import Engine
@@ -68,6 +71,7 @@ class LocalBackend:
             raise EvaluationError(f"--model {model.path}: its tokenizer has no chat template; name an instruct model")
         self.stops = stop_ids(folder, self.tokenizer)
         kwargs = dict(options.chat_template_kwargs)
+        self.reasoning = reward_settings(reasoning_of(self.tokenizer, kwargs))
         self.template = TemplateTurns(self.tokenizer, chat_template_kwargs=kwargs)
         self.builder = create_continuous_token_builder(
             self.tokenizer, hf_model_type=self.config.model_type, chat_template_kwargs=kwargs
@@ -77,8 +81,12 @@ class LocalBackend:
         """Render every prompt and see that all rounds fit into the model's positions.
 
         Raises:
-            EvaluationError: the template refuses a prompt, or there is no room for it.
+            EvaluationError: the template refuses a prompt, the tokenizer loses text, or there is no room for it.
         """
+        try:
+            check_keeps_text(self.tokenizer, [m["content"] for question in questions[:8] for m in question.messages])
+        except PreferenceDataError as error:
+            raise EvaluationError(f"--model {self.model.path}: {error}") from None
         room = getattr(self.config, "max_position_embeddings", None)
         too_long = []
         for question in questions:

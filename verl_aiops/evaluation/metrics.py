@@ -20,6 +20,8 @@ metric                   mean of
 ``quotes``, ``invented`` distinct verbatim quotations, and distinct others
 ``early_verdict``        a round before the last gives a verdict
 ``chars``, ``tokens``    of all rounds; tokens over answers whose server counts them
+``reasoning``            characters of reasoning blocks, which count in nothing else; ``reasoning_cut`` whether the
+                         last round's block was not closed. Over answers of evaluations that know them
 ``cut``                  some round used up its budget
 ``macro_f1_service``     unweighted mean of the F1 of each class; classes are the true services of the answers at
                          hand. An accepted alias counts as its class, an abstention or a name that is no class as
@@ -121,6 +123,8 @@ MEANS: dict[str, Callable[[Record], float | None]] = {
     "evidence_rate": lambda r: float(r["score"]["evidence_recall"] > 0) if _judged(r) else None,
     **{key: _score(key) for key in ("quotes", "invented", "early_verdict", "chars")},
     "tokens": lambda r: float(sum(r["tokens"])) if r["tokens"] is not None else None,
+    "reasoning": lambda r: r["score"].get("reasoning"),
+    "reasoning_cut": lambda r: r["score"].get("reasoning_cut"),
     "cut": lambda r: float(any(r["cut"])),
 }
 

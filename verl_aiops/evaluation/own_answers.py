@@ -13,8 +13,8 @@ from verl_aiops.evaluation.records import Record, read_records
 from verl_aiops.incidents import split_side
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import brief
-from verl_aiops.rewards.aiops_mturn import compute_score
-from verl_aiops.rewards.answer import normalise_label, parse_answer
+from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
+from verl_aiops.rewards.answer import normalise_label
 from verl_aiops.rewards.settings import read_settings
 
 __all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "unusable"]
@@ -169,7 +169,7 @@ def judged(record: Record, question: Question, reward: Mapping[str, Any]) -> Own
     rounds = record["rounds"]
     extra_info = {"turns": rounds, "incident_text": question.incident_text}
     score = compute_score("aiops_mturn", rounds[-1], question.ground_truth, extra_info, **reward)
-    parsed = parse_answer(rounds[-1], allow_fence=bool(reward.get("allow_fence", False)))
+    parsed = read_answer(rounds[-1], reward)
     # a label of any length may stand in a wrong answer, and normalising long ones is slow
     verdict = (
         (normalise_label(parsed.service[:256]), normalise_label(parsed.incident_type[:256])) if parsed.ok else None

@@ -38,8 +38,7 @@ from verl_aiops.files import replacing, write_atomically
 from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
 from verl_aiops.inputs.shown import brief
 from verl_aiops.inputs.sniff import refusal
-from verl_aiops.rewards.aiops_mturn import compute_score
-from verl_aiops.rewards.answer import parse_answer
+from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 
 __all__ = ["KEYS", "SCORES", "Folder", "Records", "read_records", "scored"]
 
@@ -82,7 +81,7 @@ def scored(job: Job, made: Generation, reward: Mapping[str, Any]) -> Record:
     question = job.question
     predicted = score = None
     if made.error is None:
-        answer = parse_answer(made.rounds[-1], allow_fence=bool(reward.get("allow_fence", False)))
+        answer = read_answer(made.rounds[-1], reward)
         if answer.ok:
             predicted = {"service": answer.service, "incident_type": answer.incident_type}
         extra_info = {"turns": made.rounds, "incident_text": question.incident_text}

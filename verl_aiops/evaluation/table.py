@@ -22,14 +22,17 @@ _SHARES = {
     "evidence_rate": "quotes known evidence",
     "early_verdict": "verdict in an early round",
     "cut": "cut at the budget",
+    "reasoning_cut": "reasoning not closed",
 }
 _NUMBERS = {
     "score": ("reward", 3),
     "quotes": ("quotations, verbatim", 2),
     "invented": ("quotations, invented", 2),
     "chars": ("characters", 0),
+    "reasoning": ("characters of reasoning", 0),
     "tokens": ("tokens", 0),
 }
+_WHERE_ANY = ("reasoning", "reasoning_cut")
 _SLICE = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate")
 _HEADS = ("both right", "service", "type", "JSON", "evidence")
 _CLASSES_SHOWN = 30
@@ -64,12 +67,13 @@ def _head(summary: Mapping[str, Any]) -> str:
 
 def _overall(section: Mapping[str, Any]) -> str:
     rows = []
-    for name, value in section["metrics"].items():
+    metrics = {name: value for name, value in section["metrics"].items() if value["value"] or name not in _WHERE_ANY}
+    for name, value in metrics.items():
         if name in _SHARES:
             rows.append((_SHARES[name], _share(value), f"{value['n']:,}"))
     for name, (label, digits) in _NUMBERS.items():
-        if name in section["metrics"] and section["metrics"][name]["n"]:
-            rows.append((label, _number(section["metrics"][name], digits), f"{section['metrics'][name]['n']:,}"))
+        if name in metrics and metrics[name]["n"]:
+            rows.append((label, _number(metrics[name], digits), f"{metrics[name]['n']:,}"))
     order = {label: at for at, label in enumerate([*_SHARES.values(), *(label for label, _ in _NUMBERS.values())])}
     return as_columns([("", "mean", "answers"), *sorted(rows, key=lambda row: order[row[0]])])
 

@@ -13,6 +13,7 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.records import Record
 from verl_aiops.inputs.json_text import JsonFault, read_json
+from verl_aiops.reasoning import ANY, visible
 from verl_aiops.rewards.answer import parse_answer
 
 __all__ = ["dumped_steps", "read_dump"]
@@ -84,6 +85,22 @@ def _loop_of(row: Mapping[str, Any], number: int) -> str:
     return found.group(1) if found else str(number)
 
 
+def _rounds(row: Mapping[str, Any]) -> list[str]:
+    """The rounds' texts; columns of rounds that a row did not have are empty."""
+    rounds: list[str] = []
+    while isinstance(text := row.get(_ROUND.format(len(rounds) + 1)), str):
+        rounds.append(text)
+    count = row.get("rounds")
+    if isinstance(count, int | float) and 1 <= count < len(rounds):
+        return rounds[: int(count)]
+    if rounds and isinstance(count, int | float) and math.isfinite(count) and count > len(rounds):
+        # several rounds share the last column, the answer stands at its end
+        return [*rounds, rounds[-1].rpartition(f"\n\n[round {int(count)}]\n")[2]]
+    while rounds and not rounds[-1]:
+        rounds.pop()
+    return rounds
+
+
 def _record(row: Mapping[str, Any]) -> Record:
     truth = row["gts"]
     if isinstance(truth, str):
@@ -96,14 +113,12 @@ def _record(row: Mapping[str, Any]) -> Record:
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([row["input"], truth], sort_keys=True).encode())
     name = f"prompt-{digest.hexdigest()}"
-    rounds = []
-    while isinstance(text := row.get(_ROUND.format(len(rounds) + 1)), str):
-        rounds.append(text)
-    rounds = rounds or [row["output"]]
+    rounds = _rounds(row) or [row["output"]]
     # beside a reward model, `score` is what the training made of both; runs with and without one share the rule's
     reward = row.get("rule", row.get("score"))
     finite = isinstance(reward, int | float) and math.isfinite(reward)
-    answer = parse_answer(rounds[-1], allow_fence=True)
+    # in which form the training took an answer, the dump does not say but by json_ok
+    answer = parse_answer(visible(rounds[-1], ANY, None).text, allow_fence=True)
     right_form = finite and answer.ok and row.get("json_ok")
     return {
         "id": name,

@@ -44,6 +44,10 @@ for quotations and verdicts, and `solution_str` is not looked at. Separators, ro
 writes are just text. Without turns `solution_str` is the answer, all of it, and there is no place for quotations:
 `evidence` is 0.
 
+Where the model has markers for its reasoning (`settings.RewardSettings.reasoning`), the blocks that a round begins with
+are not read at all: no verdict, no quotation and no answer in them counts for or against it. A block that is not closed
+leaves nothing.
+
 Quotations are checked against `extra_info["incident_text"]`, the data part of the prompt. Without it nothing can be
 checked, so quotations neither earn nor cost. Rounds before the last that exceed `quotes.MAX_READ_CHARS` together are
 not read: they earn no evidence and count as an early verdict, or a verdict could hide behind padding.
@@ -55,7 +59,8 @@ settings do.
 from collections.abc import Mapping
 from typing import Any
 
-from verl_aiops.rewards.answer import match_label, parse_answer
+from verl_aiops.reasoning import ANY, Visible, visible
+from verl_aiops.rewards.answer import ParsedAnswer, match_label, parse_answer
 from verl_aiops.rewards.discipline import gives_verdict
 from verl_aiops.rewards.evidence import Judgement, find_evidence, judge_quotations
 from verl_aiops.rewards.parts import Reading, measured
@@ -82,15 +87,18 @@ def compute_score(
         Always the same keys, each a finite float. From 0 to 1: `score`; `acc`, the share of right fields; `acc_main`,
         both right; `json_ok`, `service_ok`, `type_ok`; `evidence`, the quality that is paid; `evidence_precision` and
         `evidence_recall`, also of wrong answers; `early_verdict`; `overlong`. Counts: `quotes`, distinct verbatim
-        quotations; `invented`, distinct others; `rounds`; `chars`, of all rounds. Then what each part of `parts.PARTS`
-        measured, from 0 to 1.
+        quotations; `invented`, distinct others; `rounds`; `chars`, of all rounds; `reasoning`, characters of reasoning
+        blocks, which are in none of the others; `reasoning_cut`, whether the last round's block was not closed. Then
+        what each part of `parts.PARTS` measured, from 0 to 1.
 
     Raises:
         ValueError: faulty ground truth, turns, incident text, settings or parts; never because of what the model wrote.
     """
     settings = read_settings(kwargs)
     truth = read_ground_truth(ground_truth)
-    *early, final, incident_text = _texts(solution_str, extra_info)
+    *written, incident_text = _texts(solution_str, extra_info)
+    rounds = [shown(text, settings) for text in written]
+    *early, final = (text.text for text in rounds)
     answer = parse_answer(final, allow_fence=settings.allow_fence)
     service_ok = answer.ok and match_label(answer.service, truth.service)
     type_ok = answer.ok and match_label(answer.incident_type, truth.incident_type)
@@ -130,8 +138,22 @@ def compute_score(
         "overlong": overlong,
         "rounds": float(len(early) + 1),
         "chars": float(chars),
+        "reasoning": float(sum(text.hidden for text in rounds)),
+        "reasoning_cut": float(rounds[-1].cut),
         **more,
     }
+
+
+def shown(text: str, settings: RewardSettings) -> Visible:
+    """What a round says after its reasoning, as far as the settings know of any."""
+    opened = settings.reasoning_opened or (None if settings.reasoning == ANY else False)
+    return visible(text, settings.reasoning, opened)
+
+
+def read_answer(text: str, reward: Mapping[str, Any]) -> ParsedAnswer:
+    """The answer of a last round as `compute_score` reads it under these settings."""
+    settings = read_settings(dict(reward))
+    return parse_answer(shown(text, settings).text, allow_fence=settings.allow_fence)
 
 
 def _texts(solution_str: Any, extra_info: Any) -> list[str]:

@@ -24,6 +24,8 @@ RESULTS = (
     "overlong",
     "rounds",
     "chars",
+    "reasoning",
+    "reasoning_cut",
 )
 """What `compute_score` always returns; no part can have one of these names."""
 
@@ -36,7 +38,7 @@ class Reading(NamedTuple):
     Attributes:
         answer: the last round's answer.
         service_ok: whether its service is right; so `type_ok`.
-        early: texts of the rounds before the last, as the model wrote them, of any length.
+        early: texts of the rounds before the last, as the model wrote them but for reasoning blocks, of any length.
         final: text of the last round.
         incident_text: what may be quoted, "" where the row has none.
         truth: the row's ground truth.

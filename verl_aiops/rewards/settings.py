@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from numbers import Integral, Real
 
+from verl_aiops.reasoning import CHOICES, NONE
 from verl_aiops.rewards.parts import PARTS, RewardPart, check_part
 
 _VERL_KWARGS = frozenset(
@@ -38,6 +39,10 @@ class RewardSettings:
         length_budget: characters, all rounds together, that cost nothing.
         min_quote_chars: characters other than white space below which a quotation is ignored.
         allow_fence: accept an answer inside one Markdown fence.
+        reasoning: the markers of the model's reasoning blocks, a name of `reasoning.MARKERS` such as `think`, `any`
+            or `none`; what stands in blocks at the beginning of a round is neither read nor counted. Runs and
+            evaluations take the model's own where nothing is set.
+        reasoning_opened: the generation prompt opens such a block.
         parts: those of `parts.PARTS` by name, each with its weight as set by `NAME_weight`.
     """
 
@@ -51,6 +56,8 @@ class RewardSettings:
     length_budget: int = 4000
     min_quote_chars: int = 8
     allow_fence: bool = False
+    reasoning: str = NONE
+    reasoning_opened: bool = False
     parts: tuple[tuple[str, RewardPart], ...] = ()
 
     @cached_property
@@ -69,6 +76,7 @@ _RANGES = {
     "length_budget": (1, 1_000_000),
     "min_quote_chars": (4, 200),
 }
+_FLAGS = ("allow_fence", "reasoning_opened")
 _PART_RANGE = (0.0, 1.0)
 
 
@@ -122,11 +130,15 @@ def _build(given: tuple, parts: tuple) -> RewardSettings:
     return settings
 
 
-def _checked(name: str, value: object) -> float | int | bool:
-    if name == "allow_fence":
+def _checked(name: str, value: object) -> float | int | bool | str:
+    if name in _FLAGS:
         if isinstance(value, bool):
             return value
-        raise ValueError(f"reward_kwargs: allow_fence: expected true or false, got {value!r}")
+        raise ValueError(f"reward_kwargs: {name}: expected true or false, got {value!r}")
+    if name == "reasoning":
+        if isinstance(value, str) and value in CHOICES:
+            return value
+        raise ValueError(f"reward_kwargs: reasoning: expected one of {', '.join(CHOICES)}, got {value!r}")
     low, high = _RANGES.get(name, _PART_RANGE)
     kind = Integral if isinstance(low, int) else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not low <= value <= high:
@@ -139,8 +151,9 @@ def _refuse_if_meant(name: str, value: object, known: tuple[str, ...]) -> None:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     alike = bool(difflib.get_close_matches(name, known, n=1, cutoff=0.65))
     if alike or "weight" in name or isinstance(value, Real):
-        low, high = (False, True) if nearest == "allow_fence" else _RANGES.get(nearest, _PART_RANGE)
+        low, high = (False, True) if nearest in _FLAGS else _RANGES.get(nearest, _PART_RANGE)
+        takes = f"one of {', '.join(CHOICES)}" if nearest == "reasoning" else f"from {low} to {high}"
         raise ValueError(
-            f"reward_kwargs: unknown setting {name!r}; the nearest known one is {nearest!r} (from {low} to {high}); "
+            f"reward_kwargs: unknown setting {name!r}; the nearest known one is {nearest!r} ({takes}); "
             f"known: {', '.join(known)}"
         )

@@ -58,7 +58,7 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
     wrong += [*_data_faults(config, dpo), *_batch_faults(config)]
     for check in (check_rollout, check_data, check_rounds):
         try:
-            check(config)
+            lines += check(config) or []
         except ConfigError as error:
             wrong.append(str(error))
     if wrong:

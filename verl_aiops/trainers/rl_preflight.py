@@ -166,7 +166,7 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
     check_rollout(config)
     _check_reward(config)
     _check_group(config)
-    check_data(config)
+    lines += check_data(config)
     check_rounds(config)
     if config.trainer.use_v1 and config.trainer.v1.trainer_mode == "sync":
         with open_dict(config):
@@ -206,18 +206,22 @@ def _check_reward(config: DictConfig) -> None:
         raise ConfigError(f"reward.custom_reward_function.reward_kwargs: {error}") from None
 
 
-def check_data(config: DictConfig) -> None:
-    """Every row of the files, see `triage_rows`; prints what is worth saying of them.
+def check_data(config: DictConfig) -> list[str]:
+    """Every row of the files (`triage_rows`), and what model and reward make of the first (`answer_trial`); prints what
+    is worth saying of them.
+
+    Returns:
+        one line per key that was filled in.
 
     Raises:
-        ConfigError: rows or files that cannot be used.
+        ConfigError: rows or files that cannot be used, or a right answer that would earn nothing.
     """
     from verl_aiops.rewards.settings import read_settings
-    from verl_aiops.trainers.triage_rows import RowRules, check_rows
+    from verl_aiops.trainers.triage_rows import RowRules, check_rows, first_rows_of
 
     if OmegaConf.select(config, "data.custom_cls.path") is not None:
         print("verl-aiops: data.custom_cls reads the data, so its rows were not checked", flush=True)
-        return
+        return []
     custom, manager = config.reward.custom_reward_function, config.reward.reward_manager.name
     truth = _is_triage_rule(custom) or custom.path is None and manager == REWARD
     rules = RowRules(
@@ -229,6 +233,30 @@ def check_data(config: DictConfig) -> None:
     )
     for note in check_rows(config, rules):
         print(f"verl-aiops: {note}", flush=True)
+    return _check_answers(config, first_rows_of(config, rules), truth)
+
+
+def _check_answers(config: DictConfig, rows: list[dict], truth: bool) -> list[str]:
+    from verl_aiops.data.errors import PreferenceDataError
+    from verl_aiops.data.kept_text import check_keeps_text
+    from verl_aiops.rollout.stops import stop_ids
+    from verl_aiops.trainers.answer_trial import set_reasoning, try_right_answer
+    from verl_aiops.trainers.preflight import load_tokenizer
+
+    model, key = config.actor_rollout_ref.model, config.data.get("prompt_key") or "prompt"
+    tokenizer = load_tokenizer(model)
+    if model.get("custom_chat_template"):
+        tokenizer.chat_template = model.custom_chat_template
+    try:
+        check_keeps_text(tokenizer, [m["content"] for row in rows for m in row[key] if isinstance(m["content"], str)])
+    except PreferenceDataError as error:
+        raise ConfigError(f"actor_rollout_ref.model.path={model.path}: {error}") from None
+    if not truth:
+        return []
+    lines = set_reasoning(config, tokenizer)
+    if rows:
+        try_right_answer(config, tokenizer, stop_ids(model.path, tokenizer), rows[0])
+    return lines
 
 
 def _is_triage_rule(custom: DictConfig) -> bool:

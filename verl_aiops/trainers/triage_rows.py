@@ -6,6 +6,7 @@ be drawn in every epoch and never trained on.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from verl_aiops.data.reading import open_files
 from verl_aiops.rewards.truth import read_ground_truth, unoffered_fields
 from verl_aiops.trainers.config import ConfigError
 
-__all__ = ["RowRules", "check_rows", "row_faults"]
+__all__ = ["RowRules", "check_rows", "first_rows_of", "row_faults"]
 
 SOURCE = LOOP = "aiops_mturn"
 _SHOWN = 8
@@ -103,6 +104,13 @@ def check_rows(config: DictConfig, rules: RowRules) -> list[str]:
         named = ", ".join(f"{count:,} of {source!r}" for source, count in others.items())
         notes.append(f"rows with another data_source than {SOURCE!r} ({named}) are scored by the triage reward too")
     return notes
+
+
+def first_rows_of(config: DictConfig, rules: RowRules, count: int = 4) -> list[dict[str, Any]]:
+    """The first rows of the training files, which `check_rows` has read; none where they are elsewhere."""
+    here = [name for name in _names(config, "train_files") if "://" not in name]
+    rows = (row for name in here for _, row in _rows(name, rules.columns) if isinstance(row, dict))
+    return list(itertools.islice(rows, count))
 
 
 def _names(config: DictConfig, key: str) -> list[str]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from verl_aiops.data.columns import PROMPT_COLUMNS
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
 from verl_aiops.data.kept import check_answer, check_others, missing
+from verl_aiops.data.kept_text import check_keeps_text
 from verl_aiops.data.notes import say
 from verl_aiops.data.reading import open_files
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
@@ -122,7 +123,10 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
                 if row.tools:
                     raise RowFault("tools: a reward model is not shown them when it scores; remove the column")
                 notes = set(row.notes)
-                ids = [scoring_ids(tokenizer, text) for text in _rendered(tokenizer, template, row, notes.add)]
+                texts = _rendered(tokenizer, template, row, notes.add)
+                if not len(pairs):
+                    check_keeps_text(tokenizer, texts)
+                ids = [scoring_ids(tokenizer, text) for text in texts]
                 if ids[0] == ids[1]:
                     raise RowFault("chosen and rejected are the same conversation once rendered")
             except (RowFault, RecursionError) as fault:
