@@ -67,6 +67,26 @@ def settings(composed, tiny_model_dir, write_rows, tmp_path):
     return make
 
 
+@pytest.fixture
+def adapter(tmp_path, tiny_model_dir):
+    """adapter(name, seed=0, **settings) -> folder of a LoRA adapter of rank 2 whose weights are not zero."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def make(name, seed=0, **settings):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=6, target_modules=["q_proj"], **settings)
+        model = get_peft_model(base, lora)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return make
+
+
 def _saved(config, step):
     """The notes of a checkpoint of a prepared configuration, as the trainer writes them, declared complete."""
     from verl_aiops.trainers.pairs import load_pairs, pair_order
@@ -163,6 +183,59 @@ def test_another_model_as_reference_is_refused_before_ray(settings, saved, tmp_p
     saved(2)
     with pytest.raises(ConfigError, match="trained against another reference"):
         _resumed(settings, **{f"{MODEL}.path": str(make_tiny_model(tmp_path / "other", seed=7))})
+
+
+ADAPTER = f"{MODEL}.lora_adapter_path"
+
+
+def test_rank_and_alpha_are_the_adapters_without_which_verl_would_train_the_base(settings, adapter, monkeypatch):
+    folder = adapter("sft")
+    monkeypatch.chdir(os.path.dirname(folder))
+    config = _resumed(settings, **{ADAPTER: "sft"})
+    model = config.actor_rollout_ref.model
+    assert (model.lora_adapter_path, model.lora_rank, model.lora_alpha) == (folder, 2, 6)
+    with pytest.raises(ConfigError, match="lora_rank=8, but the adapter.*has rank 2"):
+        _resumed(settings, **{ADAPTER: folder, f"{MODEL}.lora_rank": 8})
+
+
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 1}}])
+def test_what_checkpoints_would_not_keep_of_an_adapter_is_refused(settings, adapter, change):
+    with pytest.raises(ConfigError, match=f"has {next(iter(change))}, which verl's checkpoints do not keep"):
+        _resumed(settings, **{ADAPTER: adapter("sft", **change)})
+
+
+def test_a_folder_without_an_adapter_is_refused(settings, tiny_model_dir, adapter):
+    with pytest.raises(ConfigError, match="no LoRA adapter to start from"):
+        _resumed(settings, **{ADAPTER: str(tiny_model_dir)})
+    folder = adapter("cut")
+    with open(os.path.join(folder, "adapter_config.json"), "w") as file:
+        file.write("{")
+    with pytest.raises(ConfigError, match="no LoRA adapter to start from"):
+        _resumed(settings, **{ADAPTER: folder})
+
+
+def test_the_adapter_is_part_of_the_reference(settings, adapter, saved):
+    from verl_aiops.trainers.reference_pass import reference_weights
+
+    first, second = adapter("first"), adapter("second", seed=1)
+    plain, one, two = (
+        reference_weights(_resumed(settings, **({ADAPTER: path} if path else {})).actor_rollout_ref.model, None)
+        for path in (None, first, second)
+    )
+    assert len({plain, one, two}) == 3
+    shutil.copytree(first, f"{first}_elsewhere")
+    saved(2, **{ADAPTER: first})
+    _resumed(settings, **{ADAPTER: f"{first}_elsewhere"})
+    with pytest.raises(ConfigError, match="trained against another reference"):
+        _resumed(settings, **{ADAPTER: second})
+
+
+def test_another_model_as_reference_leaves_the_adapter_out(settings, adapter, tiny_model_dir):
+    from verl_aiops.trainers.reference import weights_digest
+    from verl_aiops.trainers.reference_pass import reference_weights
+
+    model = _resumed(settings, **{ADAPTER: adapter("sft")}).actor_rollout_ref.model
+    assert reference_weights(model, str(tiny_model_dir)) == weights_digest(str(tiny_model_dir))
 
 
 def test_a_finished_run_has_nothing_left(settings, saved):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_aiops.trainers.adapter import prepare_adapter
 from verl_aiops.trainers.checkpoint_health import find_checkpoint
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, OnlineDPOConfig
 from verl_aiops.trainers.defaults import (
@@ -47,6 +48,7 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
     defaults = (*(TRIAGE_DEFAULTS if triage else ()), *ONLINE_DEFAULTS, *RL_DEFAULTS)
     lines = apply_defaults(config, given, defaults)
     lines += find_checkpoint(config, preference=True)[1]
+    lines += prepare_adapter(config, given)
     more, faults = prepare_reward_model(config, given)
     lines += more
     wrong += faults
@@ -72,10 +74,9 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
 
 def _check_resume(config: DictConfig, dpo: OnlineDPOConfig) -> None:
     """A run that goes on from a checkpoint: the same prompts, and what else is not as it was."""
-    from verl_aiops.trainers.resume import check_adapter, online_notes, settle, start_folder
+    from verl_aiops.trainers.resume import online_notes, settle, start_folder
     from verl_aiops.trainers.run_note import run_settings
 
-    check_adapter(config)
     folder = start_folder(config.trainer)
     if folder is not None:
         # how many prompts are too long is known later, and with it how many steps an epoch has

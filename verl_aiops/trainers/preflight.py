@@ -9,6 +9,7 @@ import os
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.missing import error_text, require
+from verl_aiops.trainers.adapter import prepare_adapter
 from verl_aiops.trainers.available import check_available
 from verl_aiops.trainers.checkpoint_health import check_checkpoint, find_checkpoint
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
@@ -101,6 +102,7 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
     lines += find_checkpoint(config, preference=True)[1]
     dpo = DPOConfig.from_config(config)
     _check_model(config)
+    lines += prepare_adapter(config, given)
     lines += settle_backend(config, dpo)
     _check_batches(config, dpo)
     with open_dict(config):
@@ -246,9 +248,6 @@ def _check_model(config: DictConfig) -> None:
             config.actor_rollout_ref.model.path = path
     elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
         raise ConfigError(f"actor_rollout_ref.model.path={path}: no such folder.")
-    from verl_aiops.trainers.resume import check_adapter
-
-    check_adapter(config)
 
 
 def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:

@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from verl_aiops.trainers.checkpoints import check_same_reference, export_model, exported_from, resume_folder
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig, PreferenceConfig
 from verl_aiops.trainers.reference import adapter_digest, weights_digest
 from verl_aiops.trainers.run_note import Differences, RunNote, compare, read_note
 
-__all__ = ["NothingLeft", "check_adapter", "files_digest", "online_notes", "settle", "start_folder", "start_model"]
+__all__ = ["NothingLeft", "files_digest", "online_notes", "settle", "start_folder", "start_model"]
 
 
 class NothingLeft(Exception):
@@ -95,22 +95,6 @@ def start_model(model: DictConfig, weights: str | None) -> dict[str, str | None]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     adapter = adapter_digest(model.lora_adapter_path) if model.lora_adapter_path else None
     return {"path": str(model.path), "weights": weights, "config": digest, "adapter": adapter}
-
-
-def check_adapter(config: DictConfig) -> None:
-    """Make ``model.lora_adapter_path`` an absolute path; raises ConfigError if no adapter lies there."""
-    path = config.actor_rollout_ref.model.get("lora_adapter_path")
-    if not path:
-        return
-    try:
-        adapter_digest(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"actor_rollout_ref.model.lora_adapter_path={path}: no PEFT adapter to start from: {error}. Expected a "
-            "folder with adapter_config.json and adapter_model.safetensors."
-        ) from None
-    with open_dict(config):
-        config.actor_rollout_ref.model.lora_adapter_path = os.path.abspath(os.path.expanduser(path))
 
 
 def files_digest(files) -> str:

@@ -6,6 +6,7 @@ import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_aiops.trainers.adapter import prepare_adapter
 from verl_aiops.trainers.checkpoint_health import find_checkpoint
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
@@ -159,6 +160,7 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
     refuse_ignored_keys(config)
     lines = apply_defaults(config, given, (*TRIAGE_DEFAULTS, *RL_DEFAULTS))
     lines += find_checkpoint(config, preference=False)[1]
+    lines += prepare_adapter(config, given)
     more, faults = prepare_reward_model(config, given)
     lines += more
     if faults:
