@@ -48,6 +48,9 @@ ENVIRONMENT = {
     "VERL_FILE_LOGGER_ROOT": "verl's: folder of `PROJECT/EXPERIMENT.jsonl` instead",
     "TENSORBOARD_DIR": "verl's: folder of TensorBoard's events; here `tensorboard` in `trainer.default_local_dir` unless "
     "it is set",
+    "VERL_AIOPS_SCORER_KEY": "what clients of the embedded reward server (`rollout.name=hf`) send as a bearer token; "
+    "unset, each run makes one, which `ray.get_actor('hf_server_reward_0').key.remote()` tells",
+    "VERL_AIOPS_TRUST_CHECKPOINTS": "`1`: read checkpoints whose files name code to be run; otherwise they are refused",
     "OPENAI_API_KEY": "key of the server that `verl-aiops eval --endpoint` asks, unless `--api-key-env` names another",
     "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
     "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",

@@ -16,7 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["WriteError", "move_into_place", "naming", "remove", "replacing", "temporary_beside", "write_atomically"]
+__all__ = [
+    "WriteError",
+    "leads_out",
+    "move_into_place",
+    "naming",
+    "remove",
+    "replacing",
+    "temporary_beside",
+    "write_atomically",
+]
 
 # an ending that nobody else gives: whatever bears it may be removed once nobody can be writing it any more
 SUFFIX = ".verl-aiops-tmp"
@@ -143,6 +152,11 @@ def remove(path: Path) -> None:
         return
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is a link, or lies behind one, to somewhere outside of it."""
+    return not path.resolve().is_relative_to(folder.resolve())
 
 
 def sweep(folder: Path) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from verl_aiops.data.template import ChatTemplate
 
-__all__ = ["conversation", "scoring_ids", "scoring_text"]
+__all__ = ["REWARD_SERVER", "conversation", "scoring_ids", "scoring_text"]
+
+# name of the Ray actor that serves a reward model in the rollout `hf`, before the replica's number
+REWARD_SERVER = "hf_server_reward_"
 
 
 def conversation(prompt: Sequence[Mapping], turns: Sequence[str], rounds: Sequence[str] = ()) -> list[dict]:

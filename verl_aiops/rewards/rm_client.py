@@ -52,6 +52,7 @@ class RewardModelClient:
         server: ``vllm``, ``sglang`` or ``hf``.
         model: the name that the server knows the model by.
         timeout_s, deadline_s, attempts, backoff_s, concurrency: see `combined.CombinedSettings`.
+        key: sent as a bearer token, where the server wants one.
 
     Raises:
         ValueError: a server without a known endpoint.
@@ -68,6 +69,7 @@ class RewardModelClient:
         attempts: int,
         backoff_s: float,
         concurrency: int,
+        key: str | None = None,
     ):
         if server not in ENDPOINTS:
             raise ValueError(
@@ -79,6 +81,7 @@ class RewardModelClient:
         self.timeout_s, self.deadline_s = timeout_s, deadline_s
         self.attempts, self.backoff_s = attempts, backoff_s
         self.down = False
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._slots = asyncio.Semaphore(concurrency)
         self._session: aiohttp.ClientSession | None = None
 
@@ -115,8 +118,15 @@ class RewardModelClient:
         payload = {"model": self.model, "input": text, **self._asked}
         try:
             async with self._session.post(
-                self.url, json=payload, timeout=aiohttp.ClientTimeout(total=seconds)
+                self.url,
+                json=payload,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+                allow_redirects=False,  # conversations, and the key, are for this server alone
             ) as response:
+                if 300 <= response.status < 400:
+                    where = ascii(response.headers.get("Location", ""))[:80]
+                    raise _Fault(f"HTTP {response.status}: a redirect to {where}, which is not followed", False)
                 body = await self._body(response)
                 if response.status != 200:
                     again = response.status >= 500 or response.status in _AGAIN
@@ -167,11 +177,11 @@ def _beginning(body: bytes) -> str:
     return repr(body[:120].decode("utf-8", "replace"))
 
 
-def longest_input(model_path: str, max_model_len: int | None) -> int | None:
+def longest_input(model_path: str, max_model_len: int | None, trust_remote_code: bool = False) -> int | None:
     """Tokens that a server takes: ``max_model_len``, else the positions of the model; None if neither is known."""
     from transformers import AutoConfig
 
     if max_model_len is not None:
         return max_model_len
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     return getattr(config.get_text_config(), "max_position_embeddings", None)

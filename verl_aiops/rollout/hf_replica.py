@@ -8,6 +8,7 @@ wherever transformers does, a laptop without a GPU included.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Generator
 
 import ray
@@ -17,11 +18,15 @@ from verl.utils.net_utils import is_valid_ipv6_address
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica
 
+from verl_aiops.data.scoring import REWARD_SERVER
 from verl_aiops.rollout.hf_limits import unsupported, unsupported_reward_server
 from verl_aiops.rollout.hf_scorer import HFScorer
 from verl_aiops.rollout.hf_server import HFServer
 
 __all__ = ["HFReplica", "HFServerAdapter", "server_name"]
+
+# of all replicas of a run, which one process starts: verl's router sends a request to any of them
+_REWARD_KEY = os.environ.get("VERL_AIOPS_SCORER_KEY") or secrets.token_urlsafe(32)
 
 
 def server_name(replica_rank: int) -> str:
@@ -71,13 +76,13 @@ class HFReplica(RolloutReplica):
 
     async def _launch_scorer(self):
         options, devices = await self._beside_the_worker()
-        name = f"hf_server_reward_{self.replica_rank}{self.name_suffix}"
+        name = f"{REWARD_SERVER}{self.replica_rank}{self.name_suffix}"
         # with devices of its own it answers at any time, and as verl's other servers it does not sleep
         can_sleep = self.rollout_mode == RolloutMode.COLOCATED
         server = (
             ray.remote(HFScorer)
             .options(name=name, **options)
-            .remote(*map(self._loaded, self._configs), can_sleep, devices)
+            .remote(*map(self._loaded, self._configs), can_sleep, devices, _REWARD_KEY)
         )
         address, port = await server.launch.remote()
         self.servers = [server]

@@ -97,12 +97,13 @@ class HFScorer:
         model_config: verl's model configuration of it, with the tokenizer.
         can_sleep: whether `sleep` gives the device away; not where the server has a device of its own.
         workers: servers and training workers that share this machine's cores.
+        key: that clients send: the server listens on the node's address, as verl's router may run on another.
 
     Raises:
         ValueError: a model that cannot be served, or a ``max_model_len`` beyond its positions.
     """
 
-    def __init__(self, config, model_config, can_sleep: bool = True, workers: int = 1):
+    def __init__(self, config, model_config, can_sleep: bool = True, workers: int = 1, key: str | None = None):
         from verl.utils.device import get_device_id, get_device_name
         from verl.utils.torch_dtypes import PrecisionType
 
@@ -124,7 +125,8 @@ class HFScorer:
         self.batcher = Batcher(self._run, config.max_num_seqs, config.max_num_batched_tokens)
         # one thread: a tokenizer is not made for several at once
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokeniser")
-        self.app = build_app(self.score, model_config.path)
+        self._key = key
+        self.app = build_app(self.score, model_config.path, key)
         self._serving: asyncio.Task | None = None
 
     def _longest(self, asked: int | None, folder: str) -> int:
@@ -150,6 +152,10 @@ class HFScorer:
         address = ray.util.get_node_ip_address().strip("[]")
         port, self._serving = await run_uvicorn(self.app, None, address)
         return address, port
+
+    async def key(self) -> str | None:
+        """What clients send as a bearer token."""
+        return self._key
 
     async def score(self, asked: str | tuple[int, ...]) -> Scored:
         """Score one input.

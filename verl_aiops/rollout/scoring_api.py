@@ -6,6 +6,7 @@ Requests are read by hand: a body that is no JSON, or JSON with what UTF-8 canno
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import math
@@ -17,6 +18,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
+
+# a conversation of a million tokens is a few megabytes; verl's clients send one at a time
+LONGEST_BODY = 16 << 20
+MOST_INPUTS = 1024
 
 __all__ = ["RefusedError", "Scored", "build_app"]
 
@@ -37,14 +42,17 @@ class Scored:
     tokens: int
 
 
-def build_app(score: Callable[[str | tuple[int, ...]], Awaitable[Scored]], model: str) -> FastAPI:
+def build_app(
+    score: Callable[[str | tuple[int, ...]], Awaitable[Scored]], model: str, key: str | None = None
+) -> FastAPI:
     """The application that serves scores.
 
     Args:
         score: scores one input, a text or token ids; raises `RefusedError` where there is no score.
         model: name of the model in answers.
+        key: what clients send as a bearer token; None to answer anybody. ``/health`` needs none.
     """
-    app = FastAPI()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> JSONResponse:
@@ -59,7 +67,7 @@ def build_app(score: Callable[[str | tuple[int, ...]], Awaitable[Scored]], model
 
     @app.post("/classify")
     async def classify(request: Request) -> JSONResponse:
-        asked = _payload(await request.body(), {"use_activation"})
+        asked = _payload(await _body(request, key), {"use_activation"})
         # vLLM's default is the activation: a sigmoid where there is one label
         activation = asked.get("use_activation")
         if activation is not None and not isinstance(activation, bool):
@@ -78,7 +86,7 @@ def build_app(score: Callable[[str | tuple[int, ...]], Awaitable[Scored]], model
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> JSONResponse:
-        asked = _payload(await request.body(), {"encoding_format"})
+        asked = _payload(await _body(request, key), {"encoding_format"})
         if asked.get("encoding_format") not in (None, "float"):
             raise RefusedError(400, f"encoding_format: only float is served, got {_shown(asked['encoding_format'])}")
         results = await _scores(score, _inputs(asked))
@@ -90,7 +98,26 @@ def build_app(score: Callable[[str | tuple[int, ...]], Awaitable[Scored]], model
     return app
 
 
-_TYPES = {400: "BadRequestError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
+_TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    413: "RequestTooLargeError",
+    500: "InternalServerError",
+    503: "ServiceUnavailableError",
+}
+
+
+async def _body(request: Request, key: str | None) -> bytes:
+    """The body of a client that may ask, as far as it is not longer than any that makes sense."""
+    sent = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
+    if key is not None and not hmac.compare_digest(sent, f"Bearer {key}".encode()):
+        raise RefusedError(401, "the key of this run is needed as a bearer token")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LONGEST_BODY:
+            raise RefusedError(413, f"a body of more than {LONGEST_BODY} bytes")
+    return bytes(body)
 
 
 def _payload(body: bytes, also: set[str]) -> dict[str, Any]:
@@ -114,6 +141,8 @@ def _inputs(payload: dict[str, Any]) -> list[str | tuple[int, ...]]:
         asked = [asked]
     if not isinstance(asked, list) or not asked:
         raise RefusedError(400, f"input: expected a text, a list of token ids, or a list of such, got {_shown(asked)}")
+    if len(asked) > MOST_INPUTS:
+        raise RefusedError(413, f"input: {len(asked)} texts; at most {MOST_INPUTS} in one request")
     inputs: list[str | tuple[int, ...]] = []
     for index, one in enumerate(asked):
         if isinstance(one, str):

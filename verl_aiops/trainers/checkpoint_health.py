@@ -15,6 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_aiops.trainers.checkpoint_pickle import TRUST, foreign_code
 from verl_aiops.trainers.config import ConfigError
 
 __all__ = ["check_checkpoint", "damage", "find_checkpoint", "steps_in"]
@@ -193,7 +194,8 @@ def _torch_file_fault(file: Path) -> str | None:
         return f"cannot be read ({error.strerror or error})"
     except Exception:  # zipfile and zlib have half a dozen kinds for damaged files
         return "is damaged or cut short" if os.path.getsize(file) else "is empty"
-    return None
+    calls = foreign_code(file)
+    return f"would run code when it is read ({calls!r}); {TRUST}=1 if you made it yourself" if calls else None
 
 
 def _newest_whole(there: dict[int, Path], config: DictConfig, preference: bool, but: Path | None = None) -> Path | None:

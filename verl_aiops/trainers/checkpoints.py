@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from verl_aiops.files import remove, replacing, write_atomically
+from verl_aiops.trainers.checkpoint_pickle import refuse_foreign_code
 from verl_aiops.trainers.finite import FiniteRun, NotFiniteError, check_model_folder
 from verl_aiops.trainers.run_log import RunLog
 from verl_aiops.trainers.run_note import RunNote, write_note
@@ -180,10 +181,15 @@ def export_model(folder: str, config: DictConfig) -> str:
 
 
 def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
-    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the empty folder ``target``."""
+    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the empty folder ``target``.
+
+    Raises:
+        ForeignCodeError: a shard that would run code when it is read: verl's merger reads by pickle, without limits.
+    """
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
+    refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
     os.makedirs(target, exist_ok=True)
     FSDPModelMerger(
         ModelMergerConfig(

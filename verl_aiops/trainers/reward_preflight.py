@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -25,6 +26,8 @@ def prepare_reward_model(config: DictConfig, given: set[str]) -> tuple[list[str]
     """
     model = config.reward.reward_model
     lines = apply_defaults(config, given, REWARD_MODEL_DEFAULTS) if model.enable else []
+    if faults := _code_faults(config):
+        return lines, faults  # nothing of these folders is to be loaded
     if config.reward.reward_manager.name != COMBINED:
         return lines, _without_combination(config)
     faults = []
@@ -45,6 +48,37 @@ def prepare_reward_model(config: DictConfig, given: set[str]) -> tuple[list[str]
         faults += _model_faults(config, settings)
     more, rule_faults = _choose_rule(config, settings)
     return lines + more, faults + rule_faults
+
+
+def _code_faults(config: DictConfig) -> list[str]:
+    """Folders whose tokenizer comes with code: verl's reward loop loads it with ``trust_remote_code=True``, whatever
+    the settings say (``verl.experimental.reward_loop.reward_loop``, verl 0.9).
+    """
+    policy, reward = config.actor_rollout_ref.model, config.reward.reward_model
+    if policy.trust_remote_code:
+        return []
+    places = {"actor_rollout_ref.model.path": policy.tokenizer_path or policy.path}
+    if reward.enable:
+        places["reward.reward_model.model_path"] = reward.model_path
+    return [
+        f"{key}={path}: its {file} names code of its own (auto_map), which verl's reward loop would run although "
+        "actor_rollout_ref.model.trust_remote_code is False. If you trust that code, set it to True; else take the "
+        "auto_map out of the file."
+        for key, path in places.items()
+        if path and (file := _names_code(os.path.expanduser(str(path))))
+    ]
+
+
+def _names_code(folder: str) -> str | None:
+    """The file of a local model folder that says which code loads it."""
+    for name in ("tokenizer_config.json", "config.json"):
+        try:
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                if json.load(file).get("auto_map"):
+                    return name
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue  # the loader says what is wrong with it
+    return None
 
 
 def _without_combination(config: DictConfig) -> list[str]:
@@ -109,8 +143,9 @@ def _tokenizer_faults(config: DictConfig) -> list[str]:
 
     model = config.reward.reward_model
     path = os.path.expanduser(model.model_path)
+    trusted = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
     except Exception as error:  # whatever a folder or hub name without a tokenizer raises
         return [f"reward.reward_model.model_path={model.model_path}: its tokenizer cannot be loaded: {error}"]
     if not tokenizer.chat_template:
@@ -118,7 +153,7 @@ def _tokenizer_faults(config: DictConfig) -> list[str]:
             f"reward.reward_model.model_path={model.model_path}: its tokenizer has no chat template, by which answers "
             "are put before the model."
         ]
-    room = longest_input(path, model.rollout.max_model_len)
+    room = longest_input(path, model.rollout.max_model_len, trusted)
     longest = config.data.max_prompt_length + config.data.max_response_length
     if room is not None and room < longest:
         return [

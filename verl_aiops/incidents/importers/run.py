@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_aiops.files import write_atomically
+from verl_aiops.files import leads_out, write_atomically
 
 from ..errors import IncidentError, OutputExistsError
 from ..schema import Incident
@@ -181,7 +181,9 @@ def _authors_notices(root: Path, source: Source) -> str:
     parts = []
     for name in source.licence_files:
         file = root / name
-        if file.is_file():
+        if leads_out(file, root):
+            parts.append(f"\n{name} is a link out of the folder read, and was not followed.\n")
+        elif file.is_file():
             text = file.read_text(encoding="utf-8", errors="replace").strip()
             parts.append(f"\n{'-' * 8} {name} {'-' * 8}\n\n{text}\n")
     return "".join(parts) or f"\nThe authors' own notice ({source.licence_files[0]}) was not in the folder read.\n"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import Any
 
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.utils.fs import copy_to_local
 
-from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
+from verl_aiops.data.scoring import REWARD_SERVER, conversation, scoring_ids, scoring_text
 from verl_aiops.rewards.combined import CombinedSettings, combine
 from verl_aiops.rewards.managers.moments import MomentsReader
 from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
@@ -19,6 +20,17 @@ from verl_aiops.rewards.rm_client import RewardModelClient, RewardModelError, lo
 logger = logging.getLogger(__name__)
 
 __all__ = ["AiopsCombinedRewardManager"]
+
+
+def _key_of(server: str) -> str | None:
+    """The key that the embedded server of this run wants, from its Ray actor; other servers have none."""
+    if server != "hf":
+        return None
+    import ray
+
+    if not ray.is_initialized():  # a server that nothing of verl's has started
+        return os.environ.get("VERL_AIOPS_SCORER_KEY")
+    return ray.get(ray.get_actor(f"{REWARD_SERVER}0").key.remote())
 
 
 class AiopsCombinedRewardManager(AiopsMturnRewardManager):
@@ -51,7 +63,8 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
     def _connect(self, config, address: str, tokenizer) -> None:
         rm, settings = config.reward.reward_model, self.settings
         self.rm_tokenizer = tokenizer
-        self.room = longest_input(copy_to_local(rm.model_path), rm.rollout.max_model_len)
+        trusted = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
+        self.room = longest_input(copy_to_local(rm.model_path), rm.rollout.max_model_len, trusted)
         self.moments = MomentsReader(settings.first_moments(rm.model_path), running=settings.normalise == "running")
         self.client = RewardModelClient(
             address,
@@ -62,6 +75,7 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
             attempts=settings.attempts,
             backoff_s=settings.backoff_s,
             concurrency=settings.concurrency,
+            key=_key_of(rm.rollout.name),
         )
 
     async def run_single(self, data: DataProto) -> dict:
