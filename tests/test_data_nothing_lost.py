@@ -270,10 +270,12 @@ def test_a_system_column_stands_before_messages(load, load_rm, tokenizer, name):
         ("Which?", {"input": "h1: I/O error"}, "input is not empty.*'h1: I/O error'"),
         (USER, {"history": [["Hello", "Hi"]]}, "history is not empty"),
         (USER, {"context": "logs"}, "context is not empty"),
+        (USER, {"input": 5}, "input is not empty"),
+        (USER, {"system": ["Be short."]}, "system is not empty.*one text, not a list"),
         (USER, {"images": [{"bytes": "x", "path": "a.png"}]}, "images is not empty"),
         ([{"role": "system", "content": "Be long."}, *USER], {"system": "Be short."}, "system is another text"),
     ],
-    ids=["system", "input", "history", "context", "images", "two systems"],
+    ids=["system", "input", "history", "context", "number", "system list", "images", "two systems"],
 )
 def test_other_parts_of_a_prompt_are_refused_by_name(load, load_rm, prompt, columns, expected):
     rows = [pair(prompt, **columns)]
@@ -528,6 +530,20 @@ def test_deep_values_are_a_fault_of_their_row_or_none(load, load_rm, tmp_path, t
             assert "line 1" in str(error) and "nested too deeply" in str(error)
             continue
         assert levels < 900
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pair(chosen=calls("f", '{"a": "\\ud800"}'), rejected=says("no")),
+        pair(json.dumps(USER).replace("?", "\\ud800"), "db", "web"),
+        pair(tools='[{"name": "\\udfff"}]'),
+    ],
+    ids=["arguments", "message", "tools"],
+)
+def test_half_a_surrogate_pair_inside_json_text_is_a_fault_of_its_row(load, row):
+    with pytest.raises(PreferenceDataError, match=r"line 1: .*half of a surrogate pair,? U\+D[8F]"):
+        load([row], template=CALLS)
 
 
 def test_a_template_is_asked_once_how_it_takes_arguments():

@@ -323,6 +323,10 @@ def rl_row(**changes):
         ({"prompt": "text"}, "prompt: expected a list of messages"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, r"prompt\[0\].role: expected user last"),
         ({"prompt": [{"role": "user"}]}, r"prompt\[0\]: expected an object with role and content"),
+        (
+            {"prompt": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
+            r"prompt\[0\].tool_calls: expected role and content alone",
+        ),
         ({"reward_model": None}, "reward_model: expected an object"),
         ({"reward_model": {"ground_truth": "{}"}}, "reward_model.ground_truth: service: expected"),
         ({"reward_model": {"ground_truth": None}}, "reward_model.ground_truth: expected a mapping"),

@@ -49,8 +49,10 @@ def with_prompt_columns(
             note("system_column")
             continue
         place = "its text must stand in it"
-        if name in SYSTEM:
+        if name in SYSTEM and isinstance(prompt, str):
             place = "plain texts have no system message: give the prompt as messages, or put it in front of the text"
+        elif name in SYSTEM:
+            place = f"a system message is one text, not a {type(value).__name__}"
         raise RowFault(
             f"{name} is not empty, and usually a part of the prompt, but {key!r} is all that is read: {place} (or "
             f"remove or rename the column to leave it out); found {_shown(value)}"
@@ -73,11 +75,11 @@ def _stands_in(value: Any, prompt: str | list[dict]) -> bool:
 
 
 def _texts(value):
-    """All texts in a value, and None for whatever is no text."""
-    if value is None or isinstance(value, (bool, int, float)):
+    """All texts in a value, numbers too, and None for whatever is neither."""
+    if value is None or isinstance(value, bool):
         return
-    if isinstance(value, str):
-        yield value
+    if isinstance(value, (str, int, float)):
+        yield str(value)
     elif isinstance(value, dict):
         for inner in value.values():
             yield from _texts(inner)

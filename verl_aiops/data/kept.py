@@ -52,11 +52,13 @@ def check_others(messages: Sequence[dict], text: str, place: str, note: Callable
 
 
 def check_tools(tools: list[dict] | None, text: str, note: Callable[[str], None]) -> None:
-    """Note tools of which the rendered text does not show the name."""
-    names = [tool.get("function", tool) for tool in tools or ()]
-    names = [tool.get("name") for tool in names if isinstance(tool, dict)]
-    if not all(name in text for name in names if isinstance(name, str)):
-        note("left_out: tools")
+    """Note tools of which the rendered text does not show the name, or anything where they have none."""
+    found = _Finder(text)
+    for tool in tools or ():
+        named = tool.get("function", tool)
+        name = named.get("name") if isinstance(named, dict) else None
+        if not all(map(found, [name] if isinstance(name, str) else _leaves(tool))):
+            note("left_out: tools")
 
 
 class _Finder:

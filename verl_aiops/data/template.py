@@ -45,7 +45,14 @@ class ChatTemplate:
             messages = [_with_arguments_as_text(message) for message in messages]
         how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         try:
-            return self._apply(messages, tools, **how)
+            text = self._apply(messages, tools, **how)
+            text.encode("utf-8")  # JSON text inside a row may spell what UTF-8 cannot hold
+            return text
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raise RowFault(
+                f"a message, call or tool holds half of a surrogate pair, U+{code:04X}; remove it"
+            ) from error
         except Exception as error:  # a template is a program of its own: what it raises is not limited to some types
             roles = ", ".join(message["role"] for message in messages)
             raise RowFault(f"the chat template refuses the messages ({roles}): {error}") from error

@@ -173,6 +173,12 @@ def _messages(value: Any) -> tuple[Message, ...]:
     for at, message in enumerate(value):
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise EvaluationError(f"prompt[{at}]: expected an object with role and content, found {_shown(message)}")
+        more = [name for name in message if name not in ("role", "content") and message[name] not in (None, [], "")]
+        if more:
+            raise EvaluationError(
+                f"prompt[{at}].{more[0]}: expected role and content alone; the answers of a model that is shown less "
+                "than in training say little of it"
+            )
     if value[-1]["role"] != "user":
         raise EvaluationError(f"prompt[{len(value) - 1}].role: expected user last, found {value[-1]['role'][:40]!r}")
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
