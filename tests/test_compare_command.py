@@ -209,3 +209,13 @@ def test_files_and_metrics_that_the_docs_name_are_those_there_are(work, tmp_path
     assert set(re.findall(r"`(\w+\.(?:png|html|txt))`", DOC)) <= {*_FILES, *_PLOTS}
     for metric in (*METRICS.values(), *MACRO_F1.values()):
         assert metric.title.partition(",")[0] in " ".join(DOC.split()), metric.title
+
+
+def test_metrics_that_were_not_finite_are_drawn_and_said(work, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    rows = [{"step": step, "data": {"actor/loss": None if step == 3 else 0.7}} for step in (1, 2, 3)]
+    (tmp_path / "nan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--metrics", f"b={tmp_path / 'nan.jsonl'}", "--curves", "actor/loss")
+    code, table, _ = run(capsys, "eval/a", "eval/b", "--out", str(tmp_path / "out"), *options)
+    said = "--metrics b: actor/loss was not finite (null in the file) at 1 of 3 steps, first at step 3"
+    assert code == 0 and said in table and said in (tmp_path / "out" / "table.txt").read_text()

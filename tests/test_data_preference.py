@@ -217,7 +217,7 @@ def test_changed_prompt_ends_and_appended_ends_are_reported(load, tokenizer, cap
     row = {"prompt": [{"role": "user", "content": "x"}], "chosen": "db", "rejected": "dns"}
     template = "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
     with caplog.at_level(logging.WARNING, "verl_aiops"):
-        data = load([row, row], chat_template=template)
+        data = load([row, row | {"rejected": "dhcp"}], chat_template=template)
     assert tokenizer.decode(data[0]["prompt_ids"]) == "x;"
     assert tokenizer.decode(data[0]["chosen_ids"]) == "db;<|im_end|>"
     assert (data.report.prompt_end_changed, data.report.eos_appended) == (2, 2)

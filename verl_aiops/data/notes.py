@@ -23,6 +23,10 @@ NOTES = {
     "Llama 3 date_string)",
     "empty_reasoning": "the chat template puts an empty reasoning block of its own before an answer; it is left out, "
     "so that answers follow the generation prompt as they do when the model generates",
+    "duplicate": "prompt and answers are those of a pair before, so that they count as often as they stand there",
+    "contradicting": "another pair of the same prompt prefers the answer that this one rejects",
+    "same_id": "the id is that of a row before",
+    "no_weight": "the weight is 0, so nothing is learned from them",
     "text": "plain texts are trained as they are, without the chat template that the tokenizer has, while train-rm "
     "puts the same texts into it; to have it give messages, "
     '[{"role": "user", "content": ...}] and [{"role": "assistant", "content": ...}]',

@@ -19,6 +19,7 @@ from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
 from verl_aiops.data.notes import say
 from verl_aiops.data.reading import open_files
 from verl_aiops.data.rendering import EncodedPair, PairRenderer
+from verl_aiops.data.repeats import count_repeats
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
 from verl_aiops.data.storage import Ragged
 from verl_aiops.inputs.parquet import BATCH_ROWS
@@ -129,7 +130,7 @@ class PreferenceDataset(Dataset):
         self._bos_id = tokenizer.bos_token_id
         self._ids = {part: Ragged("i") for part in ("prompt", "chosen", "rejected")}
         self._masks = {part: Ragged("B") for part in ("chosen", "rejected")}
-        self._weights, self._names, self._groups = [], [], []
+        self._weights, self._names, self._groups, self._row_ids = [], [], [], []
         self._digests = None
         columns = Columns(prompt_key, chosen_key, rejected_key, id_key, group_key, weight_key, tools_key)
         variables = dict(apply_chat_template_kwargs or {})
@@ -212,8 +213,18 @@ class PreferenceDataset(Dataset):
             store.freeze()
         self._weights = np.array(self._weights, dtype=np.float64)
         self.report.kept = len(self)
+        self.report.notes |= count_repeats(self._seen(), self._row_ids)
         if not len(self):
             raise PreferenceDataError(f"no pair is left: {self.report}")
+
+    def _seen(self) -> Iterator[tuple[bytes, bytes]]:
+        """Each pair's preferred and other answer after its prompt, as digests."""
+        for index in range(len(self)):
+            prompt = self._ids["prompt"][index].astype("<i4").tobytes()
+            answers = (self._ids[part][index].astype("<i4").tobytes() for part in ("chosen", "rejected"))
+            yield tuple(
+                hashlib.sha256(len(prompt).to_bytes(8, "little") + prompt + answer).digest() for answer in answers
+            )
 
     def _warn(self):
         say(self.report.notes, self.report.kept, logger)
@@ -263,6 +274,9 @@ class PreferenceDataset(Dataset):
         self._weights.append(row.weight)
         self._names.append(name)
         self._groups.append(row.group)
+        self._row_ids.append(row.id)
+        if not row.weight:
+            self.report.notes["no_weight"] = self.report.notes.get("no_weight", 0) + 1
         self.report.prompt_end_changed += pair.prompt_end_changed
         self.report.eos_appended += pair.eos_appended
         for kind in sorted(pair.notes):

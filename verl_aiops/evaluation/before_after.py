@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
 
 from verl_aiops.evaluation.answers import generate_answers, read_questions, score_answers, wilson_interval
-from verl_aiops.evaluation.curves import plot_curves, read_metrics
+from verl_aiops.evaluation.curves import not_finite, plot_curves, read_metrics
 from verl_aiops.files import replacing, write_atomically
 
 __all__ = ["main", "report_rows"]
@@ -37,7 +38,16 @@ def _held_out(metrics: list[dict]) -> tuple[dict, dict]:
     return rows[0], rows[-1]
 
 
+_NOT_FINITE = "not finite"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else _NOT_FINITE
+
+
 def _share(value: float, n: int) -> str:
+    if not math.isfinite(value):
+        return _NOT_FINITE
     low, high = wilson_interval(value * n, n)
     return f"{100 * value:5.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
@@ -50,8 +60,8 @@ def report_rows(before: dict, after: dict, pairs: int, answers: tuple) -> list[t
             f"pairs ranked right ({pairs} held out)",
             *(_share(m["val/logps/accuracies"], pairs) for m in (before, after)),
         ),
-        ("log-prob gap chosen - rejected (nats)", *(f"{g:+.2f}" for g in gap)),
-        ("DPO reward margin", *(f"{m['val/rewards/margins']:+.3f}" for m in (before, after))),
+        ("log-prob gap chosen - rejected (nats)", *(_number(g, "+.2f") for g in gap)),
+        ("DPO reward margin", *(_number(m["val/rewards/margins"], "+.3f") for m in (before, after))),
     ]
     names = {"json_ok": "valid JSON", "service_ok": "service right", "type_ok": "type right", "acc_main": "both right"}
     for key, name in names.items():
@@ -87,8 +97,10 @@ def main(argv: list[str] | None = None) -> int:
     ]
     scores = tuple(score_answers(questions, answers) for answers in texts)
     rows = report_rows(before, after, pairs, scores)
+    said = not_finite(metrics)
     width = max(len(row[0]) for row in rows)
     table = "\n".join(f"{name:<{width}}  {old:>22}  {new:>22}" for name, old, new in [("", "before", "after"), *rows])
+    table += "".join(f"\n{line}" for line in said)
     print(table)
     write_atomically(os.path.join(arguments.out, "table.txt"), table + "\n")
     answers = Path(arguments.out, "answers.jsonl")

@@ -11,7 +11,7 @@ from typing import Any
 
 from verl_aiops.evaluation.compare_table import render_comparison
 from verl_aiops.evaluation.comparison import comparison_of
-from verl_aiops.evaluation.curves import RL_KEYS, read_metrics
+from verl_aiops.evaluation.curves import RL_KEYS, not_finite, read_metrics
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.pairing import pair
 from verl_aiops.evaluation.plots import comparison_plots, need_matplotlib, training_plot
@@ -89,6 +89,9 @@ def compare(
     if training:
         plots.append(training_plot(training, keys, options.smooth, pairing.labels))
     table = render_comparison(result)
+    lines = [f"--metrics {label}: {line}" for label, rows in training.items() for line in not_finite(rows, keys)]
+    if lines:
+        table += "\n" + "\n".join(lines) + "\n"
     page = html_report(result, pairing, plots, options.examples)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*_FILES, *_PLOTS):

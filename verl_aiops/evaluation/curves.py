@@ -15,7 +15,7 @@ import argparse
 import fnmatch
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ from verl_aiops.inputs.json_text import JsonFault, read_object
 from verl_aiops.inputs.shown import brief, one_line
 from verl_aiops.inputs.sniff import refusal
 
-__all__ = ["RL_KEYS", "main", "plot_curves", "read_metrics"]
+__all__ = ["RL_KEYS", "main", "not_finite", "plot_curves", "read_metrics"]
 
 RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence", "timing_s/step")
 # Okabe and Ito's colours, told apart by colour-blind readers; validation has markers for readers in print
@@ -70,6 +70,22 @@ def read_metrics(path: str | Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key in metrics} for row in rows]
 
 
+def not_finite(rows: list[dict], keys: Collection[str] | None = None) -> list[str]:
+    """One line for each metric that was not finite somewhere: how often, and where first."""
+    lines = []
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key == "step" or (keys is not None and key not in keys):
+            continue
+        values = [(row["step"], row[key]) for row in rows if key in row]
+        bad = [step for step, value in values if not math.isfinite(value)]
+        if bad:
+            lines.append(
+                f"{one_line(key, 80)} was not finite (null in the file) at {len(bad)} of {len(values)} steps, first at "
+                f"step {bad[0]}"
+            )
+    return lines
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
@@ -87,7 +103,8 @@ def _places(rows: list[dict], x: str) -> list[float]:
         return [row["step"] for row in rows]
     passed, places = 0.0, []
     for row in rows:
-        passed += row.get("timing_s/step", 0.0)
+        seconds = row.get("timing_s/step", 0.0)
+        passed += seconds if math.isfinite(seconds) else 0.0
         places.append(passed / 60)
     return places
 
@@ -186,15 +203,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         named = [run.rpartition("=") for run in arguments.runs]
         runs = {label or Path(path).parent.name or path: read_metrics(path) for label, _, path in named}
-        plot_curves(
-            runs, {key: key for key in arguments.keys.split(",")}, arguments.out, smooth=arguments.smooth, x=arguments.x
-        )
+        keys = arguments.keys.split(",")
+        plot_curves(runs, {key: key for key in keys}, arguments.out, smooth=arguments.smooth, x=arguments.x)
     except (OSError, ValueError) as error:
         print(f"curves: error: {error}", file=sys.stderr)
         return 2
     except ImportError:
         print('curves: error: matplotlib is not installed (pip install "verl-aiops[plot]")', file=sys.stderr)
         return 2
+    for label, rows in runs.items():
+        for line in not_finite(rows, keys):
+            print(f"curves: warning: {one_line(label, 80)}: {line}", file=sys.stderr)
     print(arguments.out)
     return 0
 

@@ -28,7 +28,7 @@ from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.defaults import data_parallel_size
 from verl_aiops.trainers.finite import NotFiniteError, check_scores
 from verl_aiops.trainers.objective import PreferenceObjective
-from verl_aiops.trainers.pairs import arrange, load_pairs, pair_batch, pair_order, pair_tokens
+from verl_aiops.trainers.pairs import arrange, data_lines, load_pairs, pair_batch, pair_order, pair_tokens
 from verl_aiops.trainers.reference_pass import ReferenceScorer
 from verl_aiops.trainers.resume import start_model
 from verl_aiops.trainers.run_note import RunNote, run_settings
@@ -132,6 +132,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
                 self.config.trainer.total_epochs = -(-self.total_training_steps // self.steps_per_epoch)
         with open_dict(self.config):
             self.config.actor_rollout_ref.actor.optim.total_training_steps = self.total_training_steps
+        for line in data_lines(self.train_dataset, self.val_dataset, self.train_dataloader, self.total_training_steps):
+            print(f"verl-aiops: {line}", flush=True)
 
     def _init_resource_pool_mgr(self):
         trainer = self.config.trainer

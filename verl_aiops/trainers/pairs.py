@@ -12,13 +12,15 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
-from verl_aiops.data import PreferenceDataset
+from verl_aiops.data import PreferenceDataError, PreferenceDataset
+from verl_aiops.data.repeats import count_shared, count_untrained, shared_text
 from verl_aiops.trainers.reference import default_cache_dir
 
 __all__ = [
     "PairOrder",
     "arrange",
     "check_saved_order",
+    "data_lines",
     "load_pairs",
     "order_seed",
     "pair_batch",
@@ -43,7 +45,7 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
     """
     most = data.get(f"{split}_max_samples", -1) or -1
     files = data[f"{split}_files"]
-    return PreferenceDataset(
+    pairs = PreferenceDataset(
         OmegaConf.to_container(files) if OmegaConf.is_config(files) else files,
         tokenizer,
         max_prompt_length=data.max_prompt_length,
@@ -59,6 +61,14 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
         # a look at the first rows is quick, and not worth a file
         cache_dir=default_cache_dir("tokens") if limit is None else None,
     )
+    # of rows that were only looked at, the others may have some
+    whole = limit is None or pairs.report.rows < limit
+    if whole and pairs.report.notes.get("no_weight") == len(pairs):
+        raise PreferenceDataError(
+            f"data.{split}_files: all {len(pairs)} pairs have the weight 0, so there is nothing to learn from them. "
+            "Give weights above 0, or remove the column."
+        )
+    return pairs
 
 
 def order_seed(data: DictConfig) -> int:
@@ -120,6 +130,21 @@ def check_saved_order(folder: str, order: PairOrder) -> None:
     path = os.path.join(folder, "data.pt")
     if os.path.isfile(path):
         order.load_state_dict(torch.load(path, weights_only=True))
+
+
+def data_lines(train: PreferenceDataset, val: PreferenceDataset | None, order: PairOrder, steps: int) -> list[str]:
+    """What is to be said of a run's data: pairs that no step trains on, and held-out pairs that are trained on."""
+    lines = []
+    untrained = count_untrained(len(train), order.batch, steps, order.epoch)
+    if untrained:
+        lines.append(
+            f"{untrained} of {len(train)} training pairs are in none of the {steps} steps of {order.batch} pairs (an "
+            f"epoch has {order.steps_per_epoch} steps)"
+        )
+    shared = count_shared(map(bytes, val.row_digests()), map(bytes, train.row_digests())) if val else 0
+    if shared:
+        lines.append(shared_text(shared, len(val)))
+    return lines
 
 
 def pair_tokens(dataset: PreferenceDataset) -> np.ndarray:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_aiops.trl.dpo_data import on_disk, read_pairs, shared_pairs
+from verl_aiops.data.repeats import count_untrained, shared_text
+from verl_aiops.trl.dpo_data import PairSampler, on_disk, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import DPOTraining
 from verl_aiops.trl.dpo_start import check_fit, load_model, require_recent_trl
 from verl_aiops.trl.extra import (
@@ -107,6 +108,14 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         print(f"going on from {checkpoint}")
+    in_training = shared_pairs(val, train) if val else 0
+    if in_training:
+        print(shared_text(in_training, len(val)))
+    steps = settings.max_steps or math.ceil(settings.epochs * (len(train) // settings.batch_size))
+    order = PairSampler(len(train), settings.batch_size, settings.seed)
+    untrained = count_untrained(len(train), settings.batch_size, steps, order.order)
+    if untrained:
+        print(f"{untrained} of {len(train)} pairs are in none of the {steps} steps of {settings.batch_size} pairs")
     seen = (settings.max_steps or 0) * settings.batch_size
     if settings.reference == "cached" and 0 < seen < len(train):
         print(
@@ -133,7 +142,7 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
         val=str(val.report) if val else None,
         first_loss=losses[0],
         last_loss=losses[-1],
-        held_out_in_training=shared_pairs(val, train) if val else 0,
+        held_out_in_training=in_training,
         before=measured[0] if measured else None,
         after=measured[-1] if measured else None,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from verl_aiops.data.errors import FaultList, PreferenceDataError
+from verl_aiops.data.repeats import count_shared
 from verl_aiops.files import replacing
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def highest_id(*parts: PreferenceDataset) -> int:
 
 def shared_pairs(pairs: PreferenceDataset, others: PreferenceDataset) -> int:
     """How many of ``pairs`` the other set has too, token by token."""
-    known = {digest.tobytes() for digest in others.row_digests()}
-    return sum(digest.tobytes() in known for digest in pairs.row_digests())
+    return count_shared(map(bytes, pairs.row_digests()), map(bytes, others.row_digests()))
 
 
 def to_columns(pairs: PreferenceDataset) -> dict[str, list[np.ndarray]]:
@@ -130,6 +130,9 @@ class PairSampler(Sampler):
     def __len__(self) -> int:
         return self.used
 
+    def order(self, epoch: int) -> np.ndarray:
+        """All pairs in the order of an epoch, 0-based."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.pairs)
+
     def __iter__(self) -> Iterator[Any]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.pairs)
-        return iter(order[: self.used].tolist())
+        return iter(self.order(self.epoch)[: self.used].tolist())

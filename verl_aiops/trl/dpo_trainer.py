@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -138,5 +139,10 @@ class MetricsFile(TrainerCallback):
             data["val/pairs"] = float(self.held_out)
         else:
             return  # totals of the run, at its end
+        # as verl's logger writes a number that is not finite
+        data = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in data.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, "data": data}) + "\n")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_aiops.data.repeats import shared_text
 from verl_aiops.trl.calibration import Calibration, calibrate, plot_calibration
 from verl_aiops.trl.extra import (
     CHECKPOINTS,
@@ -86,6 +87,9 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     check_folder(out, {}, finished=STATS, overwrite=overwrite)
     tokenizer = chat_tokenizer(settings.model)
     train, held_out = _pairs(settings, tokenizer)
+    in_training = held_out.shared_with(train)
+    if in_training:
+        print(shared_text(in_training, len(held_out)))
     pad = padding_token(tokenizer, train, held_out)
     note = json.loads(json.dumps({**asdict(settings), "data": train.digest(), "val": held_out.digest()}))
     check_folder(out, note, finished=STATS, overwrite=overwrite)
@@ -112,7 +116,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
         train_pairs=len(train),
         too_long=train.too_long,
         val_too_long=held_out.too_long,
-        held_out_in_training=held_out.shared_with(train),
+        held_out_in_training=in_training,
         before=before,
         after=calibrate(margins),
         mean=float(rewards.mean()),

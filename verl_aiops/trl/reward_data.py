@@ -20,6 +20,7 @@ from verl_aiops.data.kept import check_answer, check_others, missing
 from verl_aiops.data.kept_text import check_keeps_text
 from verl_aiops.data.notes import say
 from verl_aiops.data.reading import open_files
+from verl_aiops.data.repeats import count_repeats, count_shared
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
 from verl_aiops.data.scoring import scoring_ids, scoring_text
 from verl_aiops.data.template import ChatTemplate, joined
@@ -66,8 +67,10 @@ class RewardPairs:
 
     def shared_with(self, other: RewardPairs) -> int:
         """How many of these pairs the other set has too, token by token."""
-        known = set(zip(map(tuple, other.chosen_ids), map(tuple, other.rejected_ids)))
-        return sum((tuple(c), tuple(r)) in known for c, r in zip(self.chosen_ids, self.rejected_ids))
+        return count_shared(self._seen(), other._seen())
+
+    def _seen(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        return list(zip(map(tuple, self.chosen_ids), map(tuple, self.rejected_ids)))
 
     def digest(self) -> str:
         """SHA-256 (hex) of what a model is trained on."""
@@ -94,7 +97,7 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
             reward trainer has no use for, or tools; too many pairs over the length, or none left.
     """
     opened = open_files(files)
-    columns, faults, pairs, margins = Columns(), FaultList(), RewardPairs(), []
+    columns, faults, pairs, margins, ids_of_rows = Columns(), FaultList(), RewardPairs(), [], []
     template = ChatTemplate(tokenizer)
     with_margin, longest_read = None, 0
     for file in opened:
@@ -138,6 +141,7 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
                 pairs.too_long += 1
                 continue
             pairs.notes.update(notes)
+            ids_of_rows.append(row.id)
             pairs.chosen_ids.append(ids[0])
             pairs.rejected_ids.append(ids[1])
             # without groups a prompt is one: its pairs differ in their answers only
@@ -154,6 +158,7 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
         )
     if with_margin:
         pairs.margins = margins
+    pairs.notes.update(count_repeats(pairs._seen(), ids_of_rows))
     say(pairs.notes, len(pairs), logger)
     return pairs
 
