@@ -256,6 +256,20 @@ def _critics(module):
     module.load_valuehead_model = without_flash_attn(module.load_valuehead_model)
 
 
+def _text_rows(module):
+    # What: a step of text alone leaves the vision tower of Qwen2-VL, Qwen2.5-VL and GLM-4V out. Why: verl sends zeros
+    # through it and takes the mean of what transformers 5 no longer returns as a tensor. verl 0.9.x; steps with images,
+    # and verl's own trainers, are passed through.
+    from verl_aiops.platform.vision import without_vision_tower
+
+    require(module, "_get_input_embeds")
+    module._get_input_embeds = without_vision_tower(module._get_input_embeds)
+
+
+when("verl.models.transformers.qwen2_vl", "text rows of Qwen2-VL")(_text_rows)
+when("verl.models.transformers.glm4v", "text rows of GLM-4V")(_text_rows)
+
+
 @when("transfer_queue", "steps that queue nothing")
 def _transfer_queue(module):
     # What: to clear no keys is to do nothing. Why: verl's loop clears what a step has queued, offline DPO queues

@@ -80,12 +80,16 @@ def generate_answers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from verl_aiops.platform.cpu_linear import use_onednn
+    from verl_aiops.rollout.hf_engine import Engine, Request, Sampling
+    from verl_aiops.rollout.stops import stop_ids
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device)
     use_onednn(model)
+    engine = Engine(model, stop_ids(model_dir, tokenizer))
+    greedy = Sampling(max_new_tokens, temperature=0)
     prompts = [
         tokenizer.apply_chat_template(list(q["prompt"]), add_generation_prompt=True, tokenize=False) for q in questions
     ]
@@ -94,13 +98,9 @@ def generate_answers(
     answers = [""] * len(prompts)
     for start in tqdm(range(0, len(order), batch_size), desc=f"Answers {description}".strip(), unit="batch"):
         batch = order[start : start + batch_size]
-        inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs.to(device), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
-        for i, row in zip(batch, output[:, inputs["input_ids"].shape[1] :], strict=True):
-            answers[i] = tokenizer.decode(row, skip_special_tokens=True)
+        ids = tokenizer([prompts[i] for i in batch], add_special_tokens=False)["input_ids"]
+        for i, made in zip(batch, engine.generate([Request(tuple(row), greedy) for row in ids]), strict=True):
+            answers[i] = tokenizer.decode(made.token_ids, skip_special_tokens=True)
     return answers
 
 

@@ -117,6 +117,7 @@ class LocalBackend:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from verl_aiops.platform.attention import plain_attention
         from verl_aiops.platform.cpu_linear import use_onednn
         from verl_aiops.rollout.hf_engine import Engine
 
@@ -124,7 +125,7 @@ class LocalBackend:
         dtype = self.dtype
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
-        options = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": plain_attention(self.config)}
         with self.model.weights(self.scratch) as folder:
             try:
                 model = AutoModelForCausalLM.from_pretrained(folder, **options)

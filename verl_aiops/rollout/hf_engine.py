@@ -19,6 +19,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from verl_aiops.company import company_of, depends, forget_lengths, is_compared
+
 __all__ = ["Engine", "Request", "Sampling", "Sampled", "filtered"]
 
 _IGNORED = {"logprobs", "repetition_penalty", "min_p", "n"}
@@ -164,8 +166,59 @@ class Engine:
         """
         if not requests:
             return []
+        seeds = self._seeds(requests, version)
+        answers: list[Sampled | None] = [None] * len(requests)
+        for rows in self._groups(requests):
+            group = [requests[row] for row in rows]
+            made = self._sample(group, [seeds[row] for row in rows], abort or threading.Event())
+            for row, answer in zip(rows, made):
+                answers[row] = answer
+        return answers
+
+    def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Indices of requests whose results do not depend on each other when they share forward passes."""
+        company = company_of(self.model)
+        if company.together is None:
+            # left of a shorter prompt stands padding, which not every recurrence passes over
+            known = is_compared(self.model)
+            company.together = known or not (company.recurrent or self._depends("", (7, 23, 7)))
+            company.repeated = company.together or not self._depends(", several answers to a prompt", (7, 7))
+        together = company.together
+        if together and company.limit is not None:
+            longest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
+            together = longest <= company.limit
+        if together:
+            return [list(range(len(requests)))]
+        # those of one prompt have one length, and no padding
+        groups: dict[tuple, list[int]] = {}
+        for row, request in enumerate(requests):
+            groups.setdefault((request.prompt_ids, None if company.repeated else row), []).append(row)
+        return list(groups.values())
+
+    def _depends(self, what: str, lengths: tuple[int, ...]) -> bool:
+        """Try a prompt of the first length alone, and as first and last beside the others."""
+        most = self.model.config.get_text_config().vocab_size
+        prompts = [tuple(3 + at % (most - 3) for at in range(length)) for length in lengths]
+        sampling = Sampling(4, temperature=0, ignore_eos=True)
+
+        def logps(*prompts: tuple[int, ...]) -> torch.Tensor:
+            group = [Request(prompt, sampling) for prompt in prompts]
+            made = self._sample(group, [0] * len(group), threading.Event(), together=len(set(prompts)) > 1)
+            return torch.tensor([made[0].logps, made[-1].logps])
+
+        name = f"models of type {self.model.config.model_type!r}, generating{what}"
+        return depends(name, lambda: logps(prompts[0]), lambda: logps(*prompts), dtype=self.model.dtype)
+
+    def _sample(
+        self, requests: Sequence[Request], seeds: Sequence[int], abort: threading.Event, together: bool | None = None
+    ) -> list[Sampled]:
         prompts = sorted({r.prompt_ids for r in requests}, key=len)
-        width = max(2, len(prompts[-1]))  # at least one token before the last, for the cache below
+        company = company_of(self.model)
+        if together is None:
+            together = bool(company.together)
+        if company.each_length:
+            forget_lengths(self.model)
+        width = max(2 if together else 1, len(prompts[-1]))  # at least one token before the last, for the cache below
         place = {prompt: at for at, prompt in enumerate(prompts)}
         rows = [place[r.prompt_ids] for r in requests]
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -174,15 +227,18 @@ class Engine:
             ids[at, width - len(prompt) :] = torch.tensor(prompt)
             mask[at, width - len(prompt) :] = 1
         device = self.model.device
-        cache = self._prefill(ids.to(device), mask.to(device))
-        # samples of one prompt share its forward pass: the cache is copied, not computed again
-        cache.batch_select_indices(torch.tensor(rows, device=device))
-        sampler = _Sampler(requests, self._seeds(requests, version), device)
+        cache = {}
+        if together:
+            held = self._prefill(ids.to(device), mask.to(device))
+            # samples of one prompt share its forward pass: the cache is copied, not computed again
+            held.batch_select_indices(torch.tensor(rows, device=device))
+            cache = {"past_key_values": held}
+        sampler = _Sampler(requests, seeds, device)
         longest = max(r.sampling.max_tokens for r in requests)
         out = self.model.generate(
             input_ids=ids[rows].to(device),
             attention_mask=mask[rows].to(device),
-            past_key_values=cache,
+            **cache,
             generation_config=GenerationConfig(
                 max_new_tokens=longest,
                 do_sample=False,
@@ -193,7 +249,7 @@ class Engine:
                 use_cache=True,
             ),
             logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([_Stop(requests, self.stops, width, abort or threading.Event())]),
+            stopping_criteria=StoppingCriteriaList([_Stop(requests, self.stops, width, abort)]),
         )
         sampled = out[:, width:].tolist()
         logps = torch.stack(sampler.logps, 1).tolist()

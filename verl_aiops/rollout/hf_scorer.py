@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from verl_aiops.company import company_of, depends, forget_lengths
 from verl_aiops.data.scoring import scoring_ids
 from verl_aiops.rollout.batcher import Batcher
 from verl_aiops.rollout.scoring_api import RefusedError, Scored, build_app
@@ -70,6 +71,25 @@ class ScoreModel:
     @torch.inference_mode()
     def __call__(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
         """Raw scores, float32, shape (inputs,), on the CPU; the inputs are token ids, none of them empty."""
+        company = company_of(self.model)
+        if company.together is None:
+            company.together = not self._depends()
+        scores = torch.empty(len(inputs))
+        for rows in company.groups([len(ids) for ids in inputs]):
+            if company.each_length:
+                forget_lengths(self.model)
+            scores[rows] = self._scores([inputs[row] for row in rows])
+        return scores
+
+    def _depends(self) -> bool:
+        """Try a short input alone and beside a long one."""
+        most = min(self.vocabulary, 1000)
+        short, long = ([at % most for at in range(length)] for length in (7, 23))
+        name = f"reward models of type {self.model.config.model_type!r}"
+        dtype = self.model.dtype
+        return depends(name, lambda: self._scores([short]), lambda: self._scores([short, long])[:1], dtype)
+
+    def _scores(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
         lengths = torch.tensor([len(ids) for ids in inputs])
         # what stands behind an input is masked, so any id will do
         tokens = torch.zeros(len(inputs), int(lengths.max()), dtype=torch.long)

@@ -82,6 +82,7 @@ class HFServer:
         from verl.utils.device import get_device_id, get_device_name
         from verl.utils.torch_dtypes import PrecisionType
 
+        from verl_aiops.platform.attention import plain_attention
         from verl_aiops.platform.cpu_linear import use_onednn
         from verl_aiops.platform.process_group import share_cores
         from verl_aiops.rollout.stops import stop_ids
@@ -91,17 +92,15 @@ class HFServer:
         if on_cpu:
             share_cores(workers)
         self.device = "cpu" if on_cpu else get_device_id()
+        settings = AutoConfig.from_pretrained(model_config.local_path, trust_remote_code=model_config.trust_remote_code)
         options = {
             "dtype": PrecisionType.to_dtype(config.dtype),
             "trust_remote_code": model_config.trust_remote_code,
-            "attn_implementation": "sdpa",
+            "attn_implementation": plain_attention(settings),
         }
         if weights_from_disk:
             model = AutoModelForCausalLM.from_pretrained(model_config.local_path, **options)
         else:
-            settings = AutoConfig.from_pretrained(
-                model_config.local_path, trust_remote_code=model_config.trust_remote_code
-            )
             model = AutoModelForCausalLM.from_config(settings, **options)
         if on_cpu:
             use_onednn(model)

@@ -92,6 +92,19 @@ def _critic_no_flash_attn(config: DictConfig) -> bool:
     return _no_flash_attn(config) and _has_critic(config)
 
 
+def _plain_attention(model: DictConfig) -> str:
+    from transformers import AutoConfig
+    from verl.utils.model import get_hf_auto_model_class
+
+    from verl_aiops.platform.attention import plain_attention
+
+    try:
+        loaded = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        return plain_attention(loaded, get_hf_auto_model_class(hf_config=loaded))
+    except Exception:  # what keeps it from being loaded is told by the checks that need it
+        return "sdpa"
+
+
 def _with_hf(config: DictConfig) -> bool:
     return OmegaConf.select(config, "actor_rollout_ref.rollout.name") == "hf"
 
@@ -115,7 +128,11 @@ _PLATFORM: tuple[Default, ...] = (
         _no_flash_attn,
     ),
     Default(
-        "actor_rollout_ref.model.override_config.attn_implementation", None, lambda c: "sdpa", _NO_FLASH, _no_flash_attn
+        "actor_rollout_ref.model.override_config.attn_implementation",
+        None,
+        lambda c: _plain_attention(c.actor_rollout_ref.model),
+        _NO_FLASH,
+        _no_flash_attn,
     ),
     Default("actor_rollout_ref.actor.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", _on_cpu),
     Default(

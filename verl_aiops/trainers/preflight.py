@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from verl_aiops.missing import error_text, require
+from verl_aiops.missing import error_text, require, why_missing
 from verl_aiops.trainers.adapter import prepare_adapter
 from verl_aiops.trainers.available import check_available
 from verl_aiops.trainers.checkpoint_health import check_checkpoint, find_checkpoint
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
-from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, user_keys
+from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, sequence_parallel_size, user_keys
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.online_preflight import prepare_online
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
@@ -102,6 +103,7 @@ def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
     lines += find_checkpoint(config, preference=True)[1]
     dpo = DPOConfig.from_config(config)
     _check_model(config)
+    _check_vision(config)
     lines += prepare_adapter(config, given)
     lines += settle_backend(config, dpo)
     _check_batches(config, dpo)
@@ -248,6 +250,29 @@ def _check_model(config: DictConfig) -> None:
             config.actor_rollout_ref.model.path = path
     elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
         raise ConfigError(f"actor_rollout_ref.model.path={path}: no such folder.")
+
+
+def _check_vision(config: DictConfig) -> None:
+    """Text pairs on a vision-language model go through its language model alone."""
+    from transformers import AutoConfig
+
+    section = config.actor_rollout_ref.model
+    try:
+        model = AutoConfig.from_pretrained(section.path, trust_remote_code=section.trust_remote_code)
+    except Exception:  # whatever keeps it from being loaded is told by those who need it
+        return
+    if getattr(model, "vision_config", None) is None:
+        return
+    patch = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "glm4v": "glm4v"}.get(model.model_type)
+    if patch is not None:
+        importlib.import_module(f"verl.models.transformers.{patch}")
+        if why := why_missing(f"text rows of {'GLM-4V' if patch == 'glm4v' else 'Qwen2-VL'}"):
+            raise ConfigError(f"actor_rollout_ref.model.path={section.path}: {why}. Or train a model of text alone.")
+    if sequence_parallel_size(config) > 1:
+        raise ConfigError(
+            f"actor_rollout_ref.model.path={section.path} is a vision-language model ({model.model_type}): text pairs "
+            "cannot be split over workers there. Set ulysses_sequence_parallel_size=1, or train a model of text alone."
+        )
 
 
 def _check_pairs(config: DictConfig, dpo: DPOConfig) -> None:

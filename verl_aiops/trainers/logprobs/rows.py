@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 
 import torch
 from tensordict import TensorDict
+
+from verl_aiops.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
+from verl_aiops.platform.vision import only_text
 
 __all__ = ["rows_answer_log_probs"]
 
 
 def _takes_logits_to_keep(module: torch.nn.Module) -> bool:
-    module = getattr(module, "_fsdp_wrapped_module", module)
-    if hasattr(module, "get_base_model"):
-        module = module.get_base_model()
-    return "logits_to_keep" in inspect.signature(module.forward).parameters
+    return "logits_to_keep" in inspect.signature(unwrapped(module).forward).parameters
+
+
+def _positions(module: torch.nn.Module, positions: torch.Tensor) -> torch.Tensor:
+    """As the model's forward pass wants them: (rows, columns), or where it tells text, time, height and width apart
+    (4, rows, columns), all the same for text."""
+    config = unwrapped(module).config
+    rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if getattr(config, "vision_config", None) is not None and "mrope_section" in rotary:
+        return positions.unsqueeze(0).expand(4, -1, -1)
+    return positions
 
 
 def _labelled_positions(
@@ -39,13 +50,32 @@ def rows_answer_log_probs(
     Args:
         module: the (FSDP-wrapped) model.
         batch: nested ``input_ids``, ``position_ids`` and ``responses``, plus ``prompt_lengths`` (rows,).
-        packed: all rows in one sequence without padding (needs attention that separates them by position ids).
+        packed: all rows in one sequence without padding (needs attention that separates them by position ids), where
+            the model allows it; where it does not, rows are padded, or go through the model in several passes.
         device: where the model computes.
 
     Returns:
         nested (rows, answer length), float32.
     """
-    batch = batch.select("input_ids", "position_ids", "responses", "prompt_lengths").to(device)
+    batch = batch.select("input_ids", "position_ids", "responses", "prompt_lengths")
+    company = _settled(module, packed, device)
+    packed = packed and company.packed is True
+    groups = None
+    if company.limit is not None or company.together is False:
+        groups = company.groups(batch["input_ids"].offsets().diff().tolist())
+        if company.each_length:
+            forget_lengths(module)
+    if groups is not None and (len(groups) > 1 or _several_workers()):
+        log_probs = _group_by_group(module, batch, groups, packed, device, forget=company.each_length)
+    else:
+        log_probs = _log_probs(module, batch, packed, device)
+    return torch.nested.nested_tensor_from_jagged(log_probs, batch["responses"].offsets().to(log_probs.device))
+
+
+@only_text()
+def _log_probs(module: torch.nn.Module, batch: TensorDict, packed: bool, device) -> torch.Tensor:
+    """One forward pass; (answer tokens,), answer after answer."""
+    batch = batch.to(device)
     input_ids = batch["input_ids"]
     responses = batch["responses"]
     offsets = responses.offsets()
@@ -56,7 +86,7 @@ def rows_answer_log_probs(
         arguments = {
             "input_ids": input_ids.values().unsqueeze(0),
             "attention_mask": None,
-            "position_ids": batch["position_ids"].values().unsqueeze(0),
+            "position_ids": _positions(module, batch["position_ids"].values().unsqueeze(0)),
         }
         if keep:
             logits = module(**arguments, use_cache=False, logits_to_keep=flat).logits.squeeze(0)
@@ -69,8 +99,9 @@ def rows_answer_log_probs(
         arguments = {
             "input_ids": torch.nested.to_padded_tensor(input_ids, padding=0, output_size=(len(lengths), width)),
             "attention_mask": mask.long(),
-            "position_ids": torch.nested.to_padded_tensor(
-                batch["position_ids"], padding=0, output_size=(len(lengths), width)
+            "position_ids": _positions(
+                module,
+                torch.nested.to_padded_tensor(batch["position_ids"], padding=0, output_size=(len(lengths), width)),
             ),
         }
         if keep:
@@ -82,5 +113,128 @@ def rows_answer_log_probs(
             logits = module(**arguments, use_cache=False).logits[rows, columns]
     logits = logits.float()
     # not log_softmax: over a vocabulary of 49,152 its CPU kernel is off by 1e-5 per token, always to the same side
-    log_probs = logits.gather(-1, responses.values().unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
-    return torch.nested.nested_tensor_from_jagged(log_probs, offsets)
+    return logits.gather(-1, responses.values().unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
+
+
+# --- models whose rows depend on their company ------------------------------------------------------------------------
+
+
+def _several_workers() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def _largest_of_all(number: int, device) -> int:
+    """Of all workers, which must go through a sharded model equally often."""
+    if not _several_workers():
+        return number
+    held = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(held, op=torch.distributed.ReduceOp.MAX)
+    return int(held)
+
+
+def _group_by_group(module, batch: TensorDict, groups: list[list[int]], packed: bool, device, forget: bool):
+    parts: dict[int, torch.Tensor] = {}
+    columns = {name: batch[name].unbind() for name in ("input_ids", "position_ids", "responses")}
+    idle = None
+    for number in range(_largest_of_all(len(groups), device)):
+        rows = groups[min(number, len(groups) - 1)]
+        if forget:
+            forget_lengths(module)
+        values = _log_probs(module, _batch_of(columns, batch["prompt_lengths"], rows), packed, device)
+        if number < len(groups):
+            parts.update(zip(rows, values.split([len(columns["responses"][row]) for row in rows])))
+        else:
+            # another worker has more groups
+            idle = 0 * values.sum() + (0 if idle is None else idle)
+    together = torch.cat([parts[row] for row in range(len(parts))])
+    return together if idle is None else together + idle
+
+
+def _batch_of(columns: dict, prompt_lengths: torch.Tensor, rows: list[int]) -> TensorDict:
+    nested = {
+        name: torch.nested.as_nested_tensor([values[row] for row in rows], layout=torch.jagged)
+        for name, values in columns.items()
+    }
+    return TensorDict({**nested, "prompt_lengths": prompt_lengths[rows]}, batch_size=[len(rows)])
+
+
+def _settled(module: torch.nn.Module, packed: bool, device) -> Company:
+    """What the model allows; a kind that no test has compared is tried on two rows first."""
+    company = company_of(module)
+    model = unwrapped(module)
+    if company.together is None:
+        if is_compared(model):
+            company.together, company.packed = True, not company.recurrent
+        else:
+            with _evaluating(module):
+                _try(module, model, company, packed, device)
+    elif packed and company.packed is None:
+        with _evaluating(module):
+            _try_packed(module, model, company, device)
+    return company
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module):
+    """Without dropout and gradients."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+def _rows_of(*rows: torch.Tensor) -> TensorDict:
+    columns = {
+        "input_ids": list(rows),
+        "position_ids": [torch.arange(len(row)) for row in rows],
+        "responses": [row[1:] for row in rows],
+    }
+    return _batch_of(columns, torch.ones(len(rows), dtype=torch.long), list(range(len(rows))))
+
+
+def _tokens(model: torch.nn.Module, number: int, seed: int) -> torch.Tensor:
+    most = model.config.get_text_config().vocab_size
+    return torch.randint(min(3, most - 1), most, (number,), generator=torch.Generator().manual_seed(seed))
+
+
+def _computes_in(model: torch.nn.Module, device) -> torch.dtype:
+    kind = torch.device(device).type if not isinstance(device, int) else "cuda"
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return next(model.parameters()).dtype
+
+
+def _try(module, model, company: Company, packed: bool, device) -> None:
+    short, long = _tokens(model, 12, 1), _tokens(model, 40, 2)
+    name = f"models of type {model.config.model_type!r}"
+    different = depends(
+        name,
+        lambda: _log_probs(module, _rows_of(short), False, device),
+        lambda: _log_probs(module, _rows_of(short, long), False, device)[: len(short) - 1],
+        _computes_in(model, device),
+    )
+    company.together = not _largest_of_all(int(different), device)
+    if not company.together:
+        company.packed = False
+    elif packed and company.packed is None:
+        _try_packed(module, model, company, device)
+
+
+def _try_packed(module, model, company: Company, device) -> None:
+    row, before, others = _tokens(model, 12, 1), _tokens(model, 40, 2), _tokens(model, 40, 3)
+    different = depends(
+        f"models of type {model.config.model_type!r}, packed",
+        lambda: _log_probs(module, _rows_of(before, row), True, device)[len(before) - 1 :],
+        lambda: _log_probs(module, _rows_of(others, row), True, device)[len(before) - 1 :],
+        # the same shapes: nothing rounds otherwise
+        torch.float32,
+    ) or depends(
+        f"models of type {model.config.model_type!r}, packed",
+        lambda: _log_probs(module, _rows_of(row), False, device),
+        lambda: _log_probs(module, _rows_of(before, row), True, device)[len(before) - 1 :],
+        _computes_in(model, device),
+    )
+    company.packed = not _largest_of_all(int(different), device)

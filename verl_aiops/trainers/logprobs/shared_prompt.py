@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import torch
 from tensordict import TensorDict
 
+from verl_aiops.company import company_of, forget_lengths, unwrapped
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import label_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout
+from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 
 __all__ = ["shared_answer_log_probs"]
 
@@ -34,10 +36,16 @@ def shared_answer_log_probs(
         nested (rows, answer length), float32; 0 where ``response_mask`` is 0.
     """
     columns = [batch[name].cpu().unbind() for name in ("prompts", "responses", "response_mask")]
+    company = company_of(module)
+    if company.limit is not None:
+        if max(len(prompt) + len(answer) for prompt, answer in zip(*columns[:2])) > company.limit:
+            return _by_rows(module, columns, company.limit, device)
+        if company.each_length:
+            forget_lengths(module)
     # whatever goes to the GPU goes before the forward pass: afterwards a copy waits for it
     layout = SharedLayout(*columns).to(device)
     offsets = batch["responses"].offsets().to(device, non_blocking=True)
-    model = _causal_lm(module)
+    model = unwrapped(module)
     if model.config._attn_implementation != SHARED_ATTENTION:
         model.set_attn_implementation(SHARED_ATTENTION)
     with _head_gives_log_probs(model.get_output_embeddings(), layout):
@@ -53,9 +61,29 @@ def shared_answer_log_probs(
     return torch.nested.nested_tensor_from_jagged(answers, offsets)
 
 
-def _causal_lm(module: torch.nn.Module) -> torch.nn.Module:
-    module = getattr(module, "_fsdp_wrapped_module", module)
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
+def _by_rows(module: torch.nn.Module, columns: list, limit: int, device) -> torch.Tensor:
+    """`support.why_not_shared` refuses such runs; who calls this backend directly gets what each row is alone."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise RuntimeError(
+            f"a row of more than {limit} tokens has a rotary embedding of its own: set logprob_backend=rows"
+        )
+    prompts, answers, masks = columns
+    ids = [torch.cat(row) for row in zip(prompts, answers)]
+    nested = {
+        "input_ids": ids,
+        "position_ids": [torch.arange(len(row)) for row in ids],
+        "responses": list(answers),
+    }
+    batch = TensorDict(
+        {
+            **{name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in nested.items()},
+            "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts]),
+        },
+        batch_size=[len(ids)],
+    )
+    log_probs = rows_answer_log_probs(module, batch, packed=False, device=device)
+    labelled = torch.cat([mask > 0 for mask in masks]).to(log_probs.device)
+    return torch.nested.nested_tensor_from_jagged(log_probs.values() * labelled, log_probs.offsets())
 
 
 @contextmanager

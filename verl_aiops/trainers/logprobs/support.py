@@ -11,6 +11,7 @@ from packaging.version import Version
 from transformers import AutoConfig, PretrainedConfig
 from verl.utils.fs import copy_to_local
 
+from verl_aiops.company import rotary_limit
 from verl_aiops.trainers.config import ConfigError, PreferenceConfig
 from verl_aiops.trainers.defaults import sequence_parallel_size
 
@@ -46,6 +47,13 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
     actor, section = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     if model.model_type not in SHARED_PROMPT_MODELS:
         return f"models of type {model.model_type!r} have not been compared with it"
+    limit = rotary_limit(model)
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    if limit is not None and longest > limit[0]:
+        return (
+            f"the model's rotary embedding is another for rows beyond {limit[0]} tokens, and "
+            f"data.max_prompt_length + data.max_response_length={longest}"
+        )
     if getattr(model, "attention_dropout", 0.0):
         return f"the model trains with attention_dropout={model.attention_dropout}"
     if sequence_parallel_size(config) > 1:
