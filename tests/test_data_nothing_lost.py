@@ -456,6 +456,7 @@ def test_an_answer_goes_on_with_the_started_message(load, load_rm, tokenizer):
 def test_later_turns_of_an_answer_that_goes_on_are_trained_too(load, tokenizer):
     rows = [pair(USER + says("I see: "), says("db") + USER + says("yes"), says("web"))]
     item = load(rows)[0]
+    assert tokenizer.decode(item["prompt_ids"]) == PROMPT + "I see: "
     assert tokenizer.decode(item["chosen_ids"]) == "db<|im_end|>\n" + PROMPT + "yes<|im_end|>\n"
     trained = [token for token, on in zip(item["chosen_ids"].tolist(), item["chosen_mask"].tolist()) if on]
     assert tokenizer.decode(trained) == "db<|im_end|>\nyes<|im_end|>\n"
