@@ -54,7 +54,7 @@ def check_same_reference(folder: str, note: dict) -> None:
     if not os.path.isfile(path):
         raise ValueError(
             f"{folder} is no checkpoint of a preference run (it has no {NOTE}). Choose another "
-            "trainer.default_local_dir, or set trainer.resume_mode=disable."
+            "trainer.default_local_dir; trainer.resume_mode=disable does not write into a folder with checkpoints."
         )
     with open(path, encoding="utf-8") as file:
         before = json.load(file)
