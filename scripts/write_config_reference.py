@@ -46,8 +46,8 @@ ENVIRONMENT = {
     "VERL_FILE_LOGGER_PATH": "verl's: the file of `trainer.logger=file`; preference, GRPO and PPO runs of this package "
     "write `metrics.jsonl` in `trainer.default_local_dir` unless it or the next one is set",
     "VERL_FILE_LOGGER_ROOT": "verl's: folder of `PROJECT/EXPERIMENT.jsonl` instead",
-    "TENSORBOARD_DIR": "verl's: folder of TensorBoard's events; here `tensorboard` in `trainer.default_local_dir` unless "
-    "it is set",
+    "TENSORBOARD_DIR": "verl's: folder of TensorBoard's events; here `tensorboard` in `trainer.default_local_dir` "
+    "unless it is set",
     "VERL_AIOPS_SCORER_KEY": "what clients of the embedded reward server (`rollout.name=hf`) send as a bearer token; "
     "unset, each run makes one, which `ray.get_actor('hf_server_reward_0').key.remote()` tells",
     "VERL_AIOPS_TRUST_CHECKPOINTS": "`1`: read checkpoints whose files name code to be run; otherwise they are refused",
