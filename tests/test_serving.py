@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -280,6 +281,26 @@ def test_a_signal_ends_the_server_and_all_its_processes(number, tmp_path):
         time.sleep(0.1)
     else:
         pytest.fail("the server's own process lives on")
+
+
+@pytest.mark.parametrize("status", [200, 503], ids=["ready", "not ready yet"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_server_that_ignores_signals_is_ended_all_the_same(number, status, monkeypatch):
+    monkeypatch.setattr(serving, "_STOP_S", 1.0)
+    port = free_port()
+    deaf = "import signal\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\nsignal.signal = lambda *_: None\n"
+    command = [sys.executable, "-c", deaf + small_server(port, status=status, seconds=300)[2]]
+
+    def ask_to_end():
+        while not serving._listens("127.0.0.1", port):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask_to_end)
+    asking.start()
+    assert run_server(command, f"http://127.0.0.1:{port}", 200) == 128 + number
+    asking.join()
+    assert not serving._listens("127.0.0.1", port)
 
 
 # --- from a checkpoint to verdicts ------------------------------------------------------------------------------------

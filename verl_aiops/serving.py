@@ -137,10 +137,12 @@ def run_server(command: Sequence[str], url: str, wait_s: float) -> int:
         server = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
         raise ServingError(f"{command[0]}: {error.strerror}; is the server installed?") from None
-    asked = []
+    asked: list[int] = []
+    asked_at: list[float] = []
 
     def stop(number: int, frame: object) -> None:
         asked.append(number)
+        asked_at.append(time.monotonic())
         server.send_signal(number)
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
@@ -153,20 +155,26 @@ def run_server(command: Sequence[str], url: str, wait_s: float) -> int:
                 raise ServingError(
                     f"the server ended with exit code {server.returncode} before it was ready; see above"
                 )
+            if asked and time.monotonic() - asked_at[0] > _STOP_S:
+                return 128 + asked[0]  # the end is in `finally`
             if time.monotonic() - started > wait_s:
                 raise ServingError(f"{url}/health: no answer in {wait_s:g} s (WAIT); see the server's messages above")
             time.sleep(_POLL_S)
         print(f"ready after {time.monotonic() - started:.0f} s: {url}/v1", file=sys.stderr, flush=True)
-        code = server.wait()
+        while (code := server.poll()) is None:
+            if asked and time.monotonic() - asked_at[0] > _STOP_S:
+                _end(server, at_once=True)
+            time.sleep(_POLL_S)
         return 128 + asked[0] if asked else code if code >= 0 else 128 - code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _end(server)
+        _end(server, at_once=bool(asked_at) and time.monotonic() - asked_at[0] > _STOP_S)
 
 
-def _end(server: subprocess.Popen) -> None:
-    if server.poll() is None:
+def _end(server: subprocess.Popen, at_once: bool = False) -> None:
+    """End a server and what it has started; one that has had its 30 s already, ``at_once``."""
+    if server.poll() is None and not at_once:
         server.terminate()
         with suppress(subprocess.TimeoutExpired):
             server.wait(_STOP_S)

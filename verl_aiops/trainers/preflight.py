@@ -15,6 +15,7 @@ from verl_aiops.trainers.available import check_available
 from verl_aiops.trainers.checkpoint_health import check_checkpoint, find_checkpoint
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, DPOConfig
 from verl_aiops.trainers.defaults import apply_defaults, data_parallel_size, sequence_parallel_size, user_keys
+from verl_aiops.trainers.ending import install as install_ending
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.online_preflight import prepare_online
 from verl_aiops.trainers.rl_preflight import is_triage_run, prepare_triage, refuse_ignored_keys
@@ -70,6 +71,8 @@ def with_preflight(validate_config):
             raise SystemExit(f"verl-aiops: error: {error}") from None
         if lines:
             print("verl-aiops: set for this run:\n  " + "\n  ".join(lines))
+        if kind:
+            install_ending()
         return validate_config(config=config, use_reference_policy=use_reference_policy, use_critic=use_critic)
 
     checked.checks_for_verl_aiops = True
