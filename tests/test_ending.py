@@ -93,6 +93,7 @@ TORCH_FULL = (
     [
         OSError(28, "No space left on device"),
         RuntimeError(f"ray::WorkerDict.save_checkpoint()\n{TORCH_FULL} data/0: file write failed"),
+        RuntimeError("RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 160064 vs 159952"),
         RuntimeError("SafetensorError: Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )

@@ -25,7 +25,11 @@ __all__ = ["full_disk", "install", "where_to_resume", "with_ending"]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FULL_BELOW = 64 << 20  # bytes: so little is left where a checkpoint's file could not be written
 # torch.save and safetensors tell a full disk in words of their own
-_FULL = re.compile(r"no space left on device|os error 28|disk quota exceeded|PytorchStreamWriter failed writing", re.I)
+_FULL = re.compile(
+    r"no space left on device|os error 28|disk quota exceeded|PytorchStreamWriter failed writing"
+    r"|inline_container\.cc\S* \. unexpected pos",
+    re.I,
+)
 
 
 def install() -> None:
