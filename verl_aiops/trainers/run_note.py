@@ -53,6 +53,8 @@ _SILENT = (
     f"{_MODEL}.external_lib",
     *("data.train_files", "data.val_files", "data.val_max_samples", "data.val_batch_size", "data.validation_shuffle"),
     *("data.dataloader_num_workers", "data.filter_overlong_prompts_workers", "data.trust_remote_code", "data.use_shm"),
+    *(f"actor_rollout_ref.rollout.{name}" for name in ("trace", "profiler", "prometheus", "disable_log_stats")),
+    "reward.num_workers",
     *(f"algorithm.dpo.{name}" for name in ("reference", "reference_path", "reference_cache_dir", "export_model")),
     *(f"algorithm.dpo.{name}" for name in ("reference_verify_pairs", "reference_sync_steps", "preflight_rows")),
     *(f"algorithm.online_dpo.{name}" for name in ("reference_sync_steps", "export_model")),
