@@ -193,7 +193,11 @@ def compare(then: RunNote, now: RunNote) -> Differences:
     same_verl = then.versions.get("verl") == now.versions.get("verl")
     for key in dict.fromkeys([*then.settings, *now.settings]):
         before, after = then.settings.get(key), now.settings.get(key)
-        if before == after or (not same_verl and (key not in then.settings or key not in now.settings)):
+        if (
+            before == after
+            or _under(key, _SILENT)
+            or (not same_verl and (key not in then.settings or key not in now.settings))
+        ):
             continue  # what only one version of verl knows was not set by anybody
         (refused if _under(key, _FIXED) else used).append(f"{key}: {_said(before)} -> {_said(after)}")
     for name, what in (("config", "config.json"), ("adapter", "weights of lora_adapter_path")):
