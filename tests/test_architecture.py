@@ -17,7 +17,7 @@ OURS = {
     "rewards": {"data", "inputs"},
     "platform": set(),
     "doctor": {"platform"},
-    "rollout": {"data", "platform"},
+    "rollout": {"data", "inputs", "platform"},
     "trainers": {"data", "inputs", "losses", "platform", "rewards", "rollout"},
     "trl": {"data", "evaluation", "incidents", "inputs", "losses"},
     "evaluation": {"data", "incidents", "inputs", "platform", "rewards", "rollout", "trainers"},

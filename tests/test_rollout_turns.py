@@ -140,6 +140,9 @@ def test_rounds_of():
     assert rounds_of({"rounds": np.array(["a"], dtype=object)}) == ["a"]
     with pytest.raises(ValueError, match="user text of each later round"):
         rounds_of({"rounds": [3]})
+    for wrong in (3, 0.5, "a text", True, [""], [[]]):
+        with pytest.raises(ValueError, match="rounds"):
+            rounds_of({"rounds": wrong})
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------

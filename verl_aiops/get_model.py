@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.files import WriteError, replacing
+from verl_aiops.inputs.json_text import read_object_file
 
 __all__ = ["DEFAULT_OUT", "DTYPES", "GetModelError", "ModelFolder", "get_model"]
 
@@ -139,7 +140,7 @@ def _fault(out: Path, names: list[str], dtype: str) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        config = read_object_file(out / "config.json")
         with safe_open(out / "model.safetensors", framework="numpy") as weights:
             parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     except (ValueError, OSError, SafetensorError) as error:

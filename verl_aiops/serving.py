@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from verl_aiops.evaluation.models import ModelFolder, find_model
 from verl_aiops.files import replacing
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
 
 __all__ = ["ServingError", "has_chat_template", "run_server", "servable_folder"]
 
@@ -76,8 +77,8 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
+        return bool(read_object_file(folder / "tokenizer_config.json").get("chat_template"))
+    except (OSError, JsonFault):
         return False
 
 
@@ -86,8 +87,8 @@ def _merged_from(target: Path) -> str | None:
     if not target.exists():
         return None
     try:
-        return json.loads((target / NOTE).read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError):
+        return str(read_object_file(target / NOTE)["fingerprint"])
+    except (OSError, JsonFault, KeyError):
         raise ServingError(
             f"{target}: is there already, and was not merged by this command (it has no {NOTE}). Name another folder "
             "with MERGED=DIR, or remove it"

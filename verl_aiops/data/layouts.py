@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["column_hint", "dialogue_hint", "message_hint"]
+__all__ = ["dialogue_hint", "layout_hint", "message_hint", "setting_hint"]
 
 # names that public data sets use for what is called prompt, chosen and rejected here; most telling first
 _PROMPTS = ("question", "instruction", "query", "prompt", "prompts", "user", "problem", "input", "context", "post")
+_PROMPTS += ("messages", "conversations", "conversation", "dialogue")
 _CHOSEN = ("chosen_response", "response_chosen", "answer_chosen", "chosen_answer", "accepted", "preferred", "winner")
 _CHOSEN += ("response_j", "response_w", "positive", "good", "better", "pos", "win", "chosens", "accept")
 _REJECTED = ("rejected_response", "response_rejected", "answer_rejected", "rejected_answer", "reject", "dispreferred")
@@ -44,22 +45,28 @@ _TURN = re.compile(r"(?:^|\n\n)(?:Human|H|User): ")
 _REPLY = re.compile(r"\n\n(?:Assistant|A): ")
 
 
-def column_hint(missing: Iterable[str], found: Iterable[str]) -> str:
-    """What makes pairs of a file with the columns ``found`` that lacks the fields ``missing`` (of `rows.Columns`).
+def setting_hint(missing: Iterable[str], found: Iterable[str]) -> str:
+    """The settings that read a file with the columns ``found`` that lacks the fields ``missing`` (of `rows.Columns`).
 
-    One sentence, or "" where nothing is known of such a file.
+    One sentence, or "" where no column is known for each of them.
     """
-    missing, found = list(missing), list(found)
+    missing = list(missing)
     lower = {name.lower(): name for name in found}
     settings = []
     for field in missing:
-        name = next((lower[name] for name in (field, *_NAMES.get(field, ())) if name in lower), None)
+        name = next((lower[name] for name in (field, *_NAMES[field]) if name in lower), None)
         if name is not None:
             settings.append(f"data.{field}_key={name}")
-    if len(settings) == len(missing):
-        return f"Set {' '.join(settings)} (or rename the column), if that is what it holds."
+    if len(settings) < len(missing):
+        return ""
+    return f"Set {' '.join(settings)} (or rename the column), if that is what it holds."
+
+
+def layout_hint(found: Iterable[str], least: int = 1) -> str:
+    """What makes pairs of a file whose columns, ``least`` or more, tell what else it holds; one sentence, or ""."""
+    lower = {name.lower() for name in found}
     for columns, what in _LAYOUTS:
-        if all(name in lower for name in columns):
+        if len(columns) >= least and lower.issuperset(columns):
             return f"By its columns {', '.join(map(repr, columns))}: {what}."
     return ""
 

@@ -343,7 +343,7 @@ def _parsed(batch, columns, faults):
         try:
             if record.fault:
                 raise RowFault(record.fault)
-            yield record, parse_row(record.values, columns)
+            yield record, parse_row(record.values, columns, record.others)
         except RowFault as fault:
             faults.add(record.where, str(fault))
 

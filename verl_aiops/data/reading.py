@@ -22,12 +22,16 @@ JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 @dataclass(slots=True)
 class Record:
-    """One row: `values` by column name, or, where the row itself cannot be read, `fault` with the reason."""
+    """One row: `values` by column name, or, where the row itself cannot be read, `fault` with the reason.
+
+    `others` are columns of the file that were not read.
+    """
 
     where: str
     name: str
     values: dict
     fault: str = ""
+    others: tuple[str, ...] = ()
 
 
 def open_files(files) -> list["ParquetFile | JsonLinesFile"]:
@@ -76,11 +80,11 @@ class ParquetFile:
 
     def records(self, columns, wanted: np.ndarray) -> Iterator[Record]:
         """The rows whose numbers are in `wanted` (ascending), with those of `columns` that exist; no other is read."""
+        others = tuple(name for name in self.columns if name not in columns)
         try:
             for number, values, fault in self._table.records(columns, wanted):
-                yield Record(
-                    f"{self.name}, row {number} (counting from 0)", f"{self.path.name}:{number}", values, fault
-                )
+                where = f"{self.name}, row {number} (counting from 0)"
+                yield Record(where, f"{self.path.name}:{number}", values, fault, others)
         except ParquetFault as error:
             raise PreferenceDataError(
                 f"{self.name} cannot be read after row {error.row} (damaged?): {error}"

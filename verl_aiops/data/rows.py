@@ -5,11 +5,12 @@ Every rule about what a row may hold lives here; nothing here knows of tokens.
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_aiops.data.columns import with_prompt_columns
 from verl_aiops.data.errors import PreferenceDataError, RowFault
-from verl_aiops.data.layouts import column_hint, dialogue_hint
+from verl_aiops.data.layouts import dialogue_hint, layout_hint, setting_hint
 from verl_aiops.data.messages import read_tools, text_or_messages
 
 # Letters of a prompt: two answers may well begin with the same few.
@@ -57,32 +58,34 @@ class Columns:
         missing = [field for field in required if getattr(self, field) not in found]
         if not missing:
             return
-        hints = []
-        for field in missing:
-            near = difflib.get_close_matches(getattr(self, field), found, n=1, cutoff=0.5)
-            hints += [f"did you mean data.{field}_key={name}?" for name in near]
-        if not hints:
-            hints = [column_hint(missing, found)]
+        no_answers = missing[:2] == ["chosen", "rejected"]
+        hints = [layout_hint(found, least=2)] if no_answers else []
+        if not any(hints):
+            for field in missing:
+                near = difflib.get_close_matches(getattr(self, field), found, n=1, cutoff=0.5)
+                hints += [f"did you mean data.{field}_key={name}?" for name in near]
+        if not any(hints):
+            hints = [setting_hint(missing, found) or (layout_hint(found) if no_answers else "")]
         lacking = ", ".join(repr(getattr(self, field)) for field in missing)
         message = f"{place} lacks the column(s) {lacking}; found: {_listed(found)}."
-        raise PreferenceDataError(" ".join([message, *hints]).rstrip())
+        raise PreferenceDataError(" ".join([message, *filter(None, hints)]))
 
 
-def parse_row(values: dict, columns: Columns) -> PreferenceRow:
+def parse_row(values: dict, columns: Columns, others: Sequence[str] = ()) -> PreferenceRow:
     """Check one record and bring it to one of the two shapes; raises RowFault saying what is wrong.
 
     Besides rows of texts only and rows of messages only, it takes text answers to a prompt of messages (one assistant
     message each), a text prompt to answers of messages (one user message), rows without a prompt, or with the last user
     message repeated as a text, whose answers are whole conversations with a common beginning, and answers that repeat
-    their prompt.
+    their prompt. ``others`` are columns of the file that were not read, for what a fault tells.
     """
     try:
-        return _parse(values, columns)
+        return _parse(values, columns, others)
     except RecursionError:
         raise RowFault("is nested too deeply") from None
 
 
-def _parse(values, columns):
+def _parse(values, columns, others):
     notes = set()
     prompt = values.get(columns.prompt)
     answers = []
@@ -101,7 +104,7 @@ def _parse(values, columns):
     if isinstance(chosen, str):
         if prompt is None:
             filled = [name for name, value in values.items() if value is not None]
-            hint = dialogue_hint(chosen) or column_hint(["prompt"], filled)
+            hint = dialogue_hint(chosen) or setting_hint(["prompt"], [*filled, *others])
             raise RowFault(
                 f"{columns.prompt} is missing; only conversations may carry their prompt inside the answers"
                 + (f". {hint}" if hint else "")

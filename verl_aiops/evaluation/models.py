@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
+from verl_aiops.inputs.shown import brief
 
 __all__ = ["ModelFolder", "find_model"]
 
@@ -107,9 +108,11 @@ def _checkpoint(path: str, place: Path, shards: list[Path]) -> ModelFolder:
 
 def _check_language_model(where: str, folder: Path) -> None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = [str(name) for name in config.get("architectures") or []]
-    except (ValueError, AttributeError, RecursionError) as error:
+        config = read_object_file(folder / "config.json")
+        names = config.get("architectures") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise JsonFault("architectures", f"expected a list of names, found {brief(names, 60)}")
+    except JsonFault as error:
         raise EvaluationError(f"{where}: its config.json cannot be read: {error}") from None
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
         raise EvaluationError(f"{where}: its architecture is {names[0]}, which writes no text. Name a language model.")

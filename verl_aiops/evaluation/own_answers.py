@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def load(path: Path, data: str | Path | None) -> Sampled:
             raise EvaluationError(
                 f"{file}: which prompts were asked is not known; give the file of `build-rl` as --data"
             )
-        if not Path(data).is_file():
+        if not os.path.isfile(data):
             raise EvaluationError(
                 f"{file}: was asked from {data}, which is not there (paths count from where the evaluation ran); "
                 "give it as --data"

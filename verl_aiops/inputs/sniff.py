@@ -44,7 +44,7 @@ _MAGIC = (
     (0, b"\x28\xb5\x2f\xfd", Kind("compressed with zstd", _unpack("zstd -dc FILE > NEW"))),
     (0, b"\x04\x22\x4d\x18", Kind("compressed with lz4", _unpack("lz4 -dc FILE > NEW"))),
     (0, b"7z\xbc\xaf\x27\x1c", Kind("a 7-Zip archive", _unpack("7z x FILE"))),
-    (0, b"Rar!", Kind("a RAR archive", _unpack("unrar x FILE"))),
+    (0, b"Rar!\x1a\x07", Kind("a RAR archive", _unpack("unrar x FILE"))),
     (257, b"ustar", Kind("a tar archive", _unpack("tar -xf FILE"))),
     (0, b"ARROW1", Kind("an Arrow file (Feather)", f"TABLE = pyarrow.feather.read_table(FILE), then {_TO_PARQUET}")),
     (0, b"FEA1", Kind("a Feather file", f"TABLE = pyarrow.feather.read_table(FILE), then {_TO_PARQUET}")),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
+
+from verl_aiops.inputs.json_text import read_object_file
 
 __all__ = ["check_reward_server", "unsupported", "unsupported_reward_server"]
 
@@ -111,16 +112,13 @@ def _folder_faults(path: str, max_model_len: int | None) -> list[str]:
             return []
         return [f"{where}: no such folder."]
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            model = json.load(file)
+        model = read_object_file(os.path.join(folder, "config.json"))
     except FileNotFoundError:
         if os.path.isfile(os.path.join(folder, "adapter_config.json")):
             return [f"{where}: the folder holds an adapter alone. Merge it with its base model and save the result."]
         return [f"{where}: the folder has no config.json, so it is no model."]
     except (OSError, ValueError) as error:
         return [f"{where}: its config.json cannot be read: {error}"]
-    if not isinstance(model, dict):
-        return [f"{where}: its config.json holds no object, so it is no model."]
     wrong = []
     architectures = [str(name) for name in model.get("architectures") or ["none"]]
     if not any(name.endswith("ForSequenceClassification") for name in architectures):

@@ -14,6 +14,8 @@ from typing import Any
 from verl.utils.tokenizer.chat_template import apply_chat_template
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder, MergeResult
 
+from verl_aiops.inputs.shown import brief
+
 __all__ = ["Stream", "TemplateTurns", "answer_text", "next_round", "round_budgets", "rounds_of"]
 
 # stands for an answer while the template is rendered; templates strip spaces and look for tags, so it has neither
@@ -196,10 +198,11 @@ def rounds_of(extra_info: Any) -> list[str]:
     rounds = (extra_info or {}).get("rounds")
     if rounds is None:
         return []
-    rounds = list(rounds)
-    if not all(isinstance(text, str) and text for text in rounds):
-        raise ValueError(f'extra_info["rounds"]: expected the user text of each later round, found {rounds!r}')
-    return rounds
+    # numpy's arrays are no sequence by class, and a text is one of texts
+    texts = None if isinstance(rounds, str) or not hasattr(rounds, "__len__") else list(rounds)
+    if texts is None or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f'extra_info["rounds"]: expected the user text of each later round, found {brief(rounds)}')
+    return texts
 
 
 def round_budgets(total: int, between: list[int], round_tokens: list[int] | None, answer_tokens: int) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.files import write_atomically
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
 
 __all__ = [
     "TrainingError",
@@ -108,10 +109,10 @@ def prepare_folder(out: str, settings: dict, finished: str, overwrite: bool) -> 
 def _note_of(folder: Path) -> dict | None:
     """``settings.json`` of an earlier run, or None if no run of ours wrote it."""
     try:
-        note = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        note = read_object_file(folder / SETTINGS)
+    except (OSError, JsonFault):
         return None
-    return note if isinstance(note, dict) and OURS.items() <= note.items() else None
+    return note if OURS.items() <= note.items() else None
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -123,7 +124,7 @@ def last_checkpoint(folder: Path) -> str | None:
     for _, path in sorted(found, reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         return str(path)
     return None

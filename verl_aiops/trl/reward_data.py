@@ -115,7 +115,7 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
             try:
                 if record.fault:
                     raise RowFault(record.fault)
-                row = parse_row(record.values, columns)
+                row = parse_row(record.values, columns, record.others)
                 margin = _margin(record.values)
                 if with_margin is None:
                     with_margin = margin is not None

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from verl_aiops.files import write_atomically
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.rewards.shaping import Moments
 
 __all__ = ["ACTOR", "MomentsReader", "MomentsStore", "RunningSums"]
@@ -82,7 +83,14 @@ class MomentsStore:
         path = Path(folder) / FILE
         if not path.is_file():
             return False
-        self.sums = RunningSums(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            sums = read_object_file(path)
+            self.sums = RunningSums(int(sums["count"]), float(sums["total"]), float(sums["squares"]))
+        except (JsonFault, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not the sums of scores that were saved with this checkpoint ({error}); go on from another "
+                "checkpoint, or remove the file to begin the sums anew"
+            ) from None
         self._publish()
         return True
 
