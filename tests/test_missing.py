@@ -271,7 +271,7 @@ def test_a_run_that_wants_it_says_why_before_ray(hidden, plugins, told, tmp_path
             "algorithm.adv_estimator=dpo",
             "data.train_files=x.parquet",
         ],
-        env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": plugins},
+        env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": plugins, "VERL_PLATFORM": "nvidia"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-pytest.importorskip("trl")
+pytest.importorskip("trl", minversion="1.16")
 pytest.importorskip("peft")
 
 import numpy as np

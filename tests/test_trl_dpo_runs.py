@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-pytest.importorskip("trl")
+pytest.importorskip("trl", minversion="1.16")
 pytest.importorskip("peft")
 
 import torch
@@ -364,6 +364,10 @@ def test_without_the_extra_or_with_an_old_one_the_command_says_so(tiny_model_dir
         assert 'pip install "verl-aiops[trl]"' in refused(capsys, out, command("missing", tiny_model_dir, out))
     monkeypatch.setattr(dpo_start.importlib.metadata, "version", lambda name: "1.3.0")
     assert "trl 1.3.0 is installed, 1.16 or newer is needed" in refused(
+        capsys, out, command("missing", tiny_model_dir, out)
+    )
+    monkeypatch.setattr(dpo_start.sys, "version_info", (3, 10, 14))
+    assert "which wants Python 3.11 or newer (this is 3.10); train-rm works here" in refused(
         capsys, out, command("missing", tiny_model_dir, out)
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from packaging.specifiers import SpecifierSet
 
 from verl_aiops.doctor.finding import FAULT, INFO, OK, Finding
-from verl_aiops.doctor.versions import installed_version, range_text, supported_ranges
+from verl_aiops.doctor.versions import PACKAGE, installed_version, range_text, supported_ranges
 
 __all__ = ["check_flash_attn", "check_ray", "check_rollouts", "check_trl"]
 
@@ -86,10 +86,15 @@ def check_rollouts() -> Iterable[Finding]:
     usable = 0
     for name in ROLLOUTS:
         if importlib.util.find_spec(name) is None:
-            yield Finding("optional", INFO, f"rollout {name}", "not installed")
+            advice = f'pip install "{PACKAGE}[{name}]", in an environment without the other engine.'
+            yield Finding("optional", INFO, f"rollout {name}", "not installed", advice)
             continue
-        pinned = range_text(supported_ranges(name, ("verl",)).get(name, SpecifierSet())) or "any version"
-        value = f"{installed_version(name) or 'installed'} (verl's extra asks for {pinned})"
+        whose, ranges = next(
+            ((whose, ranges) for whose in (PACKAGE, "verl") if name in (ranges := supported_ranges(name, (whose,)))),
+            ("verl", {}),
+        )
+        pinned = range_text(ranges.get(name, SpecifierSet())) or "any version"
+        value = f"{installed_version(name) or 'installed'} ({whose}'s extra asks for {pinned})"
         command = [sys.executable, "-c", f"import {name}"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=IMPORT_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
@@ -25,7 +26,11 @@ def require_recent_trl() -> None:
     require_trl()
     found = importlib.metadata.version("trl")
     if Version(found) < Version(OLDEST_TRL):
-        raise TrainingError(f'trl {found} is installed, {OLDEST_TRL} or newer is needed: pip install -U "trl"')
+        too_old = f"trl {found} is installed, {OLDEST_TRL} or newer is needed"
+        if sys.version_info < (3, 11):
+            running = ".".join(map(str, sys.version_info[:2]))
+            raise TrainingError(f"{too_old}, which wants Python 3.11 or newer (this is {running}); train-rm works here")
+        raise TrainingError(f'{too_old}: pip install -U "trl"')
 
 
 def check_fit(settings: DPOTraining, train: PreferenceDataset, *val: PreferenceDataset) -> None:
