@@ -51,6 +51,7 @@ ENVIRONMENT = {
     "VERL_AIOPS_SCORER_KEY": "what clients of the embedded reward server (`rollout.name=hf`) send as a bearer token; "
     "unset, each run makes one, which `ray.get_actor('hf_server_reward_0').key.remote()` tells",
     "VERL_AIOPS_TRUST_CHECKPOINTS": "`1`: read checkpoints whose files name code to be run; otherwise they are refused",
+    "HYDRA_FULL_ERROR": "Hydra's: `1` shows the traceback of an error that is otherwise told in one line",
     "OPENAI_API_KEY": "key of the server that `verl-aiops eval --endpoint` asks, unless `--api-key-env` names another",
     "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
     "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",
