@@ -20,7 +20,7 @@ _ANSWERS = ("rounds", "predicted", "score", "error")
 
 
 def content_fault(record: Mapping[str, Any], scores: tuple[str, ...]) -> str | None:
-    """What is wrong with a line that has all keys of `records`, or None; ``scores`` are finite in a right one."""
+    """What is wrong with a line that has all keys of `records`, or None; ``scores`` must be there."""
     if not all(isinstance(text, str) for text in record["rounds"]):
         return "rounds: expected texts"
     if not all(isinstance(cut, bool) for cut in record["cut"]):
@@ -41,7 +41,8 @@ def content_fault(record: Mapping[str, Any], scores: tuple[str, ...]) -> str | N
     if half:
         return half
     if record["score"] is not None:
-        for key in scores:
+        # those that only some evaluations have are metrics too
+        for key in dict.fromkeys((*scores, *record["score"])):
             value = record["score"].get(key)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 return f"score.{key}: expected a finite number, found {brief(value, 40)!r}"

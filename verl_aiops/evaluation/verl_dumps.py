@@ -62,7 +62,8 @@ def read_dump(file: Path) -> list[Record]:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float)}
+    """The finite ones: whatever else a reward logs may be NaN where it does not apply."""
+    return {key: value for key, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 def _fault(row: Any) -> str | None:
