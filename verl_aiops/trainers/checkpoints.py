@@ -1,4 +1,5 @@
-"""Checkpoints of preference runs: which reference they belong to, and the plain model at the end."""
+"""Checkpoints: the settings they were made with, which reference those of preference runs belong to, and the plain
+model at the end."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from verl_aiops.trainers.run_log import RunLog
 from verl_aiops.trainers.run_note import RunNote, write_note
 
 __all__ = [
+    "NotedCheckpoints",
     "PreferenceCheckpoints",
     "check_same_reference",
     "export_model",
@@ -70,7 +72,23 @@ def check_same_reference(folder: str, note: dict) -> None:
         )
 
 
-class PreferenceCheckpoints(FiniteRun, RunLog):
+class NotedCheckpoints:
+    """Stands before verl's trainer in the bases: each checkpoint has the run's settings beside it."""
+
+    def run_note(self) -> RunNote:
+        """What a checkpoint remembers of the run's settings."""
+        raise NotImplementedError
+
+    def _checkpoint_folder(self) -> str:
+        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+
+    def _save_checkpoint(self):
+        # before verl's own part, whose last act is to declare the checkpoint complete
+        write_note(self._checkpoint_folder(), self.run_note())
+        super()._save_checkpoint()
+
+
+class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
     """What offline and online DPO do at checkpoints and at the end of a run; stands before verl's trainer in the bases.
 
     Wants ``dpo`` (a `PreferenceConfig`), `reference_note` and `run_note` of the trainer.
@@ -81,10 +99,6 @@ class PreferenceCheckpoints(FiniteRun, RunLog):
 
     def reference_note(self) -> dict:
         """What a checkpoint remembers of its reference."""
-        raise NotImplementedError
-
-    def run_note(self) -> RunNote:
-        """What a checkpoint remembers of the run's settings."""
         raise NotImplementedError
 
     def check_resume(self) -> None:
@@ -114,18 +128,13 @@ class PreferenceCheckpoints(FiniteRun, RunLog):
             target = export_model(self._checkpoint_folder(), self.config)
             print(f"verl-aiops: trained model: {target}", flush=True)
 
-    def _checkpoint_folder(self) -> str:
-        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-
     def _save_checkpoint(self):
         self.check_weights(f"after step {self.global_steps}")
         folder = self._checkpoint_folder()
         if self._saved != self.global_steps:
             # of a save that was cut short: the preflight refuses folders of other runs
             remove(Path(folder))
-        # before verl's own part, whose last act is to declare the checkpoint complete
         write_reference_note(folder, self.reference_note())
-        write_note(folder, self.run_note())
         if self.dpo.reference_sync_steps:
             self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
         super()._save_checkpoint()

@@ -6,7 +6,7 @@ become pairs, and the pairs train the policy with the losses of offline DPO (Guo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -30,7 +30,6 @@ from verl_aiops.trainers.online_pairs import Answer, labelled, laid_out, pair_ex
 from verl_aiops.trainers.pairs import arrange, pair_batch
 from verl_aiops.trainers.resume import online_notes
 from verl_aiops.trainers.reward_rows import final_outputs, rows_of
-from verl_aiops.trainers.run_note import RunNote, run_settings
 from verl_aiops.trainers.triage import TriageTrainer, part_metrics
 from verl_aiops.trainers.worker import PreferenceWorker
 
@@ -52,8 +51,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
     def __init__(self, config: DictConfig):
         self.dpo = OnlineDPOConfig.from_config(config)
         # as the user gave them, before verl fills in numbers
-        settings = run_settings(config, "online_dpo", self.dpo)
-        self._note, self._reference_note = online_notes(config, self.dpo, settings, None)
+        self._note, self._reference_note = online_notes(config, self.dpo)
         super().__init__(config)
         self.use_critic = self.use_reference_policy = False
         self.ranks = data_parallel_size(config)
@@ -91,9 +89,6 @@ class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
 
     def reference_note(self) -> dict:
         return self._reference_note
-
-    def run_note(self) -> RunNote:
-        return replace(self._note, total_steps=self.total_training_steps)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 

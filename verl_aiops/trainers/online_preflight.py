@@ -75,15 +75,11 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
 def _check_resume(config: DictConfig, dpo: OnlineDPOConfig) -> None:
     """A run that goes on from a checkpoint: the same prompts, and what else is not as it was."""
     from verl_aiops.trainers.resume import online_notes, settle, start_folder
-    from verl_aiops.trainers.run_note import run_settings
 
     folder = start_folder(config.trainer)
     if folder is not None:
-        # how many prompts are too long is known later, and with it how many steps an epoch has
-        total = config.trainer.total_training_steps
-        note, reference = online_notes(
-            config, dpo, run_settings(config, "online_dpo", OnlineDPOConfig.from_config(config)), total
-        )
+        # the backend is settled by now
+        note, reference = online_notes(config, OnlineDPOConfig.from_config(config))
         settle(folder, note, reference, config, dpo)
 
 

@@ -1,4 +1,4 @@
-"""Before Ray starts: whether a preference run may go on from what lies in its folder, and what differs from then."""
+"""Before Ray starts: whether a run may go on from what lies in its folder, and what differs from then."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.trainers.checkpoints import check_same_reference, export_model, exported_from, resume_folder
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig, PreferenceConfig
 from verl_aiops.trainers.reference import adapter_digest, weights_digest
-from verl_aiops.trainers.run_note import Differences, RunNote, compare, read_note
+from verl_aiops.trainers.run_note import RL, RL_WITH_CRITIC, Differences, RunNote, compare, read_note, run_settings
 
-__all__ = ["NothingLeft", "files_digest", "online_notes", "settle", "start_folder", "start_model"]
+__all__ = ["NothingLeft", "files_digest", "online_notes", "rl_note", "settle", "start_folder", "start_model"]
 
 
 class NothingLeft(Exception):
@@ -86,15 +87,19 @@ def _listed(steps: list[int]) -> str:
 
 def start_model(model: DictConfig, weights: str | None) -> dict[str, str | None]:
     """What `RunNote.model` says of ``actor_rollout_ref.model``; ``weights`` is its digest where it is known."""
-    config = Path(os.path.expanduser(model.path)) / "config.json"
-    digest = None
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        # transformers rewrites its own version into the file
-        content.pop("transformers_version", None)
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     adapter = adapter_digest(model.lora_adapter_path) if model.lora_adapter_path else None
-    return {"path": str(model.path), "weights": weights, "config": digest, "adapter": adapter}
+    config = _config_digest(model.path)
+    return {"path": str(model.path), "weights": weights, "config": config, "adapter": adapter}
+
+
+def _config_digest(folder: str) -> str | None:
+    config = Path(os.path.expanduser(folder)) / "config.json"
+    if not config.is_file():
+        return None
+    content = json.loads(config.read_text(encoding="utf-8"))
+    # transformers rewrites its own version into the file
+    content.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def files_digest(files) -> str:
@@ -111,21 +116,25 @@ def files_digest(files) -> str:
     return digest.hexdigest()
 
 
-def online_notes(
-    config: DictConfig, dpo: OnlineDPOConfig, settings: dict, total_steps: int | None
-) -> tuple[RunNote, dict]:
-    """What a checkpoint of online DPO remembers of the run, and of its reference, a copy of the policy at its start."""
-    model, data = config.actor_rollout_ref.model, config.data
-    folder = os.path.expanduser(model.path)
-    weights = weights_digest(folder) if dpo.uses_reference and os.path.isdir(folder) else None
-    note = RunNote(
-        trainer="online_dpo",
-        total_steps=total_steps,
+def _prompts_note(config: DictConfig, trainer: str, settings: dict, weights: str | None) -> RunNote:
+    """Of a run whose data are prompts. How many are too long is known later, and with it the number of steps."""
+    data = config.data
+    return RunNote(
+        trainer=trainer,
+        total_steps=config.trainer.total_training_steps,
         settings=settings,
         data={"contents of data.train_files": files_digest(data.train_files)},
-        model=start_model(model, weights),
+        model=start_model(config.actor_rollout_ref.model, weights),
         held_out=files_digest(data.val_files) if data.val_files else None,
     )
+
+
+def online_notes(config: DictConfig, dpo: OnlineDPOConfig) -> tuple[RunNote, dict]:
+    """What a checkpoint of online DPO remembers of the run, and of its reference, a copy of the policy at its start."""
+    folder = os.path.expanduser(config.actor_rollout_ref.model.path)
+    weights = weights_digest(folder) if dpo.uses_reference and os.path.isdir(folder) else None
+    settings = run_settings(config, "online_dpo", dpo) | _reward_code(config)
+    note = _prompts_note(config, "online_dpo", settings, weights)
     reference = {
         "weights": None,
         "reference": "live" if dpo.uses_reference else None,
@@ -134,12 +143,39 @@ def online_notes(
     return note, reference
 
 
+def rl_note(config: DictConfig) -> RunNote:
+    """What a checkpoint of GRPO, PPO and the like remembers of the run."""
+    from verl.trainer.ppo.utils import need_critic
+
+    folder = os.path.expanduser(config.actor_rollout_ref.model.path)
+    try:
+        weights = weights_digest(folder) if os.path.isdir(folder) else None
+    except FileNotFoundError:
+        weights = None  # verl has its own words for a folder without weights
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = RL_WITH_CRITIC if need_critic(config) else RL
+    note = _prompts_note(config, trainer, run_settings(config, trainer) | _reward_code(config), weights)
+    if trainer == RL_WITH_CRITIC:
+        note.model["critic"] = _config_digest(config.critic.model.path)
+    return note
+
+
+def _reward_code(config: DictConfig) -> dict[str, str]:
+    """A reward function in a file of the user's can be another one under the same name."""
+    key = "reward.custom_reward_function.path"
+    path = OmegaConf.select(config, key)
+    if not path or not os.path.isfile(os.path.expanduser(path)):
+        return {}
+    return {f"{key} (contents)": files_digest(path)}
+
+
 def settle(
     folder: str,
     now: RunNote,
-    reference: dict,
+    reference: dict | None,
     config: DictConfig,
-    knobs: PreferenceConfig,
+    knobs: PreferenceConfig | None,
     without_note: Callable[[], None] | None = None,
 ) -> None:
     """Say what a run that goes on from ``folder`` changes.
@@ -147,9 +183,9 @@ def settle(
     Args:
         folder: the checkpoint.
         now: what this run would note.
-        reference: likewise, of its reference.
+        reference: likewise, of its reference; None where verl makes it of the model folder.
         config: verl's configuration.
-        knobs: the section ``algorithm.dpo`` or ``algorithm.online_dpo``.
+        knobs: the section ``algorithm.dpo`` or ``algorithm.online_dpo``; None for other runs.
         without_note: compares the data of a checkpoint whose version wrote no notes; raises ValueError.
 
     Raises:
@@ -157,7 +193,8 @@ def settle(
         NothingLeft: the run is finished, and its model exported.
     """
     try:
-        check_same_reference(folder, reference)
+        if reference is not None:
+            check_same_reference(folder, reference)
         then = read_note(folder)
         if then is None and without_note is not None:
             without_note()
@@ -170,19 +207,22 @@ def settle(
             + "\n  ".join(found.refused)
             + "\nRestore them, or start anew with another trainer.default_local_dir."
         )
-    step = _step(folder)
-    if now.total_steps is not None and step >= now.total_steps and not config.trainer.get("val_only", False):
-        _finished(folder, step, now.total_steps, found.used, config, knobs)
+    step, total = _step(folder), now.total_steps
+    if total is None and then is not None and then.steps_per_epoch is not None:
+        total = then.steps_per_epoch * config.trainer.total_epochs  # of the same prompts in the same batches
+    if total is not None and step >= total and not config.trainer.get("val_only", False):
+        _finished(folder, step, total, found.used, config, knobs is not None and knobs.export_model)
     lines = [f"verl-aiops: goes on from {folder}"]
     if then is None:
-        lines.append("  the checkpoint is of a version that noted no settings: what has changed since is not compared")
-    elif then.total_steps != now.total_steps:
-        lines.append(f"  steps in all: {then.total_steps} -> {now.total_steps}")
+        by = "version" if reference is not None else "version or trainer mode"
+        lines.append(f"  the checkpoint is of a {by} that noted no settings: what has changed since is not compared")
+    elif total is not None and then.total_steps != total:
+        lines.append(f"  steps in all: {then.total_steps} -> {total}")
     lines += [f"  from step {step + 1} on: {line}" for line in found.used]
     print("\n".join(lines), flush=True)
 
 
-def _finished(folder: str, step: int, total: int, used: list[str], config: DictConfig, knobs: PreferenceConfig) -> None:
+def _finished(folder: str, step: int, total: int, used: list[str], config: DictConfig, exports: bool) -> None:
     more = (
         "To train on, raise trainer.total_training_steps or trainer.total_epochs; to start anew, choose another "
         "trainer.default_local_dir."
@@ -199,7 +239,7 @@ def _finished(folder: str, step: int, total: int, used: list[str], config: DictC
         )
     said = f"nothing left to train: {folder} is of the last step, {step} of {total}."
     root = os.path.abspath(config.trainer.default_local_dir)
-    if knobs.export_model and os.path.dirname(folder) == root:
+    if exports and os.path.dirname(folder) == root:
         target = os.path.join(root, "huggingface")
         origin = exported_from(config)
         if origin == os.path.basename(folder) or (origin is None and os.path.isdir(target)):

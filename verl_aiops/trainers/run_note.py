@@ -2,7 +2,7 @@
 
 verl resumes weights, optimizer, schedule and random state, and takes everything else from the command line of the day.
 Some of that goes on as asked, some is overruled by what was loaded, and some cannot be loaded at all; so every
-checkpoint of a preference run has its settings beside it, and a resumed run is told each one that differs.
+checkpoint has the run's settings beside it, and a resumed run is told each one that differs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.files import write_atomically
 
-__all__ = ["Differences", "RunNote", "compare", "read_note", "run_settings", "write_note"]
+__all__ = ["RL", "RL_WITH_CRITIC", "Differences", "RunNote", "compare", "read_note", "run_settings", "write_note"]
 
 NOTE = "run.json"
 
+# `RunNote.trainer` of GRPO and its kin, and of PPO
+RL, RL_WITH_CRITIC = "rl", "rl with a critic"
+
 _ACTOR, _MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
 
-# sections and keys that decide what a preference run computes; nothing else is noted
+# sections and keys that decide what a run computes; nothing else is noted
 _OFFLINE = (
     *(f"{_ACTOR}.{name}" for name in ("optim", "fsdp_config", "strategy", "ulysses_sequence_parallel_size")),
     *(f"{_ACTOR}.{name}" for name in ("ppo_mini_batch_size", "ppo_micro_batch_size_per_gpu", "use_dynamic_bsz")),
@@ -35,6 +38,9 @@ _OFFLINE = (
     "trainer.device",
 )
 _ONLINE = (*_OFFLINE, f"{_ACTOR}.ppo_epochs", "actor_rollout_ref.rollout", "reward", "data")
+_REF = "actor_rollout_ref.ref.fsdp_config.model_dtype"
+_RL = (*_ONLINE, _ACTOR, "algorithm", "trainer.critic_warmup", "trainer.v1.trainer_mode", "trainer.v1.sampler", _REF)
+_SECTIONS = {"dpo": _OFFLINE, "online_dpo": _ONLINE, RL: _RL, RL_WITH_CRITIC: (*_RL, "critic")}
 
 # of these: what changes no number, or is compared by its content (data, weights, adapters) or as the run's length
 _SILENT = (
@@ -42,6 +48,10 @@ _SILENT = (
     f"{_ACTOR}.fsdp_config.turbo_config",
     f"{_ACTOR}.fsdp_config.dtype",
     f"{_ACTOR}.fsdp_config.strategy",
+    *(f"{_ACTOR}.{name}" for name in ("profiler", "checkpoint", "rollout_n")),
+    *(f"critic.{name}" for name in ("profiler", "checkpoint", "rollout_n", "optim.total_training_steps")),
+    *(f"critic.fsdp.{name}" for name in ("turbo_config", "dtype", "strategy")),
+    *(f"critic.model.{name}" for name in ("path", "tokenizer_path", "external_lib", "trust_remote_code")),
     f"{_MODEL}.path",
     f"{_MODEL}.model_type",
     f"{_MODEL}.tokenizer_path",
@@ -68,11 +78,17 @@ _FIXED = (
     *(f"{_ACTOR}.optim.{name}" for name in ("optimizer", "optimizer_impl", "override_optimizer_config")),
     *(f"{_MODEL}.{name}" for name in ("lora_rank", "lora_alpha", "lora", "target_modules", "target_parameters")),
     f"{_MODEL}.exclude_modules",
-    # which prompts make up which step of online DPO
+    "trainer.v1.trainer_mode",
+    *("critic.strategy", "critic.fsdp.fsdp_size"),
+    *(f"critic.optim.{name}" for name in ("optimizer", "optimizer_impl", "override_optimizer_config")),
+    *(f"critic.model.{name}" for name in ("lora_rank", "lora_alpha", "target_modules")),
+    # which prompts make up which step
     *(f"data.{name}" for name in ("train_batch_size", "gen_batch_size", "seed", "shuffle", "train_max_samples")),
     *(f"data.{name}" for name in ("prompt_key", "filter_overlong_prompts", "max_prompt_length", "truncation")),
 )
 
+# what comes back with the optimizer's state, and is put right where the engine is FSDP (`optimizer.use_settings`)
+_OPTIMIZER = (f"{_ACTOR}.optim", "critic.optim")
 
 # `PairOrder.state_dict` in the words of the command line
 _DATA = {
@@ -93,13 +109,14 @@ class RunNote:
     """Beside a checkpoint, as JSON.
 
     Attributes:
-        trainer: ``dpo`` or ``online_dpo``.
+        trainer: ``dpo``, ``online_dpo``, `RL` or `RL_WITH_CRITIC`.
         total_steps: steps that the run was to take in all.
         settings: what decides the numbers, by dotted key.
         data: which pairs or prompts make up which step: contents, order, batch.
         model: the model folder that the run started from: its path, and digests of its weights, config and adapter.
         held_out: digest of the validation data, None without.
         versions: of this package and of verl.
+        steps_per_epoch: None where it is told by ``data``.
     """
 
     trainer: str
@@ -109,6 +126,7 @@ class RunNote:
     model: dict[str, Any]
     held_out: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
+    steps_per_epoch: int | None = None
 
 
 def _versions() -> dict[str, str]:
@@ -125,21 +143,22 @@ def _flat(value: Any, key: str):
         yield key, value
 
 
-def run_settings(config: DictConfig, trainer: str, knobs: Any) -> dict[str, Any]:
+def run_settings(config: DictConfig, trainer: str, knobs: Any = None) -> dict[str, Any]:
     """The settings of a run by dotted key, as JSON gives them back.
 
     Args:
         config: verl's configuration, defaults filled in.
-        trainer: ``dpo`` or ``online_dpo``.
+        trainer: as in `RunNote`.
         knobs: the section ``algorithm.dpo`` or ``algorithm.online_dpo`` as its dataclass, defaults and all.
     """
     found: dict[str, Any] = {}
-    for section in _ONLINE if trainer == "online_dpo" else _OFFLINE:
+    for section in _SECTIONS[trainer]:
         value = OmegaConf.select(config, section)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
         found.update(_flat(value, section))
-    found.update(_flat(asdict(knobs), knobs.section))
+    if knobs is not None:
+        found.update(_flat(asdict(knobs), knobs.section))
     kept = {key: value for key, value in found.items() if not _under(key, _SILENT)}
     return json.loads(json.dumps(kept, default=str))
 
@@ -160,6 +179,7 @@ def read_note(folder: str) -> RunNote | None:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
+        content = {"steps_per_epoch": None, **content}  # earlier versions did not note it
         return RunNote(**{name: content[name] for name in (f.name for f in fields(RunNote))})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
@@ -183,14 +203,16 @@ class Differences:
 
 
 def compare(then: RunNote, now: RunNote) -> Differences:
-    refused = [f"trainer: {then.trainer} -> {now.trainer}"] * (then.trainer != now.trainer)
-    refused += [
+    if then.trainer != now.trainer:
+        return Differences([f"trainer: {then.trainer} -> {now.trainer}"], [])
+    refused = [
         f"{_DATA.get(name, name)}: {_said(before)} -> {_said(now.data.get(name))}"
         for name, before in then.data.items()
         if before != now.data.get(name)
     ]
     used = []
     same_verl = then.versions.get("verl") == now.versions.get("verl")
+    fixed = _FIXED if now.settings.get(f"{_ACTOR}.strategy", "fsdp") in ("fsdp", "fsdp2") else (*_FIXED, *_OPTIMIZER)
     for key in dict.fromkeys([*then.settings, *now.settings]):
         before, after = then.settings.get(key), now.settings.get(key)
         if (
@@ -199,16 +221,21 @@ def compare(then: RunNote, now: RunNote) -> Differences:
             or (not same_verl and (key not in then.settings or key not in now.settings))
         ):
             continue  # what only one version of verl knows was not set by anybody
-        (refused if _under(key, _FIXED) else used).append(f"{key}: {_said(before)} -> {_said(after)}")
-    for name, what in (("config", "config.json"), ("adapter", "weights of lora_adapter_path")):
+        (refused if _under(key, fixed) else used).append(f"{key}: {_said(before)} -> {_said(after)}")
+    compared = {
+        "config": f"{_MODEL}, config.json",
+        "adapter": f"{_MODEL}, weights of lora_adapter_path",
+        "critic": "critic.model.path, config.json",
+    }
+    for name, what in compared.items():
         before, after = then.model.get(name), now.model.get(name)
         if before != after:
-            refused.append(f"{_MODEL}, {what}: {_said(before)} -> {_said(after)}")
+            refused.append(f"{what}: {_said(before)} -> {_said(after)}")
     before, after = then.model.get("weights"), now.model.get("weights")
     if before and after and before != after:
         refused.append(f"{_MODEL}.path, weights: {_said(before)} -> {_said(after)}")
     if then.held_out != now.held_out:
-        used.append("data.val_files: other held-out pairs")
+        used.append(f"data.val_files: other held-out {'pairs' if now.trainer == 'dpo' else 'rows'}")
     return Differences(refused, used)
 
 

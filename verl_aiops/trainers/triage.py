@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
 from verl_aiops.rewards.combined import CombinedSettings
 from verl_aiops.rewards.managers.moments import MomentsStore
-from verl_aiops.trainers.checkpoints import resume_folder
+from verl_aiops.trainers.checkpoints import NotedCheckpoints, resume_folder
 from verl_aiops.trainers.finite import FiniteRun
+from verl_aiops.trainers.resume import rl_note
+from verl_aiops.trainers.resumed_workers import ResumedActor, ResumedCritic
 from verl_aiops.trainers.reward_rows import (
     SCORED_FIELDS,
     RewardFailures,
@@ -35,6 +40,7 @@ from verl_aiops.trainers.reward_rows import (
     session_of,
 )
 from verl_aiops.trainers.run_log import RunLog
+from verl_aiops.trainers.run_note import RunNote
 
 __all__ = ["TriageTrainer", "combined_settings", "part_metrics"]
 
@@ -67,10 +73,15 @@ def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in parts.items()}
 
 
-class TriageTrainer(FiniteRun, RunLog, PPOTrainerSync):
-    """`PPOTrainerSync` in every respect but the rewards and what is logged and dumped of them."""
+class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
+    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, and what a resume uses."""
+
+    _note: RunNote | None = None
 
     def __init__(self, config: DictConfig):
+        if self._note is None:
+            # as the user gave the settings, before verl fills in numbers
+            self._note = rl_note(config)
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # verl's parts look it up
         super().__init__(config)
@@ -84,6 +95,19 @@ class TriageTrainer(FiniteRun, RunLog, PPOTrainerSync):
         if "actor/grad_norm" in metrics:
             self.watch_finite(metrics)
         return batch
+
+    # --- second runs -------------------------------------------------------------------------------------------------
+
+    def run_note(self) -> RunNote:
+        return replace(self._note, total_steps=self.total_training_steps, steps_per_epoch=self.steps_per_epoch)
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        if self.config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2"):
+            self.role_worker_mapping = {
+                role: ray.remote(ResumedCritic if role == Role.Critic else ResumedActor)
+                for role in self.role_worker_mapping
+            }
 
     # --- rewards -----------------------------------------------------------------------------------------------------
 

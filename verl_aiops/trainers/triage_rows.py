@@ -20,6 +20,7 @@ from verl_aiops.data.messages import ROLES
 from verl_aiops.data.reading import open_files
 from verl_aiops.rewards.truth import read_ground_truth, unoffered_fields
 from verl_aiops.trainers.config import ConfigError
+from verl_aiops.trainers.prompt_counts import PromptCounts
 
 __all__ = ["RowRules", "check_rows", "first_rows_of", "row_faults"]
 
@@ -66,8 +67,8 @@ class _Found:
             self.count[at] = self.count.get(at, 0) + 1
 
 
-def check_rows(config: DictConfig, rules: RowRules) -> list[str]:
-    """Read all rows of the training and validation files.
+def check_rows(config: DictConfig, rules: RowRules, counts: PromptCounts | None = None) -> list[str]:
+    """Read all rows of the training and validation files; ``counts`` takes them in.
 
     Returns:
         what is worth saying of rows that can be used.
@@ -86,10 +87,14 @@ def check_rows(config: DictConfig, rules: RowRules) -> list[str]:
             if "://" in name:
                 notes.append(f"{name} is not on this machine: its rows were not checked")
                 before = None
+                if counts is not None:
+                    counts.whole = False
                 continue
             try:
                 for where, row in _rows(name, rules.columns):
                     found.add(f"data.{key}", where, [row] if isinstance(row, str) else row_faults(row, rules))
+                    if counts is not None and isinstance(row, Mapping):
+                        counts.add(key, row)
                     source = row.get("data_source") if isinstance(row, Mapping) else None
                     if isinstance(source, str) and source != SOURCE:
                         others[source] = others.get(source, 0) + 1

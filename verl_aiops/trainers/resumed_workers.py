@@ -1,0 +1,26 @@
+"""verl's workers of GRPO and PPO, whose optimizer has this run's settings after a checkpoint was loaded."""
+
+from __future__ import annotations
+
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from verl_aiops.trainers.optimizer import use_settings
+
+__all__ = ["ResumedActor", "ResumedCritic"]
+
+
+class ResumedCritic(TrainingWorker):
+    """Of an FSDP engine."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        engine = self.engine
+        use_settings(engine.optimizer, engine.lr_scheduler, engine.optimizer_config)
+
+
+class ResumedActor(ActorRolloutRefWorker):
+    """Likewise."""
+
+    actor_worker_cls = ResumedCritic
