@@ -542,3 +542,78 @@ def test_waits_stay_short(questions, monkeypatch):
         started = time.monotonic()
         only(server.url, questions, attempts=12, backoff_s=0.02)
         assert time.monotonic() - started < 5 and len(server.requests) == 12
+
+
+# --- replies without text ---------------------------------------------------------------------------------------------
+
+
+def wordless(finish="stop", **fields):
+    message = {"role": "assistant", "content": None, **fields}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": {"completion_tokens": 12}}
+
+
+CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+WITHOUT_TEXT = [
+    (wordless(reasoning_content="The disk, so db."), "reasoning only", "finish_reason 'stop'"),
+    (wordless(reasoning="The disk, so db.", content=""), "reasoning only", "finish_reason 'stop'"),
+    (wordless("length", reasoning_content="The disk"), "cut while reasoning", "--round-tokens"),
+    (wordless("length", content=" "), "cut before any text", "--round-tokens"),
+    (wordless("content_filter"), "filtered", "content_filter"),
+    (wordless(refusal="I can not help with that."), "refused", "I can not help"),
+    (wordless("tool_calls", tool_calls=CALL), "a call instead of text", "tool_calls"),
+    (wordless(function_call={"name": "f", "arguments": "{}"}), "a call instead of text", "function_call"),
+    (wordless("abort"), "ended otherwise", "abort"),
+]
+
+
+@pytest.mark.parametrize("reply, sort, detail", WITHOUT_TEXT, ids=range(len(WITHOUT_TEXT)))
+@pytest.mark.parametrize("late", [False, True])
+def test_a_reply_without_text_is_no_answer_and_says_why(questions, reply, sort, detail, late, tmp_path):
+    """In the first round or in the last; it is not asked again."""
+
+    def answer(body, number):
+        return (200, reply) if (len(body["messages"]) > 2) == late else oracle(questions)(body, number)
+
+    with serving(answer) as server:
+        backend = EndpointBackend(EndpointOptions(server.url, "m", concurrency=1), SamplingOptions())
+        report = evaluate(questions[:3], backend, tmp_path, Plan(), {})
+    assert len(server.requests) == (6 if late else 3)
+    assert "3 of 3 answers failed" in report.fault and f"no text: {sort}" in report.fault
+    assert report.summary["counts"]["no_text"] == {sort: 3} and report.summary["overall"]["answers"] == 0
+    assert f"3 of 3 answers failed and count in no figure; 3 of them replies without text: 3 {sort}" in report.table
+    lines = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    assert all(line["error"].startswith(f"no text: {sort}, ") and detail in line["error"] for line in lines)
+    assert all(line["score"] is None and len(line["rounds"]) == late for line in lines)
+
+
+def test_few_replies_without_text_leave_a_run_whole_and_are_counted_by_their_sort(questions, tmp_path):
+    def answer(body, number):
+        said = [message["content"] for message in body["messages"]]
+        at = next(at for at, q in enumerate(questions) if q.messages[-1]["content"] in said)
+        return (200, WITHOUT_TEXT[at * 4][0]) if at < 2 else oracle(questions)(body, number)
+
+    with serving(answer) as server:
+        backend = EndpointBackend(EndpointOptions(server.url, "m"), SamplingOptions())
+        report = evaluate(questions, backend, tmp_path, Plan(max_failed_share=0.5), {})
+    assert report.fault == "" and report.summary["counts"]["no_text"] == {"reasoning only": 1, "filtered": 1}
+    assert report.summary["overall"]["metrics"]["acc_main"]["value"] == 1.0
+
+
+def test_text_beside_reasoning_or_a_call_is_an_answer(questions, tmp_path):
+    extra = {"reasoning_content": "hm", "tool_calls": CALL, "refusal": None}
+
+    def answer(body, number):
+        status, reply = oracle(questions)(body, number)
+        reply["choices"][0]["message"] |= extra
+        return status, reply
+
+    with serving(answer) as server:
+        assert only(server.url, questions).error is None
+
+
+def test_an_answer_of_nothing_is_counted_as_such(questions, tmp_path):
+    with serving(lambda body, number: (200, completion(""))) as server:
+        backend = EndpointBackend(EndpointOptions(server.url, "m"), SamplingOptions())
+        report = evaluate(questions[:2], backend, tmp_path, Plan(), {})
+    assert report.summary["overall"]["metrics"]["empty"]["value"] == 1.0
+    assert "answers without any text" in report.table

@@ -1,6 +1,7 @@
 """The token stream of conversations in rounds, and the agent loop over a scripted engine."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 from tiny import CHATML, make_tokenizer
 
 from verl_aiops.rollout.settings import RoundSettings
-from verl_aiops.rollout.turns import Stream, TemplateTurns, round_budgets, rounds_of
+from verl_aiops.rollout.turns import Stream, TemplateTurns, next_round, round_budgets, rounds_of
 
 USER = {"role": "user", "content": "logs"}
 ROUND2 = {"role": "user", "content": "Now JSON."}
@@ -49,6 +50,71 @@ def test_verls_default_builder_loses_the_line_break(tokenizer):
     before = [USER, {"role": "assistant", "content": "x"}]
     ids = builder.merge_context_tokens(before, [*before, ROUND2], [7, 2]).token_ids
     assert tokenizer.decode(ids[1:]).startswith("<|im_end|><|im_start|>user")
+
+
+FAMILIES = [
+    "qwen2_5",
+    "qwen3",
+    "qwen3_5_think",
+    "qwen3_instruct_2507",
+    "llama3",
+    "gemma",
+    "gemma3",
+    "phi3",
+    "phi3_5",
+    "cohere",
+]
+FAMILIES += ["cohere2", "gptoss", "glm4moe", "deepseekv3", "deepseek_r1_distill", "lfm2", "nemotron_3_nano", "gemma4"]
+SPECIAL = [
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+    "<|return|>",
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+]
+SPECIAL += [
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|END_OF_TURN_TOKEN|>",
+]
+SPECIAL += ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|turn>", "<turn|>"]
+# what a model of the family ends its turn with, where that is not the first token after an answer in a conversation
+ENDS = {"gptoss": "<|return|>", "glm4moe": "<|user|>"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_border_of_every_family_is_its_templates(family, ended):
+    trl = pytest.importorskip("trl")
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").read_text()
+    tokenizer = make_tokenizer(chat_template=template, eos_token="<|endoftext|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+    turns = TemplateTurns(tokenizer)
+    answered = [USER, {"role": "assistant", "content": "the queue grew"}]
+    rendered = tokenizer.apply_chat_template([*answered, ROUND2], add_generation_prompt=True, tokenize=False)
+    _, _, border = rendered.partition("the queue grew")
+    answer = tokenizer.encode("the queue grew", add_special_tokens=False)
+    end = ENDS.get(family) or tokenizer.decode(tokenizer.encode(border, add_special_tokens=False)[:1])
+    if ended:
+        answer += tokenizer.encode(end, add_special_tokens=False)
+    written = tokenizer.decode([*answer, *next_round(turns, answered, ROUND2["content"], answer)])
+    if family == "gptoss" and ended:
+        border = border.replace("<|end|>", "<|return|>", 1)
+    assert written == "the queue grew" + border
+    assert len(turns.between((ROUND2["content"],))) == len(next_round(turns, answered, ROUND2["content"], answer[:-1]))
+
+
+def test_a_border_that_cannot_be_read_is_refused(tokenizer):
+    end = "{{ ' bye' if loop.last and not add_generation_prompt else ';' }}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
+    with pytest.raises(ValueError, match="rounds cannot be joined"):
+        TemplateTurns(tokenizer).between(("x",))
 
 
 def test_models_tokens_are_kept_as_they_are(tokenizer):
@@ -163,7 +229,9 @@ class Scripted:
         return TokenOutput(token_ids=ids, log_probs=logps, extra_fields={"global_steps": 3})
 
 
-def run_loop(tokenizer, tiny_model_dir, answers, rounds=("Now JSON.",), response=80, custom=None, logps=True):
+def run_loop(
+    tokenizer, tiny_model_dir, answers, rounds=("Now JSON.",), response=80, custom=None, logps=True, model_type=None
+):
     from verl_aiops.rollout.agent_loop import AiopsMturnAgentLoop
 
     config = OmegaConf.create(
@@ -191,6 +259,7 @@ def run_loop(tokenizer, tiny_model_dir, answers, rounds=("Now JSON.",), response
             processor=None,
             dataset_cls=None,
             data_config=SimpleNamespace(config=OmegaConf.create({})),
+            hf_model_type=model_type,
         )
         return await loop.run(sampling, raw_prompt=[USER], extra_info={"rounds": list(rounds)}, uid="u")
 
@@ -277,3 +346,16 @@ def test_constrained_decoding_goes_to_the_last_round_of_engines_that_have_it(tok
     custom = {"round_tokens": [30, 20], "json_schema": True}
     _, engine = run_loop(tokenizer, tiny_model_dir, [[2], [2]], custom=custom)
     assert ["json_schema" in request["sampling_params"] for request in engine.asked] == [False, True]
+
+
+def test_a_family_whose_builder_wants_other_tokens_falls_back_to_the_template(tiny_model_dir):
+    """DeepSeek-R1-Distill-Qwen: model_type qwen2, and a tokenizer without <|im_end|>."""
+    named = CHATML.replace("im_end", "endoftext").replace("im_start", "turn")
+    tokenizer = make_tokenizer(chat_template=named, eos_token="<|endoftext|>", unk_token=None)
+    vocabulary = tokenizer.get_vocab
+    tokenizer.get_vocab = lambda: {key: value for key, value in vocabulary().items() if key != "<|im_end|>"}
+    tokenizer.convert_tokens_to_ids = lambda token: None if token == "<|im_end|>" else vocabulary().get(token)
+    answer = [*tokenizer.encode("db", add_special_tokens=False), 0]
+    output, _ = run_loop(tokenizer, tiny_model_dir, [answer, answer], response=120, model_type="qwen2")
+    text = tokenizer.decode(output.response_ids)
+    assert text == "db<|endoftext|>\n<|turn|>user\nNow JSON.<|endoftext|>\n<|turn|>assistant\ndb<|endoftext|>"

@@ -39,8 +39,8 @@ def _head(result: Mapping[str, Any]) -> str:
     lines += [f"  {sentence}" for sentence, _ in wording.left_out(result)]
     for run in result["runs"]:
         line = f"  {run['label']}: {wording.counted(run['compared']['answers'], 'answer')} compared"
-        if run["failed"]:
-            line += f"; {run['failed']:,} of {run['answers']:,} answers failed and count in no figure"
+        if failed := wording.failed(run):
+            line += f"; {failed}"
         lines.append(line + "".join(f"; {note}" for note in run["notes"]))
     lines += [f"  {note}" for note in result["notes"]]
     return "\n".join(map(wording.visible, lines))

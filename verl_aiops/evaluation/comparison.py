@@ -35,7 +35,7 @@ from verl_aiops.evaluation.changes import class_changes, flips
 from verl_aiops.evaluation.metrics import MEANS, table_of, values_of
 from verl_aiops.evaluation.paired import FEW_GROUPS, holm, mcnemar_exact, mean_intervals, sign_flip_test
 from verl_aiops.evaluation.pairing import METRICS, Metric, Pairing, values
-from verl_aiops.evaluation.records import Record
+from verl_aiops.evaluation.records import Record, without_text
 from verl_aiops.evaluation.summary import SLICES
 
 __all__ = ["MACRO_F1", "OVER_K", "SLICED", "comparison_of"]
@@ -87,6 +87,7 @@ def _run(pairing: Pairing, at: int) -> dict[str, Any]:
         "incidents": len(run.incidents),
         "answers": len(lines),
         "failed": sum(line["error"] is not None for line in lines),
+        "no_text": without_text(lines),
         "compared": {"incidents": len(samples), "answers": sum(samples), "fewest": min(samples), "most": max(samples)},
         "left_out": pairing.left_out[run.label],
         "settings": dict(run.settings),

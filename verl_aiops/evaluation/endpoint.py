@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.generate import Done, Generation, Job, SamplingOptions, budgets_of
+from verl_aiops.evaluation.generate import NO_TEXT, Done, Generation, Job, SamplingOptions, budgets_of
 from verl_aiops.evaluation.questions import Question, offered_names
 from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.reasoning import ANY
@@ -301,6 +301,38 @@ def _read(body: bytes) -> _Reply:
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens < 2**31:
         tokens = None
+    if not (text or "").strip() and (reason := _why_no_text(message, choice.get("finish_reason"))):
+        raise _Fault(f"{NO_TEXT}{reason}", False)
     # lone surrogates are no text: they could neither be sent back nor written to a file
     text = (text or "").encode("utf-8", "replace").decode("utf-8")
     return _Reply(text, choice.get("finish_reason") == "length", tokens)
+
+
+def _why_no_text(message: dict[str, Any], finish: Any) -> str:
+    """Why a reply without text is no answer: a sort, then how it ended; "" where the model simply wrote nothing."""
+    reasoned = any(isinstance(message.get(key), str) and message[key].strip() for key in _REASONING_KEYS)
+    if message.get("refusal") or finish == "refusal":
+        sort = "refused"
+    elif finish == "content_filter":
+        sort = "filtered"
+    elif any(message.get(key) for key in _CALL_KEYS) or finish in _CALL_KEYS:
+        sort = "a call instead of text"
+    elif finish == "length":
+        sort = "cut while reasoning" if reasoned else "cut before any text"
+    elif reasoned:
+        sort = "reasoning only"
+    elif finish in ("stop", "eos", None):
+        return ""
+    else:
+        sort = "ended otherwise"
+    more = {
+        "cut while reasoning": "give it more tokens (--round-tokens)",
+        "cut before any text": "give it more tokens (--round-tokens)",
+        "reasoning only": "serve it without a reasoning parser that takes all for reasoning, or without thinking "
+        "(--chat-template-kwargs)",
+    }.get(sort)
+    return f"{sort}, finish_reason {str(finish)[:40]!r}" + (f"; {more}" if more else "")
+
+
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_CALL_KEYS = ("tool_calls", "function_call")

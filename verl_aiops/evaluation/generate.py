@@ -11,8 +11,11 @@ from typing import Any, Protocol
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.questions import Question
 
-__all__ = ["Backend", "Done", "Generation", "Job", "SamplingOptions", "budgets_of", "seed_of"]
+__all__ = ["NO_TEXT", "Backend", "Done", "Generation", "Job", "SamplingOptions", "budgets_of", "seed_of"]
 
+
+NO_TEXT = "no text: "
+"""How the error of an answer begins for which a reply came, but none with text; the sort of reply follows."""
 
 # verl's default of data.max_response_length
 MAX_RESPONSE_LENGTH = 512

@@ -53,7 +53,6 @@ class LocalBackend:
     def __init__(self, model: ModelFolder, options: SamplingOptions, batch: int, dtype: str, scratch: Path):
         from transformers import AutoConfig
         from verl.utils import hf_tokenizer
-        from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
         from verl_aiops.rollout.stops import stop_ids
         from verl_aiops.rollout.turns import TemplateTurns
@@ -73,9 +72,6 @@ class LocalBackend:
         kwargs = dict(options.chat_template_kwargs)
         self.reasoning = reward_settings(reasoning_of(self.tokenizer, kwargs))
         self.template = TemplateTurns(self.tokenizer, chat_template_kwargs=kwargs)
-        self.builder = create_continuous_token_builder(
-            self.tokenizer, hf_model_type=self.config.model_type, chat_template_kwargs=kwargs
-        )
 
     def check(self, questions: Sequence[Question]) -> None:
         """Render every prompt and see that all rounds fit into the model's positions.
@@ -181,9 +177,7 @@ class LocalBackend:
                 continue
             user = conversation.job.question.rounds[at]
             conversation.messages.append({"role": "assistant", "content": text})
-            stream.add_context(
-                next_round(self.builder, self.template, conversation.messages, user, stream.all_ids, cut)
-            )
+            stream.add_context(next_round(self.template, conversation.messages, user, stream.all_ids))
             conversation.messages.append({"role": "user", "content": user})
 
     # --- tokens of a question -----------------------------------------------------------------------------------------
@@ -196,7 +190,7 @@ class LocalBackend:
         key = question.id, question.messages[-1]["content"]
         if key not in self._prompts:
             try:
-                self._prompts[key] = self.builder.build_initial_tokens(list(question.messages))
+                self._prompts[key] = self.template.build_initial_tokens(list(question.messages))
             except Exception as error:  # templates raise what they like
                 raise EvaluationError(
                     f"{question.id}: the chat template of {self.model.path} refuses the prompt: {_line(error)}"

@@ -20,6 +20,7 @@ metric                   mean of
 ``quotes``, ``invented`` distinct verbatim quotations, and distinct others
 ``early_verdict``        a round before the last gives a verdict
 ``chars``, ``tokens``    of all rounds; tokens over answers whose server counts them
+``empty``                the last round has no text at all
 ``reasoning``            characters of reasoning blocks, which count in nothing else; ``reasoning_cut`` whether the
                          last round's block was not closed. Over answers of evaluations that know them
 ``cut``                  some round used up its budget
@@ -123,6 +124,7 @@ MEANS: dict[str, Callable[[Record], float | None]] = {
     "evidence_rate": lambda r: float(r["score"]["evidence_recall"] > 0) if _judged(r) else None,
     **{key: _score(key) for key in ("quotes", "invented", "early_verdict", "chars")},
     "tokens": lambda r: float(sum(r["tokens"])) if r["tokens"] is not None else None,
+    "empty": lambda r: float(not r["rounds"][-1].strip()) if r["rounds"] else None,
     "reasoning": lambda r: r["score"].get("reasoning"),
     "reasoning_cut": lambda r: r["score"].get("reasoning_cut"),
     "cut": lambda r: float(any(r["cut"])),

@@ -16,7 +16,8 @@ key               value
 ``ground_truth``  as `rewards.aiops_mturn.compute_score` was given it, an object
 ``predicted``     ``{"service", "incident_type"}`` as the model wrote them; null where the answer is not the JSON
 ``score``         everything that `compute_score` returned; null where there is no answer
-``error``         null, or why there is no answer; ``rounds`` then holds what was generated before
+``error``         null, or why there is no answer; ``rounds`` then holds what was generated before. Begins with
+                  ``no text: `` and the sort of reply (`without_text`) where a server's reply had none
 ================  ====================================================================================================
 
 ``renamed.jsonl`` has the same for the incidents with their labels renamed. ``settings.json`` is what both depend on.
@@ -27,12 +28,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.generate import Generation, Job
+from verl_aiops.evaluation.generate import NO_TEXT, Generation, Job
 from verl_aiops.evaluation.record_checks import content_fault
 from verl_aiops.files import replacing, write_atomically
 from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
@@ -40,7 +42,7 @@ from verl_aiops.inputs.shown import brief
 from verl_aiops.inputs.sniff import refusal
 from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 
-__all__ = ["KEYS", "SCORES", "Folder", "Records", "read_records", "scored"]
+__all__ = ["KEYS", "SCORES", "Folder", "Records", "read_records", "scored", "without_text"]
 
 KEYS = ("id", "group", "source", "lang", "difficulty", "sample", "seed", "rounds", "cut", "tokens") + (
     "ground_truth",
@@ -102,6 +104,13 @@ def scored(job: Job, made: Generation, reward: Mapping[str, Any]) -> Record:
         "score": score,
         "error": made.error,
     }
+
+
+def without_text(records: Iterable[Record]) -> dict[str, int]:
+    """How many answers are missing because a reply had no text, by the sort of reply, the most frequent first."""
+    errors = (record["error"] for record in records if record["error"] is not None)
+    sorts = (error.removeprefix(NO_TEXT).split(",")[0] for error in errors if error.startswith(NO_TEXT))
+    return dict(Counter(sorts).most_common())
 
 
 def read_records(path: str | Path) -> list[Record]:

@@ -73,6 +73,7 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         verdicts=[wording.verdict(result, label) for label in labels[1:]],
         settings=_settings(result),
         left_out=wording.left_out(result),
+        failed=wording.failed,
         over_k=OVER_K,
         tone=_tone,
         classes=_class_changes(result),

@@ -17,7 +17,7 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.generate import Backend, Generation, Job, seed_of
 from verl_aiops.evaluation.questions import Question
-from verl_aiops.evaluation.records import Folder, Record, Records, scored
+from verl_aiops.evaluation.records import Folder, Record, Records, scored, without_text
 from verl_aiops.evaluation.rename import named, rename_questions
 from verl_aiops.evaluation.summary import drop, section, summarise
 from verl_aiops.evaluation.table import render
@@ -182,6 +182,7 @@ def _summary(
             "answered": len(everything) - failed,
             "failed": failed,
             "failed_share": failed / asked,
+            "no_text": without_text(everything),
             "missing": asked - len(everything),
             "complete": asked == len(everything),
         },

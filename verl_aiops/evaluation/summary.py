@@ -1,9 +1,10 @@
 """What an evaluation comes to: ``summary.json``.
 
 Shares are from 0 to 1; every metric is ``{"value", "low", "high", "n"}`` (`metrics.Value`), the interval 95 %. Keys:
-``settings``; ``counts``; ``overall`` and ``by`` (source, lang, difficulty; "unknown" where the data do not say), each
-with ``incidents``, ``groups``, ``answers``, ``failed``, ``metrics``, ``pass_at_k`` and ``best_of_n``; ``classes``; and
-with `--rename` also ``renamed`` (as ``overall``) and ``drop``.
+``settings``; ``counts``, where ``no_text`` has the failed answers whose reply had no text, by its sort; ``overall`` and
+``by`` (source, lang, difficulty; "unknown" where the data do not say), each with ``incidents``, ``groups``,
+``answers``, ``failed``, ``metrics``, ``pass_at_k`` and ``best_of_n``; ``classes``; and with `--rename` also ``renamed``
+(as ``overall``) and ``drop``.
 """
 
 from __future__ import annotations

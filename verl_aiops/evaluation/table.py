@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["as_columns", "one_line", "render"]
+__all__ = ["as_columns", "one_line", "render", "without_text_said"]
 
 Cells = Sequence[str]
 
@@ -23,6 +23,7 @@ _SHARES = {
     "early_verdict": "verdict in an early round",
     "cut": "cut at the budget",
     "reasoning_cut": "reasoning not closed",
+    "empty": "answers without any text",
 }
 _NUMBERS = {
     "score": ("reward", 3),
@@ -32,7 +33,7 @@ _NUMBERS = {
     "reasoning": ("characters of reasoning", 0),
     "tokens": ("tokens", 0),
 }
-_WHERE_ANY = ("reasoning", "reasoning_cut")
+_WHERE_ANY = ("reasoning", "reasoning_cut", "empty")
 _SLICE = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate")
 _HEADS = ("both right", "service", "type", "JSON", "evidence")
 _CLASSES_SHOWN = 30
@@ -60,9 +61,18 @@ def _head(summary: Mapping[str, Any]) -> str:
     ]
     if counts["failed"]:
         lines.append(f"{counts['failed']:,} of {counts['asked']:,} answers failed and count in no figure")
+        lines[-1] += without_text_said(counts.get("no_text") or {})
     if not counts["complete"]:
         lines.append(f"UNFINISHED: {counts['missing']:,} of {counts['asked']:,} answers are missing")
     return "\n".join(lines)
+
+
+def without_text_said(counts: Mapping[str, int]) -> str:
+    """What follows the number of failed answers; `records.without_text`."""
+    if not counts:
+        return ""
+    sorts = ", ".join(f"{count:,} {one_line(sort)}" for sort, count in counts.items())
+    return f"; {sum(counts.values()):,} of them replies without text: {sorts}"
 
 
 def _overall(section: Mapping[str, Any]) -> str:

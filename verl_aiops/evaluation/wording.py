@@ -6,11 +6,14 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from verl_aiops.evaluation.table import without_text_said
+
 __all__ = [
     "ALPHA",
     "change_parts",
     "counted",
     "in_one",
+    "failed",
     "left_out",
     "listed",
     "p_text",
@@ -100,6 +103,14 @@ def verdict(result: Mapping[str, Any], label: str) -> tuple[str, str]:
         return "open", f"No difference shown between {label} and {first}: {figures}."
     kind = "better" if entry["difference"]["value"] > 0 else "worse"
     return kind, f"{label} is {kind} than {first}: {figures}."
+
+
+def failed(run: Mapping[str, Any]) -> str:
+    """How many of a run's answers failed, and why where replies had no text; "" where none did."""
+    if not run["failed"]:
+        return ""
+    said = f"{run['failed']:,} of {run['answers']:,} answers failed and count in no figure"
+    return said + without_text_said(run["no_text"])
 
 
 def left_out(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -30,7 +30,12 @@ class AiopsMturnAgentLoop(AgentLoopBase):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError:
+            # verl's token builder for the model's type wants tokens that this tokenizer lacks (DeepSeek-R1-Distill-Qwen
+            # is a qwen2 without <|im_end|>); the default one renders the prompt, and no more is asked of it
+            super().__init__(*args, **{**kwargs, "hf_model_type": None})
         custom = OmegaConf.select(self.rollout_config, "custom.aiops_mturn")
         self.settings = RoundSettings.from_config(custom)
         self.stops = stop_ids(self.config.actor_rollout_ref.model.path, self.tokenizer)
@@ -84,13 +89,7 @@ class AiopsMturnAgentLoop(AgentLoopBase):
                 if not last:
                     messages.append({"role": "assistant", "content": text})
                     between_rounds = functools.partial(
-                        next_round,
-                        self.continuous_token_builder,
-                        self.template,
-                        list(messages),
-                        rounds[at],
-                        stream.all_ids,
-                        cut,
+                        next_round, self.template, list(messages), rounds[at], stream.all_ids
                     )
                     stream.add_context(await self.loop.run_in_executor(None, between_rounds))
                     messages.append({"role": "user", "content": rounds[at]})

@@ -23,11 +23,23 @@ _SENTINEL = "verlAiopsAnswerStandsHere"
 ANSWER_TOKENS = 64
 
 
+@dataclass(frozen=True)
+class _Border:
+    """What stands between an answer and the next: tokens that end the assistant's turn, then those of the user's
+    messages and the generation prompt. ``instead`` ends a turn as well as the first of ``closing`` does."""
+
+    closing: list[int]
+    between: list[int]
+    instead: int | None = None
+
+
 class TemplateTurns(ContinuousTokenBuilder):
-    """verl's token builder for models that it has no family for: the border is read off the chat template itself.
+    """A token builder for every family: the border between rounds is read off the chat template itself.
 
     verl's default builder appends the rendered next message right after the model's last token. A template writes more
-    there (ChatML a line break after ``<|im_end|>``), and an answer that was cut has no end of turn at all.
+    there (ChatML a line break after ``<|im_end|>``), and an answer that was cut has no end of turn at all. verl's
+    builders of families know such borders by the model's type, of which there are models with other tokenizers and
+    templates.
     """
 
     def merge_context_tokens(
@@ -49,42 +61,70 @@ class TemplateTurns(ContinuousTokenBuilder):
         """
         self._assert_append_only(previous_messages, updated_messages)
         new = tuple(m["content"] for m in updated_messages[len(previous_messages) :])
-        closing, between = self._between(new)
-        written = next(k for k in range(len(closing), -1, -1) if k == 0 or runtime_token_ids[-k:] == closing[:k])
-        inserted = closing[written:]
+        border = self._between(new)
+        inserted = border.closing[self._written(runtime_token_ids, border) :]
+        between = border.between
+        if not border.closing and between and runtime_token_ids[-1:] == between[:1]:
+            # in some families (GLM) an answer ends with the token that opens the user's turn
+            between = between[1:]
         return MergeResult(
             token_ids=[*runtime_token_ids, *inserted, *between],
             appended_token_count=len(between),
             inserted_token_ids=inserted,
         )
 
+    @staticmethod
+    def _written(ids: list[int], border: _Border) -> int:
+        """How many tokens of the closing end the model's own."""
+        closing = border.closing
+        if border.instead is not None and ids[-1:] == [border.instead]:
+            return 1
+        return next(k for k in range(len(closing), -1, -1) if k == 0 or ids[-k:] == closing[:k])
+
     def between(self, texts: tuple[str, ...]) -> list[int]:
         """All tokens between an answer that was cut and the next one, with the user's ``texts`` in between."""
-        closing, between = self._between(texts)
-        return [*closing, *between]
+        border = self._between(texts)
+        return [*border.closing, *border.between]
 
     def closing(self) -> list[int]:
-        """The tokens that end an answer."""
-        return self._between(("?",))[0]
+        """The tokens that end an answer at the end of a conversation."""
+        return self._encode(self._after_answer(self._answered, add_generation_prompt=False))
 
     @functools.cached_property
-    def _cache(self) -> dict[tuple[str, ...], tuple[list[int], list[int]]]:
+    def _cache(self) -> dict[tuple[str, ...], _Border]:
         return {}
 
-    def _between(self, texts: tuple[str, ...]) -> tuple[list[int], list[int]]:
-        """Tokens that end the assistant's turn, and those of the user's messages and the generation prompt."""
+    @property
+    def _answered(self) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
+
+    def _between(self, texts: tuple[str, ...]) -> _Border:
         if texts not in self._cache:
-            answered = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
-            closing = self._after_answer(answered, add_generation_prompt=False)
             users = [{"role": "user", "content": text} for text in texts]
-            rest = self._after_answer([*answered, *users], add_generation_prompt=True)
-            if not rest.startswith(closing):
-                raise ValueError(
-                    f"the chat template ends an answer with {closing!r} at the end of a conversation, but not before a "
-                    f"user's message ({rest[:80]!r}), so rounds cannot be joined; use a template that does"
-                )
-            self._cache[texts] = self._encode(closing), self._encode(rest[len(closing) :])
+            rest = self._after_answer([*self._answered, *users], add_generation_prompt=True)
+            closing = self._after_answer(self._answered, add_generation_prompt=False)
+            if rest.startswith(closing):
+                self._cache[texts] = _Border(self._encode(closing), self._encode(rest[len(closing) :]))
+            else:
+                self._cache[texts] = self._ended_otherwise(closing, rest)
         return self._cache[texts]
+
+    def _ended_otherwise(self, closing: str, rest: str) -> _Border:
+        """The border of a template that ends a conversation in another way than a turn: with one token more (Phi-3's
+        end of sequence), or with another one (gpt-oss's ``<|return|>`` for ``<|end|>``)."""
+        last, ids = self._encode(closing), self._encode(rest)
+        same = next((at for at, (a, b) in enumerate(zip(last, ids)) if a != b), min(len(last), len(ids)))
+        if same:
+            return _Border(ids[:same], ids[same:])
+        special = set(self.tokenizer.all_special_ids) | {
+            at for at, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        if last and ids and last[0] in special and ids[0] in special:
+            return _Border(ids[:1], ids[1:], instead=last[0])
+        raise ValueError(
+            f"the chat template ends an answer with {closing!r} at the end of a conversation, but not before a "
+            f"user's message ({rest[:80]!r}), so rounds cannot be joined; use a template that does"
+        )
 
     def _after_answer(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         text = apply_chat_template(
@@ -157,35 +197,15 @@ def answer_text(tokenizer: Any, ids: list[int], stops: frozenset[int]) -> tuple[
     return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False), not ended
 
 
-def next_round(
-    builder: ContinuousTokenBuilder,
-    template: TemplateTurns,
-    answered: list[dict[str, Any]],
-    text: str,
-    ids: list[int],
-    cut: bool,
-) -> list[int]:
+def next_round(template: TemplateTurns, answered: list[dict[str, Any]], text: str, ids: list[int]) -> list[int]:
     """The tokens between the answer that ends ``ids`` and the next one.
 
     Args:
-        builder: verl's for the model's family.
-        template: used instead where verl's builder would not write the border, or the answer was cut.
         answered: the messages up to that answer, which is the last of them.
         text: the user's text of the next round.
         ids: all tokens so far.
-        cut: whether the answer was cut before it ended its turn.
-
-    Raises:
-        ValueError: the builder replaces tokens that the model wrote.
     """
-    if cut or type(builder) is ContinuousTokenBuilder:
-        builder = template  # verl's builders of model families take it that the turn was ended
-    merged = builder.merge_context_tokens(answered, [*answered, {"role": "user", "content": text}], ids)
-    if merged.removed_prefix_token_count:
-        raise ValueError(
-            f"{type(builder).__name__} replaces tokens that the model wrote, so this model cannot be trained over "
-            "several rounds"
-        )
+    merged = template.merge_context_tokens(answered, [*answered, {"role": "user", "content": text}], ids)
     return merged.token_ids[len(ids) :]
 
 

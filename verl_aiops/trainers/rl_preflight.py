@@ -344,11 +344,17 @@ def check_rounds(config: DictConfig) -> None:
     from verl_aiops.trainers.preflight import load_tokenizer
 
     tokenizer = load_tokenizer(config.actor_rollout_ref.model)
+    if template := config.actor_rollout_ref.model.get("custom_chat_template"):
+        tokenizer.chat_template = template
     builder = TemplateTurns(tokenizer, chat_template_kwargs=dict(config.data.get("apply_chat_template_kwargs") or {}))
     refused: list[tuple[int, str, str]] = []
     count = 0
     for rounds, (first, same) in rows.items():
-        between = [len(builder.between((text,))) for text in rounds]
+        try:
+            between = [len(builder.between((text,))) for text in rounds]
+        except Exception as error:  # templates raise what they like
+            why = " ".join(str(error).split())
+            raise ConfigError(f"{first}: its rounds cannot be joined by this model's chat template: {why}") from None
         try:
             round_budgets(config.data.max_response_length, between, settings.round_tokens, settings.answer_tokens)
         except ValueError as error:
