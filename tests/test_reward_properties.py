@@ -272,3 +272,37 @@ def test_no_text_takes_a_second(unit, incident):
     compute_score("", answer + text[: 4096 - len(answer)], TRUTH, allow_fence=True)
     compute_score("", "```\n" + text[:4092], TRUTH, allow_fence=True)
     assert time.perf_counter() - started < 1.0
+
+
+noise = st.text(st.sampled_from(" \t\n\r*_~`\"'“”«»「」|#-—.,;/\u200b\u2060\u00a0"), max_size=6)
+ANNOUNCEMENTS = [("root", "cause"), ("final", "answer"), ("incident", "type"), ("underlying", "cause"), ("verdict",)]
+ANNOUNCEMENTS += [("faulty", "service"), ("culprit",), ("根本", "原因"), ("故障", "类型"), ("结论",)]
+
+
+@given(
+    st.sampled_from(ANNOUNCEMENTS),
+    noise,
+    noise,
+    noise.map(lambda text: text.replace("/", "")),
+    st.sampled_from([":", "=", "：", "＝"]),
+    st.booleans(),
+)
+@quick
+def test_no_noise_between_the_words_of_an_announcement_hides_it(words, first, before, after, colon, quoting):
+    between = f' "{LINES[0]}" ' if quoting else " "
+    text = f"Hm. {(between + first).join(words)}{before}{colon}{after} db"
+    extra = {"turns": [text, "{}"], "incident_text": INCIDENT}
+    assert compute_score("", "", TRUTH, extra)["early_verdict"] == 1
+
+
+@given(st.sampled_from(LINES), st.data())
+@quick
+def test_no_altered_quotation_pays(line, data):
+    """White space that became another, letters that were changed, pieces put together: none is what the data say."""
+    at = data.draw(st.sampled_from([at for at, letter in enumerate(line) if letter == " "]))
+    gap = data.draw(st.sampled_from(["\n", "\n\n", "\t", "\r\n", "\u00a0", "\u2028", "\v", " \n", "\n "]))
+    mark = data.draw(st.sampled_from(['"{}"', "`{}`", "```\n{}\n```", "“{}”", "「{}」"]))
+    altered = mark.format(line[:at] + gap + line[at + 1 :])
+    extra = {"turns": [altered, '{"service": "db", "incident_type": "replication_lag"}'], "incident_text": INCIDENT}
+    result = compute_score("", "", TRUTH, extra)
+    assert result["quotes"] == result["evidence"] == 0.0

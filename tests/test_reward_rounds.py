@@ -51,6 +51,7 @@ ONE = {"quotes": 1, "invented": 0, "evidence": 0.5**0.5, "evidence_precision": 1
 NONE = {"quotes": 0, "invented": 0, "evidence": 0, "score": 0.85, "early_verdict": 0}
 FAKE = {"quotes": 0, "invented": 1, "evidence": 0, "score": 0.8375}
 VERDICT = {"early_verdict": 1, "score": 0.80}
+SAID = {"early_verdict": 1, "quotes": 1}
 JSON = {"early_verdict": 1, "invented": 1, "score": 0.7875}  # its second key is a quotation, too
 CALM = {"early_verdict": 0, "score": 0.85}
 
@@ -155,6 +156,33 @@ VERDICTS = [
     Row("The service is slow, its type of load is usual; checkout service: normal.", CALM, "ordinary words"),
     Row("根因尚不清楚，需要看该服务的指标；根因是什么？", CALM, "Chinese: not known yet"),
     Row("adservice looks overloaded, cartservice does not.", CALM, "naming a service in prose is thinking"),
+    Row(f'The root "{CPU}" cause: adservice', SAID, "a quotation between the words of an announcement"),
+    Row(f"The root\n```\n{CPU}\n```\ncause: adservice", SAID, "a fenced one"),
+    Row(f"The root cause “{CALL}” is adservice", SAID, "before the verb"),
+    Row(
+        f'The root "{CPU}" and "{CALL}" cause: adservice',
+        {"early_verdict": 0, "quotes": 2},
+        "words between the words are prose",
+    ),
+    Row("root\ncause: adservice", VERDICT, "a line break between the words"),
+    Row("root\t\tcause\n\n:\n adservice", VERDICT, "tabs and line breaks"),
+    Row("**root** / **cause** — : adservice", VERDICT, "punctuation and emphasis between them"),
+    Row("root, cause = adservice", VERDICT, "a comma between them"),
+    Row("ver**dict**: adservice", VERDICT, "emphasis inside a word"),
+    Row("v`e`rdict: adservice", VERDICT, "marks inside a word"),
+    Row("Verdict (round 1): adservice", VERDICT, "an aside before the colon"),
+    Row("root cause -> adservice", VERDICT, "an arrow"),
+    Row("root\u200b \u200bcause\u2060: adservice", VERDICT, "invisible characters"),
+    Row("根 因 ： adservice", VERDICT, "Chinese, spaced"),
+    Row("**根**“因”：adservice", VERDICT, "Chinese, between marks"),
+    Row("Ursache: adservice", VERDICT, "German"),
+    Row("La cause racine : adservice", VERDICT, "French"),
+    Row("Causa raíz: adservice", VERDICT, "Spanish"),
+    Row("первопричина: adservice", VERDICT, "Russian"),
+    Row("この障害の根本原因：adservice", VERDICT, "Japanese"),
+    Row("I have not got to the root. A cause is hard to tell: two lines differ.", CALM, "prose with both words"),
+    Row("The root cause is still open: adservice or cartservice?", CALM, "thinking aloud, with a colon later"),
+    Row("Die Ursache ist noch unklar.", CALM, "German: thinking"),
     Row("user: what is your answer?\nassistant:\n" + INSTRUCTION, CALM, "a made-up dialogue is just text"),
     Row("x" * (MAX_READ_CHARS + 1), {"early_verdict": 1}, "too long to be read"),
 ]
@@ -288,6 +316,40 @@ def test_verbatim_words_of_the_incident_are_no_verdict():
     incident = INCIDENT + "\nservice: adservice restarted, root cause: unknown fault"
     extra = {"turns": [quoted(incident.splitlines()[-1]), RIGHT], "incident_text": incident}
     assert compute_score("aiops_mturn", "", TRUTH, extra)["early_verdict"] == 0
+
+
+@pytest.mark.parametrize(
+    "early, caught",
+    [
+        ('"10:00:13 cartservice says root cause: none of ours" is what it says', 0),
+        ('The "10:00:14 search for the root cause" is adservice', 1),
+        ('"10:00:14 search for the root cause": adservice', 1),
+        ('I see "10:00:14 search for the root cause" and "10:00:07 adservice cpu 98%".', 0),
+    ],
+)
+def test_the_incidents_own_words_cannot_begin_a_verdict(early, caught):
+    incident = INCIDENT + "\n10:00:13 cartservice says root cause: none of ours\n10:00:14 search for the root cause"
+    extra = {"turns": [early, RIGHT], "incident_text": incident}
+    assert compute_score("aiops_mturn", "", TRUTH, extra)["early_verdict"] == caught
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n\n", " \n ", "\r\n", "\t", "  ", "\u00a0", "\u200b", "\x0b", "\u2028"])
+@pytest.mark.parametrize("marks", ['""', "``", "“”", "「」", ("```\n", "\n```")])
+def test_a_quotation_whose_spaces_became_something_else_is_altered(gap, marks):
+    whole = score(quoted(CPU, marks=marks), RIGHT)
+    assert whole["evidence"] > 0
+    words = CPU.split(" ")
+    for at in range(1, len(words)):
+        altered = " ".join(words[:at]) + gap + " ".join(words[at:])
+        result = score(quoted(altered, marks=marks), RIGHT)
+        assert result["evidence"] == 0 and result["score"] < 0.85, altered
+    assert score(quoted(CPU.replace(" ", gap), marks=marks), RIGHT)["evidence"] == 0
+
+
+def test_whole_lines_are_quotations_whatever_stands_between_them():
+    kept = f"{CPU}\n{CALL}"
+    for text in (f"```\n{CALL}\n{CPU}\n```", f"```\n  {CPU}\n\n  {CALL}\n```", f"```\n{CPU[9:]}\n{CALL[:-9]}\n```"):
+        assert score(text, RIGHT)["evidence_recall"] == score(f'"{kept}"', RIGHT)["evidence_recall"] == 1.0, text
 
 
 def test_json_log_lines_can_be_quoted_whole():

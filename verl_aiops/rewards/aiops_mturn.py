@@ -61,7 +61,7 @@ from typing import Any
 
 from verl_aiops.reasoning import ANY, Visible, visible
 from verl_aiops.rewards.answer import ParsedAnswer, match_label, parse_answer
-from verl_aiops.rewards.discipline import gives_verdict
+from verl_aiops.rewards.discipline import gives_verdict, may_announce
 from verl_aiops.rewards.evidence import Judgement, find_evidence, judge_quotations
 from verl_aiops.rewards.parts import Reading, measured
 from verl_aiops.rewards.quotes import MAX_READ_CHARS, find_quotations
@@ -189,7 +189,14 @@ def _read_early(
         return nothing, 0, 0, any(map(gives_verdict, early))
     # One text for all of them, or a quotation repeated in a later round would be counted again. The break between
     # rounds is a line break, so at worst an unclosed mark pairs across it.
-    found = find_quotations("\n".join(early), incident_text, min_chars=settings.min_quote_chars, names=truth.names)
+    found = find_quotations(
+        "\n".join(early),
+        incident_text,
+        min_chars=settings.min_quote_chars,
+        names=truth.names,
+        # the incident's own announcements are no verdict; its words may begin one that the model ends
+        keep=lambda quotation: may_announce(quotation) and not gives_verdict(quotation),
+    )
     judgement = nothing
     if found.verbatim and not found.too_many:
         judgement = judge_quotations(
@@ -198,4 +205,5 @@ def _read_early(
             find_evidence(incident_text, truth.evidence),
             min_chars=settings.min_quote_chars,
         )
-    return judgement, len(found.verbatim), len(found.invented), gives_verdict(found.rest)
+    verdict = gives_verdict(found.rest) or found.kept != found.rest and gives_verdict(found.kept)
+    return judgement, len(found.verbatim), len(found.invented), verdict

@@ -10,10 +10,14 @@ emphasis and with invisible characters inside:
 - `<service>` and `<answer>` as tags;
 - "incident type", "root cause", "verdict", "diagnosis", "final answer", "conclusion", "culprit" with a colon, an equals
   sign or "is" after them, unless "is not", "is unclear" and the like follow;
-- the Chinese counterparts of all this.
+- the Chinese counterparts of all this, and the usual words for a verdict, with a colon, in some more languages.
 
-Not caught: a verdict in free prose ("adservice ran out of CPU"), keys spelled with look-alike letters, other languages.
-That is meant: thinking aloud about a service is what the first round is for, and a false alarm would punish it.
+The words of an announcement may be torn apart by punctuation, Markdown, line breaks, quotation marks, or by whole
+quotations of the incident: "root", a quotation, "cause: db" says as much as "root cause: db". A quotation's own words
+are the incident's, but not where they begin an announcement that the model ends.
+
+Not caught: a verdict in free prose ("adservice ran out of CPU"), keys spelled with look-alike letters. That is meant:
+thinking aloud about a service is what the first round is for, and a false alarm would punish it.
 """
 
 import re
@@ -66,6 +70,43 @@ _RULES = tuple(
 )
 _ASCII_RULES = tuple(rule for rule in _RULES if rule[0].isascii())
 
+# Announcements with whatever is no word between their words; all gaps are bounded, so that a search stays linear.
+_BORDER = r"\b"
+_GAP = r"[^\w:=?!]{0,16}"
+_ASIDE = rf"{_GAP}(?:\([^()\n]{{0,40}}\))?{_GAP}"
+_SAYS = rf"{_ASIDE}(?:[:=](?![:/])|->|=>|[→⇒]|\b(?:is|was|must be)\b)[^\w?.]{{0,16}}"
+_TORN = tuple(
+    (keyword, re.compile(pattern))
+    for keyword, pattern in (
+        ("service", rf"\b(?:faulty|failing|responsible|culprit){_GAP}service{_SAYS}{_OPEN}\S"),
+        ("type", rf"\b(?:incident|fault|failure){_GAP}type{_SAYS}{_OPEN}\S"),
+        ("cause", rf"\b(?:root|underlying){_GAP}cause{_SAYS}{_OPEN}\S"),
+        ("verdict", rf"\bverdict{_SAYS}{_OPEN}\S"),
+        ("diagnosis", rf"\bdiagnosis{_SAYS}{_OPEN}\S"),
+        ("answer", rf"\b(?:final|my){_GAP}answer{_SAYS}{_OPEN}\S"),
+        ("conclusion", rf"\bconclusion{_SAYS}{_OPEN}\S"),
+        ("culprit", rf"\bculprit{_SAYS}{_OPEN}\S"),
+        # other languages, where a colon or an equals sign announces what follows
+        *(
+            (
+                word,
+                rf"{_BORDER if word[0] < 'ぁ' else ''}{word.replace(' ', _GAP)}{_ASIDE}[:=](?![:/])[^\w?.]{{0,16}}\w",
+            )
+            for word in (
+                *("ursache", "grundursache", "fehlerursache", "fazit", "verdikt", "endgültige antwort"),
+                *("cause racine", "cause profonde", "réponse finale", "diagnostic", "causa radice", "risposta finale"),
+                *("causa raíz", "causa raiz", "causa principal", "respuesta final", "veredicto", "diagnóstico"),
+                *("conclusión", "conclusão", "первопричина", "вердикт", "диагноз", "вывод"),
+                *("根本原因", "結論", "診断", "判定", "근본 원인", "결론"),
+            )
+        ),
+    )
+)
+_INSIDE_WORDS = str.maketrans("", "", "*_~`\"'“”‘’„‚«»‹›「」『』【】|#\\")
+_NO_WORD = re.compile(r"[^\w:=?]+")
+_COMPACT = tuple(rule for rule in _RULES if not rule[0].isascii() and rule[0] != "服务")
+_KEYWORDS = tuple(dict.fromkeys(keyword.split(" ")[0] for keyword, _ in (*_RULES[2:], *_TORN)))
+
 
 def gives_verdict(text: str) -> bool:
     """Whether a text announces a verdict or holds JSON.
@@ -78,7 +119,20 @@ def gives_verdict(text: str) -> bool:
     for keyword, rule in _ASCII_RULES if folded.isascii() else _RULES:
         if keyword in folded and rule.search(folded):
             return True
-    return False
+    bare = folded.translate(_INSIDE_WORDS)
+    for keyword, rule in _TORN:
+        if keyword.split(" ")[0] in bare and rule.search(bare):
+            return True
+    if bare.isascii():
+        return False
+    compact = _NO_WORD.sub("", bare)
+    return any(keyword in compact and rule.search(compact) for keyword, rule in _COMPACT)
+
+
+def may_announce(text: str) -> bool:
+    """Whether a text holds a word that announcements are made of."""
+    folded = _fold(text)
+    return any(keyword in folded for keyword in _KEYWORDS)
 
 
 def _fold(text: str) -> str:

@@ -1,7 +1,7 @@
 """Finding quotations in a model's text and telling verbatim ones from invented ones."""
 
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from verl_aiops.rewards.answer import MAX_LABEL_CHARS, normalise_label
@@ -15,6 +15,8 @@ MAX_READ_CHARS = 32_768
 # A log line of JSON has some dozens of quotation marks inside.
 _MAX_CLOSINGS = 64
 _MAX_LOOKUPS = 512
+# Places at which a line of a quotation is looked at.
+_MAX_PLACES = 16
 # Lookups in a very long source are rationed by the characters they may have to pass.
 _MAX_PASSED = 20_000_000
 
@@ -30,6 +32,7 @@ class Quotations(NamedTuple):
         verbatim: distinct quotations that occur in the source, in the order of the text, each with where it first does.
         invented: distinct quotations that do not.
         rest: the text without its verbatim quotations, which are the source's words and not the model's.
+        kept: `rest` with the quotations for which `keep` was true left in.
         too_many: the text quotes more than can be a choice; what was found up to there stands.
     """
 
@@ -37,6 +40,7 @@ class Quotations(NamedTuple):
     invented: set[str]
     rest: str
     too_many: bool
+    kept: str
 
 
 class _Source:
@@ -53,14 +57,26 @@ class _Source:
         return self.text.find(part)
 
 
-def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[str] = frozenset()) -> Quotations:
+def _none(quotation: str) -> bool:
+    return False
+
+
+def find_quotations(
+    text: str,
+    source: str,
+    *,
+    min_chars: int,
+    names: frozenset[str] = frozenset(),
+    keep: Callable[[str], bool] = _none,
+) -> Quotations:
     """Find the quotations of a text: between straight or curly double quotes, corner brackets or backticks.
 
     A quotation is trimmed and then compared with the source code point by code point. Log lines have quotation marks of
     their own, so a verbatim quotation ends at the last mark up to which it is verbatim and its inner marks are paired.
     Where opening and closing marks look the same, none opens right after an ASCII letter or digit, and none closes
     right before what starts a word, a path or a bracket. A quotation that is not verbatim ends at the next mark, and
-    each of its lines is judged alone. Quotations of fewer than `min_chars` characters, white space not counted, and
+    each of its lines is judged alone: verbatim is one that does not break off where the source's line goes on, but for
+    where the quotation begins and ends. Quotations of fewer than `min_chars` characters, white space not counted, and
     bare labels are ignored: they are emphasis, not evidence.
 
     Args:
@@ -68,11 +84,15 @@ def find_quotations(text: str, source: str, *, min_chars: int, names: frozenset[
         source: the incident's own text.
         min_chars: the shortest quotation that counts.
         names: normalised labels.
+        keep: which verbatim quotations `kept` has.
     """
-    return _plain_quotations(text, source, min_chars, names) or _any_quotations(text, source, min_chars, names)
+    found = _plain_quotations(text, source, min_chars, names, keep)
+    return found or _any_quotations(text, source, min_chars, names, keep)
 
 
-def _plain_quotations(text: str, source: str, min_chars: int, names: frozenset[str]) -> Quotations | None:
+def _plain_quotations(
+    text: str, source: str, min_chars: int, names: frozenset[str], keep: Callable[[str], bool] = _none
+) -> Quotations | None:
     """The usual case in a third of the time: straight quotes only, none in the source, and what they hold counts and is
     verbatim. None where anything is otherwise."""
     if '"' in source or "“" in text or "「" in text or "`" in text:
@@ -89,13 +109,19 @@ def _plain_quotations(text: str, source: str, min_chars: int, names: frozenset[s
         if parts[index - 1][-1:] in _WORD or parts[index + 1][:1] in _STARTS:
             return None
         verbatim[quotation] = at
-    return Quotations(verbatim, set(), '" "'.join(parts[::2]), False)
+    rest = '" "'.join(parts[::2])
+    if not any(map(keep, verbatim)):
+        return Quotations(verbatim, set(), rest, False, rest)
+    parts[1::2] = [part if keep(part) else " " for part in parts[1::2]]
+    return Quotations(verbatim, set(), rest, False, '"'.join(parts))
 
 
-def _any_quotations(text: str, source: str, min_chars: int, names: frozenset[str]) -> Quotations:
+def _any_quotations(
+    text: str, source: str, min_chars: int, names: frozenset[str], keep: Callable[[str], bool] = _none
+) -> Quotations:
     verbatim: dict[str, int] = {}
     invented: set[str] = set()
-    pieces, kept = [], 0
+    pieces, left_in, done = [], [], 0
     limited = _Source(source)
     for start, end, at in _quoted_spans(text, limited, min_chars):
         quotation = text[start:end].strip()
@@ -105,13 +131,14 @@ def _any_quotations(text: str, source: str, min_chars: int, names: frozenset[str
             invented.add(quotation)
         else:
             verbatim[quotation] = at
-            pieces.append(text[kept:start])
-            kept = end
+            pieces.append(text[done:start])
+            left_in += [text[done:start], quotation if keep(quotation) else " "]
+            done = end
         if len(verbatim) + len(invented) > MAX_QUOTES:
             break
-    pieces.append(text[kept:])
+    pieces.append(text[done:])
     too_many = limited.left < 0 or len(verbatim) + len(invented) > MAX_QUOTES
-    return Quotations(verbatim, invented, " ".join(pieces), too_many)
+    return Quotations(verbatim, invented, " ".join(pieces), too_many, "".join([*left_in, text[done:]]))
 
 
 def _quoted_spans(text: str, source: _Source, min_chars: int) -> Iterator[tuple[int, int, int]]:
@@ -213,11 +240,37 @@ def _lines(text: str, start: int, end: int, source: _Source) -> Iterator[tuple[i
     if newline < 0:
         yield start, end, -1
         return
+    first = True
     while newline >= 0:
-        yield start, newline, source.find(text[start:newline].strip())
-        start = newline + 1
+        yield start, newline, _whole_line(text[start:newline].strip(), source, first, False)
+        start, first = newline + 1, False
         newline = text.find("\n", start, end)
-    yield start, end, source.find(text[start:end].strip())
+    yield start, end, _whole_line(text[start:end].strip(), source, False, True)
+
+
+def _whole_line(line: str, source: _Source, first: bool, last: bool) -> int:
+    """Where a line stands in the source without being broken off: an altered quotation, whose spaces became line
+    breaks, is in pieces that are all verbatim. The first may begin within a line, the last may end within one."""
+    at = source.find(line)
+    if not line:
+        return at
+    for _ in range(_MAX_PLACES):
+        if at < 0:
+            return -1
+        if (first or _begins_line(source.text, at)) and (last or _ends_line(source.text, at + len(line))):
+            return at
+        source.left -= 1
+        at = source.text.find(line, at + 1)
+    return -1
+
+
+def _begins_line(text: str, at: int) -> bool:
+    return not text[text.rfind("\n", 0, at) + 1 : at].strip()
+
+
+def _ends_line(text: str, at: int) -> bool:
+    end = text.find("\n", at)
+    return not text[at : len(text) if end < 0 else end].strip()
 
 
 def _is_verbatim(quotation: str, source: _Source, min_chars: int) -> bool:
