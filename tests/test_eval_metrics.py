@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_aiops.evaluation.best_of import best_of_k, pass_at_k, sizes
-from verl_aiops.evaluation.bootstrap import intervals
+from verl_aiops.evaluation.bootstrap import intervals, of_constant
 from verl_aiops.evaluation.metrics import MEANS, class_table, predicted_class, table_of, values_of
 from verl_aiops.evaluation.summary import drop, section, summarise
 
@@ -294,3 +294,46 @@ def test_the_drop_is_paired():
     assert found["score"]["low"] == pytest.approx(0.25) == found["score"]["high"]
     assert found["service_named"]["n"] == 2 and found["service_unnamed"]["n"] == 5
     assert found["type_named"] is None and found["type_unnamed"] is None
+
+
+# --- where all agree --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("count", [2, 6, 64])
+def test_a_share_that_is_the_same_everywhere_has_the_exact_interval(count, right):
+    """Clopper and Pearson's, over faults and not over answers."""
+    # p with a chance of 2.5 % that all n trials come out like this
+    likely = 0.025 ** (1 / count)
+    exact = (likely, 1.0) if right else (0.0, 1.0 - likely)
+    assert likely**count == pytest.approx(0.025)
+    truth = {} if right else {"said": ("cache", "oom")}
+    records = [record(f"i{at}", sample, **truth) for at in range(count) for sample in range(4)]
+    found = section(records, 0)["metrics"]
+    for name in ("acc_main", "service_ok", "macro_f1_service"):
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx(exact), name
+    together = section([{**line, "group": f"g{line['id'] in ('i0', 'i1')}"} for line in records], 0)["metrics"]
+    if count == 6:
+        assert together["acc_main"]["high"] - together["acc_main"]["low"] > exact[1] - exact[0]
+    assert found["chars"]["low"] == found["chars"]["high"]  # an amount has no bounds
+
+
+def test_one_answer_has_no_interval_of_no_width():
+    found = section([record("a")], 0)["metrics"]["acc_main"]
+    assert found["value"] == 1.0 and found["low"] != 1.0
+
+
+def test_the_bounds_of_what_is_the_same_everywhere():
+    assert of_constant(0.0, 6, 0, 1) == pytest.approx((0.0, 0.4593), abs=1e-4)
+    assert of_constant(1.0, 6, 0, 1) == pytest.approx((0.5407, 1.0), abs=1e-4)
+    assert of_constant(0.0, 6, -1, 1) == pytest.approx((-0.4593, 0.4593), abs=1e-4)
+    assert of_constant(0.5, 1, 0, 1) == pytest.approx((0.0125, 0.9875))
+    assert of_constant(0.0, 3000, 0, 1)[1] == pytest.approx(3.689 / 3000, rel=1e-3)
+
+
+def test_shares_without_a_difference_still_leave_room_for_one():
+    plain = [record(f"i{at}") for at in range(6)]
+    renamed = [{**r, "ground_truth": {**r["ground_truth"], "service": "cache"}} for r in plain]
+    found = drop(plain, renamed, {"service": set(), "incident_type": set()}, 0)
+    low, high = of_constant(0.0, 6, -1, 1)
+    assert (found["acc_main"]["low"], found["acc_main"]["high"]) == pytest.approx((low, high))

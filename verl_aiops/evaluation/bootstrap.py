@@ -1,4 +1,8 @@
-"""Confidence intervals by resampling whole groups of incidents: answers to one fault are not independent."""
+"""Confidence intervals by resampling whole groups of incidents: answers to one fault are not independent.
+
+Where all groups agree, resampling them says nothing: every draw is the same. Such a share has the bounds of
+`of_constant` instead.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["DRAWS", "LEVEL", "intervals"]
+__all__ = ["DRAWS", "LEVEL", "NO_WIDTH", "intervals", "of_constant"]
 
 DRAWS = 2000
 LEVEL = 0.95
+NO_WIDTH = 1e-9
+"""Below it an interval of a share is rounding: all groups agree."""
 _CHUNK = 100
 
 
@@ -44,3 +50,15 @@ def intervals(
         if len(defined):
             bounds[at] = np.percentile(defined, [tail, 100 - tail])
     return bounds
+
+
+def of_constant(value: float, groups: int, lowest: float, highest: float, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of a mean whose value is the same in every group.
+
+    With n equal groups, at least the share ``(1 - level) / 2`` to the power 1/n of all groups is like them (Clopper and
+    Pearson 1934 for n successes in n trials; about 1 - 3.7 / n); the rest may be anything from ``lowest`` to
+    ``highest``. For shares of 0 and 1 that is the exact binomial interval, for differences without a discordant pair
+    the bound of as many as there may still be.
+    """
+    other = 1 - ((1 - level) / 2) ** (1 / groups)
+    return value - other * (value - lowest), value + other * (highest - value)

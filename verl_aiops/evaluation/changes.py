@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from verl_aiops.evaluation.metrics import FIELDS, predicted_class, true_class
-from verl_aiops.evaluation.paired import mean_intervals
+from verl_aiops.evaluation.paired import mean_intervals, share_ranges
 from verl_aiops.evaluation.pairing import Pairing, values
 from verl_aiops.evaluation.records import Record
 
@@ -39,7 +39,8 @@ def _classes(pairing: Pairing, field: str, seed: int) -> list[dict[str, Any]]:
     sizes = Counter(of.tolist())
     order = sorted(sizes, key=lambda label: (-sizes[label], label))
     columns = np.column_stack([np.where((of == label)[:, None], grid, np.nan) for label in order])
-    means = [asdict(mean) for mean in mean_intervals(columns, pairing.groups, seed)]
+    ranges = share_ranges(len(pairing.runs)) * len(order)
+    means = [asdict(mean) for mean in mean_intervals(columns, pairing.groups, seed, ranges)]
     runs, width = pairing.labels, grid.shape[1]
     wrong = {run: _wrong_labels(pairing, run, field) for run in runs}
     return [

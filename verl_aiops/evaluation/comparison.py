@@ -32,8 +32,15 @@ import numpy as np
 from verl_aiops import __version__
 from verl_aiops.evaluation.best_of import best_of_k, pass_at_k
 from verl_aiops.evaluation.changes import class_changes, flips
-from verl_aiops.evaluation.metrics import MEANS, table_of, values_of
-from verl_aiops.evaluation.paired import FEW_GROUPS, holm, mcnemar_exact, mean_intervals, sign_flip_test
+from verl_aiops.evaluation.metrics import MEANS, is_share, table_of, values_of
+from verl_aiops.evaluation.paired import (
+    FEW_GROUPS,
+    holm,
+    mcnemar_exact,
+    mean_intervals,
+    share_ranges,
+    sign_flip_test,
+)
 from verl_aiops.evaluation.pairing import METRICS, Metric, Pairing, values
 from verl_aiops.evaluation.records import Record, without_text
 from verl_aiops.evaluation.summary import SLICES
@@ -116,7 +123,9 @@ def _labelled(pairing: Pairing, means: Sequence[Any]) -> dict[str, dict[str, Any
 
 def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
     width = 2 * len(pairing.runs) - 1
-    means = mean_intervals(np.column_stack([_with_differences(grid[name]) for name in METRICS]), pairing.groups, seed)
+    ranges = [within for name in METRICS for within in _ranges(name, len(pairing.runs))]
+    columns = np.column_stack([_with_differences(grid[name]) for name in METRICS])
+    means = mean_intervals(columns, pairing.groups, seed, ranges)
     metrics = {}
     for at, (name, metric) in enumerate(METRICS.items()):
         found = _labelled(pairing, means[at * width : (at + 1) * width])
@@ -140,6 +149,10 @@ def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dic
                 "test": test.method if there else None,
             }
     return metrics
+
+
+def _ranges(name: str, runs: int) -> list[tuple[float, float] | None]:
+    return share_ranges(runs) if is_share(name) else [None] * (2 * runs - 1)
 
 
 def _metric(metric: Metric, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +221,10 @@ def _over_k(pairing: Pairing, seed: int) -> dict[str, Any] | None:
         columns["differences", label] = grids[label][:, :, :common] - grids[first][:, :, :common]
     found: dict[str, Any] = {name: {"values": {}, "differences": {}} for name in OVER_K}
     for (kind, label), grid in columns.items():
-        means = mean_intervals(grid.reshape(len(pairing.ids), -1), pairing.groups, seed)
+        within = (-1.0, 1.0) if kind else (0.0, 1.0)
+        means = mean_intervals(
+            grid.reshape(len(pairing.ids), -1), pairing.groups, seed, [within] * (grid.shape[1] * grid.shape[2])
+        )
         for at, name in enumerate(OVER_K):
             part = means[at * grid.shape[2] : (at + 1) * grid.shape[2]]
             found[name][kind or "values"][label] = [{"k": k, **asdict(mean)} for k, mean in enumerate(part, 1)]
@@ -237,7 +253,8 @@ def _slices(pairing: Pairing, grid: Mapping[str, np.ndarray], key: str, seed: in
     columns = [
         _with_differences(np.where((of == name)[:, None], grid[metric], np.nan)) for name in names for metric in SLICED
     ]
-    means = mean_intervals(np.column_stack(columns), pairing.groups, seed)
+    ranges = [within for _ in names for metric in SLICED for within in _ranges(metric, len(pairing.runs))]
+    means = mean_intervals(np.column_stack(columns), pairing.groups, seed, ranges)
     parts = iter(means[start : start + width] for start in range(0, len(means), width))
     return {
         name: {"incidents": int((of == name).sum())} | {metric: _labelled(pairing, next(parts)) for metric in SLICED}

@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from verl_aiops.evaluation.best_of import best_of_k, pass_at_k, sizes
-from verl_aiops.evaluation.bootstrap import intervals
+from verl_aiops.evaluation.bootstrap import NO_WIDTH, intervals, of_constant
 from verl_aiops.rewards.answer import MAX_LABEL_CHARS, normalise_label
 from verl_aiops.rewards.truth import read_ground_truth
 
@@ -52,6 +52,7 @@ __all__ = [
     "MEANS",
     "Value",
     "class_table",
+    "is_share",
     "predicted_class",
     "table_of",
     "values_of",
@@ -131,6 +132,14 @@ MEANS: dict[str, Callable[[Record], float | None]] = {
 }
 
 
+_NO_SHARES = frozenset(["score", "evidence", "quotes", "invented", "chars", "tokens", "reasoning"])
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share, from 0 to 1, and no amount."""
+    return name.rpartition("/")[2] not in _NO_SHARES
+
+
 @dataclass(frozen=True)
 class Value:
     """A metric with its interval (None where it is not defined) and how many answers or incidents it is the mean of."""
@@ -171,6 +180,11 @@ class Table:
     def n(self) -> np.ndarray:
         answers = [classes.right.sum() + classes.missed.sum() for classes in self.classes.values()]
         return np.concatenate([self.counts.sum(0), answers])
+
+    def held(self) -> dict[str, int]:
+        """How many groups have a value of each metric."""
+        answers = [(classes.right + classes.missed).any(1).sum() for classes in self.classes.values()]
+        return dict(zip(self.names, map(int, [*(self.counts > 0).sum(0), *answers])))
 
     def statistics(self, weights: np.ndarray) -> np.ndarray:
         """From weights (b, groups) to metrics (b, names), NaN where nothing counts."""
@@ -259,9 +273,15 @@ def values_of(table: Table, seed: int, less: Table | None = None) -> dict[str, V
 
     if not table.groups:
         return {}
+    groups = table.held()
+    if less is not None:
+        groups = {name: min(count, less.held().get(name, 0)) for name, count in groups.items()}
     counts = dict(zip(table.names, table.n()))
     point = statistics(np.ones((1, len(table.groups))))[0]
     bounds = intervals(statistics, len(table.groups), seed)
+    for at, name in enumerate(names):
+        if is_share(name) and bounds[at, 1] - bounds[at, 0] < NO_WIDTH and groups[name]:
+            bounds[at] = of_constant(point[at], int(groups[name]), 0.0 if less is None else -1.0, 1.0)
     return {
         name: Value(_number(value), _number(low), _number(high), int(counts[name]))
         for name, value, (low, high) in zip(names, point, bounds)

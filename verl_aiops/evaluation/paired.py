@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verl_aiops.evaluation.bootstrap import intervals
+from verl_aiops.evaluation.bootstrap import NO_WIDTH, intervals, of_constant
 
-__all__ = ["FEW_GROUPS", "Mean", "Test", "holm", "mcnemar_exact", "mean_intervals", "sign_flip_test"]
+__all__ = ["FEW_GROUPS", "Mean", "Test", "holm", "mcnemar_exact", "mean_intervals", "share_ranges", "sign_flip_test"]
 
 FEW_GROUPS = 5
 """Below so many groups a bootstrap interval is far too narrow, and none is given."""
@@ -31,7 +31,9 @@ class Mean:
     groups: int
 
 
-def mean_intervals(columns: np.ndarray, groups: np.ndarray, seed: int) -> list[Mean]:
+def mean_intervals(
+    columns: np.ndarray, groups: np.ndarray, seed: int, ranges: Sequence[tuple[float, float] | None] = ()
+) -> list[Mean]:
     """The mean of each column with the 95 % interval of the cluster bootstrap (`bootstrap.intervals`).
 
     All columns share the draws. The column ``b - a`` therefore gives the paired interval of a difference.
@@ -39,6 +41,8 @@ def mean_intervals(columns: np.ndarray, groups: np.ndarray, seed: int) -> list[M
     Args:
         columns: (incidents, m); NaN where an incident has no value.
         groups: (incidents,) numbers of the groups, from 0.
+        ranges: of each column the smallest and largest value that there can be, None where there is none. A column with
+            a range has an interval also where all groups agree (`bootstrap.of_constant`).
     """
     count = int(groups.max()) + 1 if len(groups) else 0
     there = ~np.isnan(columns)
@@ -54,12 +58,20 @@ def mean_intervals(columns: np.ndarray, groups: np.ndarray, seed: int) -> list[M
         return [Mean(None, None, None, 0, 0)] * columns.shape[1]
     point = statistics(np.ones((1, count)))[0]
     means = []
-    for value, (low, high), n, held in zip(
-        point, intervals(statistics, count, seed), there.sum(0), (counts > 0).sum(0), strict=True
+    ranges = ranges or [None] * len(point)
+    for value, (low, high), n, held, within in zip(
+        point, intervals(statistics, count, seed), there.sum(0), (counts > 0).sum(0), ranges, strict=True
     ):
+        if within is not None and high - low < NO_WIDTH and held:
+            low, high = of_constant(float(value), int(held), *within)
         bounds = (None, None) if held < FEW_GROUPS else (float(low), float(high))
         means.append(Mean(float(value) if n else None, *bounds, int(n), int(held)))
     return means
+
+
+def share_ranges(runs: int) -> list[tuple[float, float] | None]:
+    """The ranges of the shares of so many runs and of their differences to the first, as columns stand in."""
+    return [(0.0, 1.0)] * runs + [(-1.0, 1.0)] * (runs - 1)
 
 
 @dataclass(frozen=True)

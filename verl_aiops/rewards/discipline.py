@@ -74,7 +74,8 @@ _ASCII_RULES = tuple(rule for rule in _RULES if rule[0].isascii())
 _BORDER = r"\b"
 _GAP = r"[^\w:=?!]{0,16}"
 _ASIDE = rf"{_GAP}(?:\([^()\n]{{0,40}}\))?{_GAP}"
-_SAYS = rf"{_ASIDE}(?:[:=](?![:/])|->|=>|[→⇒]|\b(?:is|was|must be)\b)[^\w?.]{{0,16}}"
+# a sentence may end with "is" or an arrow, not with a colon
+_SAYS = rf"{_ASIDE}(?:[:=](?![:/])[^\w?]{{0,16}}|(?:->|=>|[→⇒]|\b(?:is|was|must be)\b)[^\w?.]{{0,16}})"
 _TORN = tuple(
     (keyword, re.compile(pattern))
     for keyword, pattern in (
@@ -90,7 +91,7 @@ _TORN = tuple(
         *(
             (
                 word,
-                rf"{_BORDER if word[0] < 'ぁ' else ''}{word.replace(' ', _GAP)}{_ASIDE}[:=](?![:/])[^\w?.]{{0,16}}\w",
+                rf"{_BORDER if word[0] < 'ぁ' else ''}{word.replace(' ', _GAP)}{_ASIDE}[:=](?![:/])[^\w?]{{0,16}}\w",
             )
             for word in (
                 *("ursache", "grundursache", "fehlerursache", "fazit", "verdikt", "endgültige antwort"),
