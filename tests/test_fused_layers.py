@@ -9,9 +9,11 @@ from tiny_lms import VOCABULARY, tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_aiops.trainers.fused_layers import _is_plain_rotary, _Rotary, fuse_layers, layer_kernels
-from verl_aiops.trainers.logprobs.support import SHARED_PROMPT_MODELS
 
 ROTARY = "apply_rotary_pos_emb"
+# tests/test_families.py does so for all others
+KINDS = ("glm4", "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3")
+KINDS += ("starcoder2",)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -57,7 +59,7 @@ def spread_weights(model):
     return model
 
 
-@pytest.mark.parametrize("kind", SHARED_PROMPT_MODELS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients_are_the_same(kind):
     model = spread_weights(tiny_lm(kind))
     fused = copy.deepcopy(model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tiny import make_tiny_model
-from tiny_lms import VOCABULARY, tiny_lm
+from tiny_lms import VOCABULARY, tiny_config, tiny_lm
 from transformers import AutoModelForCausalLM
 
 from verl_aiops.trainers.config import ConfigError, DPOConfig
@@ -16,9 +16,12 @@ from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import label_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout
-from verl_aiops.trainers.logprobs.support import SHARED_PROMPT_MODELS, choose_backend, settle_backend, why_not_shared
+from verl_aiops.trainers.logprobs.support import choose_backend, settle_backend, why_not_shared
 from verl_aiops.trainers.pairs import pair_batch
 
+# tests/test_families.py compares all others
+KINDS = ("glm4", "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3")
+KINDS += ("starcoder2",)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -77,7 +80,7 @@ def assert_same(model, *more, **arguments):
         assert gap <= 2e-5 * gradient.abs().max() + 1e-9, name
 
 
-@pytest.mark.parametrize("kind", SHARED_PROMPT_MODELS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -409,3 +412,53 @@ def test_a_batch_counts_the_tokens_that_the_model_sees():
     shared = pair_batch(pairs, mini_pairs=6, logprob_backend="shared_prompt")["input_ids"].offsets().diff()
     assert torch.equal(shared[0::2], rows[0::2])
     assert shared[1::2].tolist() == [len(p["rejected_ids"]) for p in pairs]
+
+
+@pytest.mark.parametrize(
+    "kind, settings, why",
+    [
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "changes its logits after the head"),
+        ("phi", {"attention_dropout": 0.1}, "trains with attention_dropout=0.1"),
+        ("qwen2_moe", {"sliding_window": 6, "use_sliding_window": True}, "which only the mask knows"),
+        (
+            "phi3",
+            {
+                "original_max_position_embeddings": 24,
+                "rope_parameters": {
+                    **{"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 24},
+                    **{"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "partial_rotary_factor": 1.0},
+                },
+            },
+            "rotary embedding is another for rows beyond 24 tokens",
+        ),
+        ("qwen2_moe", {"sliding_window": 6, "use_sliding_window": False}, None),
+    ],
+)
+def test_settings_of_a_listed_family_that_keep_prompts_from_being_shared(kind, settings, why):
+    config = OmegaConf.create(
+        {
+            "actor_rollout_ref": {
+                "actor": {"ulysses_sequence_parallel_size": 1, "fsdp_config": {}},
+                "model": {"use_liger": False, "trust_remote_code": False},
+            },
+            "data": {"max_prompt_length": 20, "max_response_length": 10},
+            "trainer": {"device": "cpu"},
+        }
+    )
+    said = why_not_shared(tiny_config(kind, **settings), config)
+    assert said is None if why is None else why in said
+
+
+def test_on_a_gpu_keys_and_values_of_different_sizes_are_left_to_rows():
+    config = OmegaConf.create(
+        {
+            "actor_rollout_ref": {
+                "actor": {"ulysses_sequence_parallel_size": 1, "fsdp_config": {}},
+                "model": {"use_liger": False, "trust_remote_code": False},
+            },
+            "data": {"max_prompt_length": 20, "max_response_length": 10},
+            "trainer": {"device": "cuda"},
+        }
+    )
+    assert "keys and values of one size" in why_not_shared(tiny_config("deepseek_v3"), config)
+    assert why_not_shared(tiny_config("gemma"), config) is None

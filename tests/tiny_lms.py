@@ -5,6 +5,34 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCABULARY = 128
 
+_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_EXPERTS |= {"shared_expert_intermediate_size": 16}
+_ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+# keys and values from one latent vector
+_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_LATENT |= {"num_key_value_heads": 4}
+_HEADS = {"head_dim": 8}
+_OF_KIND = {
+    "deepseek_v2": _EXPERTS | _ROUTED | _LATENT,
+    "deepseek_v3": _EXPERTS | _ROUTED | _LATENT,
+    "dots1": _EXPERTS | _ROUTED | _HEADS,
+    "ernie4_5_moe": _EXPERTS | {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
+    "exaone_moe": _EXPERTS | _HEADS,
+    "flex_olmo": _EXPERTS,
+    "glm4_moe": _EXPERTS | _ROUTED | _HEADS,
+    "glm4_moe_lite": _EXPERTS | _ROUTED | _LATENT,
+    "hunyuan_v1_moe": _EXPERTS | _HEADS | {"moe_topk": 2},
+    "minimax_m2": _EXPERTS | _HEADS,
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": _EXPERTS,
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, **_HEADS},
+    "solar_open": _EXPERTS | _ROUTED | _HEADS,
+    "youtu": _LATENT,
+    **dict.fromkeys(("cwm", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "helium"), _HEADS),
+    **dict.fromkeys(("hunyuan_v1_dense", "ministral", "ministral3", "qwen3"), _HEADS),
+}
+
 
 def tiny_config(kind, **settings):
     base = {
@@ -20,12 +48,7 @@ def tiny_config(kind, **settings):
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    if kind == "mixtral":
-        base |= {"num_local_experts": 4, "num_experts_per_tok": 2}
-    if kind == "qwen3_moe":
-        base |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    if kind in ("glm4", "qwen3", "qwen3_moe"):
-        base["head_dim"] = 8
+    base |= _OF_KIND.get(kind, {})
     return AutoConfig.for_model(kind, **(base | settings))
 
 

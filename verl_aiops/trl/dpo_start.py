@@ -27,8 +27,8 @@ def require_recent_trl() -> None:
     found = importlib.metadata.version("trl")
     if Version(found) < Version(OLDEST_TRL):
         too_old = f"trl {found} is installed, {OLDEST_TRL} or newer is needed"
-        if sys.version_info < (3, 11):
-            running = ".".join(map(str, sys.version_info[:2]))
+        running = ".".join(map(str, sys.version_info[:2]))
+        if Version(running) < Version("3.11"):
             raise TrainingError(f"{too_old}, which wants Python 3.11 or newer (this is {running}); train-rm works here")
         raise TrainingError(f'{too_old}: pip install -U "trl"')
 

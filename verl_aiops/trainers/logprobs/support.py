@@ -17,22 +17,60 @@ from verl_aiops.trainers.defaults import sequence_parallel_size
 
 __all__ = ["SHARED_PROMPT_MODELS", "choose_backend", "longest_pair", "settle_backend", "why_not_shared"]
 
-# Decoders whose layers hand attention arguments on and do nothing to the logits after the head. tests/test_logprobs.py
-# compares loss and gradients of each with `rows`.
+# Decoders whose layers hand attention arguments on and do nothing to the logits after the head. tests/test_families.py
+# compares log-probs and gradients of each with `rows`.
 SHARED_PROMPT_MODELS = (
+    "apertus",
+    "arcee",
+    "bitnet",
+    "cwm",
+    "deepseek_v2",
+    "deepseek_v3",
+    "dots1",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "exaone4",
+    "exaone_moe",
+    "flex_olmo",
+    "gemma",
+    "gemma3_text",
+    "glm",
     "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "gpt_neox",
+    "helium",
+    "hunyuan_v1_dense",
+    "hunyuan_v1_moe",
+    "jais2",
     "llama",
+    "minimax_m2",
+    "ministral",
+    "ministral3",
     "mistral",
     "mixtral",
+    "olmo",
     "olmo2",
     "olmo3",
+    "olmoe",
+    "persimmon",
+    "phi",
     "phi3",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
     "qwen3_moe",
     "smollm3",
+    "solar_open",
     "starcoder2",
+    "youtu",
 )
+
+# Of those, the ones whose windows of attention are in a mask alone, which sharing does without.
+_WINDOW_IN_MASK = ("olmoe", "qwen2_moe")
+# What models of a listed type may be set to do to the logits after the head, and what leaves them as they are.
+_AFTER_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
 
 _TORCH_WITH_VARLEN = Version("2.10")
 
@@ -54,8 +92,15 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
             f"the model's rotary embedding is another for rows beyond {limit[0]} tokens, and "
             f"data.max_prompt_length + data.max_response_length={longest}"
         )
-    if getattr(model, "attention_dropout", 0.0):
-        return f"the model trains with attention_dropout={model.attention_dropout}"
+    for name in _DROPOUTS:
+        if getattr(model, name, 0.0):
+            return f"the model trains with {name}={getattr(model, name)}"
+    for name, neutral in _AFTER_HEAD.items():
+        if getattr(model, name, neutral) not in (None, neutral):
+            return f"the model changes its logits after the head ({name}={getattr(model, name)})"
+    if model.model_type in _WINDOW_IN_MASK and getattr(model, "sliding_window", None):
+        if getattr(model, "use_sliding_window", True):
+            return f"its attention has a window of {model.sliding_window} tokens, which only the mask knows"
     if sequence_parallel_size(config) > 1:
         return "sequence parallelism has a forward pass of its own"
     for key in ("use_liger", "use_fused_kernels"):
@@ -64,6 +109,9 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
     if section.get("trust_remote_code") and getattr(model, "auto_map", None):
         return "the model brings code of its own"
     if config.trainer.device != "cpu":
+        value_size = getattr(model, "v_head_dim", None)
+        if value_size and value_size != getattr(model, "qk_nope_head_dim", 0) + getattr(model, "qk_rope_head_dim", 0):
+            return "on a GPU its attention wants keys and values of one size"
         dtype = str(OmegaConf.select(actor.fsdp_config, "mixed_precision.param_dtype") or "bf16")
         if dtype not in ("bf16", "bfloat16", "fp16", "float16"):
             return f"on a GPU its attention wants half precision, and mixed_precision.param_dtype={dtype}"
