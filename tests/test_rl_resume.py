@@ -342,6 +342,18 @@ def test_the_workers_optimizer_has_the_settings_of_the_run_that_goes_on(monkeypa
     assert ResumedActor.actor_worker_cls is ResumedCritic
 
 
+def test_verls_workers_are_made_as_ours_expect():
+    import inspect
+
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+    assert ActorRolloutRefWorker.actor_worker_cls is TrainingWorker
+    expected = ["self", "local_path", "hdfs_path", "del_local_after_load"]
+    assert list(inspect.signature(TrainingWorker.load_checkpoint).parameters) == expected
+    assert "self.role_worker_mapping" in inspect.getsource(PPOTrainer._init_resource_pool_mgr)
+
+
 def test_the_trainer_has_these_workers(monkeypatch):
     import ray
     from verl.trainer.ppo.utils import Role
