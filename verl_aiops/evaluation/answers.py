@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from verl_aiops.reasoning import reasoning_of, visible
 from verl_aiops.rewards.aiops_mturn import compute_score
 from verl_aiops.rewards.truth import read_ground_truth
 
@@ -76,7 +77,7 @@ def read_questions(path: str, limit: int | None = None, seed: int = 0) -> list[d
 def generate_answers(
     model_dir: str, questions: Sequence[dict], *, max_new_tokens: int = 64, batch_size: int = 8, description: str = ""
 ) -> list[str]:
-    """Greedy continuations, special tokens removed, in the order of the questions."""
+    """Greedy continuations without special tokens and reasoning blocks, in the order of the questions."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from verl_aiops.platform.cpu_linear import use_onednn
