@@ -225,7 +225,10 @@ def test_a_mark_that_the_generation_prompt_writes_is_no_loss(load):
 def test_what_is_dropped_elsewhere_is_counted_and_said(load, load_rm, caplog, tokenizer):
     turns = [*says("hm", reasoning_content="secret"), *USER]
     answer = [*says("look", reasoning_content="hidden"), {"role": "tool", "content": "oom", "name": "df"}]
-    rows = [pair(prompt=USER + turns, chosen=answer + says("db"), rejected=says("web"), tools=[tool("df")])] * 2
+    rows = [
+        pair(prompt=USER + turns, chosen=answer + says("db"), rejected=says(other), tools=[tool("df")])
+        for other in ("web", "mq")
+    ]
     template = CHATML.replace("message['content']", "(message['content'] if message.role != 'tool' else '')")
     with caplog.at_level(logging.WARNING):
         data = load(rows, template=template)
@@ -238,8 +241,15 @@ def test_what_is_dropped_elsewhere_is_counted_and_said(load, load_rm, caplog, to
     }
     assert "2 of 2 pairs: the chat template does not show the tools" in caplog.text
     assert "does not show the text of tool messages in the answer" in caplog.text
-    notes = load_rm([{name: value for name, value in rows[0].items() if name != "tools"}] * 2, template).notes
+    notes = load_rm([{k: v for k, v in row.items() if k != "tools"} for row in rows], template).notes
     assert notes == {kind: count for kind, count in data.report.notes.items() if kind != "left_out: tools"}
+
+
+def test_a_tool_whose_name_is_in_the_question_is_not_shown_by_that(load):
+    df = {"name": "service", "description": "Lists services."}
+    for tools in ([tool("service", host={"type": "string"})], [{"type": "function", "function": df}], [df]):
+        assert load([pair(tools=tools)]).report.notes == {"left_out: tools": 1}
+        assert not load([pair(tools=tools)], template=CALLS).report.notes
 
 
 def test_a_prompt_that_the_template_drops_is_said(load):
@@ -365,10 +375,26 @@ def test_a_broken_list_of_messages_is_refused(load, load_rm, text):
     refused_by_both(load, load_rm, [pair(USER, text, text + " ")], "chosen is the text of a list of messages, but not")
 
 
+@pytest.mark.parametrize("role", ["human", "gpt", "model", "bot", "Assistant", "function"])
+def test_messages_of_other_roles_are_no_text_to_train(load, load_rm, role):
+    text = json.dumps([{"role": role, "content": "db"}])
+    refused_by_both(load, load_rm, [pair("Which?", text, text + " ")], rf"chosen\[0\] has the role '{role}'")
+
+
+def test_an_object_of_messages_is_no_text_to_train(load, load_rm):
+    text = json.dumps({"messages": says("db")})
+    refused_by_both(
+        load, load_rm, [pair("Which?", text, text + " ")], "chosen is the JSON text of an object that holds"
+    )
+    rows = [pair("Which?", {"from": "gpt", "value": "db"}, "web")]
+    refused_by_both(load, load_rm, rows, "chosen is of type dict.*ShareGPT")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         '{"service": "db"}',
+        '{"messages": ["disk full"]}',
         '[{"service": "db"}]',
         '[{"role": "admin", "content": "db"}]',
         "[]",

@@ -138,6 +138,32 @@ def test_no_files(refusal, load):
 def test_file_that_is_not_there(refusal, tmp_path):
     assert "gone.jsonl does not exist" in refusal(str(tmp_path / "gone.jsonl"))
     assert "is not a file" in refusal(str(tmp_path))
+    assert "a folder; name the files in it" in refusal(str(tmp_path))
+    assert "addresses are not read; download" in refusal("https://example.org/pairs.jsonl")
+    assert "patterns are not expanded; name the files" in refusal(str(tmp_path / "*.jsonl"))
+
+
+def test_one_column_is_not_two_parts_of_a_pair(refusal):
+    expected = "data.prompt_key and data.chosen_key both name the column 'prompt'"
+    assert expected in refusal([GOOD], chosen_key="prompt")
+    assert "data.chosen_key and data.rejected_key both name" in refusal([GOOD], rejected_key="chosen")
+
+
+@pytest.mark.parametrize(
+    "line, mend",
+    [
+        ('{"a": 1}{"a": 2}', "a second value begins there: put each on a line of its own"),
+        ('{"a": 1}\r{"a": 2}', "lines end in carriage returns alone there"),
+        (json.dumps(GOOD) + "\n\ufeff" + json.dumps(GOOD), "a byte order mark stands there"),
+        ("<<<<<<< HEAD", "a mark of git about a merge that was not finished"),
+        ("{'prompt': 'q'}", "spelled as Python prints it: write it with json.dumps"),
+        (json.dumps(GOOD) + '\n{"prompt": "q', "was it cut short?"),
+        (json.dumps(json.dumps(GOOD)), "encoded twice: write the object itself"),
+    ],
+)
+def test_lines_that_are_no_json_are_told_with_what_mends_them(refusal, tmp_path, line, mend):
+    (tmp_path / "pairs.jsonl").write_bytes(line.encode() + b"\n")
+    assert mend in refusal(str(tmp_path / "pairs.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])

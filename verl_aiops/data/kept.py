@@ -52,13 +52,23 @@ def check_others(messages: Sequence[dict], text: str, place: str, note: Callable
 
 
 def check_tools(tools: list[dict] | None, text: str, note: Callable[[str], None]) -> None:
-    """Note tools of which the rendered text does not show the name, or anything where they have none."""
+    """Note tools of which the rendered text does not show name, description and parameters, or all where these are not.
+
+    The name alone may stand in a question too.
+    """
     found = _Finder(text)
     for tool in tools or ():
         named = tool.get("function", tool)
-        name = named.get("name") if isinstance(named, dict) else None
-        if not all(map(found, [name] if isinstance(name, str) else _leaves(tool))):
+        parts = list(_described(named)) if isinstance(named, dict) else []
+        if not all(map(found, parts or _leaves(tool))):
             note("left_out: tools")
+
+
+def _described(tool):
+    parameters = tool.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    parts = [tool.get("name"), tool.get("description"), *(properties if isinstance(properties, dict) else ())]
+    return (part for part in parts if isinstance(part, str))
 
 
 class _Finder:

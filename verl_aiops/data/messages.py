@@ -19,6 +19,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 UNUSABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 # how a list of messages begins as text, in JSON or in Python's spelling
 _LIST_OF_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
+# what other layouts call these; refused, in JSON text too, where such a list is no answer
+_OTHER_ROLES = ("human", "gpt", "model", "bot", "chatbot", "ai", "function", "observation", "function_call")
+_HOLDERS = ("messages", "conversations", "conversation")
 _A_ROLE = re.compile(rf"""["']role["']\s*:\s*["'](?:{"|".join(ROLES)})["']""")
 
 
@@ -43,7 +46,10 @@ def text_or_messages(value: Any, key: str, note: Callable[[str], None]) -> str |
         value = [value]
     if isinstance(value, list):
         return [_message(message, f"{key}[{place}]", note) for place, message in enumerate(value)]
-    raise RowFault(f"{key} is of type {type(value).__name__}; a text or a list of messages is expected")
+    hint = message_hint(value) if isinstance(value, dict) else ""
+    raise RowFault(
+        f"{key} is of type {type(value).__name__}; a text or a list of messages is expected" + (hint and f". {hint}")
+    )
 
 
 def unpadded(value: Any) -> Any:
@@ -92,14 +98,21 @@ def _messages_in(text, key):
                 "json.dumps makes of it"
             ) from error
         return None
+    inner = [value[name] for name in _HOLDERS if name in value] if isinstance(value, dict) else []
+    if inner and _are_messages(inner[0]):
+        raise RowFault(f"{key} is the JSON text of an object that holds messages; give the list of messages itself")
     value = [value] if isinstance(value, dict) else value
-    return value if isinstance(value, list) and value and all(map(_is_message, value)) else None
+    return value if _are_messages(value) else None
+
+
+def _are_messages(value):
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
 
 def _is_message(value):
     if isinstance(value, dict) and {"from", "value"} <= value.keys():  # refused as such
         return True
-    if not isinstance(value, dict) or value.get("role") not in ROLES:
+    if not isinstance(value, dict) or str(value.get("role")).lower() not in ROLES + _OTHER_ROLES:
         return False
     return isinstance(value.get("content"), (str, list)) or bool(value.get("tool_calls"))
 

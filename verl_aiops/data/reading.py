@@ -4,6 +4,7 @@ Both kinds of file are read as a stream: memory does not grow with the file.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,7 @@ def _open_file(path):
     # a line break in a name would begin a line of its own in a message
     name, path = one_line(path), Path(path).expanduser()
     if not path.is_file():
-        kind = "is not a file" if path.exists() else f"does not exist (looked from {Path.cwd()})"
-        raise PreferenceDataError(f"{name} {kind}")
+        raise PreferenceDataError(f"{name} {_no_file(name, path)}")
     if path.stat().st_size == 0:
         raise PreferenceDataError(f"{name} is empty (0 bytes)")
     suffix = path.suffix.lower()
@@ -63,6 +63,19 @@ def _open_file(path):
     if unfit:
         raise PreferenceDataError(f"{name} {unfit}")
     return ParquetFile(name, path) if is_parquet else JsonLinesFile(name, path)
+
+
+def _no_file(name, path):
+    if path.is_dir():
+        return "is not a file but a folder; name the files in it, several as a list: [a.parquet,b.parquet]"
+    if path.exists():
+        return "is not a file"
+    absent = f"does not exist (looked from {Path.cwd()})"
+    if re.match(r"[a-z][a-z0-9+.-]+://", name):
+        return f"{absent}: addresses are not read; download the file first"
+    if re.search(r"[*?\[]", name):
+        return f"{absent}: patterns are not expanded; name the files, several as a list: [a.parquet,b.parquet]"
+    return absent
 
 
 class ParquetFile:
@@ -137,5 +150,7 @@ def _parse(line: bytes, columns) -> tuple[dict, str]:
     except JsonFault as fault:
         return {}, f"is {fault}" if fault.what == "not UTF-8 text" else f"is {fault.what}: {fault.detail}"
     if not isinstance(values, dict):
-        return {}, f"is JSON of type {type(values).__name__}, not an object"
+        twice = isinstance(values, str) and values.lstrip().startswith("{")
+        mend = "; it was encoded twice: write the object itself, without quotes around it" if twice else ""
+        return {}, f"is JSON of type {type(values).__name__}, not an object{mend}"
     return values, lone_surrogate({name: values[name] for name in columns if name in values}, line) or ""

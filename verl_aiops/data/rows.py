@@ -4,6 +4,7 @@ Every rule about what a row may hold lives here; nothing here knows of tokens.
 """
 
 import difflib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,10 @@ class Columns:
 
         Without a prompt column the prompt is what both conversations begin with, so its absence alone is no fault.
         """
+        for field, other in itertools.combinations(("prompt", "chosen", "rejected"), 2):
+            if getattr(self, field) == getattr(self, other):
+                name = getattr(self, field)
+                raise PreferenceDataError(f"data.{field}_key and data.{other}_key both name the column {name!r}")
         required = ["chosen", "rejected"] + (["prompt"] if self.prompt != "prompt" else [])
         missing = [field for field in required if getattr(self, field) not in found]
         if not missing:

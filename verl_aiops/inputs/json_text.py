@@ -53,12 +53,31 @@ def read_json(text: str | bytes, *, finite: bool = False) -> Any:
     except JsonFault:
         raise
     except json.JSONDecodeError as error:
-        raise JsonFault("not valid JSON", f"{error.msg} at character {error.pos}") from None
+        raise JsonFault("not valid JSON", f"{error.msg} at character {error.pos}{_mend(text, error)}") from None
     except RecursionError:
         raise JsonFault("not usable JSON", "nested too deeply") from None
     if text.count("[") + text.count("{") > _DEPTH:
         _check_depth(value)
     return value
+
+
+def _mend(text: str, error: json.JSONDecodeError) -> str:
+    """What a text that is no JSON most likely is, and what makes JSON of it; empty where nothing tells."""
+    rest = text[error.pos :].lstrip()
+    if text.startswith("\ufeff"):
+        return "; a byte order mark stands there, as where files were joined: remove it"
+    if re.match(r"(?:<{7}|={7}|>{7})(?: |$)", text.rstrip("\r\n")):
+        return "; it is a mark of git about a merge that was not finished: solve it in the file"
+    if re.match(r"\s*\[?\s*\{\s*'", text):
+        return "; it is spelled as Python prints it: write it with json.dumps"
+    if error.msg == "Extra data" and rest.startswith(("{", "[")):
+        if text[: error.pos].endswith("\r"):
+            return "; lines end in carriage returns alone there: tr '\\r' '\\n' < FILE > NEW"
+        return "; a second value begins there: put each on a line of its own"
+    # the line break behind it is no character of a text
+    if error.msg.startswith("Unterminated string") or error.msg.startswith("Invalid control") and not rest:
+        return "; was it cut short?"
+    return ""
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:
