@@ -161,5 +161,5 @@ def test_the_settings_that_hf_follows_are_those_it_reads():
         for name in ("hf_server.py", "hf_scorer.py")
     }
     assert set(script.descriptions(HFServer, "Settings")) == read["hf_server.py"]
-    server = read["hf_scorer.py"] - {"num_labels", "is_encoder_decoder", "get_text_config"}
+    server = read["hf_scorer.py"] - {"num_labels", "is_encoder_decoder", "get_text_config", "model_type"}
     assert all(f"`{name}`" in section("## The rollout `hf`") for name in server)

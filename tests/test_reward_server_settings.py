@@ -154,7 +154,7 @@ def test_folders_that_are_no_model_are_named(on, tmp_path):
     (tmp_path / "config.json").write_text("{")
     assert "cannot be read" in faults()[0]
     (tmp_path / "config.json").write_text("[]")
-    assert "holds no object" in faults()[0]
+    assert "expected an object (found JSON of type list)" in faults()[0]
 
 
 def test_labels_as_transformers_writes_them_are_read(on, tmp_path):

@@ -94,7 +94,8 @@ def read_incidents(path: str | Path) -> Iterator[Incident]:
         raise FileNotFoundError(f"{name}: no such file")
     if path.is_dir():
         raise IncidentError(f"{name}: expected a file, found a folder; name the file in it")
-    unfit = refusal(path, _KINDS[READERS[suffix]])
+    kind = _KINDS.get(READERS[suffix])  # a reader of a user's own knows its files
+    unfit = refusal(path, kind) if kind else None
     if unfit:
         raise IncidentError(f"{name} {unfit}")
     seen: dict[str, str] = {}

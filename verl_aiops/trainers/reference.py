@@ -157,7 +157,7 @@ class ReferenceCache:
         aside = part.with_name(f"{part.name}.damaged")
         where = f"It is kept as {aside.name}"
         try:
-            os.replace(part, aside)
+            os.rename(part, aside)
         except OSError as error:
             where = f"It cannot be renamed ({error.strerror}); delete it"
         logger.warning(

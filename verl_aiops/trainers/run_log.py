@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_aiops.files import write_atomically
+from verl_aiops.files import move_into_place, write_atomically
 
 __all__ = ["KeptMetrics", "RunLog", "own_places"]
 
@@ -39,7 +39,7 @@ class KeptMetrics:
         self.path, self._beside = Path(path), Path(f"{path}.earlier")
         self._lines: list[str] = []
         if self._beside.is_file():  # a process that ended between the two halves of this
-            os.replace(self._beside, self.path)
+            move_into_place(self._beside, self.path)
         if not self.path.is_file() or not self.path.stat().st_size:
             return
         if step > 0:
@@ -47,7 +47,7 @@ class KeptMetrics:
             write_atomically(self._beside, "".join(self._lines))
         else:
             aside = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())
-            os.replace(self.path, aside)
+            os.rename(self.path, aside)
             print(f"verl-aiops: {self.path} holds the metrics of an earlier run; they are now {aside}", flush=True)
 
     def _whole_lines(self) -> list[str]:
