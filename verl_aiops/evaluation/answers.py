@@ -83,13 +83,15 @@ def generate_answers(
     from verl_aiops.platform.cpu_linear import use_onednn
     from verl_aiops.rollout.hf_engine import Engine, Request, Sampling
     from verl_aiops.rollout.stops import stop_ids
+    from verl_aiops.rollout.turns import answer_text
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    thinks, stops = reasoning_of(tokenizer), stop_ids(model_dir, tokenizer)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device)
     use_onednn(model)
-    engine = Engine(model, stop_ids(model_dir, tokenizer))
+    engine = Engine(model, stops)
     greedy = Sampling(max_new_tokens, temperature=0)
     prompts = [
         tokenizer.apply_chat_template(list(q["prompt"]), add_generation_prompt=True, tokenize=False) for q in questions
@@ -101,7 +103,11 @@ def generate_answers(
         batch = order[start : start + batch_size]
         ids = tokenizer([prompts[i] for i in batch], add_special_tokens=False)["input_ids"]
         for i, made in zip(batch, engine.generate([Request(tuple(row), greedy) for row in ids]), strict=True):
-            answers[i] = tokenizer.decode(made.token_ids, skip_special_tokens=True)
+            if thinks is None:
+                answers[i] = tokenizer.decode(made.token_ids, skip_special_tokens=True)
+            else:  # in some families the markers are special tokens
+                text, _ = answer_text(tokenizer, made.token_ids, stops)
+                answers[i] = visible(text, thinks.name, thinks.opened).text
     return answers
 
 
