@@ -129,6 +129,20 @@ def test_where_verls_patch_is_another_such_models_are_refused_before_ray(kind, t
         preflight._check_vision(config)
 
 
+def test_the_rollout_hf_refuses_what_it_cannot_generate_with_before_ray(tmp_path):
+    from hydra import compose, initialize_config_module
+
+    from verl_aiops.rollout.hf_limits import unsupported
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=["actor_rollout_ref.rollout.name=hf"]).actor_rollout_ref
+    config.model.path = str(tmp_path)
+    before = unsupported(config.rollout, config.model)
+    model_of("qwen2_5_vl").config.save_pretrained(tmp_path)
+    (said,) = set(unsupported(config.rollout, config.model)) - set(before)
+    assert "no causal language model of type qwen2_5_vl" in said and "sglang or vllm" in said
+
+
 def test_verls_own_steps_still_go_through_the_vision_tower():
     """The reason for the replacement; when transformers' output has a mean again, it can go."""
     from verl.models.transformers import glm4v, qwen2_vl

@@ -35,10 +35,27 @@ def unsupported(rollout: Any, model: Any) -> list[str]:
             "actor_rollout_ref.model.lora_rank > 0: the rollout hf serves merged weights. Set "
             "actor_rollout_ref.model.lora.merge=True."
         )
+    if kind := _not_a_language_model(model):
+        wrong.append(
+            f"actor_rollout_ref.model.path={model.get('path')}: transformers has no causal language model of type "
+            f"{kind} (a vision-language model?), which is what the rollout hf generates with. Use sglang or vllm."
+        )
     custom = (rollout.get("custom", None) or {}).get("aiops_mturn", None) or {}
     if custom.get("json_schema", False):
         wrong.append(f"{where}.custom.aiops_mturn.json_schema=True: the rollout hf has no constrained decoding.")
     return wrong
+
+
+def _not_a_language_model(model: Any) -> str | None:
+    """The type of a model that `AutoModelForCausalLM` does not take; None too where that cannot be told."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model.get("path"), trust_remote_code=bool(model.get("trust_remote_code")))
+    except Exception:  # told by those who load it
+        return None
+    known = type(config) in AutoModelForCausalLM._model_mapping or getattr(config, "auto_map", None)
+    return None if known else config.model_type
 
 
 def unsupported_reward_server(rollout: Any) -> list[str]:
