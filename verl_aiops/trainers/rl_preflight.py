@@ -10,6 +10,7 @@ from verl_aiops.trainers.adapter import prepare_adapter
 from verl_aiops.trainers.checkpoint_health import find_checkpoint
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.defaults import RL_DEFAULTS, TRIAGE_DEFAULTS, apply_defaults
+from verl_aiops.trainers.packing import pad_where_packing_leaks
 from verl_aiops.trainers.reward_preflight import COMBINED, prepare_reward_model
 from verl_aiops.trainers.rl_second_run import check_second_run
 
@@ -162,6 +163,7 @@ def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
     lines = apply_defaults(config, given, (*TRIAGE_DEFAULTS, *RL_DEFAULTS))
     lines += find_checkpoint(config, preference=False)[1]
     lines += prepare_adapter(config, given)
+    lines += pad_where_packing_leaks(config, given)
     more, faults = prepare_reward_model(config, given)
     lines += more
     if faults:
