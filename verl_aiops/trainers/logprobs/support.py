@@ -11,60 +11,15 @@ from packaging.version import Version
 from transformers import AutoConfig, PretrainedConfig
 from verl.utils.fs import copy_to_local
 
-from verl_aiops.company import rotary_limit
+from verl_aiops.company import COMPARED_MODELS, rotary_limit
 from verl_aiops.trainers.config import ConfigError, PreferenceConfig
 from verl_aiops.trainers.defaults import sequence_parallel_size
 
 __all__ = ["SHARED_PROMPT_MODELS", "choose_backend", "longest_pair", "settle_backend", "why_not_shared"]
 
-# Decoders whose layers hand attention arguments on and do nothing to the logits after the head. tests/test_families.py
-# compares log-probs and gradients of each with `rows`.
-SHARED_PROMPT_MODELS = (
-    "apertus",
-    "arcee",
-    "bitnet",
-    "cwm",
-    "deepseek_v2",
-    "deepseek_v3",
-    "dots1",
-    "ernie4_5",
-    "ernie4_5_moe",
-    "exaone4",
-    "exaone_moe",
-    "flex_olmo",
-    "gemma",
-    "gemma3_text",
-    "glm",
-    "glm4",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "gpt_neox",
-    "helium",
-    "hunyuan_v1_dense",
-    "hunyuan_v1_moe",
-    "jais2",
-    "llama",
-    "minimax_m2",
-    "ministral",
-    "ministral3",
-    "mistral",
-    "mixtral",
-    "olmo",
-    "olmo2",
-    "olmo3",
-    "olmoe",
-    "persimmon",
-    "phi",
-    "phi3",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "smollm3",
-    "solar_open",
-    "starcoder2",
-    "youtu",
-)
+# Each decoder that was compared hands attention arguments on and does nothing to the logits after the head; one that
+# does not would stand in `COMPARED_MODELS` alone. tests/test_families.py compares log-probs and gradients with `rows`.
+SHARED_PROMPT_MODELS = COMPARED_MODELS
 
 # Of those, the ones whose windows of attention are in a mask alone, which sharing does without.
 _WINDOW_IN_MASK = ("olmoe", "qwen2_moe")
