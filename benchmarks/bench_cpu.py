@@ -37,7 +37,7 @@ def main() -> int:
     arguments = parser.parse_args()
     from transformers import AutoConfig
 
-    from verl_aiops.platform.cpu_linear import onednn_is_faster
+    from verl_aiops.kernels.cpu_linear import onednn_is_faster
 
     vocabulary = AutoConfig.from_pretrained(arguments.model).vocab_size
     point = {"prompt": arguments.prompt, "answer": arguments.answer, "pairs": arguments.pairs, "vocabulary": vocabulary}

@@ -18,7 +18,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from verl_aiops.rollout.hf_engine import Engine, Request, Sampling
+from verl_aiops.rollout.hf.engine import Engine, Request, Sampling
 
 
 def with_engine(model, prompts, new_tokens) -> None:

@@ -96,8 +96,8 @@ def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool):
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 
     from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
-    from verl_aiops.trainers.objective import PreferenceObjective
-    from verl_aiops.trainers.run_ahead import PairTrainingWorker
+    from verl_aiops.trainers.worker.objective import PreferenceObjective
+    from verl_aiops.trainers.worker.run_ahead import PairTrainingWorker
 
     dtype = "fp32" if device == "cpu" else "bf16"
     worker = PairTrainingWorker(
@@ -139,7 +139,7 @@ def batch(point: dict, backend: str, world: int, rank: int):
     """This rank's share of a step on random pairs."""
     from verl.utils import tensordict_utils as tu
 
-    from verl_aiops.trainers.pairs import pair_batch
+    from verl_aiops.trainers.dpo.pairs import pair_batch
 
     g = torch.Generator().manual_seed(0)
 
@@ -208,8 +208,8 @@ def measure(rank: int, port: int, results, model: str, device: str, world: int, 
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
-        from verl_aiops.platform import cpu_linear
-        from verl_aiops.platform.memory import keep_memory
+        from verl_aiops.kernels import cpu_linear
+        from verl_aiops.kernels.memory import keep_memory
 
         if not how.get("onednn", True):
             cpu_linear.onednn_is_faster = lambda: False

@@ -23,7 +23,7 @@ WAIT=${WAIT:-900}                     # seconds that it may take to become ready
 EXTRA_ARGS=${EXTRA_ARGS:-}            # more flags, split at spaces: EXTRA_ARGS="--attention-backend triton"
 DRY_RUN=${DRY_RUN:-}
 
-folder=$(python3 -m verl_aiops.serving folder "$MODEL" ${MERGED:+--out "$MERGED"} \
+folder=$(python3 -m verl_aiops.models.serving folder "$MODEL" ${MERGED:+--out "$MERGED"} \
   ${CHAT_TEMPLATE:+--template "$CHAT_TEMPLATE"} ${DRY_RUN:+--dry-run})
 if [ "$HOST" != 127.0.0.1 ] && [ "$HOST" != localhost ] && [ -z "$API_KEY" ]; then
   echo "serve_sglang: HOST=$HOST without API_KEY: whoever reaches this machine can use the model" >&2
@@ -47,5 +47,5 @@ if [ -n "$MEMORY" ]; then args+=(--mem-fraction-static "$MEMORY"); fi
 if [ -n "$CHAT_TEMPLATE" ]; then args+=(--chat-template "$CHAT_TEMPLATE"); fi
 if [ -n "$API_KEY" ]; then args+=(--api-key "$API_KEY"); fi
 # shellcheck disable=SC2086 - EXTRA_ARGS is meant to be split
-exec python3 -m verl_aiops.serving run --url "http://$reach:$PORT" --wait "$WAIT" ${DRY_RUN:+--dry-run} -- \
+exec python3 -m verl_aiops.models.serving run --url "http://$reach:$PORT" --wait "$WAIT" ${DRY_RUN:+--dry-run} -- \
   python3 -m sglang.launch_server "${args[@]}" $EXTRA_ARGS "$@"

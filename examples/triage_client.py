@@ -17,15 +17,15 @@ import json
 import sys
 from pathlib import Path
 
-from verl_aiops.cli_eval import api_key, round_tokens
-from verl_aiops.evaluation.endpoint import EndpointBackend, EndpointOptions
+from verl_aiops.cli.evaluate import api_key, round_tokens
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.generate import Generation, Job, SamplingOptions
-from verl_aiops.evaluation.questions import Question
+from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions
+from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
+from verl_aiops.evaluation.run.questions import Question
 from verl_aiops.incidents import Incident, IncidentError, PromptOptions, System, Taxonomy, build_case
-from verl_aiops.incidents.readers import READERS
+from verl_aiops.incidents.io.readers import READERS
 from verl_aiops.reasoning import ANY, visible
-from verl_aiops.rewards.answer import parse_answer
+from verl_aiops.rewards.triage.answer import parse_answer
 
 NOT_KNOWN = "not-known"
 

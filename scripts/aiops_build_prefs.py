@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 try:
-    from verl_aiops.cli import main
+    from verl_aiops.cli.main import main
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from verl_aiops.cli import main
+    from verl_aiops.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["build-prefs", *sys.argv[1:]]))

@@ -105,7 +105,7 @@ verl's, `reward.reward_model.*`. More: [reward_model.md](reward_model.md).
 `actor_rollout_ref.rollout.name=hf`. It has no keys of its own. It follows these of verl, and takes `temperature`,
 `top_p`, `top_k` and the limit of tokens from the agent loop. As a reward model's server
 (`reward.reward_model.rollout.name=hf`) it follows `dtype`, `max_model_len`, `max_num_seqs`, `max_num_batched_tokens`
-and `free_cache_engine` there. What it cannot do (`verl_aiops/rollout/hf_limits.py`) is refused by the setting's name
+and `free_cache_engine` there. What it cannot do (`verl_aiops/rollout/hf/limits.py`) is refused by the setting's name
 before a run starts.
 """,
     "Keys of verl that a run fills in": """\
@@ -216,7 +216,7 @@ def verls_defaults():
 def hf_table() -> list[str]:
     from omegaconf import OmegaConf
 
-    from verl_aiops.rollout.hf_server import HFServer
+    from verl_aiops.rollout.hf.server import HFServer
 
     rollout = OmegaConf.to_container(verls_defaults().actor_rollout_ref.rollout, resolve=False)
     rows = [
@@ -227,7 +227,7 @@ def hf_table() -> list[str]:
 
 
 def filled_in() -> list[str]:
-    from verl_aiops.trainers import defaults
+    from verl_aiops.trainers.preflight import defaults
 
     groups = {
         "offline DPO": defaults.DEFAULTS,
@@ -337,7 +337,7 @@ def command_section(name: str, command, parser: argparse.ArgumentParser) -> list
 
 
 def commands_section() -> list[str]:
-    from verl_aiops.cli import COMMANDS, make_parser
+    from verl_aiops.cli.main import COMMANDS, make_parser
 
     parsers = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     lines = []
@@ -357,9 +357,9 @@ def page() -> str:
     Raises:
         PageError: something in the code has no description.
     """
-    from verl_aiops.rewards.combined import CombinedSettings
-    from verl_aiops.rewards.settings import RewardSettings, read_settings
-    from verl_aiops.rollout.settings import RoundSettings
+    from verl_aiops.rewards.model.combined import CombinedSettings
+    from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
+    from verl_aiops.rollout.rounds.settings import RoundSettings
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
     def defaults(owner: type) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from verl_aiops.cli import COMMANDS, make_parser
-from verl_aiops.rewards.combined import CombinedSettings
-from verl_aiops.rewards.settings import RewardSettings
-from verl_aiops.rollout.settings import RoundSettings
+from verl_aiops.cli.main import COMMANDS, make_parser
+from verl_aiops.rewards.model.combined import CombinedSettings
+from verl_aiops.rewards.triage.settings import RewardSettings
+from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def test_every_setting_has_its_row_with_default_and_meaning(prefix, owner):
 
 def test_allowed_values_are_those_of_the_checks():
     from verl_aiops.losses import LOSS_TYPES, PAIRING_RULES
-    from verl_aiops.rewards.combined import MODES
+    from verl_aiops.rewards.model.combined import MODES
 
     expected = {row[0].strip("`"): row[3] for row in rows(PAGE) if len(row) == 5}
     assert expected["algorithm.dpo.loss_type"].split(", ") == list(LOSS_TYPES)
@@ -153,7 +153,7 @@ def test_environment_variables_of_the_code_are_all_explained(monkeypatch):
 
 
 def test_the_settings_that_hf_follows_are_those_it_reads():
-    from verl_aiops.rollout.hf_server import HFServer
+    from verl_aiops.rollout.hf.server import HFServer
 
     folder = ROOT / "verl_aiops" / "rollout"
     read = {

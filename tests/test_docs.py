@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES
-from verl_aiops.rewards.combined import CombinedSettings
-from verl_aiops.rollout.settings import RoundSettings
+from verl_aiops.rewards.model.combined import CombinedSettings
+from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -110,7 +110,7 @@ def test_verl_itself_brings_the_module_into_a_process(shell):
         shell,
         "import verl\n"
         "from verl_aiops.losses import LOSSES, PAIRING_RULES\n"
-        "from verl_aiops.rewards.parts import PARTS\n"
+        "from verl_aiops.rewards.triage.components import PARTS\n"
         "print('cpo' in LOSSES, 'two_widest' in PAIRING_RULES, 'named' in PARTS)",
     )
     assert output.splitlines()[-1] == "True True True"
@@ -122,7 +122,7 @@ def test_the_check_before_a_run_and_the_reward_manager_know_the_new_part(shell):
         "import verl\n"
         "from omegaconf import OmegaConf\n"
         "from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager\n"
-        "from verl_aiops.trainers.rl_preflight import ConfigError, _check_reward\n"
+        "from verl_aiops.trainers.preflight.rl import ConfigError, _check_reward\n"
         "def config(**kwargs):\n"
         "    reward = {'custom_reward_function': {'path': None, 'reward_kwargs': kwargs}}\n"
         "    return OmegaConf.create({'reward': {**reward, 'reward_manager': {'name': 'aiops_mturn'}}})\n"

@@ -174,7 +174,7 @@ def grpo():
     """A run of verl's alone, as text."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
-    from test_plugin import GRPO
+    from stock_runs import GRPO
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         return OmegaConf.to_yaml(compose("ppo_trainer", overrides=GRPO), resolve=True)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from stock_runs import GRPO
 
 # Children of one process that has imported what is heavy, but neither verl nor anything of ours: each imports `first`,
 # then verl's entry point, and prints what verl's registries hold.
@@ -60,28 +61,32 @@ for first, plugins in json.loads(sys.argv[1]):
     os.wait()
 """
 FIRST = ["verl", "verl_aiops.plugin", "verl_aiops.platform.cpu"]
-FIRST += ["verl_aiops.trainers.offline", "verl_aiops.trainers.engine", "verl_aiops.trainers.triage"]
-FIRST += ["verl_aiops.trainers.online"]
-FIRST += ["verl_aiops.rewards.managers.triage", "verl_aiops.rollout.hf_replica", "verl_aiops.rollout.agent_loop"]
+FIRST += [
+    "verl_aiops.trainers.dpo.offline",
+    "verl_aiops.trainers.worker.engine",
+    "verl_aiops.trainers.rl.scored_trainer",
+]
+FIRST += ["verl_aiops.trainers.dpo.online"]
+FIRST += ["verl_aiops.rewards.managers.triage", "verl_aiops.rollout.hf.replica", "verl_aiops.rollout.rounds.agent_loop"]
 
 OURS = {
     "trainers": {
-        "dpo": "verl_aiops.trainers.offline.OfflineDPOTrainer",
-        "online_dpo": "verl_aiops.trainers.online.OnlineDPOTrainer",
-        "aiops_sync": "verl_aiops.trainers.triage.TriageTrainer",
+        "dpo": "verl_aiops.trainers.dpo.offline.OfflineDPOTrainer",
+        "online_dpo": "verl_aiops.trainers.dpo.online.OnlineDPOTrainer",
+        "aiops_sync": "verl_aiops.trainers.rl.scored_trainer.TriageTrainer",
     },
-    "estimators": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.algorithms.compute_dpo_advantage"),
-    "policy losses": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.algorithms.compute_dpo_policy_loss"),
+    "estimators": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_advantage"),
+    "policy losses": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_policy_loss"),
     "platforms": {"cpu": "verl_aiops.platform.cpu.PlatformCPU"},
     "reward managers": {
         "aiops_mturn": "verl_aiops.rewards.managers.triage.AiopsMturnRewardManager",
         "aiops_combined": "verl_aiops.rewards.managers.combined.AiopsCombinedRewardManager",
     },
-    "agent loops": {"aiops_mturn": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"},
-    "rollouts": {"hf/async": "verl_aiops.rollout.hf_replica.HFServerAdapter"},
+    "agent loops": {"aiops_mturn": "verl_aiops.rollout.rounds.agent_loop.AiopsMturnAgentLoop"},
+    "rollouts": {"hf/async": "verl_aiops.rollout.hf.replica.HFServerAdapter"},
     "replicas": {"hf": "verl_aiops.plugin"},
     "engines": {
-        f"preference_language_model/{backend}/{device}": "verl_aiops.trainers.engine.FSDPPreferenceEngine"
+        f"preference_language_model/{backend}/{device}": "verl_aiops.trainers.worker.engine.FSDPPreferenceEngine"
         for backend in ("fsdp", "fsdp2")
         for device in ("cuda", "npu")
     },
@@ -120,7 +125,7 @@ def test_it_does_not_matter_which_module_is_imported_first(listings, first):
 
 def test_main_ppo_checks_configurations_through_us_only_with_the_plug_in(listings):
     assert "verl_aiops" not in listings["verl", "none"]["checked"]
-    assert listings["verl", "auto"]["checked"].endswith("verl_aiops/trainers/preflight.py")
+    assert listings["verl", "auto"]["checked"].endswith("verl_aiops/trainers/preflight/entry.py")
 
 
 def test_ppo_users_get_verls_own_trainer():
@@ -141,10 +146,10 @@ def test_our_names_resolve_through_verls_functions():
 
     from verl_aiops.platform.cpu import PlatformCPU
     from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
-    from verl_aiops.rollout.hf_replica import HFReplica, HFServerAdapter
-    from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
-    from verl_aiops.trainers.offline import OfflineDPOTrainer
-    from verl_aiops.trainers.triage import TriageTrainer
+    from verl_aiops.rollout.hf.replica import HFReplica, HFServerAdapter
+    from verl_aiops.trainers.dpo.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
+    from verl_aiops.trainers.dpo.offline import OfflineDPOTrainer
+    from verl_aiops.trainers.rl.scored_trainer import TriageTrainer
 
     assert get_trainer_cls("aiops_sync") is TriageTrainer
     assert get_reward_manager_cls("aiops_mturn") is AiopsMturnRewardManager
@@ -163,15 +168,6 @@ def test_the_entry_point_is_the_module_that_registers():
 
 
 # --- a run that is not ours ----------------------------------------------------------------------------------------
-
-GRPO = [
-    "algorithm.adv_estimator=grpo",
-    "data.train_batch_size=16",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2",
-    "actor_rollout_ref.rollout.name=sglang",
-]
 
 
 def test_a_grpo_configuration_on_a_gpu_goes_straight_to_verl(monkeypatch, capsys):
@@ -207,7 +203,7 @@ def test_verls_validate_config_is_called_as_we_call_it():
     from verl.trainer import main_ppo
 
     ours, verls = _replaced(config_module, "validate_config")
-    assert ours.__code__.co_filename.endswith("verl_aiops/trainers/preflight.py")
+    assert ours.__code__.co_filename.endswith("verl_aiops/trainers/preflight/entry.py")
     names = ["config", "use_reference_policy", "use_critic"]
     assert list(inspect.signature(verls).parameters) == names
     assert inspect.getfullargspec(ours).args == names  # what unwrapping does not show
@@ -313,7 +309,7 @@ def test_main_ppo_makes_and_runs_the_trainer_as_ours_expects():
 def test_every_method_overridden_exists_in_verls_trainer_with_its_parameters():
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-    from verl_aiops.trainers.offline import OfflineDPOTrainer
+    from verl_aiops.trainers.dpo.offline import OfflineDPOTrainer
 
     hooks = """_build_replay_buffer _setup _init_dataloader _init_resource_pool_mgr on_step_end on_sample_end
     get_llm_client get_teacher_client get_reward_handles _rollout_server_managers _log_rollout_data step _validate

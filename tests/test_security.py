@@ -13,12 +13,12 @@ from aiohttp import web
 from fastapi.testclient import TestClient
 from omegaconf import OmegaConf
 
-from verl_aiops.rewards.rm_client import RewardModelClient, RewardModelError, longest_input
-from verl_aiops.rollout import scoring_api
-from verl_aiops.rollout.scoring_api import Scored, build_app
-from verl_aiops.trainers.checkpoint_pickle import TRUST, ForeignCodeError, foreign_code, refuse_foreign_code
-from verl_aiops.trainers.checkpoints import merge_checkpoint
-from verl_aiops.trainers.reward_preflight import _code_faults, _tokenizer_faults
+from verl_aiops.rewards.model.client import RewardModelClient, RewardModelError, longest_input
+from verl_aiops.rollout.hf import scoring_api
+from verl_aiops.rollout.hf.scoring_api import Scored, build_app
+from verl_aiops.trainers.dpo.checkpoints import merge_checkpoint
+from verl_aiops.trainers.preflight.reward import _code_faults, _tokenizer_faults
+from verl_aiops.trainers.runs.checkpoint_pickle import TRUST, ForeignCodeError, foreign_code, refuse_foreign_code
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ def checkpoint(tmp_path, tiny_model_dir, touched):
 
 
 def test_nothing_runs_where_a_checkpoint_is_merged(checkpoint, touched, tmp_path, capsys):
-    from verl_aiops import serving
+    from verl_aiops.models import serving
 
     with pytest.raises(ForeignCodeError):
         merge_checkpoint(str(checkpoint / "actor"), str(tmp_path / "merged"), trust_remote_code=False)
@@ -132,7 +132,7 @@ def test_nothing_runs_where_a_checkpoint_is_merged(checkpoint, touched, tmp_path
 
 
 def test_nothing_runs_where_a_checkpoint_is_evaluated(checkpoint, touched, tmp_path, capsys):
-    from verl_aiops.cli import main
+    from verl_aiops.cli.main import main
 
     command = ["eval", "--model", str(checkpoint), "--out", str(tmp_path / "out"), "--num-incidents", "2"]
     incidents = tmp_path / "incidents.jsonl"
@@ -143,7 +143,7 @@ def test_nothing_runs_where_a_checkpoint_is_evaluated(checkpoint, touched, tmp_p
 
 
 def test_nothing_runs_where_a_run_is_resumed(checkpoint, touched):
-    from verl_aiops.trainers.checkpoint_health import damage
+    from verl_aiops.trainers.runs.checkpoint_health import damage
 
     config = OmegaConf.create(
         {

@@ -44,7 +44,7 @@ def _no_algorithms(raises):
 
 @when("verl.trainer.ppo.core_algos", *_ESTIMATORS, *_LOSSES, instead=_no_algorithms)
 def _algorithms(module):
-    from verl_aiops.trainers.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
+    from verl_aiops.trainers.dpo.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
 
     for name in ("dpo", "online_dpo"):
         module.register_adv_est(name)(compute_dpo_advantage)
@@ -68,10 +68,12 @@ def _no_engine(raises):
     _register_engine(type("MissingEngine", (BaseEngine,), {"__new__": raises}))
 
 
-_bring("verl_aiops.trainers.engine", ENGINE, after="verl.workers.engine.fsdp.transformer_impl", instead=_no_engine)
+_bring(
+    "verl_aiops.trainers.worker.engine", ENGINE, after="verl.workers.engine.fsdp.transformer_impl", instead=_no_engine
+)
 
 
-@when("verl_aiops.trainers.engine", ENGINE, instead=_no_engine)
+@when("verl_aiops.trainers.worker.engine", ENGINE, instead=_no_engine)
 def _engines(module):
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
     from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
@@ -101,14 +103,14 @@ def _register_trainer(mode: str, trainer, *overridden: str):
 
 
 _bring(
-    "verl_aiops.trainers.offline",
+    "verl_aiops.trainers.dpo.offline",
     "trainer mode dpo",
     after="verl.trainer.ppo.v1.trainer_base",
     instead=_no_trainer("dpo"),
 )
 
 
-@when("verl_aiops.trainers.offline", "trainer mode dpo", instead=_no_trainer("dpo"))
+@when("verl_aiops.trainers.dpo.offline", "trainer mode dpo", instead=_no_trainer("dpo"))
 def _trainers(module):
     overridden = "_build_replay_buffer _init_dataloader _init_resource_pool_mgr _log_rollout_data _validate fit step"
     _register_trainer("dpo", module.OfflineDPOTrainer, *overridden.split())
@@ -116,7 +118,7 @@ def _trainers(module):
 
 # without the first there is no second, whose base class it is
 _bring(
-    "verl_aiops.trainers.triage",
+    "verl_aiops.trainers.rl.scored_trainer",
     "trainer mode aiops_sync",
     "trainer mode online_dpo",
     after="verl.trainer.ppo.v1.trainer_sync",
@@ -124,7 +126,7 @@ _bring(
 )
 
 
-@when("verl_aiops.trainers.triage", "trainer mode aiops_sync", instead=_no_trainer("aiops_sync"))
+@when("verl_aiops.trainers.rl.scored_trainer", "trainer mode aiops_sync", instead=_no_trainer("aiops_sync"))
 def _triage_trainer(module):
     overridden = "_balance_batch _compute_reward_colocate _val_metrics_update _log_rollout_data"
     _register_trainer("aiops_sync", module.TriageTrainer, *overridden.split())
@@ -132,14 +134,14 @@ def _triage_trainer(module):
 
 # whose base class is ours: not before that is whole
 _bring(
-    "verl_aiops.trainers.online",
+    "verl_aiops.trainers.dpo.online",
     "trainer mode online_dpo",
-    after="verl_aiops.trainers.triage",
+    after="verl_aiops.trainers.rl.scored_trainer",
     instead=_no_trainer("online_dpo"),
 )
 
 
-@when("verl_aiops.trainers.online", "trainer mode online_dpo", instead=_no_trainer("online_dpo"))
+@when("verl_aiops.trainers.dpo.online", "trainer mode online_dpo", instead=_no_trainer("online_dpo"))
 def _online_trainer(module):
     _register_trainer("online_dpo", module.OnlineDPOTrainer, "_init_resource_pool_mgr", "_step_once", "fit")
 
@@ -191,13 +193,15 @@ def _combined_manager(module):
 @when("verl.experimental.agent_loop.agent_loop", "agent loop aiops_mturn")
 def _agent_loops(module):
     # what verl's `register` writes; it takes the class, and ours would have to be imported in every process
-    module._agent_loop_registry["aiops_mturn"] = {"_target_": "verl_aiops.rollout.agent_loop.AiopsMturnAgentLoop"}
+    module._agent_loop_registry["aiops_mturn"] = {
+        "_target_": "verl_aiops.rollout.rounds.agent_loop.AiopsMturnAgentLoop"
+    }
 
 
 @when("verl.workers.rollout.replica", "rollout hf")
 def _rollout_replicas(module):
     def load():
-        from verl_aiops.rollout.hf_replica import HFReplica
+        from verl_aiops.rollout.hf.replica import HFReplica
 
         return HFReplica
 
@@ -206,7 +210,7 @@ def _rollout_replicas(module):
 
 @when("verl.workers.rollout.base", "rollout hf")
 def _rollout_workers(module):
-    module._ROLLOUT_REGISTRY["hf", "async"] = "verl_aiops.rollout.hf_replica.HFServerAdapter"
+    module._ROLLOUT_REGISTRY["hf", "async"] = "verl_aiops.rollout.hf.replica.HFServerAdapter"
 
 
 # --- what verl 0.9 has no registry for ---------------------------------------------------------------------------
@@ -217,7 +221,7 @@ def _preflight(module):
     # What: main_ppo's validate_config first fills in and checks what a preference run needs; every other run goes
     # straight to verl's own function. Why: verl has no hook that sees the configuration before Ray starts, and
     # nothing else can choose a trainer from algorithm.adv_estimator. verl 0.9.x.
-    from verl_aiops.trainers.preflight import with_preflight
+    from verl_aiops.trainers.preflight.entry import with_preflight
 
     require_parameters(module.validate_config, "config", "use_reference_policy", "use_critic")
     module.validate_config = with_preflight(module.validate_config)
@@ -227,7 +231,7 @@ def _preflight(module):
 def _process_groups(module):
     # What: the process-group backend on the CPU platform is "cpu:gloo". Why: verl builds the string
     # "cpu:gloo,cpu:gloo", which torch refuses as a duplicate. verl 0.9.x; other platforms are passed through.
-    from verl_aiops.platform.process_group import on_cpu_use_gloo, on_cpu_use_gloo_torchrun
+    from verl_aiops.verl_patches.process_group import on_cpu_use_gloo, on_cpu_use_gloo_torchrun
 
     require_parameters(module.initialize_global_process_group_ray, "timeout_second", "backend")
     require_parameters(module.initialize_global_process_group, "timeout_second")
@@ -239,7 +243,7 @@ def _process_groups(module):
 def _trl(module):
     # What: verl sees TRL only where TRL has AutoModelForCausalLMWithValueHead. Why: TRL 1.x dropped that class, and
     # every model verl loads beside such a TRL would fail with an ImportError. verl 0.9.x.
-    from verl_aiops.platform.trl_guard import only_with_value_head
+    from verl_aiops.verl_patches.trl_guard import only_with_value_head
 
     require_parameters(module.is_trl_available)
     module.is_trl_available = only_with_value_head(module.is_trl_available)
@@ -249,7 +253,7 @@ def _trl(module):
 def _critics(module):
     # What: without flash-attn a critic is loaded with sdpa attention. Why: verl asks for flash_attention_2 whatever
     # the configuration says, takes the error for a missing value head, and tells the user to install TRL. verl 0.9.x.
-    from verl_aiops.platform.valuehead import without_flash_attn
+    from verl_aiops.verl_patches.valuehead import without_flash_attn
 
     names = ("local_path", "torch_dtype", "model_config", "trust_remote_code")
     require_parameters(module.load_valuehead_model, *names)
@@ -260,7 +264,7 @@ def _text_rows(module):
     # What: a step of text alone leaves the vision tower of Qwen2-VL, Qwen2.5-VL and GLM-4V out. Why: verl sends zeros
     # through it and takes the mean of what transformers 5 no longer returns as a tensor. verl 0.9.x; steps with images,
     # and verl's own trainers, are passed through.
-    from verl_aiops.platform.vision import without_vision_tower
+    from verl_aiops.verl_patches.vision import without_vision_tower
 
     require(module, "_get_input_embeds")
     module._get_input_embeds = without_vision_tower(module._get_input_embeds)
@@ -274,7 +278,7 @@ when("verl.models.transformers.glm4v", "text rows of GLM-4V")(_text_rows)
 def _transfer_queue(module):
     # What: to clear no keys is to do nothing. Why: verl's loop clears what a step has queued, offline DPO queues
     # nothing, and TransferQueue refuses an empty list. verl 0.9.x with TransferQueue 0.1.
-    from verl_aiops.trainers.queue import clear_some
+    from verl_aiops.verl_patches.transfer_queue import clear_some
 
     require_parameters(module.kv_clear, "keys", "partition_id")
     module.kv_clear = clear_some(module.kv_clear)

@@ -3,11 +3,25 @@
 Needs neither torch nor verl and imports nothing else of this package.
 """
 
-from .build import PREFS_COLUMNS, RL_COLUMNS, SFT_COLUMNS, build_prefs, build_rl, build_sft, iter_cases
-from .case import Case, PromptOptions, build_case
-from .errors import IncidentError, OutputExistsError
-from .pairs import DEFAULT_KINDS, KINDS, Pair, PairMaker, PairOptions, parse_kinds
-from .prompts import (
+from verl_aiops.incidents.build.case import Case, PromptOptions, build_case
+from verl_aiops.incidents.build.files import (
+    PREFS_COLUMNS,
+    RL_COLUMNS,
+    SFT_COLUMNS,
+    build_prefs,
+    build_rl,
+    build_sft,
+    iter_cases,
+)
+from verl_aiops.incidents.build.pairs import DEFAULT_KINDS, KINDS, Pair, PairMaker, PairOptions, parse_kinds
+from verl_aiops.incidents.build.summary import Summary
+from verl_aiops.incidents.build.trim import Trimmed, trim_incident
+from verl_aiops.incidents.errors import IncidentError, OutputExistsError
+from verl_aiops.incidents.io.readback import check_rl_file
+from verl_aiops.incidents.io.readers import READERS, read_incidents
+from verl_aiops.incidents.io.sources import IncidentSource, file_source, simulator_source
+from verl_aiops.incidents.io.writers import RowWriter, row_writers, sibling, write_incidents, write_taxonomy
+from verl_aiops.incidents.prompts import (
     Candidates,
     answer_json,
     choose_candidates,
@@ -17,18 +31,12 @@ from .prompts import (
     round1_message,
     round2_message,
 )
-from .readback import check_rl_file
-from .readers import READERS, read_incidents
-from .safety import neutralise
-from .schema import Incident, fault_id, normalise_label
-from .simulator import Difficulty, Simulator, simulator_taxonomy
-from .sources import IncidentSource, file_source, simulator_source
-from .split import Fold, split_side
-from .summary import Summary
-from .taxonomy import System, Taxonomy
-from .text import incident_text, neutralise_incident
-from .trim import Trimmed, trim_incident
-from .writers import RowWriter, row_writers, sibling, write_incidents, write_taxonomy
+from verl_aiops.incidents.safety import neutralise
+from verl_aiops.incidents.schema import Incident, fault_id, normalise_label
+from verl_aiops.incidents.simulator import Difficulty, Simulator, simulator_taxonomy
+from verl_aiops.incidents.taxonomy import System, Taxonomy
+from verl_aiops.incidents.text import incident_text, neutralise_incident
+from verl_aiops.split import Fold, split_side
 
 __all__ = [
     "DEFAULT_KINDS",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .schema import Incident
-from .taxonomy import System
-from .text import incident_text
+from verl_aiops.incidents.schema import Incident
+from verl_aiops.incidents.taxonomy import System
+from verl_aiops.incidents.text import incident_text
 
 Message = dict[str, str]
 STYLES = ("two_round", "direct")

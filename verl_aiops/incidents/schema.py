@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.safety import neutralise
 from verl_aiops.inputs.shown import brief, one_line
-
-from .errors import IncidentError
-from .safety import neutralise
 
 LANGUAGES = ("en", "zh")
 MAX_LABEL_CHARS = 200

@@ -8,11 +8,10 @@ from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.schema import Incident, check_label
 from verl_aiops.inputs.json_text import JsonFault, read_json_file
 from verl_aiops.inputs.shown import one_line
-
-from .errors import IncidentError
-from .schema import Incident, check_label
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .safety import neutralise, neutralise_part
-from .schema import Incident
+from verl_aiops.incidents.safety import neutralise, neutralise_part
+from verl_aiops.incidents.schema import Incident
 
 _HEADINGS = {"en": ("Symptom: ", "Logs:", "Trace:"), "zh": ("现象：", "日志：", "调用链：")}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from verl_aiops.losses import pairwise
+from verl_aiops.losses import formulas as pairwise
 from verl_aiops.losses.terms import Knobs, PairTerms
 
 

@@ -2,7 +2,7 @@
 
 verl 0.9 asks its platform object for the device, never ``torch.cuda`` itself, so a platform whose device is
 the CPU is all that FSDP2 training over gloo needs. Ray still counts accelerators: a worker takes one *logical*
-GPU, which the preflight check declares (see :mod:`verl_aiops.trainers.preflight`).
+GPU, which the preflight check declares (see :mod:`verl_aiops.trainers.preflight.entry`).
 """
 
 from __future__ import annotations

@@ -60,13 +60,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_aiops.reasoning import ANY, Visible, visible
-from verl_aiops.rewards.answer import ParsedAnswer, match_label, parse_answer
-from verl_aiops.rewards.discipline import gives_verdict, may_announce
-from verl_aiops.rewards.evidence import Judgement, find_evidence, judge_quotations
-from verl_aiops.rewards.parts import Reading, measured
-from verl_aiops.rewards.quotes import MAX_READ_CHARS, find_quotations
-from verl_aiops.rewards.settings import RewardSettings, read_settings
-from verl_aiops.rewards.truth import GroundTruth, read_ground_truth
+from verl_aiops.rewards.triage.answer import ParsedAnswer, match_label, parse_answer
+from verl_aiops.rewards.triage.components import Reading, measured
+from verl_aiops.rewards.triage.early_verdict import gives_verdict, may_announce
+from verl_aiops.rewards.triage.evidence import Judgement, find_evidence, judge_quotations
+from verl_aiops.rewards.triage.ground_truth import GroundTruth, read_ground_truth
+from verl_aiops.rewards.triage.quotes import MAX_READ_CHARS, find_quotations
+from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
 
 _INVENTED_FOR_FULL_COST = 4
 

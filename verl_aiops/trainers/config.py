@@ -43,7 +43,7 @@ class PreferenceConfig:
         beta: strength of the pull to the reference. Per-token losses want it on another scale: `sigmoid_norm` and
             `simpo` 1 to 10.
         loss_type: the loss, or a list of losses to be summed. Formula and paper of each:
-            `verl_aiops/losses/pairwise.py`.
+            `verl_aiops/losses/formulas.py`.
         loss_weights: weights of a list of losses, one each.
         sft_weight: adds this much of the loss `sft`, the negative log-likelihood of chosen answers, to any loss.
         label_smoothing: share of labels believed wrong, for `sigmoid` (cDPO), `robust`, `exo_pair`, `aot`,

@@ -251,13 +251,13 @@ def _partial(folder: Path) -> Path:
 
 
 def _rows(folder: Path) -> list[dict]:
-    from verl_aiops.evaluation.curves import read_metrics
+    from verl_aiops.evaluation.training_curves import read_metrics
 
     return read_metrics(folder / METRICS)
 
 
 def _write(model, settings: DPOTraining, made: Path, rows: list[dict], result: TrainedPolicy, note: dict) -> None:
-    from verl_aiops.evaluation.curves import plot_curves
+    from verl_aiops.evaluation.training_curves import plot_curves
 
     # TRL's trainer turns it off; whoever generates with the model wants it on
     model.config.use_cache = True

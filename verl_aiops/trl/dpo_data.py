@@ -116,7 +116,7 @@ def on_disk(pairs: PreferenceDataset, folder: Path) -> Dataset:
 
 class PairSampler(Sampler):
     """The pairs in the order in which main_ppo takes them: a permutation by seed and epoch, and the remainder of an
-    epoch that fills no step left to other epochs (`verl_aiops.trainers.pairs.PairOrder`).
+    epoch that fills no step left to other epochs (`verl_aiops.trainers.dpo.pairs.PairOrder`).
     """
 
     def __init__(self, pairs: int, batch: int, seed: int):

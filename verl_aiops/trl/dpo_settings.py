@@ -9,7 +9,7 @@ from verl_aiops.trl.extra import TrainingError
 
 __all__ = ["SCHEDULES", "SHARED_LOSSES", "TRUNCATIONS", "DPOTraining"]
 
-# of TRL's losses those whose formula is ours, term by term (losses/pairwise.py)
+# of TRL's losses those whose formula is ours, term by term (losses/formulas.py)
 SHARED_LOSSES = (
     "sigmoid",
     "robust",

@@ -212,7 +212,7 @@ def split_by_group(pairs: RewardPairs, val_share: float, seed: int) -> tuple[Rew
     Raises:
         PreferenceDataError: a side is empty.
     """
-    from verl_aiops.incidents.split import split_side
+    from verl_aiops.split import split_side
 
     sides = [split_side(group, val_share, seed) for group in pairs.groups]
     parts = tuple(pairs.part([at for at, side in enumerate(sides) if side == wanted]) for wanted in ("train", "val"))

@@ -4,10 +4,10 @@ A new source is a module with one `read` function and its `Source` entry, a mapp
 in `SOURCES`.
 """
 
-from .job import Job, Source
-from .mapping import built_in, load_mapping
-from .run import Imported, describe_sources, detect, import_incidents
-from .table import SOURCES
+from verl_aiops.incidents.importers.job import Job, Source
+from verl_aiops.incidents.importers.mapping import built_in, load_mapping
+from verl_aiops.incidents.importers.run import Imported, describe_sources, detect, import_incidents
+from verl_aiops.incidents.importers.table import SOURCES
 
 __all__ = [
     "SOURCES",

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ..errors import IncidentError
-from ..schema import Incident
-from .mapping import Entry
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.mapping import Entry
+from verl_aiops.incidents.schema import Incident
 
 T = TypeVar("T")
 

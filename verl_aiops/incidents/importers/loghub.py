@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from ..errors import IncidentError
-from ..schema import Incident
-from .job import Job, Source
-from .mapping import Entry
-from .tables import cut, read_table
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.job import Job, Source
+from verl_aiops.incidents.importers.mapping import Entry
+from verl_aiops.incidents.importers.tables import cut, read_table
+from verl_aiops.incidents.schema import Incident
 
 # Severities that are no alarm, in any spelling of the samples.
 _CALM = frozenset({"DEBUG", "INFO", "NOTICE", "TRACE"})

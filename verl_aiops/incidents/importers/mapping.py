@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.safety import neutralise
+from verl_aiops.incidents.schema import MAX_LABEL_CHARS
 from verl_aiops.inputs.shown import brief, one_line
 from verl_aiops.inputs.sniff import refusal
-
-from ..errors import IncidentError
-from ..safety import neutralise
-from ..schema import MAX_LABEL_CHARS
 
 FOLDER = Path(__file__).parent / "mappings"
 _LABEL = re.compile(rf"\S(?:.{{0,{MAX_LABEL_CHARS - 2}}}\S)?")

@@ -10,12 +10,12 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from ..errors import IncidentError
-from ..schema import Incident
-from .job import Job, Source
-from .mapping import Entry
-from .nezha_files import CPU, LATENCIES, Day, Fault, Line, Reading, Span
-from .tables import read_json
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.job import Job, Source
+from verl_aiops.incidents.importers.mapping import Entry
+from verl_aiops.incidents.importers.nezha_files import CPU, LATENCIES, Day, Fault, Line, Reading, Span
+from verl_aiops.incidents.importers.tables import read_json
+from verl_aiops.incidents.schema import Incident
 
 # What a record shows.
 LONGEST_SPANS, OWN_SPANS = 14, 4

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import IncidentError
-from .tables import cut, number, read_json, read_table
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.tables import cut, number, read_json, read_table
 
 OPERATION_CHARS = 60
 LINE_CHARS = 300

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from ..errors import IncidentError
-from ..schema import Incident
-from .job import Job, Source
-from .mapping import Entry
-from .openrca_telemetry import Change, Log, read_logs, read_metrics
-from .tables import cut, number, read_table
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.job import Job, Source
+from verl_aiops.incidents.importers.mapping import Entry
+from verl_aiops.incidents.importers.openrca_telemetry import Change, Log, read_logs, read_metrics
+from verl_aiops.incidents.importers.tables import cut, number, read_table
+from verl_aiops.incidents.schema import Incident
 
 # What a record shows: the metrics that moved most, the component's own, a sample of the rest; log lines alike.
 MOST, MOST_OWN, OTHERS = 8, 3, 5

@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 from statistics import fmean, median, pstdev
 
-from ..errors import IncidentError
-from .tables import cut, number, read_table
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.tables import cut, number, read_table
 
 LINE_CHARS = 300
 # Log lines kept for one failure, a fair sample of all.

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..errors import IncidentError
-from ..schema import Incident
-from .job import Job, Source
-from .mapping import Entry
-from .tables import number, read_cells, read_json
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.importers.job import Job, Source
+from verl_aiops.incidents.importers.mapping import Entry
+from verl_aiops.incidents.importers.tables import number, read_cells, read_json
+from verl_aiops.incidents.schema import Incident
 
 # What a record shows: the metrics that got worse most, the worst others of the root cause, and a sample of the rest.
 WORST, WORST_OWN, OTHERS = 8, 2, 4

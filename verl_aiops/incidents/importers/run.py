@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verl_aiops.files import leads_out, write_atomically
-
-from ..errors import IncidentError, OutputExistsError
-from ..schema import Incident
-from ..writers import row_writers
-from .job import Job, Source
-from .mapping import built_in, load_mapping
-from .table import SOURCES
+from verl_aiops.incidents.errors import IncidentError, OutputExistsError
+from verl_aiops.incidents.importers.job import Job, Source
+from verl_aiops.incidents.importers.mapping import built_in, load_mapping
+from verl_aiops.incidents.importers.table import SOURCES
+from verl_aiops.incidents.io.writers import row_writers
+from verl_aiops.incidents.schema import Incident
 
 AUTO = "auto"
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.inputs.json_text import JsonFault, read_json_file
 from verl_aiops.inputs.shown import one_line
 from verl_aiops.inputs.sniff import refusal
-
-from ..errors import IncidentError
 
 _MAX_CELL = 64 * 1024 * 1024
 

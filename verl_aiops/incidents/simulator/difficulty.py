@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import IncidentError
+from verl_aiops.incidents.errors import IncidentError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .topology import APP, CACHE, DB, EDGE, QUEUE, STORE
+from verl_aiops.incidents.simulator.topology import APP, CACHE, DB, EDGE, QUEUE, STORE
 
 SLOW, ERRORS, STALE = "slow", "errors", "stale"
 ANY = (EDGE, APP, DB, CACHE, QUEUE, STORE)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .faults import DATA, ERRORS, SLOW, STALE, Fault, Voice
-from .topology import APP, CACHE, DB, QUEUE, STORE
+from verl_aiops.incidents.simulator.faults import DATA, ERRORS, SLOW, STALE, Fault, Voice
+from verl_aiops.incidents.simulator.topology import APP, CACHE, DB, QUEUE, STORE
 
 DATA_FAULTS = (
     Fault(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .faults import ANY, CODE, ERRORS, SLOW, Fault, Voice
-from .topology import APP, CACHE, DB, EDGE, QUEUE, STORE
+from verl_aiops.incidents.simulator.faults import ANY, CODE, ERRORS, SLOW, Fault, Voice
+from verl_aiops.incidents.simulator.topology import APP, CACHE, DB, EDGE, QUEUE, STORE
 
 HOST_FAULTS = (
     Fault(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .faults import ANY, CODE, ERRORS, SLOW, Fault, Voice
-from .topology import APP, EDGE
+from verl_aiops.incidents.simulator.faults import ANY, CODE, ERRORS, SLOW, Fault, Voice
+from verl_aiops.incidents.simulator.topology import APP, EDGE
 
 LINK_FAULTS = (
     Fault(

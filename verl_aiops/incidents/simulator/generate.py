@@ -7,17 +7,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from ..errors import IncidentError
-from ..schema import LANGUAGES, Incident
-from ..taxonomy import System, Taxonomy
-from .difficulty import DIFFICULTIES, Difficulty
-from .faults import SLOW, Fault
-from .faults_data import DATA_FAULTS
-from .faults_host import HOST_FAULTS
-from .faults_link import LINK_FAULTS
-from .noise import BACKGROUND, CALLER, CALLER_METRICS, ECHOES, LINE_FORMATS, QUIET_METRICS, SYMPTOMS, UNRELATED
-from .topology import TOPOLOGIES, Topology
-from .values import fill
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.schema import LANGUAGES, Incident
+from verl_aiops.incidents.simulator.difficulty import DIFFICULTIES, Difficulty
+from verl_aiops.incidents.simulator.faults import SLOW, Fault
+from verl_aiops.incidents.simulator.faults_data import DATA_FAULTS
+from verl_aiops.incidents.simulator.faults_host import HOST_FAULTS
+from verl_aiops.incidents.simulator.faults_link import LINK_FAULTS
+from verl_aiops.incidents.simulator.noise import (
+    BACKGROUND,
+    CALLER,
+    CALLER_METRICS,
+    ECHOES,
+    LINE_FORMATS,
+    QUIET_METRICS,
+    SYMPTOMS,
+    UNRELATED,
+)
+from verl_aiops.incidents.simulator.topology import TOPOLOGIES, Topology
+from verl_aiops.incidents.simulator.values import fill
+from verl_aiops.incidents.taxonomy import System, Taxonomy
 
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*HOST_FAULTS, *DATA_FAULTS, *LINK_FAULTS)}
 _FAULTS_OF_KIND: dict[str, tuple[Fault, ...]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .faults import ERRORS, SLOW, STALE, Voice
+from verl_aiops.incidents.simulator.faults import ERRORS, SLOW, STALE, Voice
 
 # (time of day, level, service, instance, message) -> line
 LINE_FORMATS: tuple[Callable[[str, str, str, int, str], str], ...] = (

@@ -12,10 +12,10 @@ from verl import DataProto
 from verl.utils.fs import copy_to_local
 
 from verl_aiops.data.scoring import REWARD_SERVER, conversation, scoring_ids, scoring_text
-from verl_aiops.rewards.combined import CombinedSettings, combine
-from verl_aiops.rewards.managers.moments import MomentsReader
 from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
-from verl_aiops.rewards.rm_client import RewardModelClient, RewardModelError, longest_input
+from verl_aiops.rewards.model.client import RewardModelClient, RewardModelError, longest_input
+from verl_aiops.rewards.model.combined import CombinedSettings, combine
+from verl_aiops.rewards.model.running_stats import MomentsReader
 
 logger = logging.getLogger(__name__)
 

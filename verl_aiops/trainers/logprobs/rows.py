@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from tensordict import TensorDict
 
-from verl_aiops.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
-from verl_aiops.platform.vision import only_text
+from verl_aiops.models.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
+from verl_aiops.verl_patches.vision import only_text
 
 __all__ = ["rows_answer_log_probs"]
 

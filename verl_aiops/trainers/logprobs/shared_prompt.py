@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from tensordict import TensorDict
 
-from verl_aiops.company import company_of, forget_lengths, unwrapped
+from verl_aiops.models.company import company_of, forget_lengths, unwrapped
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import label_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout

@@ -11,14 +11,15 @@ from packaging.version import Version
 from transformers import AutoConfig, PretrainedConfig
 from verl.utils.fs import copy_to_local
 
-from verl_aiops.company import COMPARED_MODELS, rotary_limit
+from verl_aiops.models.company import COMPARED_MODELS, rotary_limit
 from verl_aiops.trainers.config import ConfigError, PreferenceConfig
-from verl_aiops.trainers.defaults import sequence_parallel_size
+from verl_aiops.trainers.preflight.defaults import sequence_parallel_size
 
 __all__ = ["SHARED_PROMPT_MODELS", "choose_backend", "longest_pair", "settle_backend", "why_not_shared"]
 
 # Each decoder that was compared hands attention arguments on and does nothing to the logits after the head; one that
-# does not would stand in `COMPARED_MODELS` alone. tests/test_families.py compares log-probs and gradients with `rows`.
+# does not would stand in `COMPARED_MODELS` alone. tests/models/test_families.py compares log-probs and gradients with
+# `rows`.
 SHARED_PROMPT_MODELS = COMPARED_MODELS
 
 # Of those, the ones whose windows of attention are in a mask alone, which sharing does without.

@@ -1,0 +1,127 @@
+"""Training curves: what is read, which validation metric belongs to which panel, and errors a user sees."""
+
+import json
+
+import pytest
+
+from verl_aiops.evaluation import training_curves as curves
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in rows))
+    return str(path)
+
+
+@pytest.fixture
+def log(tmp_path):
+    rows = [(0, {"val-aux/aiops_mturn/json_ok/mean@1": 0.2})]
+    rows += [(step, {"reward/score": step / 10, "reward/json_ok": 0.5, "timing_s/step": 2.0}) for step in (1, 2, 3)]
+    rows[-1][1]["val-aux/aiops_mturn/json_ok/mean@1"] = 0.9
+    return write(tmp_path / "grpo" / "metrics.jsonl", rows)
+
+
+def test_what_is_drawn(log, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot as plt
+
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    image = tmp_path / "out.png"
+    assert curves.main([log, f"again={log}", "--keys", "reward/score,reward/json_ok", "--out", str(image)]) == 0
+    assert image.read_bytes().startswith(b"\x89PNG")
+    score, json_ok = kept[0].axes[:2]
+    assert [line.get_label() for line in score.lines] == ["grpo", "again"]
+    assert list(score.lines[0].get_ydata()) == [0.1, 0.2, 0.3]
+    assert [line.get_label() for line in json_ok.lines] == ["grpo", "grpo, held out", "again", "again, held out"]
+    assert list(json_ok.lines[1].get_xdata()) == [0, 3] and list(json_ok.lines[1].get_ydata()) == [0.2, 0.9]
+
+
+def test_smoothing_is_a_mean_over_the_last_steps():
+    assert curves._smoothed([1.0, 2.0, 3.0, 5.0], 2) == [1.0, 1.5, 2.5, 4.0]
+    assert curves._smoothed([1.0, 2.0], 1) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "key, twin",
+    [
+        ("actor/loss", "val/loss"),
+        ("rewards/margins", "val/rewards/margins"),
+        ("reward/acc", "val-core/x/acc/mean@4"),
+        ("reward/score", None),
+    ],
+)
+def test_twins_in_validation(key, twin):
+    names = ["val/loss", "val/rewards/margins", "val-core/x/acc/mean@4", "val-aux/x/acc_main/mean@4"]
+    assert curves._twin(key, names) == twin
+
+
+def test_errors_name_file_line_and_key(log, tmp_path, capsys):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"step": 1, "data": {}}\nstep 2\n')
+    out = str(tmp_path / "x.png")
+    assert curves.main([str(broken), "--out", out]) == 2
+    assert f"{broken}, line 2" in capsys.readouterr().err
+    assert curves.main([log, "--keys", "reward/nothing", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert "reward/nothing: no run has logged it" in said and "reward/score" in said
+    assert curves.main([str(tmp_path / "absent.jsonl"), "--out", out]) == 2
+
+
+def test_runs_can_stand_against_the_minutes_that_their_steps_took(log, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot as plt
+
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    assert curves.main([log, "--keys", "reward/json_ok", "--x", "minutes", "--out", str(tmp_path / "o.png")]) == 0
+    line, held_out = kept[0].axes[0].lines
+    assert list(line.get_xdata()) == [2 / 60, 4 / 60, 6 / 60] and list(held_out.get_xdata()) == [0, 6 / 60]
+
+
+@pytest.fixture
+def diverged(tmp_path):
+    """The loss is null at two of four steps, the time of a step at one, as verl's logger writes NaN and infinity."""
+    rows = [
+        (step, {"reward/score": value, "timing_s/step": 2.0 if step != 2 else None})
+        for step, value in enumerate((0.1, None, 0.3, None), 1)
+    ]
+    return write(tmp_path / "diverged" / "metrics.jsonl", rows)
+
+
+def test_a_null_of_the_logger_is_drawn_as_a_gap_and_said(diverged, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot as plt
+
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    out = str(tmp_path / "o.png")
+    assert curves.main([diverged, "--keys", "reward/score", "--x", "minutes", "--smooth", "2", "--out", out]) == 0
+    pale, _ = kept[0].axes[0].lines
+    assert [str(value) for value in pale.get_ydata()] == ["0.1", "nan", "0.3", "nan"]
+    assert list(pale.get_xdata()) == [2 / 60, 2 / 60, 4 / 60, 6 / 60]
+    said = capsys.readouterr().err
+    assert "warning: diverged: reward/score was not finite (null in the file) at 2 of 4 steps, first at step 2" in said
+    assert "timing_s" not in said
+
+
+def test_a_metric_that_is_never_a_number_is_said_by_name(tmp_path, capsys):
+    log = write(tmp_path / "x" / "metrics.jsonl", [(1, {"actor/loss": None}), (2, {"actor/loss": None})])
+    assert curves.main([log, "--keys", "actor/loss", "--out", str(tmp_path / "o.png")]) in (0, 2)
+    assert "actor/loss" in capsys.readouterr().err
+
+
+def test_the_table_before_and_after_says_what_was_not_finite(diverged):
+    from types import SimpleNamespace
+
+    from verl_aiops.evaluation.run.before_after import report_rows
+
+    whole = {"val/logps/accuracies": 0.5, "val/logps/chosen": -1.0, "val/logps/rejected": -2.0}
+    whole["val/rewards/margins"] = 0.1
+    answers = SimpleNamespace(n=4, json_ok=1.0, service_ok=0.5, type_ok=0.5, acc_main=0.25)
+    rows = report_rows(whole, {name: float("nan") for name in whole}, 10, (answers, answers))
+    assert [row[2] for row in rows[:3]] == ["not finite"] * 3 and rows[0][1].strip().startswith("50.0 %")
+    assert curves.not_finite(curves.read_metrics(diverged)) == [
+        "reward/score was not finite (null in the file) at 2 of 4 steps, first at step 2",
+        "timing_s/step was not finite (null in the file) at 1 of 4 steps, first at step 2",
+    ]

@@ -1,0 +1,82 @@
+"""Runs of verl's main_ppo on a few triage prompts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+STEPS = 3
+
+
+# A random model never answers right. This reward gives its answers something to be better or worse at, so that the
+# weights move, and keeps the parts of the real one.
+REWARD = """
+from verl_aiops.rewards.aiops_mturn import compute_score as real
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    parts = real(data_source, solution_str, ground_truth, extra_info)
+    return {**parts, "score": min(1.0, sum(text.count("e") for text in extra_info["turns"]) / 40)}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from verl_aiops.cli.main import main
+
+    folder = tmp_path_factory.mktemp("rl")
+    build = ["build-rl", "--out", str(folder / "rl.parquet"), "--num-incidents", "40", "--lang", "mix"]
+    assert main([*build, "--max-chars", "150", "--max-candidates", "3"]) == 0
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def run(data, model_dir, out, *overrides, estimator="grpo"):
+    """Metrics by step and the output of a run that is told nothing but data, model, reward and sizes."""
+    command = [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        f"algorithm.adv_estimator={estimator}",
+        f"data.train_files={data / 'rl.parquet'}",
+        f"data.val_files={data / 'rl.val.parquet'}",
+        "data.train_batch_size=4",
+        "data.val_max_samples=4",
+        "data.max_prompt_length=1024",
+        "data.max_response_length=420",
+        f"actor_rollout_ref.model.path={model_dir}",
+        "actor_rollout_ref.actor.optim.lr=3e-3",
+        "+actor_rollout_ref.rollout.custom.aiops_mturn.round_tokens=[24,16]",
+        f"reward.custom_reward_function.path={data / 'reward.py'}",
+        "reward.reward_manager.name=aiops_mturn",
+        f"trainer.total_training_steps={STEPS}",
+        "trainer.logger=[console,file]",
+        f"trainer.default_local_dir={out}",
+        f"trainer.rollout_data_dir={out / 'rollouts'}",
+        f"trainer.validation_data_dir={out / 'validation'}",
+        *overrides,
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"), "RAY_DEDUP_LOGS": "0"},
+        cwd=out,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    steps: dict[int, dict] = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        steps.setdefault(entry["step"], {}).update(entry["data"])
+    return steps, done.stdout
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+ONLINE = ["actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=2"]

@@ -1,0 +1,106 @@
+"""What the worker-side objective asks of the GPU, and when."""
+
+import pickle
+
+import pytest
+import torch
+from verl.utils import tensordict_utils as tu
+
+from verl_aiops.losses.table import LOSSES
+from verl_aiops.trainers.dpo.pairs import pair_batch
+from verl_aiops.trainers.worker import objective
+from verl_aiops.trainers.worker.objective import PairFacts, PreferenceObjective
+
+ANSWERS = ((5, 3), (2, 6), (4, 4))
+
+
+def batch(counted=(True, True, True)):
+    g = torch.Generator().manual_seed(0)
+    examples, references = [], []
+    for lengths in ANSWERS:
+        example = {"prompt_ids": torch.arange(4), "weight": 1.0}
+        for side, length in zip(("chosen", "rejected"), lengths):
+            example |= {f"{side}_ids": torch.arange(length), f"{side}_mask": torch.ones(length)}
+        examples.append(example)
+        references.append(tuple(-torch.rand(length, generator=g) for length in lengths))
+    data = pair_batch(examples, mini_pairs=3, reference=references, counted=counted)
+    tu.assign_non_tensor(data, dp_size=1)
+    return data
+
+
+def policy(data, device="cpu"):
+    offsets = data["responses"].offsets()
+    values = -torch.rand(int(offsets[-1]), generator=torch.Generator().manual_seed(1))
+    values = values.to(device).requires_grad_()
+    return values, {"answer_log_probs": torch.nested.nested_tensor_from_jagged(values, offsets.to(device))}
+
+
+@pytest.mark.parametrize("counted", [(True, True, True), (True, False, True), (False, False, False)])
+def test_facts_read_beforehand_change_nothing(counted):
+    results = []
+    for beforehand in (False, True):
+        data = batch(counted)
+        if beforehand:
+            tu.assign_non_tensor(data, pair_facts=PairFacts.of(data))
+        values, output = policy(data)
+        loss, metrics = PreferenceObjective()(output, data)
+        loss.backward()
+        results.append((loss, values.grad, {name: metric.aggregate() for name, metric in metrics.items()}))
+    (loss, gradient, metrics), (other_loss, other_gradient, other_metrics) = results
+    assert torch.equal(loss, other_loss) and torch.equal(gradient, other_gradient) and metrics == other_metrics
+    assert (gradient.abs().sum() > 0) == any(counted)
+
+
+def test_metrics_are_read_when_asked_for_and_travel_as_plain_ones(monkeypatch):
+    """Read before the backward pass, they would make the GPU wait for its launch."""
+    reads = []
+    of_tensor = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or of_tensor(tensor))
+    data = batch()
+    tu.assign_non_tensor(data, pair_facts=PairFacts.of(data))
+    reads.clear()
+    _, output = policy(data)
+    _, metrics = PreferenceObjective()(output, data)
+    assert not reads
+    values = {name: metric.aggregate() for name, metric in metrics.items()}
+    assert reads == [torch.Size([len(objective.METRICS)])]
+    travelled = pickle.loads(pickle.dumps(metrics))
+    assert {name: metric.aggregate() for name, metric in travelled.items()} == values
+    assert 0 <= values["rewards/accuracies"] <= 1 and values["rewards/margins"] == pytest.approx(
+        values["rewards/chosen"] - values["rewards/rejected"]
+    )
+
+
+# AOT sorts margins, and looks whether there are weights
+@pytest.mark.parametrize("loss_type", [name for name in LOSSES if not name.startswith("aot")])
+def test_the_objective_reads_no_number_that_is_on_the_gpu(loss_type):
+    """Between forward and backward pass each such number is a wait. Tensors without values, of which none can be read,
+    stand for the GPU's."""
+    data = batch()
+    facts = PairFacts.of(data)
+    data = data.to("meta")
+    tu.assign_non_tensor(data, pair_facts=facts)
+    smoothing = {"label_smoothing": 1e-3} if loss_type == "exo_pair" else {}
+    _, output = policy(batch(), "meta")
+    loss, metrics = PreferenceObjective(loss_settings={"loss_type": loss_type, **smoothing})(output, data)
+    assert loss.shape == () and loss.requires_grad and set(metrics) == set(objective.METRICS)
+    with pytest.raises(RuntimeError, match="meta"):
+        metrics["rewards/chosen"].aggregate()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_between_forward_and_backward_nothing_waits_for_the_gpu():
+    data = batch()
+    facts = PairFacts.of(data)
+    data = data.to("cuda")
+    tu.assign_non_tensor(data, pair_facts=facts)
+    values, output = policy(batch(), "cuda")
+    # what is loaded at the first call is not what this is about
+    PreferenceObjective()(output, data)[0].backward()
+    values, output = policy(batch(), "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        PreferenceObjective()(output, data)[0].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values.grad.abs().sum() > 0

@@ -1,0 +1,299 @@
+"""The commands that make data files of incidents: their options, and what runs them.
+
+None of them needs torch or verl, except `build-rl --model`, which asks verl itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from verl_aiops.inputs.shown import printable
+
+if TYPE_CHECKING:
+    from verl_aiops.incidents.build.case import PromptOptions
+    from verl_aiops.incidents.io.sources import IncidentSource
+    from verl_aiops.split import Fold
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Where incidents come from; `source_from` reads these."""
+    group = parser.add_argument_group("incidents (the simulator, unless a file is given)")
+    group.add_argument("--incidents", metavar="FILE", help="incidents from a .jsonl, .csv or .parquet file")
+    group.add_argument(
+        "--taxonomy", metavar="FILE", help="services and types per system, JSON (default: those in FILE)"
+    )
+    _add_simulator_options(group)
+
+
+def _add_simulator_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--num-incidents", type=int, metavar="N", help="how many to simulate (default 1000)")
+    group.add_argument("--lang", metavar="en|zh|mix", help="language of simulated incidents (default en)")
+    group.add_argument("--zh-share", type=float, metavar="S", help="share of Chinese with --lang mix (default 0.5)")
+    group.add_argument("--difficulty", metavar="easy|medium|hard|mix", help="of simulated incidents (default medium)")
+    group.add_argument("--topologies", metavar="A,B", help="of shop, bank, media, fleet (default all)")
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """How prompts are made; `prompts_from` reads these."""
+    group = parser.add_argument_group("prompts")
+    group.add_argument("--style", default="two_round", metavar="two_round|direct", help="default: %(default)s")
+    group.add_argument(
+        "--max-chars",
+        type=int,
+        default=1200,
+        metavar="N",
+        help="trim incident data around the evidence to N characters; 0 keeps them whole (default %(default)s)",
+    )
+    group.add_argument("--no-candidates", action="store_true", help="do not list the system's services and types")
+    group.add_argument(
+        "--max-candidates",
+        type=int,
+        default=8,
+        metavar="N",
+        help="list at most N of each; 0 lists all (default %(default)s)",
+    )
+    group.add_argument(
+        "--max-quotes", type=int, default=3, metavar="N", help="quotes in the reference analysis (default %(default)s)"
+    )
+    group.add_argument(
+        "--quote-chars", type=int, default=0, metavar="N", help="cut each of them to N characters; 0 keeps them whole"
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """What a data file is called and how it is split."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", required=True, metavar="FILE", help="training file, .parquet or .jsonl")
+    group.add_argument("--val-out", metavar="FILE", help="validation file (default: OUT with .val before its suffix)")
+    group.add_argument(
+        "--val-share", type=float, default=0.1, metavar="S", help="share of faults held out (default %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of simulation, split and choices (default %(default)s)")
+    group.add_argument("--overwrite", action="store_true", help="replace files that are already there")
+
+
+def source_from(args: argparse.Namespace) -> IncidentSource:
+    """The incident source that the options of `add_source_options` (and `--seed`) ask for."""
+    from verl_aiops.incidents import IncidentError, Taxonomy, file_source, simulator_source
+
+    if args.incidents is None:
+        if args.taxonomy is not None:
+            raise IncidentError("--taxonomy goes with --incidents; the simulator brings its own")
+        return simulator_source(_simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
+    for name in ("num_incidents", "lang", "zh_share", "difficulty", "topologies"):
+        if getattr(args, name) is not None:
+            raise IncidentError(f"--{name.replace('_', '-')} belongs to the simulator; leave it out with --incidents")
+    return file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None)
+
+
+def _simulator_from(args: argparse.Namespace):
+    from verl_aiops.incidents import Simulator
+
+    given = {
+        name: getattr(args, name) for name in ("lang", "zh_share", "difficulty") if getattr(args, name) is not None
+    }
+    if args.topologies is not None:
+        given["topologies"] = tuple(name.strip() for name in args.topologies.split(","))
+    return Simulator(seed=args.seed, **given)
+
+
+def prompts_from(args: argparse.Namespace) -> PromptOptions:
+    """The prompt options that `add_prompt_options` (and `--seed`) ask for."""
+    from verl_aiops.incidents import PromptOptions
+
+    return PromptOptions(
+        style=args.style,
+        budget=args.max_chars,
+        show_candidates=not args.no_candidates,
+        max_candidates=args.max_candidates,
+        max_quotes=args.max_quotes,
+        quote_chars=args.quote_chars,
+        seed=args.seed,
+    )
+
+
+def simulate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="where the incidents go")
+    parser.add_argument("--taxonomy-out", metavar="FILE.json", help="also write the services and types of each system")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are already there")
+    _add_simulator_options(parser)
+
+
+def run_simulate(args: argparse.Namespace) -> None:
+    from verl_aiops.incidents import simulator_source, write_incidents, write_taxonomy
+
+    source = simulator_source(_simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
+    if args.taxonomy_out is not None:
+        write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
+    count = write_incidents(source.stream(), args.out, overwrite=args.overwrite)
+    print(printable(f"{count:,} incidents in {args.out}"))
+
+
+def prefs_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    add_source_options(parser)
+    add_prompt_options(parser)
+    group = parser.add_argument_group("pairs")
+    group.add_argument("--pairs-per-incident", type=int, default=2, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--kinds",
+        metavar="K=S,K=S",
+        help="shares of wrong_service, wrong_type, both, upstream (a service that only shows the effect) and swapped "
+        "(a red herring); default wrong_service=0.25,wrong_type=0.35,both=0.1,upstream=0.2,swapped=0.1",
+    )
+    group.add_argument(
+        "--hard-share",
+        type=float,
+        default=0.7,
+        metavar="S",
+        help="how often a wrong service must be named in the incident's text (default %(default)s)",
+    )
+    group = parser.add_argument_group("pairs of a model's own answers, instead of near misses (docs/own_pairs.md)")
+    group.add_argument(
+        "--from-generations",
+        nargs="+",
+        metavar="EVAL",
+        help="folders of `verl-aiops eval --data RL.parquet --n 8 ...`, or their generations.jsonl",
+    )
+    group.add_argument(
+        "--data",
+        nargs="+",
+        metavar="RL",
+        help="the files of build-rl that were asked, one for all or one each (default: as the folders say)",
+    )
+    group.add_argument(
+        "--trained-on",
+        nargs="+",
+        metavar="SFT",
+        help="what the answering models were trained on, one for all or one each: refused if it has these faults",
+    )
+    group.add_argument(
+        "--chosen",
+        metavar="auto|own|truth",
+        help="own: a right answer of the model's; truth: the true verdict; auto (default): own where there is one",
+    )
+    group.add_argument(
+        "--invalid-answers",
+        choices=("keep", "skip"),
+        help="whether answers that are no JSON verdict may be the rejected one (default keep)",
+    )
+
+
+# of `build-prefs`, what has a meaning with --from-generations
+_OWN_ONLY = ("data", "trained_on", "chosen", "invalid_answers")
+_OWN_TOO = ("out", "val_share", "seed", "overwrite", "pairs_per_incident", "from_generations")
+
+
+def _run_own_pairs(args: argparse.Namespace) -> None:
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.evaluation.on_policy.pairs import OwnPairOptions, build_own_pairs
+
+    parser = argparse.ArgumentParser()
+    prefs_options(parser)
+    for name, default in vars(parser.parse_args(["--out", "FILE"])).items():
+        if name not in (*_OWN_ONLY, *_OWN_TOO) and getattr(args, name) != default:
+            raise EvaluationError(
+                f"--{name.replace('_', '-')}: has no meaning with --from-generations, whose prompts were made by "
+                "build-rl; leave it out"
+            )
+    options = OwnPairOptions(
+        chosen=args.chosen or "auto",
+        pairs_per_incident=args.pairs_per_incident,
+        invalid=args.invalid_answers != "skip",
+        val_share=args.val_share,
+        seed=args.seed,
+    )
+    files = {"data": args.data or (), "trained_on": args.trained_on or ()}
+    built = build_own_pairs(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite)
+    print(printable(built))
+
+
+def run_build_prefs(args: argparse.Namespace) -> None:
+    from verl_aiops.incidents import DEFAULT_KINDS, IncidentError, PairOptions, build_prefs, parse_kinds
+
+    if args.from_generations is not None:
+        return _run_own_pairs(args)
+    for name in _OWN_ONLY:
+        if getattr(args, name) is not None:
+            raise IncidentError(f"--{name.replace('_', '-')} goes with --from-generations; give both or neither")
+    kinds = parse_kinds(args.kinds) if args.kinds is not None else DEFAULT_KINDS
+    pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed)
+    print(printable(build_prefs(**_build_arguments(args), pairs=pairs)))
+
+
+def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What every `build_...` takes."""
+    return {
+        "source": source_from(args),
+        "out": args.out,
+        "val_out": args.val_out,
+        "val_share": args.val_share,
+        "seed": args.seed,
+        "prompts": prompts_from(args),
+        "overwrite": args.overwrite,
+    }
+
+
+def sft_options(parser: argparse.ArgumentParser) -> None:
+    _conversation_options(parser, "leave the incidents of fold I, 0 to K-1, out of the training file")
+
+
+def _conversation_options(parser: argparse.ArgumentParser, fold: str) -> None:
+    add_output_options(parser)
+    add_source_options(parser)
+    add_prompt_options(parser)
+    group = parser.add_argument_group("cross-fitting (docs/own_pairs.md)")
+    group.add_argument("--folds", type=int, metavar="K", help="cut the training side into K folds, by fault")
+    group.add_argument("--fold", type=int, metavar="I", help=fold)
+
+
+def _fold_from(args: argparse.Namespace) -> Fold | None:
+    from verl_aiops.incidents import Fold, IncidentError
+
+    if (args.folds is None) != (args.fold is None):
+        raise IncidentError("--folds K and --fold I go together; give both or neither")
+    return None if args.folds is None else Fold(args.fold, args.folds, args.seed)
+
+
+def run_build_sft(args: argparse.Namespace) -> None:
+    from verl_aiops.incidents import build_sft
+
+    print(printable(build_sft(**_build_arguments(args), fold=_fold_from(args))))
+
+
+def rl_options(parser: argparse.ArgumentParser) -> None:
+    _conversation_options(parser, "write the incidents of fold I, 0 to K-1, alone into the training file")
+    group = parser.add_argument_group("check of the files written")
+    group.add_argument(
+        "--model",
+        metavar="DIR",
+        help="load them through verl's own data set too, and count prompts in tokens with this folder's tokenizer",
+    )
+    group.add_argument(
+        "--max-prompt-length",
+        type=int,
+        metavar="N",
+        help="data.max_prompt_length of the training, which drops longer prompts (default 1024; goes with --model)",
+    )
+
+
+def run_build_rl(args: argparse.Namespace) -> None:
+    from verl_aiops.incidents import IncidentError, build_rl, check_rl_file
+
+    if args.model is None and args.max_prompt_length is not None:
+        raise IncidentError("--max-prompt-length goes with --model, whose tokenizer counts; give both or neither")
+    verl_check = None
+    if args.model is not None:
+        from verl_aiops.trainers.rl.data_check import VerlCheck
+
+        # Before the work, which a wrong folder would waste.
+        verl_check = VerlCheck(args.model, args.max_prompt_length)
+    summary = build_rl(**_build_arguments(args), fold=_fold_from(args))
+    print(printable(summary))
+    for file in summary.written:
+        print(printable(f"  checked {file}: {check_rl_file(file)}"))
+    if verl_check is not None:
+        for report in verl_check.reports(summary.written):
+            print(printable(f"  checked {report}"))

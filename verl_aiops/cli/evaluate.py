@@ -1,0 +1,307 @@
+"""The command that evaluates a model: its options, and what runs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_aiops.cli.data import add_prompt_options, prompts_from
+
+if TYPE_CHECKING:
+    from verl_aiops.evaluation.run.backend import Backend, SamplingOptions
+    from verl_aiops.evaluation.run.questions import Question
+
+API_KEY_ENV = "OPENAI_API_KEY"
+
+# Options of the command by the name of the prompt option, where they differ.
+_OPTIONS = {"budget": "max_chars", "show_candidates": "no_candidates", "seed": "prompt_seed"}
+
+EXAMPLES = (
+    "verl-aiops eval --model runs/grpo/huggingface --data rl.val.parquet --out eval/grpo\n"
+    "verl-aiops eval --model runs/grpo/global_step_40 --incidents incidents.jsonl --max-chars 600 --out eval/step40\n"
+    "verl-aiops eval --model MODEL --data rl.val.parquet --n 8 --temperature 0.8 --round-tokens 320,64 --out eval/n8\n"
+    "verl-aiops eval --model MODEL --data rl.val.parquet --rename 1 --out eval/renamed\n"
+    "verl-aiops eval --endpoint http://host:8000/v1 --model NAME --data rl.val.parquet --out eval/name"
+)
+
+
+def eval_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR|NAME",
+        help="folder of transformers, or verl's global_step_N; with --endpoint, the name that it serves the model by",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for answers, summary and table")
+    parser.add_argument("--overwrite", action="store_true", help="start anew; else a run that was ended goes on")
+    data = parser.add_argument_group("data (one of them)")
+    data.add_argument("--data", metavar="FILE", help="RL prompts of build-rl, .parquet or .jsonl")
+    data.add_argument(
+        "--incidents", metavar="FILE", help="incidents, .jsonl, .csv or .parquet; asked as build-rl would"
+    )
+    data.add_argument("--taxonomy", metavar="FILE", help="services and types per system, JSON; goes with --incidents")
+    data.add_argument("--prompt-seed", type=int, default=0, help="as --seed of build-rl (default %(default)s)")
+    data.add_argument("--limit", type=int, metavar="N", help="ask N incidents, chosen at random (default all)")
+    add_prompt_options(parser)
+    _sampling_options(parser)
+    _endpoint_options(parser)
+    judged = parser.add_argument_group("judgement")
+    judged.add_argument(
+        "--reward",
+        metavar="K=V,K=V",
+        help="settings of the reward, as reward_kwargs of the training (default none, and the model's own markers of "
+        "reasoning; reasoning=none leaves what it thinks in the answer)",
+    )
+    judged.add_argument(
+        "--rename",
+        type=int,
+        metavar="SEED",
+        help="ask the incidents again with their labels swapped, and report what that costs",
+    )
+    judged.add_argument(
+        "--rename-labels", default="both", choices=("both", "service", "type"), help="what it swaps (default both)"
+    )
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers")
+    group.add_argument("--n", type=int, default=1, metavar="N", help="to each incident (default %(default)s)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default %(default)s, greedy")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default %(default)s")
+    group.add_argument("--seed", type=int, default=0, help="of sampling and intervals (default %(default)s)")
+    group.add_argument(
+        "--max-response-length",
+        type=int,
+        metavar="N",
+        help="as data.max_response_length (default 512, or what --round-tokens need)",
+    )
+    group.add_argument(
+        "--round-tokens", metavar="N,N", help="tokens of each round, as rollout.custom.aiops_mturn (default: divided)"
+    )
+    group.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="of the last round (default 64)")
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="""as data.apply_chat_template_kwargs: '{"enable_thinking": false}'""",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=16,
+        metavar="N",
+        help="conversations at a time: a batch, or requests in flight (default %(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of a local model's weights; auto is float32 on CPU, else bfloat16",
+    )
+
+
+def _endpoint_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("OpenAI-compatible server")
+    group.add_argument("--endpoint", metavar="URL", help="its address up to /v1; without it the model is a folder")
+    group.add_argument(
+        "--api-key-env", metavar="NAME", help=f"environment variable with the key (default {API_KEY_ENV}, if it is set)"
+    )
+    group.add_argument(
+        "--schema",
+        action="store_true",
+        help="constrain the last round to the answer's JSON (response_format), and to the names that the prompt lists",
+    )
+    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="per request (default %(default)s)")
+    group.add_argument(
+        "--deadline", type=float, default=600.0, metavar="S", help="per answer with all retries (default %(default)s)"
+    )
+    group.add_argument("--attempts", type=int, default=5, metavar="N", help="per request (default %(default)s)")
+    group.add_argument(
+        "--max-failed-share",
+        type=float,
+        default=0.05,
+        metavar="S",
+        help="exit code 1 if more of the answers failed (default %(default)s)",
+    )
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.evaluation.run.backend import SamplingOptions
+    from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+    from verl_aiops.evaluation.run.questions import fingerprint
+    from verl_aiops.inputs.shown import one_line, printable
+
+    if args.n > 1 and args.temperature == 0:
+        raise EvaluationError(
+            f"--n {args.n} with --temperature 0: all answers would be the same; raise one, lower the other"
+        )
+    if args.concurrency < 1:
+        raise EvaluationError(f"--concurrency {args.concurrency}: expected 1 or more")
+    plan = Plan(
+        samples=args.n,
+        seed=args.seed,
+        reward=_reward(args.reward),
+        max_failed_share=args.max_failed_share,
+        rename=args.rename,
+        rename_labels=args.rename_labels,
+    )
+    options = SamplingOptions(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_response_length=args.max_response_length,
+        round_tokens=round_tokens(args.round_tokens),
+        answer_tokens=args.answer_tokens,
+        chat_template_kwargs=_json_object("--chat-template-kwargs", args.chat_template_kwargs),
+    )
+    # what the user may have mistyped comes before reading files, files before the model
+    model, make_backend = _backend(args, options)
+    questions, data = _questions(args)
+    backend = make_backend()
+    if not {"reasoning", "reasoning_opened"} & plan.reward.keys():
+        plan = replace(plan, reward={**plan.reward, **backend.reasoning})
+    settings = {
+        **model,
+        **data,
+        "questions": fingerprint(questions),
+        "n": plan.samples,
+        "seed": plan.seed,
+        **asdict(options),
+        "reward": dict(plan.reward),
+        "rename": plan.rename,
+        "rename_labels": plan.rename_labels,
+    }
+    report = evaluate(questions, backend, args.out, plan, settings, overwrite=args.overwrite)
+    print(printable(report.table))
+    files = f"generations.jsonl{', renamed.jsonl' if args.rename is not None else ''}, summary.json, table.txt"
+    print(f"{one_line(args.out)}: {files}")
+    if report.fault:
+        print(f"verl-aiops: error: {printable(report.fault)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _backend(args: argparse.Namespace, options: SamplingOptions) -> tuple[dict[str, Any], Callable[[], Backend]]:
+    """The settings that name the model, and what makes its backend."""
+    from verl_aiops.evaluation.errors import EvaluationError
+
+    if args.endpoint is not None:
+        from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
+
+        if args.dtype != "auto":
+            raise EvaluationError("--dtype belongs to a local model; leave it out with --endpoint")
+        endpoint = EndpointOptions(
+            url=args.endpoint,
+            model=args.model,
+            api_key=api_key(args.api_key_env),
+            concurrency=args.concurrency,
+            timeout_s=args.timeout,
+            deadline_s=args.deadline,
+            attempts=args.attempts,
+            schema=args.schema,
+        )
+        schema = "listed names" if args.schema else False
+        settings = {"endpoint": endpoint.chat_url, "model": args.model, "schema": schema}
+        return settings, lambda: EndpointBackend(endpoint, options)
+    for name in ("api_key_env", "schema"):
+        if getattr(args, name):
+            raise EvaluationError(f"--{name.replace('_', '-')} goes with --endpoint; a local model has no use for it")
+    from verl_aiops.models.folders import find_model
+
+    model = find_model(args.model)
+
+    def make() -> Backend:
+        from verl_aiops.evaluation.run.hf_backend import LocalBackend
+
+        return LocalBackend(model, options, args.concurrency, args.dtype, Path(args.out) / ".merged")
+
+    return {"model": args.model, "model_files": model.fingerprint(), "dtype": args.dtype}, make
+
+
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable, None where the default one is not set."""
+    from verl_aiops.evaluation.errors import EvaluationError
+
+    key = os.environ.get(variable or API_KEY_ENV, "").strip()
+    if variable and not key:
+        raise EvaluationError(f"--api-key-env {variable}: this environment variable is not set")
+    if not key.isprintable() or not key.isascii():
+        raise EvaluationError(f"{variable or API_KEY_ENV}: the key holds characters that no header can carry")
+    return key or None
+
+
+def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]]:
+    """The questions, and the settings that say where they come from."""
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.evaluation.run.questions import incident_questions, read_rl_questions, sampled
+    from verl_aiops.incidents import PromptOptions, Taxonomy, file_source
+
+    if (args.data is None) == (args.incidents is None):
+        raise EvaluationError("expected --data FILE or --incidents FILE, one of them")
+    if args.limit is not None and args.limit < 1:
+        raise EvaluationError(f"--limit {args.limit}: expected 1 or more")
+    prompts = replace(prompts_from(args), seed=args.prompt_seed)
+    if args.data is not None:
+        default = PromptOptions()
+        given = [_OPTIONS.get(name, name) for name, value in vars(prompts).items() if value != getattr(default, name)]
+        given += ["taxonomy"] if args.taxonomy is not None else []
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise EvaluationError(f"{flags}: goes with --incidents; {args.data} has its prompts already")
+        return sampled(read_rl_questions(args.data), args.limit, args.seed), {"data": args.data, "limit": args.limit}
+    source = file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None)
+    options = {name: value for name, value in vars(prompts).items() if name != "measure"}
+    where = {"incidents": args.incidents, "taxonomy": args.taxonomy, "limit": args.limit, "prompts": options}
+    return sampled(incident_questions(source, prompts), args.limit, args.seed), where
+
+
+def round_tokens(text: str | None) -> tuple[int, ...] | None:
+    """`320,64` or `[320,64]` as numbers."""
+    from verl_aiops.evaluation.errors import EvaluationError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.strip("[]").split(","))
+    except ValueError:
+        raise EvaluationError(f"--round-tokens {text}: expected numbers of tokens such as 320,64") from None
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any]:
+    from verl_aiops.evaluation.errors import EvaluationError
+
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise EvaluationError(f"{name}: expected a JSON object, found {text[:80]!r}")
+    return value
+
+
+def _reward(text: str | None) -> dict[str, Any]:
+    """Settings of the reward from `name=value,name=value`, checked as the reward itself checks them."""
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.rewards.triage.settings import read_settings
+
+    settings = {}
+    for part in (text or "").split(",") if text else []:
+        name, _, value = part.partition("=")
+        try:
+            settings[name.strip()] = json.loads(value)
+        except ValueError:
+            if name.strip() != "reasoning":
+                raise EvaluationError(f"--reward {part}: expected name=value with a number, true or false") from None
+            settings[name.strip()] = value.strip()
+    try:
+        read_settings(settings)
+    except ValueError as error:
+        raise EvaluationError(f"--reward: {error}") from None
+    return settings

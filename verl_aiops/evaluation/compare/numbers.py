@@ -1,0 +1,262 @@
+"""The numbers of a comparison, as they stand in ``comparison.json``.
+
+Every mean is ``{"value", "low", "high", "n", "groups"}`` (`paired.Mean`) over incidents: an incident with several
+answers counts with their mean. Differences are those of a run to the first one.
+
+================  =====================================================================================================
+key               value
+================  =====================================================================================================
+``incidents``     how many are compared, of how many ``groups``; intervals need ``few_groups`` of them
+``runs``          per run label, path, counts, what is ``left_out`` and why, settings, notes
+``notes``         what a reader must know of the data
+``metrics``       by metric: ``values`` by run; ``comparisons`` by run: ``difference``, ``p``, ``p_holm``, ``test``
+                  (`paired.Test`); ``digits`` to show, null for shares
+``mcnemar``       by run ``fixed``, ``broken``, ``p``, ``p_holm``; null unless each incident has one answer
+``over_k``        by metric and run the means for k = 1, 2, ... answers, and their differences; null for single answers
+                  and pooled runs
+``over``          ``name`` and ``values``, the number that each run was given (`--over`); null without
+``by``            by source, lang and difficulty: values and differences of the metrics in `SLICED`
+``classes``       `changes.class_changes`; ``flips``: `changes.flips`
+================  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from verl_aiops import __version__
+from verl_aiops.evaluation.compare.flips import class_changes, flips
+from verl_aiops.evaluation.compare.pairing import METRICS, Metric, Pairing, values
+from verl_aiops.evaluation.run.results import Record, without_text
+from verl_aiops.evaluation.run.summary import SLICES
+from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k
+from verl_aiops.evaluation.stats.metrics import MEANS, is_share, table_of, values_of
+from verl_aiops.evaluation.stats.paired_tests import (
+    FEW_GROUPS,
+    holm,
+    mcnemar_exact,
+    mean_intervals,
+    share_ranges,
+    sign_flip_test,
+)
+
+__all__ = ["MACRO_F1", "OVER_K", "SLICED", "comparison_of"]
+
+MACRO_F1 = {
+    "macro_f1_service": Metric("macro-F1, services", 1),
+    "macro_f1_type": Metric("macro-F1, incident types", 1),
+}
+OVER_K = {
+    "pass": "any of k right (pass@k)",
+    "json_ok": "valid JSON, best of k",
+    "evidence_rate": "known evidence quoted, best of k",
+}
+SLICED = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate", "score")
+_ORDER = ("easy", "medium", "hard")
+_LARGEST_DENOMINATOR = 1_000_000
+
+
+def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Compare every run with the first; ``seed`` of the resampling, ``over`` as below."""
+    grid = {name: _common_values(pairing, name) for name in METRICS}
+    single = all(len(lines) == 1 for answers in pairing.answers.values() for lines in answers)
+    return {
+        "verl_aiops": __version__,
+        "incidents": len(pairing.ids),
+        "groups": int(pairing.groups.max()) + 1,
+        "few_groups": FEW_GROUPS,
+        "seed": seed,
+        "notes": list(pairing.notes),
+        "runs": [_run(pairing, at) for at in range(len(pairing.runs))],
+        "metrics": _metrics(pairing, grid, seed) | _macro_f1(pairing, seed),
+        "mcnemar": _mcnemar(pairing, grid["acc_main"]) if single else None,
+        # the k-th answer of pooled runs is another model's
+        "over_k": None if any(run.pooled > 1 for run in pairing.runs) else _over_k(pairing, seed),
+        "over": None if over is None else dict(over),
+        "by": {key: _slices(pairing, grid, key, seed) for key in SLICES},
+        "classes": class_changes(pairing, seed),
+        "flips": flips(pairing, grid["acc_main"], seed),
+    }
+
+
+def _run(pairing: Pairing, at: int) -> dict[str, Any]:
+    run = pairing.runs[at]
+    samples = [len(lines) for lines in pairing.answers[run.label]]
+    lines = [line for lines in run.incidents.values() for line in lines]
+    return {
+        "label": run.label,
+        "path": run.path,
+        "incidents": len(run.incidents),
+        "answers": len(lines),
+        "failed": sum(line["error"] is not None for line in lines),
+        "no_text": without_text(lines),
+        "compared": {"incidents": len(samples), "answers": sum(samples), "fewest": min(samples), "most": max(samples)},
+        "left_out": pairing.left_out[run.label],
+        "settings": dict(run.settings),
+        "notes": list(run.notes),
+    }
+
+
+def _common_values(pairing: Pairing, metric: str) -> np.ndarray:
+    """(incidents, runs); NaN for all runs where one has no value, so that means and differences fit together."""
+    grid = np.column_stack([values(pairing, label, metric) for label in pairing.labels])
+    grid[np.isnan(grid).any(1)] = np.nan
+    return grid
+
+
+def _with_differences(grid: np.ndarray) -> np.ndarray:
+    """The columns of all runs, then those of their differences to the first."""
+    return np.column_stack([grid, grid[:, 1:] - grid[:, :1]])
+
+
+def _labelled(pairing: Pairing, means: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """``values`` and ``differences`` from the means of the columns of `_with_differences`."""
+    labels = pairing.labels
+    found = [asdict(mean) for mean in means]
+    return {"values": dict(zip(labels, found)), "differences": dict(zip(labels[1:], found[len(labels) :]))}
+
+
+def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+    width = 2 * len(pairing.runs) - 1
+    ranges = [within for name in METRICS for within in _ranges(name, len(pairing.runs))]
+    columns = np.column_stack([_with_differences(grid[name]) for name in METRICS])
+    means = mean_intervals(columns, pairing.groups, seed, ranges)
+    metrics = {}
+    for at, (name, metric) in enumerate(METRICS.items()):
+        found = _labelled(pairing, means[at * width : (at + 1) * width])
+        tests = [
+            sign_flip_test(
+                grid[name][:, run] - grid[name][:, 0],
+                pairing.groups,
+                denominator=_denominator(pairing, run) if metric.whole else None,
+                seed=seed,
+            )
+            for run in range(1, len(pairing.runs))
+        ]
+        metrics[name] = _metric(metric, found["values"])
+        for label, test, adjusted in zip(pairing.labels[1:], tests, holm([test.p for test in tests]), strict=True):
+            difference = found["differences"][label]
+            there = difference["n"] > 0
+            metrics[name]["comparisons"][label] = {
+                "difference": difference,
+                "p": test.p if there else None,
+                "p_holm": adjusted if there else None,
+                "test": test.method if there else None,
+            }
+    return metrics
+
+
+def _ranges(name: str, runs: int) -> list[tuple[float, float] | None]:
+    return share_ranges(runs) if is_share(name) else [None] * (2 * runs - 1)
+
+
+def _metric(metric: Metric, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "title": metric.title,
+        "better": {1: "higher", -1: "lower", 0: None}[metric.better],
+        "digits": metric.digits,
+        "values": found,
+        "comparisons": {},
+    }
+
+
+def _denominator(pairing: Pairing, run: int) -> int | None:
+    counts = {len(lines) for at in (0, run) for lines in pairing.answers[pairing.labels[at]]}
+    common = math.lcm(*counts)
+    return common if common <= _LARGEST_DENOMINATOR else None
+
+
+def _macro_f1(pairing: Pairing, seed: int) -> dict[str, Any]:
+    """Macro-F1 is no mean over incidents, so there is an interval but no sign-flip test."""
+    groups = sorted({pairing.info(at)["group"] for at in range(len(pairing.ids))})
+    tables = {label: table_of(_answers(pairing, label), groups) for label in pairing.labels}
+    first, *others = pairing.labels
+    found = {label: values_of(table, seed) for label, table in tables.items()}
+    changes = {label: values_of(tables[label], seed, less=tables[first]) for label in others}
+    metrics = {}
+    for name, metric in MACRO_F1.items():
+        shown = {label: _as_mean(found[label][name], len(groups), len(pairing.ids)) for label in pairing.labels}
+        metrics[name] = _metric(metric, shown)
+        for label in others:
+            difference = _as_mean(changes[label][name], len(groups), len(pairing.ids))
+            metrics[name]["comparisons"][label] = {"difference": difference, "p": None, "p_holm": None, "test": None}
+    return metrics
+
+
+def _as_mean(value: Any, groups: int, incidents: int) -> dict[str, Any]:
+    low, high = (None, None) if groups < FEW_GROUPS else (value.low, value.high)
+    return {"value": value.value, "low": low, "high": high, "n": incidents, "groups": groups}
+
+
+def _answers(pairing: Pairing, label: str) -> list[Record]:
+    return [line for lines in pairing.answers[label] for line in lines]
+
+
+def _mcnemar(pairing: Pairing, right: np.ndarray) -> dict[str, Any]:
+    found = {}
+    for at, label in enumerate(pairing.labels[1:], 1):
+        only_first = int(((right[:, 0] == 1) & (right[:, at] == 0)).sum())
+        only_second = int(((right[:, 0] == 0) & (right[:, at] == 1)).sum())
+        found[label] = {"fixed": only_second, "broken": only_first, "p": mcnemar_exact(only_first, only_second)}
+    for entry, adjusted in zip(found.values(), holm([entry["p"] for entry in found.values()]), strict=True):
+        entry["p_holm"] = adjusted
+    return found
+
+
+def _over_k(pairing: Pairing, seed: int) -> dict[str, Any] | None:
+    """The metrics of `OVER_K` for k answers to each incident; None where no incident has two."""
+    most = {label: max(map(len, pairing.answers[label])) for label in pairing.labels}
+    if max(most.values()) == 1:
+        return None
+    grids = {label: _best_values(pairing.answers[label], most[label]) for label in pairing.labels}
+    first, *others = pairing.labels
+    columns = {("", label): grid for label, grid in grids.items()}
+    for label in others:
+        common = min(most[first], most[label])
+        columns["differences", label] = grids[label][:, :, :common] - grids[first][:, :, :common]
+    found: dict[str, Any] = {name: {"values": {}, "differences": {}} for name in OVER_K}
+    for (kind, label), grid in columns.items():
+        within = (-1.0, 1.0) if kind else (0.0, 1.0)
+        means = mean_intervals(
+            grid.reshape(len(pairing.ids), -1), pairing.groups, seed, [within] * (grid.shape[1] * grid.shape[2])
+        )
+        for at, name in enumerate(OVER_K):
+            part = means[at * grid.shape[2] : (at + 1) * grid.shape[2]]
+            found[name][kind or "values"][label] = [{"k": k, **asdict(mean)} for k, mean in enumerate(part, 1)]
+    return found
+
+
+def _best_values(answers: Sequence[Sequence[Record]], most: int) -> np.ndarray:
+    """(incidents, metrics of `OVER_K`, k): NaN for incidents with fewer than k answers."""
+    grid = np.full((len(answers), len(OVER_K), most), np.nan)
+    for at, lines in enumerate(answers):
+        right = sum(line["score"]["acc_main"] > 0 for line in lines)
+        scores = [line["score"]["score"] for line in lines]
+        for k in range(1, len(lines) + 1):
+            grid[at, 0, k - 1] = pass_at_k(len(lines), right, k)
+        for row, name in enumerate(OVER_K):
+            found = [] if name == "pass" else [MEANS[name](line) for line in lines]
+            if found and None not in found:
+                grid[at, row, : len(lines)] = [best_of_k(scores, found, k) for k in range(1, len(lines) + 1)]
+    return grid
+
+
+def _slices(pairing: Pairing, grid: Mapping[str, np.ndarray], key: str, seed: int) -> dict[str, Any]:
+    of = np.array(pairing.slices(key))
+    names = sorted(set(of.tolist()), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    width = 2 * len(pairing.runs) - 1
+    columns = [
+        _with_differences(np.where((of == name)[:, None], grid[metric], np.nan)) for name in names for metric in SLICED
+    ]
+    ranges = [within for _ in names for metric in SLICED for within in _ranges(metric, len(pairing.runs))]
+    means = mean_intervals(np.column_stack(columns), pairing.groups, seed, ranges)
+    parts = iter(means[start : start + width] for start in range(0, len(means), width))
+    return {
+        name: {"incidents": int((of == name).sum())} | {metric: _labelled(pairing, next(parts)) for metric in SLICED}
+        for name in names
+    }

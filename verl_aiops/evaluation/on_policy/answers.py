@@ -1,0 +1,178 @@
+"""A model's own sampled answers, as pairs are made of them: read, held to the data that were asked, and judged anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.run.questions import Question, fingerprint, read_rl_questions, sampled
+from verl_aiops.evaluation.run.results import Record, read_records
+from verl_aiops.incidents import split_side
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
+from verl_aiops.inputs.shown import brief
+from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
+from verl_aiops.rewards.triage.answer import normalise_label
+from verl_aiops.rewards.triage.settings import read_settings
+
+__all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "unusable"]
+
+
+# what is read of an evaluation's settings
+_SETTINGS = (
+    ("data", str, "a file's name"),
+    ("limit", int, "a number"),
+    ("seed", int, "a number"),
+    ("questions", str, "text"),
+    ("reward", dict, "an object"),
+)
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """One answer as judged here: its rounds' texts, its score from 0 to 1, whether both fields are right."""
+
+    rounds: tuple[str, ...]
+    score: float
+    right: bool
+    # normalised names, or None where the last round is no verdict
+    verdict: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """An evaluation: what was asked, the lines of its file, and the settings of the reward it was made with."""
+
+    file: Path
+    questions: list[Question]
+    records: list[Record]
+    reward: Mapping[str, Any]
+
+
+def load(path: Path, data: str | Path | None) -> Sampled:
+    """Read an evaluation and the prompts it was asked, ``data`` or what its settings name.
+
+    Raises:
+        EvaluationError: either is missing, damaged, or not the other's.
+    """
+    file = path / "generations.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise EvaluationError(
+            f"--from-generations {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl"
+        )
+    records = read_records(file)
+    settings = _settings(file.with_name("settings.json"))
+    if data is None:
+        data = settings.get("data")
+        if data is None:
+            raise EvaluationError(
+                f"{file}: which prompts were asked is not known; give the file of `build-rl` as --data"
+            )
+        if not os.path.isfile(data):
+            raise EvaluationError(
+                f"{file}: was asked from {data}, which is not there (paths count from where the evaluation ran); "
+                "give it as --data"
+            )
+    questions = sampled(read_rl_questions(str(data)), settings.get("limit"), settings.get("seed") or 0)
+    if settings.get("questions") not in (None, fingerprint(questions)):
+        raise EvaluationError(f"{data}: is not the file that {file} has answers to, or has changed since")
+    known = {question.id: question for question in questions}
+    for number, record in enumerate(records, 1):
+        question = known.get(record["id"])
+        if question is None or question.ground_truth != record["ground_truth"]:
+            what = "no such incident" if question is None else "another ground truth"
+            raise EvaluationError(f"{file}, line {number}: {record['id']!r} has {what} in {data}; give its own --data")
+        if record["error"] is None and len(record["rounds"]) != len(question.rounds) + 1:
+            raise EvaluationError(
+                f"{file}, line {number}: expected {len(question.rounds) + 1} rounds as in {data}, found "
+                f"{len(record['rounds'])}; give its own --data"
+            )
+    return Sampled(file, questions, records, settings.get("reward") or {})
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        settings = read_object_file(file)
+    except JsonFault as error:
+        raise EvaluationError(f"{file}: not as `verl-aiops eval` wrote it: {error}") from None
+    for key, kinds, what in _SETTINGS:
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise EvaluationError(f"{file}: {key}: expected {what}, found {brief(value)}")
+    if settings.get("limit") is not None and settings["limit"] < 1:
+        raise EvaluationError(f"{file}: limit: expected 1 or more, found {settings['limit']}")
+    try:
+        read_settings(settings.get("reward") or {})
+    except ValueError as error:
+        raise EvaluationError(f"{file}: reward: {error}") from None
+    return settings
+
+
+def check_held_out(evaluation: Sampled, val_share: float, seed: int) -> None:
+    """Raises EvaluationError if an incident is on the validation side of the split."""
+    held_out = [q for q in evaluation.questions if split_side(q.group, val_share, seed) == "val"]
+    if held_out:
+        raise EvaluationError(
+            f"{evaluation.file}: {len(held_out)} of {len(evaluation.questions)} incidents, {held_out[0].id!r} first, "
+            f"are held out for validation (--val-share {val_share:g} --seed {seed}) and must not be trained on. "
+            "Sample answers to the training file of build-rl; if it was split otherwise, give its --val-share and "
+            "--seed, or --val-share 0 where nothing is held out."
+        )
+
+
+def check_not_seen(evaluation: Sampled, trained_on: Path) -> None:
+    """Raises EvaluationError if ``trained_on``, a file with a column ``group``, has a fault that was asked about."""
+    import numpy as np
+
+    from verl_aiops.data.reading import open_files
+
+    groups: set[str] = set()
+    (file,) = open_files(str(trained_on))
+    for record in file.records(["group", "id"], np.arange(file.rows)):
+        group = record.values.get("group") if not record.fault else None
+        if not isinstance(group, str):
+            raise EvaluationError(
+                f"--trained-on, {record.where}: expected the fault's name in group, as build-sft writes it"
+            )
+        groups.add(group)
+    seen = [question for question in evaluation.questions if question.group in groups]
+    if seen:
+        raise EvaluationError(
+            f"{evaluation.file}: {len(seen)} of {len(evaluation.questions)} incidents, {seen[0].id!r} first, are of "
+            f"faults in {trained_on}, so the model may answer them from memory. Cross-fit: train without a fold "
+            "(build-sft --folds K --fold I), and sample answers to that fold (build-rl --folds K --fold I)."
+        )
+
+
+def unusable(record: Record) -> str | None:
+    """Why a line can be in no pair (a key of `own_pairs`' counts), or None."""
+    if record["error"] is not None:
+        return "failed"
+    if any(record["cut"]):
+        # the end of turn that a pair would train was never written
+        return "cut"
+    if not all(isinstance(text, str) and text.strip() for text in record["rounds"]):
+        return "empty"
+    try:
+        "".join(record["rounds"]).encode("utf-8")
+    except UnicodeEncodeError:
+        return "unicode"
+    return None
+
+
+def judged(record: Record, question: Question, reward: Mapping[str, Any]) -> OwnAnswer:
+    """A usable line, scored anew."""
+    rounds = record["rounds"]
+    extra_info = {"turns": rounds, "incident_text": question.incident_text}
+    score = compute_score("aiops_mturn", rounds[-1], question.ground_truth, extra_info, **reward)
+    parsed = read_answer(rounds[-1], reward)
+    # a label of any length may stand in a wrong answer, and normalising long ones is slow
+    verdict = (
+        (normalise_label(parsed.service[:256]), normalise_label(parsed.incident_type[:256])) if parsed.ok else None
+    )
+    return OwnAnswer(tuple(rounds), score["score"], score["acc_main"] == 1, verdict)

@@ -1,0 +1,1 @@
+"""Comparisons and curves as text, pages and plots."""

@@ -1,0 +1,181 @@
+"""A comparison as one HTML file that needs nothing else: no script, no address, pictures inside.
+
+Models' texts are hostile. Everything that the template prints passes `wording.visible` and is escaped; the page's
+content security policy forbids scripts and any loading besides.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verl_aiops.evaluation.compare.flips import examples
+from verl_aiops.evaluation.compare.numbers import OVER_K
+from verl_aiops.evaluation.compare.pairing import Pairing
+from verl_aiops.evaluation.report import wording
+from verl_aiops.evaluation.report.plots import Plot
+from verl_aiops.evaluation.run.results import Record
+
+__all__ = ["html_report"]
+
+MAX_CHARS = 6000
+_CHANGES_SHOWN = 8
+_IDS_SHOWN = 100
+# Settings that say which model it is and where it was asked: they differ on purpose.
+_NAMES = frozenset(["model", "endpoint"])
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One answer of an example."""
+
+    run: str
+    sample: int
+    samples: int
+    right: bool
+    parts: list[tuple[str, str, bool | None]]
+    reward: str
+    rounds: list[tuple[str, str, int]]
+
+
+def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plot], shown: int) -> str:
+    """The page.
+
+    Args:
+        result: of `comparison.comparison_of`.
+        pairing: the answers that the examples come from.
+        plots: of `plots`, by name.
+        shown: examples in each direction for each comparison.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("verl_aiops.evaluation", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown_as,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        value=wording.value_parts, change=wording.change_parts, p=wording.p_text, counted=wording.counted, data=_data
+    )
+    labels = [run["label"] for run in result["runs"]]
+    return environment.get_template("comparison.html.j2").render(
+        result=result,
+        labels=labels,
+        first=labels[0],
+        others=labels[1:],
+        plots={plot.name.partition(".")[0]: plot for plot in plots},
+        verdicts=[wording.verdict(result, label) for label in labels[1:]],
+        settings=_settings(result),
+        left_out=wording.left_out(result),
+        failed=wording.failed,
+        over_k=OVER_K,
+        tone=_tone,
+        classes=_class_changes(result),
+        examples={label: _examples(result, pairing, label, shown) for label in labels[1:]},
+        ids_shown=_IDS_SHOWN,
+        max_chars=MAX_CHARS,
+    )
+
+
+def _shown_as(value: Any) -> Any:
+    from markupsafe import Markup
+
+    # a macro's output, whose parts came through here one by one
+    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _data(png: bytes) -> str:
+    return base64.b64encode(png).decode("ascii")
+
+
+def _tone(difference: Mapping[str, Any], better: str | None = "higher") -> str:
+    """``better`` or ``worse`` where the interval leaves no doubt of the direction, else nothing."""
+    low, high = difference["low"], difference["high"]
+    if low is None or better is None or low <= 0 <= high:
+        return ""
+    return "better" if (low > 0) == (better == "higher") else "worse"
+
+
+def _settings(result: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """``models``, ``different`` and ``same``: settings by name, with the text of each run."""
+    runs = result["runs"]
+    names = list(dict.fromkeys(name for run in runs for name in run["settings"]))
+    found: dict[str, dict[str, list[str]]] = {"models": {}, "different": {}, "same": {}}
+    for name in names:
+        cells = [_text_of(run["settings"][name]) if name in run["settings"] else "–" for run in runs]
+        kind = "models" if name in _NAMES else "same" if len(set(cells)) == 1 else "different"
+        found[kind][name] = cells
+    return found
+
+
+def _text_of(setting: Any) -> str:
+    text = setting if isinstance(setting, str) else json.dumps(setting, ensure_ascii=False)
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _class_changes(result: Mapping[str, Any]) -> dict[str, dict[str, dict[str, list[Mapping[str, Any]]]]]:
+    """By run and field: the classes with the most incidents gained, and lost."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in result["runs"][1:]:
+        label = run["label"]
+        for field, classes in result["classes"].items():
+            gained = sorted(classes, key=lambda entry: -entry["incidents"] * entry["differences"][label]["value"])
+            up = [entry for entry in gained if entry["differences"][label]["value"] > 0]
+            down = [entry for entry in reversed(gained) if entry["differences"][label]["value"] < 0]
+            found.setdefault(label, {})[field] = {
+                "up": up[:_CHANGES_SHOWN],
+                "down": down[:_CHANGES_SHOWN],
+                "counts": (len(up), len(down), len(classes)),
+            }
+    return found
+
+
+def _examples(result: Mapping[str, Any], pairing: Pairing, label: str, shown: int) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for direction in ("better", "worse"):
+        entries = result["flips"][label][direction][:shown]
+        found[direction] = [
+            {
+                "entry": entry,
+                "info": before,
+                "truth": before["ground_truth"],
+                "evidence": [_cut(str(text)) for text in before["ground_truth"].get("evidence") or ()],
+                "answers": [
+                    _answer(pairing, pairing.labels[0], entry["id"], before),
+                    _answer(pairing, label, entry["id"], after),
+                ],
+            }
+            for entry, before, after in examples(pairing, label, entries)
+        ]
+    return found
+
+
+def _answer(pairing: Pairing, run: str, name: str, line: Record) -> _Shown:
+    predicted, score = line["predicted"] or {}, line["score"]
+    parts = [
+        (title, _cut(str(predicted.get(key, "")), 200)[0], bool(score[right]) if predicted else None)
+        for title, key, right in (("service", "service", "service_ok"), ("type", "incident_type", "type_ok"))
+    ]
+    *early, last = line["rounds"]
+    rounds = [(f"Round {at}", *_cut(text)) for at, text in enumerate(early, 1)]
+    samples = len(pairing.answers[run][pairing.ids.index(name)])
+    return _Shown(
+        run=run,
+        sample=line["sample"],
+        samples=samples,
+        right=bool(score["acc_main"]),
+        parts=parts,
+        reward=f"{score['score']:.3f}",
+        rounds=[*rounds, ("Answer", *_cut(last))],
+    )
+
+
+def _cut(text: str, most: int = MAX_CHARS) -> tuple[str, int]:
+    """The beginning of a text, and how many characters are not shown."""
+    return text[:most], max(0, len(text) - most)

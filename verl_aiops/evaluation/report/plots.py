@@ -1,0 +1,307 @@
+"""The figures of a comparison, each as a light PNG for files and print and a dark one for dark screens.
+
+Runs differ in colour, marker and line style, so that colour-blind readers and grey prints tell them apart.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from verl_aiops.evaluation.compare.numbers import OVER_K
+from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.report.fonts import user_fonts
+from verl_aiops.evaluation.report.wording import visible
+from verl_aiops.evaluation.training_curves import COLOURS, plot_curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Plot", "comparison_plots", "need_matplotlib", "training_plot"]
+
+# The same hues; on a dark ground the dark blue and the vermilion come last.
+_DARK_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#4A90C2")
+# Other numbers of them than of colours: no two runs look alike.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":", (0, (8, 3)))
+_DARK = {
+    "figure.facecolor": "#1a1d21",
+    "axes.facecolor": "#1a1d21",
+    "savefig.facecolor": "#1a1d21",
+    "axes.edgecolor": "#8b949e",
+    "axes.labelcolor": "#e6e6e6",
+    "text.color": "#e6e6e6",
+    "xtick.color": "#c3c8ce",
+    "ytick.color": "#c3c8ce",
+    "grid.color": "#8b949e",
+}
+_SLICES_DRAWN = 40
+_OVER_SETTING = ("acc_main", "json_ok", "evidence_rate")
+_SHARES_DRAWN = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate", "abstained", "early_verdict", "cut")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """``name`` is the file's; ``alt`` says in words what is seen; ``light`` and ``dark`` are PNG data."""
+
+    name: str
+    alt: str
+    light: bytes
+    dark: bytes
+
+
+def need_matplotlib() -> None:
+    """Raises:
+    EvaluationError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise EvaluationError(
+            'plots need matplotlib: pip install "verl-aiops[plot]", or leave them out with --no-plots'
+        ) from None
+
+
+def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
+    """The figures that a comparison (`comparison.comparison_of`) has data for."""
+    plots = [_both("differences", _alt_differences(result), lambda colours: _differences(result, colours))]
+    if result["over"] is not None:
+        name = visible(result["over"]["name"])
+        alt = f"Both fields right, valid JSON and evidence against {name}, with 95 % intervals."
+        plots.append(_both("over_setting", alt, lambda colours: _over_setting(result, colours)))
+    if result["over_k"] is not None:
+        alt = "Lines of pass@k, valid JSON and evidence of the best of k answers against k, with 95 % bands."
+        plots.append(_both("over_k", alt, lambda colours: _over_k(result, colours)))
+    slices = _slices_drawn(result)
+    if slices:
+        alt = (
+            "Differences of the share with both fields right, by source, language and difficulty, with 95 % intervals."
+        )
+        plots.append(_both("slices", alt, lambda colours: _slices(result, slices, colours)))
+    return plots
+
+
+def training_plot(
+    runs: Mapping[str, list[dict]], keys: Sequence[str], smooth: int, compared: Sequence[str] = ()
+) -> Plot:
+    """Training curves of verl's file logger, a panel for each key; a label of ``compared`` looks as in the other plots.
+
+    Raises:
+        EvaluationError: a key that no run has logged.
+    """
+    extra = [label for label in runs if label not in compared]
+    places = {label: at for at, label in enumerate([*compared, *extra])}
+
+    def draw(colours: Sequence[str]) -> bytes:
+        looks = [_look(places[label], colours) for label in runs]
+        stream = io.BytesIO()
+        plot_curves(runs, {key: key for key in keys}, stream, smooth=smooth, looks=looks)
+        return stream.getvalue()
+
+    alt = f"Lines of {', '.join(keys)} against the training step, one for each of {', '.join(runs)}."
+    try:
+        with _theme({}):
+            light = draw(COLOURS)
+        with _theme(_DARK):
+            return Plot("training.png", alt, light, draw(_DARK_COLOURS))
+    except ValueError as error:
+        raise EvaluationError(f"--curves {error}") from None
+
+
+def _look(at: int, colours: Sequence[str]) -> tuple[str, Any, str]:
+    return colours[at % len(colours)], _LINES[at % len(_LINES)], _MARKERS[at % len(_MARKERS)]
+
+
+def _both(name: str, alt: str, draw: Callable[[Sequence[str]], Figure]) -> Plot:
+    with _theme({}):
+        light = _png(draw(COLOURS))
+    with _theme(_DARK):
+        return Plot(f"{name}.png", alt, light, _png(draw(_DARK_COLOURS)))
+
+
+@contextmanager
+def _theme(colours: Mapping[str, str]) -> Iterator[None]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with user_fonts(), matplotlib.rc_context({"font.size": 10, **colours}):
+        yield
+
+
+def _png(figure: Figure) -> bytes:
+    from matplotlib import pyplot as plt
+
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=140, format="png")
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def _style(at: int, colours: Sequence[str]) -> dict[str, Any]:
+    colour, _, marker = _look(at, colours)
+    return {"color": colour, "marker": marker}
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def _differences(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+    rows = {}
+    for name in _SHARES_DRAWN:
+        metric = result["metrics"][name]
+        changes = {label: entry["difference"] for label, entry in metric["comparisons"].items()}
+        if any(change["value"] is not None for change in changes.values()):
+            arrow = "" if metric["better"] == "higher" else "\n(less is better)"
+            rows[metric["title"] + arrow] = changes
+    return _forest(result, rows, colours)
+
+
+def _alt_differences(result: Mapping[str, Any]) -> str:
+    change = result["metrics"]["acc_main"]["comparisons"]
+    said = ", ".join(f"{label} {100 * entry['difference']['value']:+.1f} points" for label, entry in change.items())
+    return f"Differences to {result['runs'][0]['label']} with 95 % intervals. Both fields right: {said}."
+
+
+def _slices_drawn(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The largest slices of the fields that have more than one."""
+    found = [
+        (f"{name} (n = {part['incidents']:,})", part)
+        for slices in result["by"].values()
+        if len(slices) > 1
+        for name, part in slices.items()
+    ]
+    kept = sorted(found, key=lambda entry: -entry[1]["incidents"])[:_SLICES_DRAWN]
+    return {name: part["acc_main"]["differences"] for name, part in found if any(part is other for _, other in kept)}
+
+
+def _slices(result: Mapping[str, Any], slices: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+    return _forest(result, {_short(name): changes for name, changes in slices.items()}, colours)
+
+
+def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], colours: Sequence[str]) -> Figure:
+    """Points with intervals, in percentage points; one line for each row and run."""
+    from matplotlib import pyplot as plt
+
+    first, *others = (run["label"] for run in result["runs"])
+    height = 1.1 + len(rows) * max(0.36, 0.15 * len(others) + 0.16)
+    figure, axis = plt.subplots(figsize=(7.6, height), constrained_layout=True)
+    # the points of one row stand closer than the rows
+    step = min(0.24, 0.6 / len(others))
+    for row in range(0, len(rows), 2):
+        axis.axhspan(row - 0.5, row + 0.5, color=plt.rcParams["grid.color"], alpha=0.1, lw=0)
+    for at, label in enumerate(others, 1):
+        shift = step * (at - (len(others) + 1) / 2)
+        for row, changes in enumerate(rows.values()):
+            change = changes[label]
+            if change["value"] is None:
+                continue
+            centre = 100 * change["value"]
+            low, high = (100 * change[end] if change[end] is not None else centre for end in ("low", "high"))
+            style = _style(at, colours)
+            axis.plot([low, high], [row + shift] * 2, color=style["color"], lw=1.8, solid_capstyle="butt")
+            # an open marker has no interval
+            face = style["color"] if change["low"] is not None else "none"
+            axis.plot([centre], [row + shift], ls="", ms=6.5, markerfacecolor=face, **style)
+        axis.plot([], [], ls="-", ms=6.5, label=f"{_short(label)} − {_short(first)}", **_style(at, colours))
+    axis.axvline(0, color=plt.rcParams["axes.edgecolor"], lw=1)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(_at_least(axis.get_xlim(), 4.0))
+    axis.set_xlabel(f"percentage points more than {_short(first)}")
+    axis.grid(axis="x", alpha=0.3)
+    _legend_above(axis, len(others))
+    return figure
+
+
+def _at_least(limits: tuple[float, float], span: float) -> tuple[float, float]:
+    """An axis no shorter than this, so that next to nothing does not fill it."""
+    low, high = limits
+    more = max(0.0, span - (high - low)) / 2
+    return low - more, high + more
+
+
+def _share_limits(limits: tuple[float, float]) -> tuple[float, float]:
+    """Of an axis of percentages: beyond 0 and 100 there is room for markers only."""
+    low, high = _at_least(limits, 4.0)
+    room = 0.05 * (high - low)
+    shift = max(0.0, -room - low) - max(0.0, high - 100.0 - room)
+    return low + shift, high + shift
+
+
+def _legend_above(axis: Axes, entries: int) -> None:
+    # long enough to show a line's pattern on both sides of its marker
+    axis.figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=min(entries, 3), handlelength=3.6)
+
+
+def _short(name: str, most: int = 34) -> str:
+    return visible(name if len(name) <= most else name[: most - 1] + "…")
+
+
+# --- against a setting of the runs -----------------------------------------------------------------------------------
+
+
+def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+    """A point with its interval for each run, in the order of their numbers."""
+    from matplotlib import pyplot as plt
+
+    order = sorted(result["over"]["values"].items(), key=lambda entry: entry[1])
+    drawn = [name for name in _OVER_SETTING if result["metrics"][name]["values"][order[0][0]]["value"] is not None]
+    figure, axes = plt.subplots(1, len(drawn), figsize=(4.1 * len(drawn), 3.7), constrained_layout=True, squeeze=False)
+    numbers = [number for _, number in order]
+    for axis, name in zip(axes.flat, drawn, strict=True):
+        means = [result["metrics"][name]["values"][label] for label, _ in order]
+        centre, low, high = (
+            [100 * (mean[end] if mean[end] is not None else mean["value"]) for mean in means]
+            for end in ("value", "low", "high")
+        )
+        axis.plot(numbers, centre, color=colours[0], marker="o", ms=6, lw=1.2)
+        axis.vlines(numbers, low, high, color=colours[0], lw=1.8)
+        axis.set_title(result["metrics"][name]["title"], fontsize=10.5)
+        # numbers such as 2, 4, 8, 16 would crowd on the left
+        if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
+            axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axis.minorticks_off()
+        axis.set_ylim(_share_limits(axis.get_ylim()))
+        axis.set_xlabel(_short(result["over"]["name"]))
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("% of answers")
+    return figure
+
+
+# --- several answers --------------------------------------------------------------------------------------------------
+
+
+def _over_k(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    labels = [run["label"] for run in result["runs"]]
+    drawn = [name for name in OVER_K if any(_points(result, name, label)[0] for label in labels)]
+    figure, axes = plt.subplots(1, len(drawn), figsize=(4.1 * len(drawn), 3.7), constrained_layout=True, squeeze=False)
+    for axis, name in zip(axes.flat, drawn, strict=True):
+        for at, label in enumerate(labels):
+            ks, centre, low, high = _points(result, name, label)
+            style = _style(at, colours)
+            text = _short(label, 26) if axis is axes.flat[0] else None
+            axis.plot(ks, centre, lw=1.6, ls=_LINES[at % len(_LINES)], ms=5, label=text, **style)
+            axis.fill_between(ks, low, high, color=style["color"], alpha=0.14, lw=0)
+        axis.set_title(OVER_K[name], fontsize=10.5)
+        axis.set_ylim(_share_limits(axis.get_ylim()))
+        axis.set_xlabel("answers k")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("% of incidents")
+    _legend_above(axes.flat[0], len(labels))
+    return figure
+
+
+def _points(result: Mapping[str, Any], name: str, label: str) -> tuple[list[float], ...]:
+    """k, value, low and high in percent; without an interval the bounds are the value."""
+    points = [point for point in result["over_k"][name]["values"][label] if point["value"] is not None]
+    bounds = [[100 * (p[end] if p[end] is not None else p["value"]) for p in points] for end in ("low", "high")]
+    return [p["k"] for p in points], [100 * p["value"] for p in points], *bounds

@@ -1,0 +1,1 @@
+"""A model asked, its answers kept, and what they come to."""

@@ -1,0 +1,248 @@
+"""The rename check: the same incidents under swapped names, which show whether a model reads them or remembers names.
+
+In each incident every free label of its system gets the name of another one, in the data, the candidate lists, the
+evidence and the truth alike. Services swap among services, incident types among types. Where the data name the true
+label, whoever reads them loses nothing by it. Where they do not (a log of `ftpd` whose service is `linux-ftpd`; most
+incident types, which say what happened in words of their own), the swapped truth cannot be read off them, and every
+model loses: `named` tells the two apart.
+
+A label is found as a whole word, whatever its case, longest first: `db` is not found in `dbms`, and in `ledger-db`
+only where that is no label itself. Letters of another case start a word (`CartService`), digits at the end number
+instances (`db01`). A label is free unless it is one of the instruction's own words, is both service and type, or is
+another name of the truth.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from verl_aiops.evaluation.run.questions import Question
+from verl_aiops.rewards.triage.answer import FIELDS, normalise_label
+from verl_aiops.rewards.triage.ground_truth import read_ground_truth
+
+__all__ = ["LABELS", "Renamed", "named", "rename_question", "rename_questions"]
+
+# What may be swapped, by the name of the choice.
+LABELS = {"both": tuple(FIELDS), "service": ("service",), "type": ("incident_type",)}
+
+_ATTEMPTS = 16
+_WORD_START = r"(?:(?<![0-9A-Za-z])|(?<=[a-z0-9])(?=[A-Z]))"
+_WORD_END = r"(?:(?![0-9A-Za-z])|(?=[0-9]+(?![0-9A-Za-z]))|(?<=[a-z0-9])(?=[A-Z]))"
+
+ALONE, TAKEN, OVERLAP = "no other name to swap with", "a name of the instruction", "names that overlap"
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A renamed question, or the reason why there is none. ``names`` maps the labels that were swapped, as spelled."""
+
+    question: Question | None
+    reason: str = ""
+    names: Mapping[str, str] | None = None
+
+
+def rename_questions(
+    questions: Sequence[Question], seed: int, labels: str = "both"
+) -> tuple[list[Question], dict[str, int]]:
+    """All questions that can be renamed, and how many cannot, by reason.
+
+    The labels of a system are the candidates and answers of all questions with its ``source``; `LABELS` has the
+    choices of ``labels``.
+    """
+    systems: dict[str | None, dict[str, dict[str, str]]] = {}
+    for question in questions:
+        system = systems.setdefault(question.source, {field: {} for field in FIELDS})
+        for field in FIELDS:
+            for label in [question.ground_truth[field], *_candidates(question.ground_truth, field)]:
+                system[field].setdefault(normalise_label(label), label)
+    renamed, left_out = [], Counter[str]()
+    for question in questions:
+        system = systems[question.source]
+        names = {field: list(spelled.values()) for field, spelled in system.items()}
+        made = rename_question(question, names, seed, LABELS[labels])
+        if made.question is None:
+            left_out[made.reason] += 1
+        else:
+            renamed.append(made.question)
+    return renamed, dict(left_out)
+
+
+def named(question: Question, field: str) -> bool:
+    """Whether the incident's data name the true label of a field, or another name of it."""
+    names = [question.ground_truth[field], *getattr(read_ground_truth(question.ground_truth), field)]
+    return _pattern(names).search(question.incident_text) is not None
+
+
+def rename_question(
+    question: Question, labels: Mapping[str, Sequence[str]], seed: int, swapped: Sequence[str] = LABELS["both"]
+) -> Renamed:
+    """One question with its labels swapped; the same seed gives the same names.
+
+    Args:
+        labels: those of the system, under ``service`` and ``incident_type``.
+        swapped: which of the two are.
+
+    At least one of the true labels has another name in the result, and its evidence occurs in its text.
+    """
+    truth = read_ground_truth(question.ground_truth)
+    own = {field: normalise_label(question.ground_truth[field]) for field in FIELDS}
+    others = {field: getattr(truth, field) - {own[field]} for field in FIELDS}
+    free = {field: _free(question, labels, field, others) if field in swapped else [] for field in FIELDS}
+    movable = [field for field in FIELDS if own[field] in map(normalise_label, free[field]) and len(free[field]) > 1]
+    if not movable:
+        alone = all(len(labels[field]) < 2 for field in swapped)
+        return Renamed(None, ALONE if alone else TAKEN)
+    for attempt in range(_ATTEMPTS):
+        rng = random.Random(f"rename/{seed}/{question.id}/{attempt}")
+        names: dict[str, str] = {}
+        for field in FIELDS:
+            if len(free[field]) > 1:
+                order = rng.sample(free[field], len(free[field]))
+                names |= zip(order, order[1:] + order[:1])  # one cycle: no name stays
+        aliases = {alias: question.ground_truth[field] for field in movable for alias in others[field]}
+        swap = _Swap({**{alias: names[label] for alias, label in _spelled(aliases, names).items()}, **names})
+        if _undone(question, swap, names, aliases):
+            return Renamed(_applied(question, swap, movable, others), names=names)
+    return Renamed(None, OVERLAP)
+
+
+def _spelled(aliases: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """The aliases with their labels as ``names`` spells them."""
+    spelling = {normalise_label(label): label for label in names}
+    return {alias: spelling[normalise_label(label)] for alias, label in aliases.items()}
+
+
+def _candidates(truth: Mapping[str, Any], field: str) -> list[str]:
+    listed = truth.get("candidates") or {}
+    return [*(listed.get(field) or ()), *(listed.get(f"{field}s") or ())]
+
+
+def _free(
+    question: Question, labels: Mapping[str, Sequence[str]], field: str, others: Mapping[str, frozenset[str]]
+) -> list[str]:
+    """The labels that may be swapped, in a fixed order."""
+    counts = _outside(question, [label for names in labels.values() for label in names])
+    listed = {normalise_label(label) for label in _candidates(question.ground_truth, field)}
+    both = set.intersection(*({normalise_label(label) for label in labels[name]} for name in FIELDS))
+    taken = both | set().union(*others.values())
+    free = []
+    for label in sorted(labels[field]):
+        key = normalise_label(label)
+        # a candidate stands once in its list; where no list is known, any label may
+        expected = 1 if key in listed or not listed else 0
+        if key not in taken and counts[key] <= expected:
+            free.append(label)
+    return free
+
+
+def _outside(question: Question, labels: Iterable[str]) -> Counter[str]:
+    """How often each label stands in the messages, the incident's data left out."""
+    texts = [*(message["content"] for message in question.messages), *question.rounds]
+    if question.incident_text:
+        texts = [text.replace(question.incident_text, "\n") for text in texts]
+    pattern = _pattern(labels)
+    return Counter(normalise_label(match.group()) for text in texts for match in pattern.finditer(text))
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds names as whole words, the longest that fits first."""
+    return _compiled(tuple(sorted(names, key=lambda name: (-len(name), name))))
+
+
+@lru_cache(maxsize=256)
+def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
+    words, others = [], []
+    for name in names:
+        end = _WORD_END if re.match("[0-9A-Za-z]", name[-1]) else ""
+        (words if re.match("[0-9A-Za-z]", name[0]) else others).append(f"(?i:{re.escape(name)}){end}")
+    # the start of a word is looked for once, not once per name
+    groups = [f"{_WORD_START}(?:{'|'.join(words)})"] if words else []
+    return re.compile("|".join(groups + others))
+
+
+class _Swap:
+    """Replaces names in texts."""
+
+    def __init__(self, names: Mapping[str, str]):
+        self._names = {normalise_label(name): (name, new) for name, new in names.items()}
+        self._pattern = _pattern(names)
+
+    def __call__(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self._new(match.group()), text)
+
+    def _new(self, found: str) -> str:
+        name, new = self._names.get(normalise_label(found), (found, found))
+        if found == name:
+            return new
+        if found.isupper() and len(found) > 1:
+            return new.upper()
+        if found.islower():
+            return new.lower()
+        return new[:1].upper() + new[1:] if found[:1].isupper() else new
+
+    def label(self, name: str) -> str:
+        return self._names.get(normalise_label(name), (name, name))[1]
+
+    def part(self, part: str, whole: str) -> str:
+        """What ``part`` reads like in the swapped ``whole``, which it occurs in; widened to whole names at its ends."""
+        start = whole.index(part)
+        end = start + len(part)
+        for match in self._pattern.finditer(whole):
+            if match.start() < start < match.end():
+                start = match.start()
+            if match.start() < end < match.end():
+                end = match.end()
+        return self(whole)[self._moved(whole, start) : self._moved(whole, end)]
+
+    def _moved(self, whole: str, at: int) -> int:
+        """Where a place between names of ``whole`` lies in the swapped text."""
+        shift = sum(
+            len(self._new(match.group())) - len(match.group())
+            for match in self._pattern.finditer(whole)
+            if match.end() <= at
+        )
+        return at + shift
+
+
+def _undone(question: Question, swap: _Swap, names: Mapping[str, str], aliases: Mapping[str, str]) -> bool:
+    """Whether swapping back gives the texts again, up to case and other names of the truth.
+
+    Otherwise a new name has met its neighbours in the text and reads as something else there.
+    """
+    back = _Swap({new: name for name, new in names.items()})
+    plain = _Swap({**{name: name for name in names}, **aliases})
+    texts = [question.incident_text, *(message["content"] for message in question.messages), *question.rounds]
+    if any(back(swap(text)).casefold() != plain(text).casefold() for text in texts):
+        return False
+    inside = [text for text in texts[1:] if question.incident_text in text]
+    return all(swap(question.incident_text) in swap(text) for text in inside)
+
+
+def _applied(question: Question, swap: _Swap, movable: Sequence[str], others: Mapping[str, frozenset[str]]) -> Question:
+    truth = question.ground_truth
+    changed: dict[str, Any] = {
+        **truth,
+        "evidence": [
+            swap.part(item, question.incident_text) for item in read_ground_truth(question.ground_truth).evidence
+        ],
+        # a renamed label has no other names: those of the old one would pay whoever remembers it
+        "aliases": {field: [] if field in movable else sorted(others[field]) for field in FIELDS},
+    }
+    for field in movable:
+        changed[field] = swap.label(truth[field])
+    listed = {field: _candidates(truth, field) for field in FIELDS}
+    if any(listed.values()):
+        changed["candidates"] = {field: [swap.label(name) for name in names] for field, names in listed.items()}
+    return replace(
+        question,
+        messages=tuple({**message, "content": swap(message["content"])} for message in question.messages),
+        rounds=tuple(swap(text) for text in question.rounds),
+        incident_text=swap(question.incident_text),
+        ground_truth=changed,
+    )

@@ -1,0 +1,99 @@
+"""What an evaluation comes to: ``summary.json``.
+
+Shares are from 0 to 1; every metric is ``{"value", "low", "high", "n"}`` (`metrics.Value`), the interval 95 %. Keys:
+``settings``; ``counts``, where ``no_text`` has the failed answers whose reply had no text, by its sort; ``overall`` and
+``by`` (source, lang, difficulty; "unknown" where the data do not say), each with ``incidents``, ``groups``,
+``answers``, ``failed``, ``metrics``, ``pass_at_k`` and ``best_of_n``; ``classes``; and with `--rename` also ``renamed``
+(as ``overall``) and ``drop``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from verl_aiops.evaluation.stats.metrics import FIELDS, class_table, table_of, values_of
+
+__all__ = ["UNKNOWN", "drop", "section", "summarise"]
+
+UNKNOWN = "unknown"
+SLICES = ("source", "lang", "difficulty")
+DROPPED = ("acc_main", "service_ok", "type_ok", "json_ok", "score", "evidence", "evidence_rate", "abstained")
+
+Record = Mapping[str, Any]
+
+
+def summarise(records: Sequence[Record], seed: int) -> dict[str, Any]:
+    """Overall, by slice and by class."""
+    by: dict[str, dict[str, Any]] = {}
+    for key in SLICES:
+        names = sorted({record[key] or UNKNOWN for record in records})
+        by[key] = {name: section([r for r in records if (r[key] or UNKNOWN) == name], seed) for name in names}
+    return {
+        "overall": section(records, seed),
+        "by": by,
+        "classes": {field: class_table(records, field) for field in FIELDS},
+    }
+
+
+def section(records: Sequence[Record], seed: int) -> dict[str, Any]:
+    """Counts and metrics of some of the lines."""
+    metrics: dict[str, Any] = {}
+    pass_at_k: dict[str, Any] = {}
+    best_of_n: dict[str, dict[str, Any]] = {}
+    for name, value in values_of(table_of(records), seed).items():
+        if name.startswith("pass@"):
+            pass_at_k[name.partition("@")[2]] = asdict(value)
+        elif name.startswith("best@"):
+            k, _, metric = name.partition("@")[2].partition("/")
+            best_of_n.setdefault(k, {})[metric] = asdict(value)
+        else:
+            metrics[name] = asdict(value)
+    failed = sum(record["error"] is not None for record in records)
+    return {
+        "incidents": len({record["id"] for record in records}),
+        "groups": len({record["group"] for record in records}),
+        "answers": len(records) - failed,
+        "failed": failed,
+        "metrics": metrics,
+        "pass_at_k": pass_at_k,
+        "best_of_n": best_of_n,
+    }
+
+
+def drop(
+    plain: Sequence[Record], renamed: Sequence[Record], named: Mapping[str, Collection[str]], seed: int
+) -> dict[str, Any]:
+    """What renaming costs, over the answers that both have, paired by incident and sample.
+
+    Args:
+        plain, renamed: lines of the same incidents under their own names and under swapped ones.
+        named: per field of the truth, the ids of the incidents whose data name the true label.
+
+    Returns:
+        for each of `DROPPED`, with ``before``, ``after`` and the interval of ``before - after``; and, for each field,
+        ``service_named``/``service_unnamed`` (``type_...``): the same of ``service_ok`` over the incidents whose true
+        service was swapped, apart by whether their data name it.
+    """
+    after = {(r["id"], r["sample"]): r for r in renamed if r["error"] is None}
+    pairs = [(r, after[r["id"], r["sample"]]) for r in plain if r["error"] is None and (r["id"], r["sample"]) in after]
+    found = _differences(pairs, DROPPED, seed)
+    for field, (key, right) in FIELDS.items():
+        swapped = [pair for pair in pairs if pair[0]["ground_truth"][key] != pair[1]["ground_truth"][key]]
+        for name, wanted in ((f"{field}_named", True), (f"{field}_unnamed", False)):
+            some = [pair for pair in swapped if (pair[0]["id"] in named[key]) == wanted]
+            found[name] = _differences(some, (right,), seed).get(right)
+    return found
+
+
+def _differences(pairs: Sequence[tuple[Record, Record]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    if not pairs:
+        return {}
+    groups = sorted({before["group"] for before, _ in pairs})
+    tables = [table_of(side, groups) for side in zip(*pairs)]
+    before, after = (values_of(table, seed) for table in tables)
+    differences = values_of(tables[0], seed, less=tables[1])
+    return {
+        name: {**asdict(differences[name]), "before": before[name].value, "after": after[name].value} for name in names
+    }

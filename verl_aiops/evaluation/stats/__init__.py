@@ -1,0 +1,1 @@
+"""The metrics, and how sure one can be of them."""

@@ -1,0 +1,222 @@
+"""Training curves of one or more runs, from what verl's ``file`` logger wrote.
+
+    verl-aiops curves runs/grpo/metrics.jsonl --out runs/grpo/curves.png
+    verl-aiops curves grpo=a/metrics.jsonl ppo=b/metrics.jsonl --keys reward/score,reward/json_ok \
+        --smooth 5 --out both.png
+    verl-aiops curves grpo=a/metrics.jsonl online=b/metrics.jsonl --x minutes --out both.png
+
+Each key is a panel, each run a line. Where a key has a twin in validation (``val-aux/*/json_ok/mean@1`` for
+``reward/json_ok``, ``val/loss`` for ``actor/loss``), it is drawn with markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from verl_aiops.inputs.json_text import JsonFault, read_object
+from verl_aiops.inputs.shown import brief, one_line
+from verl_aiops.inputs.sniff import refusal
+
+__all__ = ["RL_KEYS", "main", "not_finite", "plot_curves", "read_metrics"]
+
+RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence", "timing_s/step")
+# Okabe and Ito's colours, told apart by colour-blind readers; validation has markers for readers in print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """``{"step": n, **metrics}`` for each line of verl's file logger.
+
+    A null, which stands for a number that was not finite, is NaN. What is no number in any line is no metric, and left
+    out.
+
+    Raises:
+        ValueError: a line is not what the logger writes; names file, line and key.
+        OSError: the file cannot be read.
+    """
+    unfit = refusal(path, "json")
+    if unfit:
+        raise ValueError(f"{one_line(path)} {unfit}")
+    rows = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{one_line(path)}, line {number}"
+            try:
+                entry = read_object(line)
+                step, data = entry["step"], entry["data"]
+                if not isinstance(data, dict):
+                    raise KeyError("data")
+            except (JsonFault, KeyError) as error:
+                raise ValueError(
+                    f"{place}: expected a line of verl's file logger (trainer.logger=[console,file]); "
+                    + (str(error) if isinstance(error, JsonFault) else f"no object with step and data: {error}")
+                ) from None
+            if not _is_number(step) or not abs(step) < 2**53:
+                raise ValueError(f"{place}: step: expected a number, found {brief(step, 40)}")
+            rows.append({"step": step} | {key: math.nan if value is None else value for key, value in data.items()})
+    metrics = {key for row in rows for key, value in row.items() if _is_number(value)}
+    for number, row in enumerate(rows, 1):
+        for key, value in row.items():
+            if key in metrics and not _is_number(value):
+                raise ValueError(
+                    f"{one_line(path)}, line {number}: {one_line(key, 80)}: expected a number, found {brief(value, 40)}"
+                )
+    return [{key: value for key, value in row.items() if key in metrics} for row in rows]
+
+
+def not_finite(rows: list[dict], keys: Collection[str] | None = None) -> list[str]:
+    """One line for each metric that was not finite somewhere: how often, and where first."""
+    lines = []
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key == "step" or (keys is not None and key not in keys):
+            continue
+        values = [(row["step"], row[key]) for row in rows if key in row]
+        bad = [step for step, value in values if not math.isfinite(value)]
+        if bad:
+            lines.append(
+                f"{one_line(key, 80)} was not finite (null in the file) at {len(bad)} of {len(values)} steps, first at "
+                f"step {bad[0]}"
+            )
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _twin(key: str, names: Sequence[str]) -> str | None:
+    """The validation metric that belongs to a training metric, if there is one."""
+    last = key.rpartition("/")[2]
+    patterns = (f"val/{key}", f"val/{last}", f"val-core/*/{last}/mean@*", f"val-aux/*/{last}/mean@*")
+    return next((name for pattern in patterns for name in fnmatch.filter(names, pattern)), None)
+
+
+def _places(rows: list[dict], x: str) -> list[float]:
+    """Where each row stands: its step, or the minutes that the steps up to it took (validation not counted)."""
+    if x == "step":
+        return [row["step"] for row in rows]
+    passed, places = 0.0, []
+    for row in rows:
+        seconds = row.get("timing_s/step", 0.0)
+        passed += seconds if math.isfinite(seconds) else 0.0
+        places.append(passed / 60)
+    return places
+
+
+def _series(rows: list[dict], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+    points = [(place, row[key]) for place, row in zip(_places(rows, x), rows) if key in row]
+    return [place for place, _ in points], [value for _, value in points]
+
+
+def _smoothed(values: list[float], window: int) -> list[float]:
+    return [sum(part) / len(part) for part in (values[max(0, at + 1 - window) : at + 1] for at in range(len(values)))]
+
+
+def plot_curves(
+    runs: Mapping[str, list[dict]],
+    keys: Mapping[str, str],
+    path: str | Path | BinaryIO,
+    *,
+    smooth: int = 1,
+    columns: int = 3,
+    x: str = "step",
+    looks: Sequence[tuple[str, Any, str]] | None = None,
+) -> None:
+    """Draw ``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`) into the image ``path``.
+
+    ``smooth``: mean over so many last steps; the steps themselves stay visible, pale. ``x``: ``step``, or ``minutes``
+    of training without validation. ``looks``: colour, line style and validation's marker of each run; without them runs
+    differ in colour alone, and validation is dashed.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a key that no run has.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(dict.fromkeys(name for rows in runs.values() for row in rows for name in row))
+    for key in keys:
+        if key not in names:
+            raise ValueError(f"{key}: no run has logged it; there are {', '.join(sorted(names)[:200])}")
+    dashed = looks is None
+    if looks is None:
+        looks = [(colour, "-", "o") for colour in COLOURS * len(runs)]
+    columns = min(columns, len(keys))
+    lines = -(-len(keys) // columns)
+    size = (4.4 * columns, 3.3 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
+    for axis, (key, title) in zip(axes.flat, keys.items()):
+        for (label, rows), (colour, line, marker) in zip(runs.items(), looks):
+            steps, values = _series(rows, key, x)
+            if smooth > 1:
+                axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
+            axis.plot(steps, _smoothed(values, smooth), color=colour, ls=line, lw=1.5, label=label)
+            twin = _twin(key, names)
+            if twin is not None:
+                held_out = f"{label}, held out" if len(runs) > 1 else "held out"
+                other = colour if len(runs) > 1 else COLOURS[1]
+                axis.plot(
+                    *_series(rows, twin, x),
+                    color=other,
+                    ls="--" if dashed else line,
+                    marker=marker,
+                    ms=5,
+                    label=held_out,
+                )
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step" if x == "step" else "minutes of training")
+        if x == "step":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(keys) :]:
+        axis.axis("off")
+    entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    # long enough to show a line's pattern
+    look = {"frameon": False, "fontsize": 9, "handlelength": 3.6, "ncols": min(len(entries), 4)}
+    figure.legend(entries.values(), entries, loc="outside upper left", **look)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="verl-aiops curves",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]METRICS", help="metrics.jsonl of each run")
+    parser.add_argument("--keys", default=",".join(RL_KEYS), help="metrics to draw, default %(default)s")
+    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over the last N steps (default 1)")
+    parser.add_argument("--x", choices=("step", "minutes"), default="step", help="what to draw them against")
+    parser.add_argument("--out", required=True, metavar="FILE.png")
+    arguments = parser.parse_args(argv)
+    try:
+        named = [run.rpartition("=") for run in arguments.runs]
+        runs = {label or Path(path).parent.name or path: read_metrics(path) for label, _, path in named}
+        keys = arguments.keys.split(",")
+        plot_curves(runs, {key: key for key in keys}, arguments.out, smooth=arguments.smooth, x=arguments.x)
+    except (OSError, ValueError) as error:
+        print(f"curves: error: {error}", file=sys.stderr)
+        return 2
+    except ImportError:
+        print('curves: error: matplotlib is not installed (pip install "verl-aiops[plot]")', file=sys.stderr)
+        return 2
+    for label, rows in runs.items():
+        for line in not_finite(rows, keys):
+            print(f"curves: warning: {one_line(label, 80)}: {line}", file=sys.stderr)
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

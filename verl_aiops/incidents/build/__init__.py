@@ -1,0 +1,1 @@
+"""Data files made of incidents."""

@@ -1,0 +1,125 @@
+"""From an incident to what a data file needs of it: trimmed text, candidate lists, messages, answer, ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from verl_aiops.incidents.build.trim import Trimmed, trim_incident
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.prompts import (
+    STYLES,
+    Candidates,
+    Message,
+    answer_json,
+    choose_candidates,
+    direct_message,
+    ground_truth,
+    reference_analysis,
+    round1_message,
+    round2_message,
+)
+from verl_aiops.incidents.schema import Incident
+from verl_aiops.incidents.taxonomy import System
+from verl_aiops.incidents.text import incident_text, neutralise_incident
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are made.
+
+    `budget` bounds the incident's data, in characters or in the unit of `measure`; 0 leaves them whole. With
+    `whole_evidence` it gives way where evidence needs more.
+    """
+
+    style: str = "two_round"
+    budget: int = 1200
+    measure: Callable[[str], int] = len
+    whole_evidence: bool = False
+    show_candidates: bool = True
+    max_candidates: int = 8
+    max_quotes: int = 3
+    quote_chars: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.style not in STYLES:
+            raise IncidentError(f"prompt style '{self.style}': expected one of {', '.join(STYLES)}")
+        for name, least in (("budget", 0), ("max_candidates", 0), ("max_quotes", 1), ("quote_chars", 0)):
+            if getattr(self, name) < least:
+                raise IncidentError(f"{name}: expected {least} or more, found {getattr(self, name)}")
+        if self.max_candidates == 1:
+            raise IncidentError("max_candidates: 1 would give the answer away; expected 0 (all) or at least 2")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One incident made ready.
+
+    `text` is the data part of the prompt and `named` the services of the system that it names; `rounds` are the user
+    message of each round; `analysis` is the reference answer to all but the last.
+    """
+
+    incident: Incident
+    text: str
+    named: frozenset[str]
+    candidates: Candidates
+    rounds: tuple[Message, ...]
+    analysis: str
+    answer: str
+    ground_truth: dict[str, Any]
+    trimmed: Trimmed
+
+    @property
+    def opening(self) -> list[Message]:
+        """The messages before the first answer."""
+        return [self.rounds[0]]
+
+    @property
+    def prompt(self) -> list[Message]:
+        """All messages before the final answer: one, or round 1, the reference analysis and round 2."""
+        if len(self.rounds) == 1:
+            return [self.rounds[0]]
+        return [self.rounds[0], assistant(self.analysis), self.rounds[1]]
+
+
+def assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def build_case(incident: Incident, system: System, options: PromptOptions | None = None) -> Case:
+    """Neutralise and trim `incident`, choose its candidates and write its messages.
+
+    Deterministic; raises IncidentError.
+    """
+    options = options or PromptOptions()
+    if options.budget:
+        trimmed = trim_incident(
+            incident, options.budget, measure=options.measure, whole_evidence=options.whole_evidence
+        )
+    else:
+        trimmed = Trimmed(neutralise_incident(incident))
+    incident = trimmed.incident
+    text = incident_text(incident)
+    named = frozenset(system.services_in(text))
+    limit = options.max_candidates if options.show_candidates else 0
+    candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed, named=named)
+    shown = candidates if options.show_candidates else None
+    if options.style == "direct":
+        rounds: tuple[Message, ...] = (direct_message(incident, shown, text),)
+        analysis = ""
+    else:
+        rounds = (round1_message(incident, text), round2_message(incident.lang, shown))
+        analysis = reference_analysis(incident, max_quotes=options.max_quotes, quote_chars=options.quote_chars)
+    return Case(
+        incident=incident,
+        text=text,
+        named=named,
+        candidates=candidates,
+        rounds=rounds,
+        analysis=analysis,
+        answer=answer_json(incident.service, incident.incident_type),
+        ground_truth=ground_truth(incident, candidates),
+        trimmed=trimmed,
+    )

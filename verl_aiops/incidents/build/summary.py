@@ -1,0 +1,153 @@
+"""What was made of how many incidents, counted while it is written and printed at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from verl_aiops.incidents.build.case import Case
+from verl_aiops.incidents.build.pairs import OTHER_SYSTEM, PairMaker
+from verl_aiops.split import Fold
+
+_NAMES_SHOWN = 8
+# A class this often on one side of a difference can be answered without reading.
+_LOPSIDED = 0.75
+
+
+@dataclass
+class Side:
+    """Counts of one side of the split; `groups` is None where every incident is a fault of its own."""
+
+    incidents: int = 0
+    rows: int = 0
+    groups: set[str] | None = field(default_factory=set)
+    services: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    langs: Counter[str] = field(default_factory=Counter)
+    prompt_chars: int = 0
+    longest_prompt: int = 0
+    trimmed: int = 0
+    evidence_left_out: int = 0
+    evidence_shortened: int = 0
+    over_budget: int = 0
+    without_evidence: int = 0
+
+    def add(self, case: Case, group: str, rows: int, prompt_chars: int) -> None:
+        incident, trimmed = case.incident, case.trimmed
+        self.incidents += 1
+        self.rows += rows
+        if self.groups is not None:
+            self.groups.add(group)
+        self.services[incident.service] += 1
+        self.types[incident.incident_type] += 1
+        self.langs[incident.lang] += 1
+        self.prompt_chars += prompt_chars
+        self.longest_prompt = max(self.longest_prompt, prompt_chars)
+        self.trimmed += trimmed.lines_left_out > 0
+        self.evidence_left_out += trimmed.evidence_left_out
+        self.evidence_shortened += trimmed.evidence_shortened
+        self.over_budget += trimmed.over_budget
+        self.without_evidence += not incident.evidence
+
+
+@dataclass
+class Part:
+    """The part of the training side that a file has: a fold, or all but it. Counts what it leaves out."""
+
+    fold: Fold
+    inside: bool
+    left_out: int = 0
+
+    def keeps(self, group: str) -> bool:
+        kept = self.fold.holds(group) == self.inside
+        self.left_out += not kept
+        return kept
+
+    @property
+    def note(self) -> str:
+        return f"{'fold' if self.inside else 'all but fold'} {self.fold.number} of {self.fold.of} (from 0)"
+
+
+@dataclass
+class Summary:
+    """Counts of a whole build; `str()` of it is the printed report. `makers` is empty where no pairs were made."""
+
+    what: str
+    source: str
+    sides: dict[str, Side]
+    files: dict[str, str]
+    makers: dict[str, PairMaker] = field(default_factory=dict)
+    part: Part | None = None
+
+    @property
+    def written(self) -> list[str]:
+        """The files there are: a side without rows has none."""
+        return [self.files[name] for name, side in self.sides.items() if side.rows]
+
+    def __str__(self) -> str:
+        lines = [f"{self.what} from {self.source}"]
+        for name, side in self.sides.items():
+            if not side.incidents:
+                lines.append(f"  {name}: no incident fell on this side; no file written")
+                continue
+            lines += self._side(name, side)
+            if name == "train" and self.part is not None:
+                lines.append(f"    {self.part.note}; {self.part.left_out:,} incidents left out")
+            if name in self.makers:
+                lines += _pair_lines(self.makers[name])
+        return "\n".join(lines)
+
+    def _side(self, name: str, side: Side) -> list[str]:
+        mean_prompt = side.prompt_chars / side.incidents
+        faults = side.incidents if side.groups is None else len(side.groups)
+        langs = ", ".join(f"{lang} {count:,}" for lang, count in sorted(side.langs.items()))
+        lines = [
+            f"  {name}: {side.rows:,} rows of {side.incidents:,} incidents ({faults:,} faults) in {self.files[name]}",
+            f"    classes: {len(side.services)} services, {len(side.types)} incident types; languages: {langs}",
+            f"    prompt: {mean_prompt:,.0f} characters on average, at most {side.longest_prompt:,}",
+        ]
+        if side.trimmed or side.without_evidence:
+            lines.append(
+                f"    trimmed {side.trimmed:,} incidents ({side.evidence_left_out:,} evidence lines left out, "
+                f"{side.evidence_shortened:,} cut short); {side.without_evidence:,} without evidence"
+            )
+        if side.over_budget:
+            lines.append(f"    {side.over_budget:,} incidents exceed the budget, since their evidence stays whole")
+        return lines
+
+
+def _pair_lines(maker: PairMaker) -> list[str]:
+    if not maker.pairs:
+        return []
+    total = sum(maker.options.kinds.values())
+    asked = {kind: share / total for kind, share in maker.options.kinds.items() if share > 0}
+    kinds = ", ".join(
+        f"{kind} {maker.kinds[kind] / maker.pairs:.1%} (asked {share:.0%})" for kind, share in asked.items()
+    )
+    chosen, rejected = (length / maker.pairs for length in maker.lengths)
+    lines = [
+        f"    kinds: {kinds}",
+        f"    answers: chosen {chosen:.1f} characters on average, rejected {rejected:.1f}; rejected longer in "
+        f"{maker.rejected_longer / maker.pairs:.1%}, shorter in {maker.rejected_shorter / maker.pairs:.1%}",
+    ]
+    for name in ("service", "incident_type"):
+        lines.append(f"    {name}s right / wrong: {_balance(maker, name)}")
+    if maker.kinds[OTHER_SYSTEM] or maker.short_incidents:
+        lines.append(
+            f"    fallbacks: {maker.kinds[OTHER_SYSTEM]:,} pairs with names of other systems (their own has only one "
+            f"answer), {maker.short_incidents:,} incidents with fewer pairs than asked for"
+        )
+    return lines
+
+
+def _balance(maker: PairMaker, field_name: str) -> str:
+    """How evenly names are the right and the wrong side of a difference; lists those that are mostly on one."""
+    names = sorted({name for where, name in (*maker.right, *maker.wrong) if where == field_name})
+    counts = {name: (maker.right[field_name, name], maker.wrong[field_name, name]) for name in names}
+    uneven = {name: pair for name, pair in counts.items() if max(pair) > _LOPSIDED * sum(pair) and sum(pair) >= 10}
+    text = f"{len(names) - len(uneven)} of {len(names)} within {1 - _LOPSIDED:.0%} to {_LOPSIDED:.0%}"
+    if uneven:
+        worst = sorted(uneven, key=lambda name: -abs(uneven[name][0] - uneven[name][1]))[:_NAMES_SHOWN]
+        text += "; lopsided: " + ", ".join(f"{name} {uneven[name][0]}/{uneven[name][1]}" for name in worst)
+        text += f" and {len(uneven) - len(worst)} more" if len(uneven) > len(worst) else ""
+    return text

@@ -1,0 +1,1 @@
+"""Incidents from and to files."""

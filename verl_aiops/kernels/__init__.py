@@ -1,0 +1,1 @@
+"""Layers computed otherwise than their module would, to the same numbers."""

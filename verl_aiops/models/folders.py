@@ -1,0 +1,135 @@
+"""Model folders: a plain one of transformers, or a checkpoint of verl that is merged when its weights are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
+from verl_aiops.inputs.shown import brief
+
+__all__ = ["ModelFolder", "find_model"]
+
+_SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TEXTS = ("*.json", "*.jinja")
+_PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model lies.
+
+    ``settings`` holds its configuration and tokenizer; ``shards`` is the folder of verl's shards, None where
+    ``settings`` holds the weights themselves; ``files`` are the weights.
+    """
+
+    path: str
+    settings: Path
+    shards: Path | None
+    files: tuple[Path, ...]
+
+    def fingerprint(self) -> str:
+        """A hash of configuration and tokenizer, and of the weights' names, sizes, and first and last mebibyte.
+
+        Another training step changes it, and so does another chat template.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        texts = sorted(file for pattern in _TEXTS for file in self.settings.glob(pattern))
+        for file in (*texts, *self.files):
+            size = file.stat().st_size
+            digest.update(f"{file.name}/{size}\n".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(_PROBE_BYTES))
+                stream.seek(max(0, size - _PROBE_BYTES))
+                digest.update(stream.read(_PROBE_BYTES))
+        return digest.hexdigest()
+
+    @contextmanager
+    def weights(self, scratch: Path) -> Iterator[Path]:
+        """A folder that transformers can load; verl's shards are merged into ``scratch``, which is removed again."""
+        if self.shards is None:
+            yield self.settings
+            return
+        from verl_aiops.trainers.dpo.checkpoints import merge_checkpoint
+
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+        try:
+            with redirect_stdout(sys.stderr):  # verl's merger talks; the table is what belongs on stdout
+                merge_checkpoint(str(self.shards), str(scratch), trust_remote_code=False)
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def find_model(path: str) -> ModelFolder:
+    """The model in a folder: of transformers, or verl's ``global_step_N`` or its ``actor``.
+
+    Raises:
+        EvaluationError: there is none that can be used; the message says what was found instead.
+    """
+    folder = Path(path).expanduser()
+    where = f"--model {path}"
+    if not folder.is_dir():
+        raise EvaluationError(f"{where}: no such folder. Name a model's folder, or a served model with --endpoint.")
+    for place in (folder, folder / "actor"):
+        shards = sorted(file for file in place.glob("model_world_size_*.pt") if _SHARD.fullmatch(file.name))
+        if shards:
+            return _checkpoint(path, place, shards)
+    weights = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    if (folder / "config.json").is_file() and weights:
+        _check_language_model(where, folder)
+        return ModelFolder(path, folder, None, tuple(weights))
+    raise EvaluationError(f"{where}: {_what_it_is(folder)}")
+
+
+def _checkpoint(path: str, place: Path, shards: list[Path]) -> ModelFolder:
+    where = f"--model {path}"
+    worlds = {int(_SHARD.fullmatch(file.name).group(1)) for file in shards}
+    ranks = {int(_SHARD.fullmatch(file.name).group(2)) for file in shards}
+    if len(worlds) > 1 or ranks != set(range(max(worlds))):
+        raise EvaluationError(
+            f"{where}: the checkpoint is incomplete: shards of {max(worlds)} processes, but {len(ranks)} of their "
+            "files. Copy all of model_world_size_*.pt into one folder."
+        )
+    for needed in (place / "fsdp_config.json", place / "huggingface" / "config.json"):
+        if not needed.is_file():
+            raise EvaluationError(f"{where}: the checkpoint has no {needed.relative_to(place)}; copy it along.")
+    _check_language_model(where, place / "huggingface")
+    return ModelFolder(path, place / "huggingface", place, tuple(shards))
+
+
+def _check_language_model(where: str, folder: Path) -> None:
+    try:
+        config = read_object_file(folder / "config.json")
+        names = config.get("architectures") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise JsonFault("architectures", f"expected a list of names, found {brief(names, 60)}")
+    except JsonFault as error:
+        raise EvaluationError(f"{where}: its config.json cannot be read: {error}") from None
+    if names and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
+        raise EvaluationError(f"{where}: its architecture is {names[0]}, which writes no text. Name a language model.")
+
+
+def _what_it_is(folder: Path) -> str:
+    steps = sorted(entry.name for entry in folder.glob("global_step_*"))
+    if steps:
+        hint = " or huggingface" if (folder / "huggingface").is_dir() else ""
+        return f"the folder of a run. Name one of its checkpoints{hint}: {', '.join(steps[-5:])}."
+    if any((place / "dist_ckpt").is_dir() for place in (folder, folder / "actor", folder / "actor" / "model")):
+        return (
+            "a checkpoint of Megatron. Merge it with `python -m verl.model_merger merge --backend megatron` and name "
+            "the result."
+        )
+    if (folder / "adapter_config.json").is_file():
+        return "an adapter alone. Merge it with its base model and name the result."
+    if (folder / "config.json").is_file():
+        return "it has a config.json but no weights (*.safetensors, pytorch_model*.bin)."
+    return "no config.json and no checkpoint of verl in it. Name a model's folder, or global_step_N of a run."

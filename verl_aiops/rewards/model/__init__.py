@@ -1,0 +1,1 @@
+"""Reward models: asked, transformed, and combined with a rule reward."""

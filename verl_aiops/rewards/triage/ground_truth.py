@@ -1,0 +1,179 @@
+"""Reading a row's ground truth. A fault here is the data set's, never the model's, so every fault raises ValueError."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from verl_aiops.rewards.triage.answer import FIELDS, MAX_LABEL_CHARS, normalise_label
+
+_ALIAS_SHAPES = (
+    '{"service": [other names of the true label]}, {"service": {label: [other names]}}, {"service": {other name: '
+    "label}} (the same under incident_type), or one such table for both fields without the field names"
+)
+
+_MOST_READ = 4096
+_READ_MAPPINGS: dict[bytes, "GroundTruth"] = {}
+
+
+class GroundTruth(NamedTuple):
+    """What a row holds to be true.
+
+    Attributes:
+        service: normalised names that count as the true service.
+        incident_type: normalised names that count as the true incident type.
+        evidence: known evidence, trimmed, without repeats, in the row's order.
+        names: every normalised label the row knows of (true, alias, candidate).
+    """
+
+    service: frozenset[str]
+    incident_type: frozenset[str]
+    evidence: tuple[str, ...]
+    names: frozenset[str]
+
+
+def read_ground_truth(raw: object) -> GroundTruth:
+    """Read `ground_truth` as it stands in the data.
+
+    Args:
+        raw: a mapping, or its JSON text, with `service` and `incident_type` (non-empty str), and optionally
+            `evidence`: list of str;
+            `candidates`: {"service": [...], "incident_type": [...]} (or `services`, `incident_types`);
+            `aliases`: in one of the shapes {"service": [other names of the true label]},
+            {"service": {label: [other names]}}, {"service": {other name: label}} (the same under incident_type), or one
+            such table for both fields without the field names. Null stands for absent everywhere, since a parquet file
+            fills the gaps of nested columns with it.
+
+    Raises:
+        ValueError: it is none of this; the message names the part and what was expected.
+    """
+    if isinstance(raw, str):
+        return _read_text(raw)
+    try:
+        # Only a key, never loaded again. It costs a tenth of reading, and a row comes back with every answer to it.
+        key = pickle.dumps(raw, protocol=5)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
+        return _read_mapping(raw)
+    truth = _READ_MAPPINGS.get(key)
+    if truth is None:
+        truth = _read_mapping(raw)
+        if len(_READ_MAPPINGS) >= _MOST_READ:
+            _READ_MAPPINGS.clear()
+        _READ_MAPPINGS[key] = truth
+    return truth
+
+
+@lru_cache(maxsize=_MOST_READ)
+def _read_text(text: str) -> GroundTruth:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"ground_truth: expected a mapping or its JSON text, got {text[:80]!r} ({error})") from None
+    return _read_mapping(value)
+
+
+def _read_mapping(raw: object) -> GroundTruth:
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"ground_truth: expected a mapping or its JSON text, got {type(raw).__name__}")
+    evidence = (item.strip() for item in _strings(raw.get("evidence"), "evidence"))
+    candidates = {field: _candidates(raw.get("candidates"), field) for field in FIELDS}
+    accepted = {}
+    for field in FIELDS:
+        truth = _label(raw.get(field), field)
+        others, rivals = _aliases(raw.get("aliases"), field, truth)
+        # An alias that is itself another label would pay for naming that label: the label wins over the alias.
+        accepted[field] = frozenset({truth} | (others - candidates[field] - rivals))
+    return GroundTruth(
+        accepted["service"],
+        accepted["incident_type"],
+        tuple(dict.fromkeys(item for item in evidence if item)),
+        frozenset().union(*accepted.values(), *candidates.values()),
+    )
+
+
+def unoffered_fields(raw: object) -> list[str]:
+    """The fields whose candidates, where a row has any, leave out the true label: nobody could answer such a row.
+
+    Args:
+        raw: a ground truth that `read_ground_truth` takes.
+    """
+    given = json.loads(raw) if isinstance(raw, str) else raw
+    offered = {field: _candidates(given.get("candidates"), field) for field in FIELDS}
+    return [field for field in FIELDS if offered[field] and _label(given.get(field), field) not in offered[field]]
+
+
+def _label(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        got = "nothing" if value is None else repr(value)
+        raise ValueError(f"ground_truth: {where}: expected a non-empty str, got {got}")
+    if len(value) > MAX_LABEL_CHARS:
+        raise ValueError(f"ground_truth: {where}: expected at most {MAX_LABEL_CHARS} characters, got {len(value)}")
+    label = normalise_label(value)
+    if not label:
+        raise ValueError(f"ground_truth: {where}: expected a non-empty str, got {value!r}")
+    return label
+
+
+def _strings(value: object, where: str) -> list[str]:
+    if value is None:
+        return []
+    if hasattr(value, "tolist"):  # a numpy array, as pandas and pyarrow hand out list columns
+        value = value.tolist()
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"ground_truth: {where}: expected a list of str, got {_shown(value)}")
+    return list(value)
+
+
+def _labels(value: object, where: str) -> frozenset[str]:
+    return frozenset([_label(item, where) for item in _strings(value, where)])
+
+
+def _candidates(value: object, field: str) -> frozenset[str]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f'ground_truth: candidates: expected {{"service": [...], "incident_type": [...]}}, got {_shown(value)}'
+        )
+    return _labels(value.get(field), f"candidates.{field}") | _labels(value.get(f"{field}s"), f"candidates.{field}s")
+
+
+def _aliases(value: object, field: str, truth: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The true label's other names, and the names that belong to other labels (themselves included)."""
+    if value is None:
+        return frozenset(), frozenset()
+    if not isinstance(value, Mapping):
+        raise ValueError(f"ground_truth: aliases: expected {_ALIAS_SHAPES}; got {_shown(value)}")
+    by_field = [key in FIELDS for key in value]
+    if any(by_field) and not all(by_field):
+        raise ValueError(f"ground_truth: aliases: field names stand beside labels: expected {_ALIAS_SHAPES}")
+    table = value.get(field) if any(by_field) else value
+    if table is None:
+        return frozenset(), frozenset()
+    if not isinstance(table, Mapping):
+        return _labels(table, f"aliases.{field}"), frozenset()
+    mine, rivals = set(), set()
+    for label, name in _alias_pairs(table, f"aliases.{field}"):
+        if label == truth:
+            mine.add(name)
+        else:
+            rivals |= {label, name}
+    return frozenset(mine), frozenset(rivals)
+
+
+def _alias_pairs(table: Mapping, where: str) -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            raise ValueError(f"ground_truth: {where}: expected {_ALIAS_SHAPES}; got a table inside {key!r}")
+        if isinstance(value, str):
+            yield _label(value, where), _label(key, where)
+        else:
+            for name in _labels(value, f"{where}.{key}"):
+                yield _label(key, where), name
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:80]}"

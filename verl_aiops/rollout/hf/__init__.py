@@ -1,0 +1,1 @@
+"""The rollout named ``hf``: generation and scoring by transformers."""

@@ -1,0 +1,1 @@
+"""Conversations of several rounds, on any rollout engine of verl."""

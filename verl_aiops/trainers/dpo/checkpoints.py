@@ -1,0 +1,223 @@
+"""Checkpoints: the settings they were made with, which reference those of preference runs belong to, and the plain
+model at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from verl_aiops.files import remove, replacing, write_atomically
+from verl_aiops.trainers.runs.checkpoint_pickle import refuse_foreign_code
+from verl_aiops.trainers.runs.finite import FiniteRun, NotFiniteError, check_model_folder
+from verl_aiops.trainers.runs.log import RunLog
+from verl_aiops.trainers.runs.note import RunNote, write_note
+
+__all__ = [
+    "NotedCheckpoints",
+    "PreferenceCheckpoints",
+    "check_same_reference",
+    "export_model",
+    "exported_from",
+    "merge_checkpoint",
+    "resume_folder",
+    "write_reference_note",
+]
+
+NOTE = "reference.json"
+# the plain model, and the file in it that names the checkpoint it was made from
+EXPORT, ORIGIN = "huggingface", "checkpoint.json"
+
+
+def resume_folder(trainer: DictConfig) -> str | None:
+    """The ``global_step_N`` folder that verl will resume from, or None."""
+    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+    if trainer.resume_mode == "disable":
+        return None
+    if trainer.resume_mode == "resume_path":
+        return os.path.abspath(trainer.resume_from_path)
+    return find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+
+
+def write_reference_note(folder: str, note: dict) -> None:
+    write_atomically(os.path.join(folder, NOTE), json.dumps(note, indent=1))
+
+
+def check_same_reference(folder: str, note: dict) -> None:
+    """Refuse to go on from a checkpoint whose losses were taken against another reference.
+
+    Raises:
+        ValueError: the notes differ, or the checkpoint has none.
+    """
+    path = os.path.join(folder, NOTE)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"{folder} is no checkpoint of a preference run (it has no {NOTE}). Choose another "
+            "trainer.default_local_dir; trainer.resume_mode=disable does not write into a folder with checkpoints."
+        )
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    keys = dict.fromkeys([*note, *before])
+    changed = [
+        f"{key}: {before.get(key)!r} then, {note.get(key)!r} now" for key in keys if before.get(key) != note.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} was trained against another reference ({'; '.join(changed)}). Restore the settings or the model "
+            "folder it was started with, or start anew with trainer.resume_mode=disable and another "
+            "trainer.default_local_dir."
+        )
+
+
+class NotedCheckpoints:
+    """Stands before verl's trainer in the bases: each checkpoint has the run's settings beside it."""
+
+    def run_note(self) -> RunNote:
+        """What a checkpoint remembers of the run's settings."""
+        raise NotImplementedError
+
+    def _checkpoint_folder(self) -> str:
+        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+
+    def _save_checkpoint(self):
+        # before verl's own part, whose last act is to declare the checkpoint complete
+        write_note(self._checkpoint_folder(), self.run_note())
+        super()._save_checkpoint()
+
+
+class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
+    """What offline and online DPO do at checkpoints and at the end of a run; stands before verl's trainer in the bases.
+
+    Wants ``dpo`` (a `PreferenceConfig`), `reference_note` and `run_note` of the trainer.
+    """
+
+    # the last step whose checkpoint this process has written
+    _saved: int | None = None
+
+    def reference_note(self) -> dict:
+        """What a checkpoint remembers of its reference."""
+        raise NotImplementedError
+
+    def check_resume(self) -> None:
+        """Before anything is started. Raises ValueError if the run would go on from another run's checkpoint."""
+        folder = resume_folder(self.config.trainer)
+        if folder:
+            check_same_reference(folder, self.reference_note())
+
+    def fit(self, agent_loop_manager):
+        """verl's loop, then the checkpoint of the last step and the plain model."""
+        if self.config.trainer.get("val_only", False):
+            super().fit(agent_loop_manager)
+            return
+        if self.nothing_left():
+            return
+        began = self.global_steps
+        super().fit(agent_loop_manager)
+        # fit() has counted past the last step; it may end before the total where the epochs do
+        self.global_steps -= 1
+        if self.global_steps <= began:
+            print(f"verl-aiops: nothing was trained: trainer.total_epochs ended before step {began + 1}", flush=True)
+            return
+        self.finite.check_end()
+        if self._saved != self.global_steps:
+            self._save_checkpoint()
+        if self.dpo.export_model:
+            target = export_model(self._checkpoint_folder(), self.config)
+            print(f"verl-aiops: trained model: {target}", flush=True)
+
+    def _save_checkpoint(self):
+        self.check_weights(f"after step {self.global_steps}")
+        folder = self._checkpoint_folder()
+        if self._saved != self.global_steps:
+            # of a save that was cut short: the preflight refuses folders of other runs
+            remove(Path(folder))
+        write_reference_note(folder, self.reference_note())
+        if self.dpo.reference_sync_steps:
+            self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
+        super()._save_checkpoint()
+        self._saved = self.global_steps
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        folder = resume_folder(self.config.trainer)
+        if folder and self.dpo.reference_sync_steps:
+            self.actor_rollout_wg.load_reference(os.path.join(folder, "reference"))
+        if folder:
+            self.check_weights(f"of {folder}")
+
+    def check_weights(self, which: str) -> None:
+        """Raises NotFiniteError if the workers hold a weight that is NaN or infinite."""
+        bad = sorted({name for names in self.actor_rollout_wg.weights_not_finite() for name in names})
+        if bad:
+            raise NotFiniteError(
+                f"{len(bad)} weights {which} are not finite: {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}. Nothing "
+                "is saved of them, and nothing exported. Take another model folder or an earlier checkpoint; if they "
+                "became so in training, a smaller actor_rollout_ref.actor.optim.lr."
+            )
+
+
+def exported_from(config: DictConfig) -> str | None:
+    """Name of the checkpoint that the exported model was made from; None without one, or where it does not say."""
+    path = os.path.join(os.path.abspath(config.trainer.default_local_dir), EXPORT, ORIGIN)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)["checkpoint"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def export_model(folder: str, config: DictConfig) -> str:
+    """Write the policy of a checkpoint as a plain Hugging Face folder, through verl's model merger.
+
+    LoRA adapters are merged into the weights and kept beside them in ``lora_adapter``. verl's merger writes bfloat16.
+
+    Returns:
+        the folder, ``<default_local_dir>/huggingface``.
+
+    Raises:
+        NotFiniteError: a weight is not finite.
+    """
+    target = os.path.join(os.path.abspath(config.trainer.default_local_dir), EXPORT)
+    with replacing(target, folder=True) as partial:
+        merge_checkpoint(os.path.join(folder, "actor"), str(partial), config.actor_rollout_ref.model.trust_remote_code)
+        check_model_folder(partial)
+        origin = {"checkpoint": os.path.basename(folder)}
+        (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
+    return target
+
+
+def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
+    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the empty folder ``target``.
+
+    Raises:
+        ForeignCodeError: a shard that would run code when it is read: verl's merger reads by pickle, without limits.
+    """
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
+    os.makedirs(target, exist_ok=True)
+    FSDPModelMerger(
+        ModelMergerConfig(
+            operation="merge",
+            backend="fsdp",
+            local_dir=actor,
+            target_dir=target,
+            hf_model_config_path=os.path.join(actor, "huggingface"),
+            trust_remote_code=trust_remote_code,
+        )
+    ).merge_and_save()
+    if os.path.isdir(os.path.join(target, "lora_adapter")):
+        _merge_adapter(target, trust_remote_code)
+
+
+def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
+    merged.save_pretrained(folder)

@@ -1,0 +1,370 @@
+"""Offline DPO on verl's engines: what ``main_ppo`` runs for ``algorithm.adv_estimator=dpo``."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import ray
+from omegaconf import DictConfig, OmegaConf, open_dict
+from transfer_queue import KVBatchMeta
+from verl.protocol import BatchData
+from verl.single_controller.ray import (
+    RayClassWithInitArgs,
+    RayWorkerGroup,
+    ResourcePoolManager,
+    create_colocated_worker_cls,
+)
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug import marked_timer
+from verl.utils.metric import reduce_metrics
+
+from verl_aiops.trainers.config import DPOConfig
+from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints
+from verl_aiops.trainers.dpo.likelihood_displacement import ChosenWatch
+from verl_aiops.trainers.dpo.pairs import arrange, data_lines, load_pairs, pair_batch, pair_order, pair_tokens
+from verl_aiops.trainers.preflight.defaults import data_parallel_size
+from verl_aiops.trainers.reference.scorer import ReferenceScorer
+from verl_aiops.trainers.runs.finite import NotFiniteError, check_scores
+from verl_aiops.trainers.runs.note import RunNote, run_settings
+from verl_aiops.trainers.runs.resume import start_model
+from verl_aiops.trainers.worker.objective import PreferenceObjective
+from verl_aiops.trainers.worker.worker import PreferenceWorker
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["NoRollouts", "OfflineDPOTrainer"]
+
+
+class NoRollouts:
+    """Stands where verl wants an agent loop manager; offline training generates nothing."""
+
+    @classmethod
+    def create(cls, **kwargs) -> None:
+        return None
+
+
+class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
+    """Preference pairs instead of rollouts; verl's engine, checkpoints, trackers and profiler as they are.
+
+    Only the training workers are started: no rollout server, reward worker, critic or reference worker.
+    """
+
+    def __init__(self, config: DictConfig):
+        super().__init__(config)
+        # verl saves and reloads TransferQueue's content for every mode but this one; nothing is ever in flight here
+        self.trainer_mode = "sync"
+        self.dpo = DPOConfig.from_config(config)
+        # as the user gave them, before the numbers below are filled in
+        self._settings = run_settings(config, "dpo", self.dpo)
+        self.use_critic = self.use_reference_policy = False
+        self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
+        self.ranks = data_parallel_size(config)
+        # batches made while the workers compute, and what the workers have been sent: both by step
+        self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch")
+        self._prepared: dict[int, Future] = {}
+        self._sent: dict[int, tuple[list[ray.ObjectRef], int]] = {}
+        self._results: dict[int, dict[str, Any]] = {}
+        self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
+
+    def _build_replay_buffer(self):
+        return None
+
+    # --- set-up ------------------------------------------------------------------------------------------------------
+
+    def _setup(self):
+        self._init_tokenizer()
+        self._init_dataloader()
+        self._init_dump_executor()
+        self._init_resource_pool_mgr()
+        self.resource_pool_manager.create_resource_pool()
+        self.reference = ReferenceScorer(self)
+        self.check_resume()
+        if self.dpo.reference_path:
+            self._score_with_other_model()
+        self.actor_rollout_wg = self.spawn_workers(self.config.actor_rollout_ref)
+        objective = PreferenceObjective(loss_settings=self.dpo.loss_settings(), ld_alpha=self.dpo.ld_alpha)
+        self.actor_rollout_wg.set_loss_fn(objective)
+        self.check_weights(f"of {self.config.actor_rollout_ref.model.path}")
+        if self.dpo.uses_reference and not self.dpo.reference_path:
+            # before the checkpoint is loaded: the workers still hold the initial policy
+            live = self.dpo.reference == "live"
+            # without adapters a LoRA policy is the base: the reference, unless it starts from a trained adapter
+            if self._starts_from_adapter or (live and (not self._is_lora or self.dpo.reference_sync_steps)):
+                self.actor_rollout_wg.sync_reference(1.0)
+            if not live:
+                self.reference.fill(self.actor_rollout_wg)
+        self._load_checkpoint()
+
+    @property
+    def _is_lora(self) -> bool:
+        model = self.config.actor_rollout_ref.model
+        return model.lora_rank > 0 or model.lora_adapter_path is not None
+
+    @property
+    def _starts_from_adapter(self) -> bool:
+        return self.config.actor_rollout_ref.model.lora_adapter_path is not None
+
+    def _init_dataloader(self):
+        data = self.config.data
+        self.train_dataset = load_pairs(data, self.tokenizer, "train")
+        self.val_dataset = load_pairs(data, self.tokenizer, "val") if data.val_files else None
+        self.train_dataloader = pair_order(self.train_dataset, data)
+        self.steps_per_epoch = self.train_dataloader.steps_per_epoch
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"data.train_files hold {len(self.train_dataset)} usable pairs, fewer than one batch "
+                f"(data.train_batch_size={data.train_batch_size})."
+            )
+        for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
+            if dataset is not None:
+                print(f"verl-aiops: {name}: {dataset.report}", flush=True)
+        self.total_training_steps = (
+            self.config.trainer.total_training_steps or self.steps_per_epoch * self.config.trainer.total_epochs
+        )
+        if self.total_training_steps > self.steps_per_epoch * self.config.trainer.total_epochs:
+            # fit() stops at whichever ends first
+            with open_dict(self.config):
+                self.config.trainer.total_epochs = -(-self.total_training_steps // self.steps_per_epoch)
+        with open_dict(self.config):
+            self.config.actor_rollout_ref.actor.optim.total_training_steps = self.total_training_steps
+        for line in data_lines(self.train_dataset, self.val_dataset, self.train_dataloader, self.total_training_steps):
+            print(f"verl-aiops: {line}", flush=True)
+
+    def _init_resource_pool_mgr(self):
+        trainer = self.config.trainer
+        self.mapping = {Role.Actor: "global_pool"}
+        self.resource_pool_manager = ResourcePoolManager(
+            resource_pool_spec={"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes}, mapping=self.mapping
+        )
+
+    def spawn_workers(self, actor_rollout_ref: DictConfig) -> RayWorkerGroup:
+        """Start one training worker per GPU and load the model that ``actor_rollout_ref.model.path`` names."""
+        options: dict[str, Any] = {"device_name": self.config.trainer.device}
+        profiler = self.config.global_profiler
+        if OmegaConf.select(profiler, "steps") is not None:
+            options["profile_steps"] = profiler.steps
+            if profiler.tool == "nsys":
+                options["worker_nsight_options"] = OmegaConf.to_container(
+                    profiler.global_tool_config.nsys.worker_nsight_options
+                )
+        role = str(Role.Actor)
+        worker = RayClassWithInitArgs(cls=ray.remote(PreferenceWorker), config=actor_rollout_ref, role=role)
+        group = RayWorkerGroup(
+            resource_pool=self.resource_pool_manager.get_resource_pool(Role.Actor),
+            ray_cls_with_init=create_colocated_worker_cls(class_dict={role: worker}),
+            **options,
+        ).spawn(prefix_set=[role])[role]
+        group.init_model()
+        return group
+
+    def _score_with_other_model(self):
+        """Fill the cache with ``algorithm.dpo.reference_path``, then give its workers back."""
+        if not self.dpo.uses_reference or self.reference.complete_without_model():
+            return
+        settings = OmegaConf.create(OmegaConf.to_container(self.config.actor_rollout_ref, resolve=True))
+        settings.model.path = self.dpo.reference_path
+        settings.model.lora_rank, settings.model.lora_adapter_path = 0, None
+        group = self.spawn_workers(settings)
+        try:
+            self.reference.fill(group)
+        finally:
+            for worker in group.workers:
+                ray.kill(worker)
+
+    def reference_note(self) -> dict:
+        return self.reference.note()
+
+    def run_note(self) -> RunNote:
+        return RunNote(
+            trainer="dpo",
+            total_steps=self.total_training_steps,
+            settings=self._settings,
+            data=self.train_dataloader.state_dict(),
+            model=start_model(self.config.actor_rollout_ref.model, None),
+            held_out=self.val_dataset.identity() if self.val_dataset else None,
+        )
+
+    # --- what PPOTrainer asks of its modes ---------------------------------------------------------------------------
+
+    def on_step_end(self): ...
+
+    def on_sample_end(self): ...
+
+    def get_llm_client(self):
+        return None
+
+    def get_teacher_client(self):
+        return None
+
+    def get_reward_handles(self):
+        return None
+
+    def _rollout_server_managers(self) -> list:
+        return []
+
+    def _log_rollout_data(self, batch, timing_raw, rollout_data_dir): ...
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def batch_settings(self) -> dict[str, Any]:
+        """Micro-batching of every batch, the scoring of references included: equal shapes round equally."""
+        actor = self.config.actor_rollout_ref.actor
+        return {
+            "use_dynamic_bsz": actor.use_dynamic_bsz,
+            "micro_batch_size_per_gpu": actor.ppo_micro_batch_size_per_gpu,
+            "max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+            "logprob_backend": self.reference.backend,
+        }
+
+    def arranged(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
+        """``indices`` in the order in which the ranks get them."""
+        return np.asarray(indices)[arrange(pair_tokens(dataset)[indices].tolist(), mini_pairs, self.ranks)]
+
+    def build_batch(self, dataset, indices: np.ndarray, *, mini_pairs: int, counted=None, with_reference: bool = True):
+        """TensorDict of the pairs ``indices``, which are arranged for the ranks already."""
+        cached = with_reference and self.dpo.uses_reference and self.dpo.reference == "cached"
+        batch = pair_batch(
+            [dataset[int(i)] for i in indices],
+            mini_pairs=mini_pairs,
+            reference=self.reference.lookup(dataset, indices) if cached else None,
+            counted=counted,
+            ranks=self.ranks,
+            **self.batch_settings(),
+        )
+        if with_reference and self.dpo.uses_reference and self.dpo.reference == "live":
+            scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
+            check_scores([scored["answer_log_probs"]], f"live reference before step {self.global_steps}", "")
+            batch["ref_log_probs"] = scored["answer_log_probs"]
+        return batch
+
+    def _step_batch(self, step: int):
+        """The batch of a step, and the tokens that it costs as rows."""
+        indices = self.arranged(self.train_dataset, self.train_dataloader.step(step), self.mini_pairs)
+        batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
+        tu.assign_non_tensor(
+            batch,
+            mini_batch_size=2 * self.mini_pairs,
+            epochs=1,
+            seed=self.config.actor_rollout_ref.actor.data_loader_seed,
+            dataloader_kwargs={"shuffle": False},
+        )
+        return batch, int(pair_tokens(self.train_dataset)[indices].sum())
+
+    def _step_parts(self, step: int):
+        """As `_step_batch`, cut for the workers and in Ray's store."""
+        batch, tokens = self._step_batch(step)
+        tu.assign_non_tensor(batch, step=step, follows=step > 1 and self._next_follows_at_once(step - 1))
+        return [ray.put(part) for part in BatchData(batch).chunk(self.ranks)], tokens
+
+    def _update(self, timing_raw: dict) -> dict[str, Any]:
+        """Train on this step's pairs; returns the workers' metrics."""
+        live = self.dpo.uses_reference and self.dpo.reference == "live"
+        if live or self.ranks != self.actor_rollout_wg.world_size:
+            # the batch needs the workers, or several of them share a part
+            with marked_timer("batch", timing_raw):
+                batch, self._tokens = self._step_batch(self.global_steps)
+            with marked_timer("update_actor", timing_raw, color="red"):
+                return tu.get(self.actor_rollout_wg.update_actor(batch), "metrics")
+        step = self.global_steps
+        with marked_timer("batch", timing_raw):
+            if step not in self._sent:
+                self._send(step)
+            # they wait at the workers, who begin them without a word from here
+            for before in (step, step + 1):
+                if not self._next_follows_at_once(before):
+                    break
+                if before + 1 not in self._sent:
+                    self._send(before + 1)
+        with marked_timer("update_actor", timing_raw, color="red"):
+            return self._result(step)
+
+    def _result(self, step: int) -> dict[str, Any]:
+        """The metrics of a step that the workers have been sent. See `PreferenceWorker.update_pairs`."""
+        running, self._tokens = self._sent.pop(step)
+        self._results.update(ray.get(running)[0])
+        if step not in self._results:
+            later = self._sent.get(step + 1)
+            self._results.update(ray.get(later[0])[0] if later else self.actor_rollout_wg.finish_updates()[0])
+        return self._results.pop(step)
+
+    def _send(self, step: int) -> None:
+        """Give the workers a step's batch, and have the batch after it made meanwhile."""
+        prepared = self._prepared.pop(step, None)
+        parts, tokens = prepared.result() if prepared else self._step_parts(step)
+        self._sent[step] = self.actor_rollout_wg.update_pairs(parts), tokens
+        if step < self.total_training_steps:
+            self._prepared[step + 1] = self._ahead.submit(self._step_parts, step + 1)
+
+    def _next_follows_at_once(self, step: int) -> bool:
+        """Whether the workers do nothing between a step and the next: save, validate, move the reference, profile."""
+        trainer = self.config.trainer
+        between = (trainer.save_freq, trainer.test_freq, self.dpo.reference_sync_steps)
+        return (
+            step < self.total_training_steps
+            and not any(every and every > 0 and step % every == 0 for every in between)
+            and OmegaConf.select(self.config, "global_profiler.steps") is None
+        )
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        values = reduce_metrics(dict(self._update(timing_raw)))
+        for name, value in values.items():
+            prefix = "" if name.split("/")[0] in ("rewards", "logps", "perf") else "actor/"
+            metrics[prefix + name] = float(value)
+        self.watch_finite(metrics)
+        if self.dpo.reference_sync_steps and self.global_steps % self.dpo.reference_sync_steps == 0:
+            with marked_timer("sync_reference", timing_raw):
+                self.actor_rollout_wg.sync_reference(self.dpo.reference_mixup)
+        warning = self.watch.see(metrics["rewards/chosen"], metrics["rewards/margins"])
+        if warning:
+            logger.warning(warning)
+            print(f"verl-aiops: warning: {warning}", flush=True)
+        # nothing stands in TransferQueue
+        return KVBatchMeta()
+
+    def _validate(self) -> dict[str, float]:
+        if self.val_dataset is None:
+            return {}
+        # whole mini-batches of the training shape; the last one is filled up with pairs that do not count
+        size = self.mini_pairs * max(1, 64 // self.mini_pairs)
+        total = len(self.val_dataset)
+        sums: dict[str, float] = {}
+        for start in range(0, total, size):
+            real = np.arange(start, min(start + size, total))
+            filled = np.concatenate([real, np.full(size - len(real), real[0])])
+            order = np.asarray(arrange(pair_tokens(self.val_dataset)[filled].tolist(), size, self.ranks))
+            batch = self.build_batch(
+                self.val_dataset, filled[order], mini_pairs=size, counted=(order < len(real)).tolist()
+            )
+            output = self.actor_rollout_wg.evaluate_pairs(batch)
+            for name, value in tu.get(output, "metrics").items():
+                if name == "loss" or name.startswith(("rewards/", "logps/")):
+                    sums[name] = sums.get(name, 0.0) + float(np.sum(value)) * len(real) / total
+        if not np.isfinite(sums["loss"]):
+            raise NotFiniteError(f"validation after step {self.global_steps}: the loss is {sums['loss']}")
+        return {"val/pairs": float(total), **{f"val/{name}": value for name, value in sums.items()}}
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
+        # workers that are sent steps ahead have done one before or after this process waits for it: their clock counts
+        worked = metrics.get("perf/device_seconds")
+        timing = timing_raw if worked is None else timing_raw | {"step": worked, "update_actor": worked}
+        seconds, update_seconds = timing["step"], timing["update_actor"]
+        gpus = self.resource_pool_manager.get_n_gpus()
+        metrics.update({f"timing_s/{name}": value for name, value in timing.items()})
+        metrics.update(
+            {
+                "training/global_step": global_steps,
+                "training/epoch": epoch,
+                "perf/total_num_tokens": self._tokens,
+                "perf/time_per_step": seconds,
+                "perf/throughput": self._tokens / seconds / gpus,
+                "perf/tokens_per_s": self._tokens / update_seconds,
+                "perf/pairs_per_s": self.config.data.train_batch_size / update_seconds,
+                **{f"pairs/dropped/{why}": n for why, n in self.train_dataset.report.dropped.items()},
+                **self.reference.metrics,
+            }
+        )

@@ -1,0 +1,1 @@
+"""What is checked and filled in before Ray starts."""

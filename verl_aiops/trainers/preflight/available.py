@@ -1,0 +1,58 @@
+"""Whether what a run asks for could be put into this verl at all."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_aiops.missing import MISSING, error_text, why_missing
+from verl_aiops.trainers.config import ConfigError
+
+__all__ = ["check_available"]
+
+_ENGINE = ("engine preference_language_model", "verl_aiops.trainers.worker.engine")
+# what a run wants, as the doctor names it, and our module behind it: imported here, its registry's hook has run
+_NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
+    "dpo": (
+        ("trainer mode dpo", "verl_aiops.trainers.dpo.offline"),
+        _ENGINE,
+        ("steps that queue nothing", "transfer_queue"),
+    ),
+    "online_dpo": (("trainer mode online_dpo", "verl_aiops.trainers.dpo.online"), _ENGINE),
+    "triage": (("trainer mode aiops_sync", "verl_aiops.trainers.rl.scored_trainer"),),
+}
+_MANAGERS = {
+    "aiops_mturn": "verl_aiops.rewards.managers.triage",
+    "aiops_combined": "verl_aiops.rewards.managers.combined",
+}
+
+
+def check_available(config: DictConfig, kind: str, *, on_cpu: bool) -> None:
+    """Raises ConfigError if a part of ours that a run of this kind ("dpo", "online_dpo", "triage") needs is missing
+    from this verl; names the part and the reason."""
+    needs = [*_NEEDS[kind]]
+    if kind != "dpo":
+        needs += _rollout_needs(config)
+    if on_cpu or os.environ.get("VERL_PLATFORM") == "cpu":
+        needs += [("platform cpu", "verl_aiops.platform.cpu"), ("process groups of the platform cpu", "verl.utils")]
+    for name, module in needs:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            MISSING.setdefault(name, error_text(error))
+    why = why_missing(*(name for name, _ in needs))
+    if why is not None:
+        raise ConfigError(why)
+
+
+def _rollout_needs(config: DictConfig) -> list[tuple[str, str]]:
+    needs = [("agent loop aiops_mturn", "verl_aiops.rollout.rounds.agent_loop")]
+    manager = OmegaConf.select(config, "reward.reward_manager.name")
+    if manager in _MANAGERS:
+        needs.append((f"reward manager {manager}", _MANAGERS[manager]))
+    rollout = OmegaConf.select(config, "actor_rollout_ref.rollout", default={})
+    if not OmegaConf.is_missing(rollout, "name") and rollout.get("name") == "hf":
+        needs.append(("rollout hf", "verl_aiops.rollout.hf.replica"))
+    return needs

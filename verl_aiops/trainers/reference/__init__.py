@@ -1,0 +1,1 @@
+"""The reference's log-probs: computed once and kept."""

@@ -1,0 +1,30 @@
+"""verl's workers of GRPO and PPO, whose optimizer has this run's settings after a checkpoint was loaded.
+
+verl (0.9.0, 0.9.1) loads learning rate, weight decay and betas with the optimizer's state and has no hook behind it;
+`TriageTrainer` puts these in place of its workers where it maps roles to workers.
+"""
+
+from __future__ import annotations
+
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from verl_aiops.trainers.worker.optimizer import use_settings
+
+__all__ = ["ResumedActor", "ResumedCritic"]
+
+
+class ResumedCritic(TrainingWorker):
+    """Of an FSDP engine."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        engine = self.engine
+        use_settings(engine.optimizer, engine.lr_scheduler, engine.optimizer_config)
+
+
+class ResumedActor(ActorRolloutRefWorker):
+    """Likewise."""
+
+    actor_worker_cls = ResumedCritic

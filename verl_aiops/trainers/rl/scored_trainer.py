@@ -1,0 +1,307 @@
+"""verl's synchronous trainer, which also logs the parts of the reward, leaves no answer without a score unnoticed, and
+serves a colocated reward model beside a rule.
+
+verl logs what a reward returns beside its score in validation only; trains on whatever number comes; and hands a
+colocated reward model's manager neither the ground truth nor the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug import marked_timer
+
+from verl_aiops.rewards.model.combined import CombinedSettings
+from verl_aiops.rewards.model.running_stats import MomentsStore
+from verl_aiops.trainers.dpo.checkpoints import NotedCheckpoints, resume_folder
+from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic
+from verl_aiops.trainers.rl.reward_rows import (
+    SCORED_FIELDS,
+    RewardFailures,
+    final_outputs,
+    reward_failures,
+    rows_of,
+    score_row,
+    scoring_batch,
+    session_of,
+)
+from verl_aiops.trainers.runs.finite import FiniteRun
+from verl_aiops.trainers.runs.log import RunLog
+from verl_aiops.trainers.runs.note import RunNote
+from verl_aiops.trainers.runs.resume import rl_note
+
+__all__ = ["TriageTrainer", "combined_settings", "part_metrics"]
+
+COMBINED = "aiops_combined"
+NEVER_CAME = "their generation or reward raised; the errors stand further up"
+
+
+def combined_settings(config: DictConfig) -> CombinedSettings | None:
+    """The settings of the reward manager ``aiops_combined``, or None where another one is in use."""
+    if config.reward.reward_manager.name != COMBINED:
+        return None
+    section = OmegaConf.select(config, "reward.combined")
+    return CombinedSettings.from_config(None if section is None else OmegaConf.to_container(section, resolve=True))
+
+
+def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the rows of a step.
+
+    Returns:
+        ``reward/<part>`` for each number that the reward returned, over the rows where it is finite;
+        ``rounds/cut_<k>``, the share of answers of round k that used up their budget without an end.
+    """
+    parts: dict[str, list[float]] = defaultdict(list)
+    for fields in extra_fields:
+        for name, value in (fields.get("reward_extra_info") or {}).items():
+            if not isinstance(value, str) and np.isfinite(value):
+                parts[f"reward/{name}"].append(float(value))
+        for at, cut in enumerate(fields.get("round_cut") or (), 1):
+            parts[f"rounds/cut_{at}"].append(float(cut))
+    return {name: float(np.mean(values)) for name, values in parts.items()}
+
+
+class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
+    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, and what a resume uses."""
+
+    _note: RunNote | None = None
+
+    def __init__(self, config: DictConfig):
+        if self._note is None:
+            # as the user gave the settings, before verl fills in numbers
+            self._note = rl_note(config)
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = "sync"  # verl's parts look it up
+        super().__init__(config)
+        self.combined = combined_settings(config)
+        self.moments: MomentsStore | None = None
+        self.drawn = 0  # prompts of the step at hand
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        batch = super().step(metrics, timing_raw)
+        # a step of online DPO without a preference trains nothing
+        if "actor/grad_norm" in metrics:
+            self.watch_finite(metrics)
+        return batch
+
+    # --- second runs -------------------------------------------------------------------------------------------------
+
+    def run_note(self) -> RunNote:
+        return replace(self._note, total_steps=self.total_training_steps, steps_per_epoch=self.steps_per_epoch)
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        if self.config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2"):
+            self.role_worker_mapping = {
+                role: ray.remote(ResumedCritic if role == Role.Critic else ResumedActor)
+                for role in self.role_worker_mapping
+            }
+
+    # --- rewards -----------------------------------------------------------------------------------------------------
+
+    def _setup(self):
+        if self.combined is not None and self.combined.uses_rm and self.combined.normalise == "running":
+            self.moments = MomentsStore()
+        super()._setup()
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        folder = resume_folder(self.config.trainer)
+        if self.moments is not None and folder and not self.moments.load(folder):
+            raise ValueError(
+                f"{folder} holds no running mean of the reward model's scores: it was trained without "
+                "reward.combined.normalise=running. Restore the setting, or set trainer.resume_mode=disable."
+            )
+
+    def _save_checkpoint(self):
+        if self.moments is not None:
+            folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+            os.makedirs(folder, exist_ok=True)
+            self.moments.save(folder)
+        super()._save_checkpoint()
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        self.drawn = sample_batch_size
+        return super()._step_once(metrics, timing_raw, sample_batch_size)
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics, **kwargs):
+        # the first thing that verl does with a batch once its rewards are there
+        return super()._balance_batch(self._with_scores(batch, metrics), metrics, **kwargs)
+
+    def _take_in(self, batch: KVBatchMeta) -> tuple[list[float], list[dict[str, Any]]]:
+        """Scores and the reward's parts by row.
+
+        Raises:
+            RuntimeError: no answer came at all, or more are without a score, or missing, than ``reward.combined`` says.
+        """
+        self._refuse_empty(batch)
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "extra_fields"]
+        )
+        infos = [row.get("reward_extra_info") or {} for row in data.pop("extra_fields").tolist()]
+        scores = [float(row.sum()) for row in rows_of(data["rm_scores"])]
+        if self.moments is not None:
+            final = set(final_outputs(batch.keys))
+            self.moments.add(info["rm_raw"] for key, info in zip(batch.keys, infos) if key in final)
+        failures = reward_failures(batch.keys, scores, infos, compared=False)
+        asked, missing = self._asked(batch.keys)
+        if self.combined is not None and self._stops_run(failures, asked, missing):
+            raise RuntimeError(self._failure_text(failures, asked, missing))
+        return scores, infos
+
+    def _asked(self, keys: list[str]) -> tuple[int, int]:
+        """Answers that were asked for, and how many of them never came: a session whose generation or reward raised is
+        missing from verl's batch without a word, and so is a prompt all of whose sessions did."""
+        sessions = {session_of(key) for key in keys}
+        prompts = max(self.drawn, len({session_of(session) for session in sessions}))
+        asked = prompts * self.config.actor_rollout_ref.rollout.n
+        return max(asked, len(sessions)), max(0, asked - len(sessions))
+
+    def _refuse_empty(self, batch: KVBatchMeta) -> None:
+        if not batch.keys:
+            asked, missing = self._asked([])
+            raise RuntimeError(self._failure_text(RewardFailures((), (), (), ""), asked, missing))
+
+    def _stops_run(self, failures: RewardFailures, asked: int, missing: int) -> bool:
+        return len(failures.failed) + missing > self._failures_allowed() * asked
+
+    def _failures_allowed(self) -> float:
+        """Share of answers that may be without a score."""
+        if self.combined is None or self.combined.on_failure == "fail":
+            return 0.0
+        return self.combined.max_failed_share
+
+    def _with_scores(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Without the answers that have no score, and those that this leaves alone; both are counted."""
+        scores, infos = self._take_in(batch)
+        n = self.config.actor_rollout_ref.rollout.n
+        compared = n > 1 and self.config.algorithm.adv_estimator != "gae"
+        failures = reward_failures(batch.keys, scores, infos, compared, n)
+        asked, missing = self._asked(batch.keys)
+        metrics["reward/failed_rows"] = float(len(failures.failed))
+        metrics["reward/alone_rows"] = float(len(failures.alone))
+        metrics["reward/missing_rows"] = float(missing)
+        if self._stops_run(failures, asked, missing) or not failures.kept:
+            raise RuntimeError(self._failure_text(failures, asked, missing))
+        if not failures.failed and not missing:
+            return batch
+        print(
+            f"verl-aiops: step {self.global_steps}: {len(failures.failed)} of {asked} answers have no score and are "
+            f"left out, {missing} never came, {len(failures.alone)} more go for want of another answer: "
+            f"{failures.reason or NEVER_CAME}",
+            flush=True,
+        )
+        if len(failures.kept) == len(batch.keys):
+            return batch
+        kept = set(failures.kept)
+        tq.kv_clear(keys=[key for key in batch.keys if key not in kept], partition_id=batch.partition_id)
+        return batch.select_keys(list(failures.kept))
+
+    def _failure_text(self, failures: RewardFailures, asked: int, missing: int = 0) -> str:
+        reason = failures.reason or NEVER_CAME
+        count = len(failures.failed) + missing
+        text = f"{count} of {asked} answers of step {self.global_steps} have no score: {reason}. "
+        if self.combined is None:
+            return text + (
+                "Mend the reward: every answer needs a finite score. Answers may be left out with "
+                "reward.reward_manager.name=aiops_combined, reward.combined.mode=rule_only and .on_failure=drop."
+            )
+        if self.combined.on_failure == "fail":
+            return text + "reward.combined.on_failure=drop leaves such answers out, up to max_failed_share."
+        return text + f"That is more than reward.combined.max_failed_share={self.combined.max_failed_share} allows."
+
+    def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
+        self._refuse_empty(batch)
+        if self.combined is None:
+            return super()._compute_reward_colocate(batch, metrics)
+        fields = ["prompts", "responses", "response_mask", "extra_fields", *SCORED_FIELDS]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        columns = {name: rows_of(data[name]) for name in data.keys()}
+        rows = {key: {name: column[at] for name, column in columns.items()} for at, key in enumerate(batch.keys)}
+        final = final_outputs(batch.keys)
+        output = self.reward_loop_manager.compute_rm_score(
+            scoring_batch([rows[key] for key in final], self.global_steps)
+        )
+        parts = {name: output.non_tensor_batch[name].tolist() for name in output.meta_info["reward_extra_keys"]}
+        infos = {session_of(key): {name: part[at] for name, part in parts.items()} for at, key in enumerate(final)}
+        scores, extra = [], []
+        for key, row in rows.items():
+            info = infos[session_of(key)]
+            scores.append(score_row(row["response_mask"], info["score"]))
+            extra.append({**row["extra_fields"], "reward_extra_info": info})
+        nested = torch.nested.as_nested_tensor(scores, layout=torch.jagged)
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=tu.get_tensordict({"rm_scores": nested, "extra_fields": extra}),
+        )
+        return batch
+
+    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts=None):
+        """verl's, over the answers that have a score; those that never came count as failed."""
+        kept = [at for at, score in enumerate(infos["reward"]) if np.isfinite(score)]
+        failed = len(infos["reward"]) - len(kept)
+        asked = max(sum((expected_acc_counts or {}).values()), len(infos["reward"]))
+        missing = asked - len(infos["reward"])
+        if failed or missing:
+            reasons = (text for text in infos.get("rm_error", ()) if text)
+            reason = next(reasons, "their score is not finite") if failed else ""
+            everything = RewardFailures(("",) * failed, (), (), reason)
+            if self._stops_run(everything, asked, missing) or not kept:
+                raise RuntimeError("validation: " + self._failure_text(everything, asked, missing))
+            if expected_acc_counts:
+                expected_acc_counts = dict(expected_acc_counts)
+                for at in set(range(len(infos["reward"]))) - set(kept):
+                    expected_acc_counts[str(data_sources[at]), str(sample_uids[at])] -= 1
+            data_sources, sample_uids, sample_turns = (
+                [column[at] for at in kept] for column in (data_sources, sample_uids, sample_turns)
+            )
+            infos = {name: [values[at] for at in kept] for name, values in infos.items()}
+        metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, expected_acc_counts)
+        return metrics | {
+            "val-aux/reward/failed_rows": float(failed),
+            "val-aux/reward/missing_rows": float(missing),
+        }
+
+    # --- what is logged ----------------------------------------------------------------------------------------------
+
+    def _extra_fields(self, keys: list[str], partition_id: str) -> list[dict[str, Any]]:
+        data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["extra_fields"])
+        return data.pop("extra_fields").tolist()
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        real = [key for key, tag in zip(batch.keys, batch.tags) if not tag.get("is_padding", False)]
+        metrics.update(part_metrics(self._extra_fields(real or batch.keys, batch.partition_id)))
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str):
+        """Dump each row with the reward's parts and the rounds' texts, as verl does in validation."""
+        with marked_timer("dump_rollout_generations", timing_raw, color="green"):
+            keys = sorted(
+                key for key, tag in zip(batch.keys, batch.tags) if not tag.get("is_padding", False)
+            )  # {uid}_{session}_{output}: rows of one prompt side by side
+            fields = ["prompts", "responses", "rm_scores", "reward_model", "extra_fields"]
+            data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
+            infos = [row.get("reward_extra_info") or {} for row in data.pop("extra_fields").tolist()]
+            names = list(dict.fromkeys(name for info in infos for name in info if name != "score"))
+            decode = self.tokenizer.decode
+            self._dump_generations(
+                inputs=[decode(ids, skip_special_tokens=True) for ids in data["prompts"].unbind()],
+                outputs=[decode(ids, skip_special_tokens=True) for ids in data["responses"].unbind()],
+                gts=[row.get("ground_truth") for row in data.pop("reward_model").tolist()],
+                scores=[row.sum().item() for row in data["rm_scores"].unbind()],
+                reward_extra_infos_dict={name: [info.get(name) for info in infos] for name in names} | {"uid": keys},
+                dump_path=rollout_data_dir,
+            )

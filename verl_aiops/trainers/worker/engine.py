@@ -1,0 +1,271 @@
+"""verl's FSDP engine with float32 answer log-probs and an optional copy of the weights as live reference."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, nullcontext
+
+import torch
+from tensordict import TensorDict
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id, get_device_name
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.utils import detach_tree, postprocess_batch_func
+
+from verl_aiops.kernels.cpu_linear import use_onednn
+from verl_aiops.kernels.fused_layers import fuse_layers, layer_kernels
+from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+from verl_aiops.trainers.dpo.pairs import ROWS_PER_PAIR
+from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+from verl_aiops.trainers.runs.finite import names_not_finite
+from verl_aiops.trainers.worker.objective import columns_for_loss
+from verl_aiops.trainers.worker.optimizer import use_settings
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
+
+MOST_PARAMETERS_OF_ONE_UNIT = 2_000_000_000
+
+
+def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
+    data = parameter.data
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that FSDP wraps one by one, as transformers names their classes."""
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in classes]
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Policy and reference are compared answer by answer: dropout, as adapters trained elsewhere bring it along, would
+    be noise in each comparison. TRL's trainer does the same."""
+    off = 0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p:
+            module.p, off = 0.0, off + 1
+    if off:
+        logger.warning("dropout is switched off in %d modules: preference losses compare log-probs", off)
+
+
+class FSDPPreferenceEngine(FSDPEngineWithLMHead):
+    """FSDP1/FSDP2 engine whose model output is ``answer_log_probs`` (see :mod:`verl_aiops.trainers.logprobs`).
+
+    Sequence parallelism runs verl's own forward instead; its log-probs are float32 there when flash-attn's
+    cross-entropy kernel is installed, and the worker refuses them otherwise.
+    """
+
+    def __init__(self, model_config, *args, **kwargs):
+        # The registry found this class by PREFERENCE_MODEL_TYPE; verl's loader knows "language_model".
+        model_config.model_type = "language_model"
+        super().__init__(model_config, *args, **kwargs)
+        self._reference: list[torch.Tensor] | None = None
+        self._inferred_without_gradients = False
+        # set while a step is launched whose numbers nobody waits for, and while a single worker reads them
+        self.runs_ahead = False
+        self.reads_alone = False
+
+    def _build_fsdp_module(self, module):
+        kernels = layer_kernels(
+            get_device_name(),
+            use_liger=self.model_config.use_liger,
+            use_torch_compile=self.engine_config.use_torch_compile,
+        )
+        if kernels == "fused":
+            logger.info("in fewer kernels: %s", fuse_layers(module) or "nothing")
+        elif kernels == "plain" and get_device_name() == "cpu":
+            logger.info("linear layers computed by oneDNN: %d", use_onednn(module))
+        without_dropout(module)
+        if self.engine_config.use_torch_compile:
+            # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
+            for layer in decoder_layers(module):
+                layer.forward = torch.compile(layer.forward, dynamic=True)
+        if self._alone_on_cpu():
+            self._autocast_dtype, self.scaler = torch.float32, None
+            return module.to(get_device_name())
+        self._one_unit_on_one_gpu(module)
+        return super()._build_fsdp_module(module)
+
+    def _alone_on_cpu(self) -> bool:
+        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step.
+        verl's engine and checkpoints know plain modules."""
+        config = self.engine_config
+        return (
+            get_device_name() == "cpu"
+            and torch.distributed.get_world_size() == 1
+            and config.strategy == "fsdp2"
+            and dict(config.mixed_precision or {}).get("param_dtype") in ("fp32", "float32")
+            and not (self._is_lora or config.offload_policy or config.forward_only)
+        )
+
+    def _one_unit_on_one_gpu(self, module: torch.nn.Module) -> None:
+        """FSDP1 with nothing to shard: one unit for the whole model instead of one a layer, whose hooks cost a small
+        model more time than its kernels. The price is the weights and gradients in half precision, whole, so large
+        models keep a unit a layer. What the user says of `wrap_policy.disable` stands."""
+        config = self.engine_config
+        if (
+            config.strategy == "fsdp"
+            and torch.distributed.get_world_size() == 1
+            and not (self._is_lora or config.param_offload or config.forward_only)
+            and "disable" not in config.wrap_policy
+            and sum(p.numel() for p in module.parameters()) < MOST_PARAMETERS_OF_ONE_UNIT
+        ):
+            # verl's configurations are frozen
+            object.__setattr__(config, "wrap_policy", {**config.wrap_policy, "disable": True})
+
+    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        rows = ROWS_PER_PAIR * (tu.get_non_tensor_data(data, key="micro_batch_size_per_gpu", default=None) or 0)
+        dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
+        if forward_only or dynamic or rows != len(data) or self.use_ulysses_sp or self.scaler is not None:
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        # one micro-batch: nothing to be cut, and cutting nested tensors costs a small model a tenth of its step
+        tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())
+        loss, output = self.forward_step(data, loss_function=loss_function, forward_only=False)
+        loss.backward()
+        output.pop("model_output")
+        return postprocess_batch_func(output_lst=[output], indices=None, data=data)
+
+    def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
+        if self.use_ulysses_sp:
+            tu.assign_non_tensor(micro_batch, temperature=1.0)
+            return super().forward_step(micro_batch, loss_function, forward_only)
+        backend = LOGPROB_BACKENDS[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
+        packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=False)
+        autocast = (
+            nullcontext()
+            if self._autocast_dtype == torch.float32
+            else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
+        )
+        if loss_function is not None:
+            columns = columns_for_loss(micro_batch, get_device_id())
+        with autocast:
+            log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
+        model_output = {"answer_log_probs": log_probs}
+        if loss_function is None:
+            loss, metrics = torch.zeros((), device=get_device_name()), {}
+        else:
+            loss, metrics = loss_function(
+                model_output=model_output, data=columns, dp_group=self.get_data_parallel_group()
+            )
+        output = {"model_output": detach_tree(model_output), "loss": loss.detach(), "metrics": metrics}
+        return loss, output
+
+    def infer_batch(self, data: TensorDict, loss_function=None):
+        output = super().infer_batch(data, loss_function=loss_function)
+        self._reshard()
+        # PEFT freezes the adapters while they are off
+        self._inferred_without_gradients |= not any(p.requires_grad for p in self.module.parameters())
+        return output
+
+    def train_batch(self, data: TensorDict, loss_function):
+        if self._inferred_without_gradients and isinstance(self.module, FSDPModule):
+            # FSDP2 settles gradient dtypes at its first forward pass, from the parameters that are trainable then. If
+            # that pass scored the reference with adapters off there were none; unshard() settles them again.
+            for module in self.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.unshard()
+                    module.reshard()
+            self._inferred_without_gradients = False
+        return super().train_batch(data, loss_function)
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a whole step can be left to the device: its own optimizer kernel looks whether gradients are finite,
+        and nobody else has to hear of them."""
+        return (
+            torch.distributed.get_world_size() == 1
+            and self.scaler is None
+            and not self._qat_enabled
+            and not isinstance(self.module, FSDPModule)
+            and not (self.is_param_offload_enabled or self.is_optimizer_offload_enabled)
+            # what torch.amp.GradScaler asks of optimizers that take `found_inf`
+            and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        )
+
+    def get_data_parallel_group(self):
+        """None while `reads_alone`: verl then does without collectives, which would wait for the step on its way."""
+        return None if self.reads_alone else super().get_data_parallel_group()
+
+    def optimizer_step(self):
+        """verl's, which waits for the norm of the gradients to know whether to go on; while `runs_ahead`, the optimizer
+        is launched at once and is told not to change anything if the norm is not finite.
+
+        Returns:
+            the norm before clipping; a tensor on the device while `runs_ahead`.
+        """
+        if not self.runs_ahead:
+            return super().optimizer_step()
+        most = self.optimizer_config.clip_grad
+        if isinstance(self.module, FullyShardedDataParallel):
+            norm = self.module.clip_grad_norm_(most)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), most)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
+        return norm
+
+    def load_checkpoint(self, *args, **kwargs):
+        super().load_checkpoint(*args, **kwargs)
+        use_settings(self.optimizer, self.lr_scheduler, self.optimizer_config)
+        self._reshard()
+
+    def weights_not_finite(self) -> list[str]:
+        """Names of the weights of which this rank holds a number that is NaN or infinite."""
+        return names_not_finite((name, _local(p)) for name, p in self.module.named_parameters())
+
+    def _reshard(self) -> None:
+        """Drop gathered parameters. FSDP2 keeps the root's after a forward pass without a backward, and a later
+        change of the shards (a checkpoint, swapped weights) would not reach them."""
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()
+
+    # --- live reference -------------------------------------------------------------------------------------------
+
+    def _reference_parameters(self) -> list[torch.nn.Parameter]:
+        # with LoRA the base is frozen, so the adapters are all that can differ
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def sync_reference(self, mixup: float) -> None:
+        """reference = mixup * policy + (1 - mixup) * reference (TR-DPO, arXiv 2404.09656, equations 4 and 5)."""
+        policy = [_local(p) for p in self._reference_parameters()]
+        if self._reference is None:
+            self._reference = [p.clone() for p in policy]
+            return
+        for held, now in zip(self._reference, policy, strict=True):
+            held.lerp_(now.to(held.device), mixup)
+
+    @contextmanager
+    def reference_weights(self):
+        """Run with the reference's weights in place of the policy's; both are restored bit for bit."""
+        policy = [_local(p) for p in self._reference_parameters()]
+        kept = [p.clone() for p in policy]
+        self._copy_in(self._reference)
+        try:
+            yield
+        finally:
+            self._copy_in(kept)
+
+    def _copy_in(self, values: list[torch.Tensor]) -> None:
+        self._reshard()
+        with torch.no_grad():
+            for parameter, value in zip(self._reference_parameters(), values, strict=True):
+                _local(parameter).copy_(value)
+        self._reshard()
+
+    @property
+    def reference_state_kept(self) -> bool:
+        return self._reference is not None
+
+    def reference_state(self) -> list[torch.Tensor] | None:
+        return None if self._reference is None else [t.cpu() for t in self._reference]
+
+    def load_reference_state(self, state: list[torch.Tensor]) -> None:
+        policy = [_local(p) for p in self._reference_parameters()]
+        self._reference = [t.to(p.device) for t, p in zip(state, policy, strict=True)]
