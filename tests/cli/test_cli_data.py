@@ -116,7 +116,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "verl_aiops.cli.main", "build-sft", "--out", str(tmp_path / "s.jsonl")]
+    command = [sys.executable, "-m", "verl_aiops.cli", "build-sft", "--out", str(tmp_path / "s.jsonl")]
     run = subprocess.run([*command, "--num-incidents", "20"], stdout=writing, stderr=subprocess.PIPE, timeout=60)
     os.close(writing)
     assert (run.returncode, run.stderr) == (141, b"")
@@ -156,5 +156,5 @@ def test_the_data_commands_need_neither_torch_nor_verl(tmp_path, command):
     arguments = [command, "--out", str(tmp_path / "p.parquet"), "--num-incidents", "20"]
     done = run(sys.executable, "-c", code, *arguments)
     assert done.returncode == 0, done.stderr
-    done = run(sys.executable, "-m", "verl_aiops.cli.main", "--help")
+    done = run(sys.executable, "-m", "verl_aiops.cli", "--help")
     assert done.returncode == 0 and "build-prefs" in done.stdout

@@ -284,7 +284,7 @@ def test_escapes_in_names_and_keys_are_spelt_out(tmp_path, capsys):
 
 def test_a_name_that_no_terminal_has_letters_for_is_no_error(tmp_path):
     out = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
-    command = [sys.executable, "-m", "verl_aiops.cli.main", "simulate", "--num-incidents", "2", "--out", out]
+    command = [sys.executable, "-m", "verl_aiops.cli", "simulate", "--num-incidents", "2", "--out", out]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0 and b"2 incidents in" in done.stdout and os.path.exists(out), done.stderr
 

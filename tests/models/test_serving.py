@@ -389,7 +389,7 @@ def test_from_a_checkpoint_to_an_evaluation_by_script(incidents, run_folder, tmp
         made = python("examples/triage_client.py", file, "--taxonomy", names, "--schema")
         assert made.returncode == 0, made.stderr
         check_verdicts(made.stdout, file)
-        run = ["-m", "verl_aiops.cli.main", "eval", "--incidents", file, "--n", "2", "--temperature", "1"]
+        run = ["-m", "verl_aiops.cli", "eval", "--incidents", file, "--n", "2", "--temperature", "1"]
         for options, share in ((["--schema"], 1), ([], 0)):
             out = tmp_path / f"eval{share}"
             made = python(*run, *options, "--out", out)

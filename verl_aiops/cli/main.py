@@ -1,7 +1,7 @@
 """`verl-aiops <command>`: each command reads its options and calls one function of the package.
 
 A new command is a function for its options, one that runs it, and a line in `COMMANDS`; those that make data are in
-`cli_data`, those that train with TRL in `cli_train`. Imports that cost time stand inside the functions, so that
+`data`, those that train with TRL in `train`. Imports that cost time stand inside the functions, so that
 `--help` answers at once.
 """
 

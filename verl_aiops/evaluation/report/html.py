@@ -53,7 +53,7 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("verl_aiops.evaluation", "templates"),
+        loader=PackageLoader("verl_aiops.evaluation.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown_as,

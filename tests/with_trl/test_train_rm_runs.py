@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_end(write_rows, tiny_model_dir, tmp_pa
     assert command(data, tiny_model_dir, tmp_path / "whole", *more) == 0
 
     out = tmp_path / "killed"
-    line = [sys.executable, "-m", "verl_aiops.cli.main", "train-rm", "--data", data, "--model", str(tiny_model_dir)]
+    line = [sys.executable, "-m", "verl_aiops.cli", "train-rm", "--data", data, "--model", str(tiny_model_dir)]
     run = subprocess.Popen([*line, "--out", str(out), "--device", "cpu", *more], stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 240

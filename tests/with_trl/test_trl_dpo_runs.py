@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_to_the_same_end(write_rows, tiny_model_dir, tmp_pa
     more = ["--save-steps", "3", "--epochs", "4", "--schedule", "cosine"]
     assert command(data, tiny_model_dir, tmp_path / "whole", *more) == 0
     out = tmp_path / "killed"
-    line = [sys.executable, "-m", "verl_aiops.cli.main", "trl-dpo", "--data", data, "--model", str(tiny_model_dir)]
+    line = [sys.executable, "-m", "verl_aiops.cli", "trl-dpo", "--data", data, "--model", str(tiny_model_dir)]
     run = subprocess.Popen([*line, "--out", str(out), *QUICK, *more], stderr=subprocess.DEVNULL, env={**os.environ})
     try:
         until = time.monotonic() + 240
