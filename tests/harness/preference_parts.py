@@ -93,4 +93,4 @@ def _loss_and_gradients(worker, model_dir, **split):
             flat = rank_metrics[name]
             values.append(flat if isinstance(flat, Metric) else flat[0])
         means[name] = float(Metric.aggregate_dp(values))
-    return float(loss) / worker.world_size, {k: v.numpy() for k, v in gradients.items()}, means
+    return float(loss) / worker.world_size, {k: v.cpu().numpy() for k, v in gradients.items()}, means

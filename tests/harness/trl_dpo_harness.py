@@ -58,7 +58,7 @@ def answer_log_probs(worker, file, model_dir):
 
     batch = _batch(file, model_dir, 2)
     tu.assign_non_tensor(batch, compute_loss=False, no_lora_adapter=worker.engine._is_lora)
-    rows = [row.float().numpy() for row in worker.infer_batch(batch)["answer_log_probs"].unbind()]
+    rows = [row.float().cpu().numpy() for row in worker.infer_batch(batch)["answer_log_probs"].unbind()]
     return list(zip(rows[0::2], rows[1::2]))
 
 
