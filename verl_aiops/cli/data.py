@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from verl_aiops.inputs.shown import printable
 
 if TYPE_CHECKING:
+    from verl_aiops.incidents import Fold
     from verl_aiops.incidents.build.case import PromptOptions
     from verl_aiops.incidents.io.sources import IncidentSource
-    from verl_aiops.split import Fold
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from verl_aiops.incidents.build.files import (
     build_sft,
     iter_cases,
 )
+from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.pairs import DEFAULT_KINDS, KINDS, Pair, PairMaker, PairOptions, parse_kinds
 from verl_aiops.incidents.build.summary import Summary
 from verl_aiops.incidents.build.trim import Trimmed, trim_incident
@@ -36,7 +37,7 @@ from verl_aiops.incidents.schema import Incident, fault_id, normalise_label
 from verl_aiops.incidents.simulator import Difficulty, Simulator, simulator_taxonomy
 from verl_aiops.incidents.taxonomy import System, Taxonomy
 from verl_aiops.incidents.text import incident_text, neutralise_incident
-from verl_aiops.split import Fold, split_side
+from verl_aiops.split import split_side
 
 __all__ = [
     "DEFAULT_KINDS",

@@ -1,7 +1,7 @@
 """Preference pairs of a model's own sampled answers: right against wrong, or truth against wrong.
 
 What a model gets wrong by itself is what it believes; a made-up near miss is mostly something it knows to be wrong. The
-answers must come from a model that was not trained on the incident, or they are right from memory: see `split.Fold`.
+answers must come from a model that was not trained on the incident, or they are right from memory: `incidents.Fold`.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_aiops.incidents.build.case import Case, PromptOptions, assistant, build_case
+from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.pairs import PairMaker, PairOptions
 from verl_aiops.incidents.build.summary import Part, Side, Summary
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.sources import IncidentSource
 from verl_aiops.incidents.io.writers import Columns, row_writers, sibling
 from verl_aiops.incidents.prompts import Message, json_text
-from verl_aiops.split import Fold, split_side
+from verl_aiops.split import split_side
 
 PREFS_COLUMNS = {
     "prompt": "messages",

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from verl_aiops.incidents.build.case import Case
+from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.pairs import OTHER_SYSTEM, PairMaker
-from verl_aiops.split import Fold
 
 _NAMES_SHOWN = 8
 # A class this often on one side of a difference can be answered without reading.
