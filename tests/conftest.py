@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 import pytest  # noqa: E402
+from collected_incidents import write_collection  # noqa: E402
 from tiny import make_tiny_model, make_tokenizer  # noqa: E402
 
 
@@ -34,6 +35,12 @@ def tokenizer(_shared_tokenizer):
 @pytest.fixture(scope="session")
 def _shared_tokenizer():
     return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def collected(tmp_path_factory):
+    """518 incidents of kinds that the simulator does not make, in a file (see collected_incidents.py). Read only."""
+    return write_collection(tmp_path_factory.mktemp("collected"))
 
 
 @pytest.fixture

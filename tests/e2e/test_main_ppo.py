@@ -1,4 +1,4 @@
-"""verl's stock main_ppo, end to end, on CPU: pairs of real incidents, a tiny model, checkpoint, resume, export."""
+"""verl's stock main_ppo, end to end, on CPU: pairs of incidents, a tiny model, checkpoint, resume, export."""
 
 import json
 import os
@@ -8,26 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-INCIDENTS = ROOT.parent / "shared" / "data" / "incidents" / "incidents.jsonl"
 STEPS = 6
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(not INCIDENTS.is_file(), reason=f"no real incidents at {INCIDENTS}"),
-]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(collected, tmp_path_factory):
     from verl_aiops.cli.main import main
 
     folder = tmp_path_factory.mktemp("pairs")
-    arguments = ["build-prefs", "--incidents", str(INCIDENTS), "--out", str(folder / "prefs.parquet")]
+    arguments = ["build-prefs", "--incidents", str(collected.path), "--out", str(folder / "prefs.parquet")]
     assert main([*arguments, "--style", "direct", "--max-chars", "200", "--max-candidates", "3"]) == 0
     return folder
 

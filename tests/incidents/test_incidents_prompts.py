@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +26,6 @@ from verl_aiops.incidents import (
     simulator_taxonomy,
 )
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "incidents"
 TAXONOMY = simulator_taxonomy()
 SYSTEM = System(("api", "cache", "db", "web"), ("disk_full", "latency_spike", "oom"))
 INCIDENT = Incident(
@@ -210,9 +208,8 @@ def test_hostile_data_cannot_leave_its_place():
     assert case.ground_truth["evidence"][0] in case.text
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real incidents are not at {REAL}")
-def test_real_incidents_make_prompts():
-    source = file_source(REAL / "incidents.jsonl")
+def test_collected_incidents_make_prompts(collected):
+    source = file_source(collected.path)
     for incident in source.stream():
         case = build_case(incident, source.taxonomy.system_of(incident), PromptOptions(budget=600))
         assert len(case.text) <= 600

@@ -33,8 +33,6 @@ from verl_aiops.incidents import (
 )
 from verl_aiops.rewards.aiops_mturn import compute_score
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "incidents" / "incidents.jsonl"
-needs_real = pytest.mark.skipif(not REAL.is_file(), reason=f"the real incidents are not at {REAL}")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 BUDGETS = (100, 150, 200, 300, 450, 700, 1000, 1500)
 
@@ -128,9 +126,8 @@ def test_the_same_split_prompt_and_truth_as_the_pairs(built, tmp_path):
             )
 
 
-@needs_real
-def test_the_same_split_of_real_incidents(tmp_path):
-    source = file_source(REAL)
+def test_the_same_split_of_collected_incidents(collected, tmp_path):
+    source = file_source(collected.path)
     build_prefs(source, tmp_path / "p.parquet", val_share=0.2, seed=3)
     build_rl(source, tmp_path / "r.parquet", val_share=0.2, seed=3, prompts=PromptOptions(budget=400))
     for suffix in (".parquet", ".val.parquet"):
@@ -183,9 +180,8 @@ def test_the_reference_answer_earns_the_full_reward(built):
     check_rewards(both_sides(out), mixed(2400))
 
 
-@needs_real
-def test_the_reference_answer_of_real_incidents_earns_it_too(tmp_path):
-    source = file_source(REAL)
+def test_the_reference_answer_of_collected_incidents_earns_it_too(collected, tmp_path):
+    source = file_source(collected.path)
     build_rl(source, tmp_path / "r.parquet")
     check_rewards(both_sides(tmp_path / "r.parquet"), source)
 
@@ -249,10 +245,9 @@ def test_simulated_evidence_stays_whole(lang, budget):
             check_evidence(incident, system, budget, style)
 
 
-@needs_real
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_real_evidence_stays_whole(tmp_path, budget):
-    source = file_source(REAL)
+def test_collected_evidence_stays_whole(collected, tmp_path, budget):
+    source = file_source(collected.path)
     for incident in source.stream():
         check_evidence(incident, source.taxonomy.system_of(incident), budget, "two_round")
     out = tmp_path / "r.parquet"
@@ -267,7 +262,7 @@ def test_real_evidence_stays_whole(tmp_path, budget):
         assert all(text in info["incident_text"] for text in evidence)
         assert info["incident_text"] in row["prompt"][0]["content"]
         over += len(info["incident_text"]) > budget
-    assert len(built) == 873
+    assert len(built) == collected.count
     assert over == sum(side.over_budget for side in summary.sides.values())
     assert ("exceed the budget, since their evidence stays whole" in str(summary)) == (over > 0)
 

@@ -23,8 +23,6 @@ from verl_aiops.incidents import (
     write_taxonomy,
 )
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "incidents"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real incidents are not at {REAL}")
 ROW = {"id": "a-1", "service": "db", "incident_type": "disk_full", "symptom": "Slow.", "logs": ["db: disk at 100%"]}
 
 
@@ -202,11 +200,10 @@ def test_records_that_share_evidence_stay_together(tmp_path):
     assert source.count == 5
 
 
-@needs_real
-def test_the_real_incidents():
-    source = file_source(REAL / "incidents.jsonl", Taxonomy.load(REAL / "taxonomy.json"))
+def test_a_collection_of_many_systems(collected):
+    source = file_source(collected.path, Taxonomy.load(collected.taxonomy))
     incidents = list(source.stream())
-    assert len(incidents) == source.count == 873
-    assert len({fault_id(incident) for incident in incidents}) == 709
-    assert 650 < len({source.group_of(incident) for incident in incidents}) < 709
+    assert len(incidents) == source.count == collected.count
+    assert len({fault_id(incident) for incident in incidents}) == collected.faults < collected.count
+    assert len({source.group_of(incident) for incident in incidents}) == collected.groups < collected.faults
     assert Taxonomy.from_incidents(incidents).systems.keys() == {incident.source for incident in incidents}
