@@ -194,3 +194,50 @@ def test_failed_answers_are_counted_and_end_the_run_when_there_are_many(trainer)
         step([*good[:-3], scored("9", (7, 2), float("nan"))], 10)
     with pytest.raises(RuntimeError, match="2 of 2 answers"):
         step([], 1)
+
+
+# --- what training returns --------------------------------------------------------------------------------------------
+
+
+def trained(beta=0.4, **dpo):
+    """Metrics of `_train` on two pairs, from workers whose rewards are known."""
+    from types import SimpleNamespace
+
+    from omegaconf import OmegaConf
+    from verl.utils import tensordict_utils as tu
+
+    from verl_aiops.trainers.config import OnlineDPOConfig
+    from verl_aiops.trainers.dpo.online import OnlineDPOTrainer
+
+    made = object.__new__(OnlineDPOTrainer)
+    actor = {"ppo_mini_batch_size": 2, "ppo_micro_batch_size_per_gpu": 1, "use_dynamic_bsz": False, "ppo_epochs": 1}
+    actor |= {"ppo_max_token_len_per_gpu": 0, "data_loader_seed": 1}
+    made.config = OmegaConf.create({"actor_rollout_ref": {"actor": actor}})
+    made.dpo = OnlineDPOConfig.from_config({"beta": beta, **dpo})
+    made.global_steps, made.ranks, made.backend = 7, 1, "rows"
+    # log-ratios of policy to reference, in nats an answer: 0.9 and -0.5
+    metrics = {"loss": [0.5], "rewards/chosen": [beta * 0.9], "rewards/rejected": [beta * -0.5], "perf/mfu": [0.1]}
+
+    def update(batch):
+        assert ("ref_log_probs" in batch.keys()) == made.dpo.uses_reference
+        return tu.get_tensordict({}, {"metrics": metrics})
+
+    made.actor_rollout_wg = SimpleNamespace(
+        update_actor=update,
+        reference_log_probs=lambda batch: {"answer_log_probs": batch["response_mask"] * -1.0},
+    )
+    pairs = [(scored("a", (5, 2), 0.9), scored("a", (6, 2), 0.1)), (scored("b", (7, 2), 0.9), scored("b", (8, 2), 0.1))]
+    return made._train(pairs)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.4])
+def test_the_divergence_from_the_reference_is_the_mean_log_ratio_of_what_was_sampled(beta):
+    """In nats an answer whatever beta is: E_policy[log policy - log reference] over both answers of each pair."""
+    values = trained(beta=beta)
+    assert values["kl/reference"] == pytest.approx((0.9 - 0.5) / 2)
+    assert values["actor/loss"] == 0.5 and values["perf/mfu"] == 0.1 and "actor/rewards/chosen" not in values
+
+
+def test_it_is_not_told_where_an_answer_is_not_the_policys_or_nothing_is_the_reference():
+    assert "kl/reference" not in trained(rule="self_play")
+    assert "kl/reference" not in trained(loss_type="simpo")

@@ -463,7 +463,16 @@ def test_the_identity_names_the_way_of_computing(start):
     trainer.config.actor_rollout_ref.model.override_config = {"attn_implementation": "sdpa", "rope_theta": 5e5}
     trainer.config.actor_rollout_ref.actor.fsdp_config.mixed_precision = None
     trainer.config.actor_rollout_ref.actor.fsdp_config.use_torch_compile = True
+    trainer.config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
     trainer.config.actor_rollout_ref.model.use_remove_padding = True
     other = ReferenceScorer(trainer).identity
     assert (other.attention, other.compute_dtype, other.packed, other.layers) == ("sdpa", "bf16", True, "compiler")
+    assert other.sequence_parallel == 2
     assert other.model_overrides == '{"rope_theta": 500000.0}'
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ReferenceIdentity)])
+def test_whatever_else_of_the_identity_is_another_its_folder_is_another(name):
+    value = getattr(IDENTITY, name)
+    other = dataclasses.replace(IDENTITY, **{name: not value if isinstance(value, bool) else value * 2})
+    assert other != IDENTITY and other.digest() != IDENTITY.digest()
