@@ -4,8 +4,8 @@
     python scripts/write_config_reference.py            # write the page
     python scripts/write_config_reference.py --check    # exit code 1 if the page is not what the code says
 
-Names, types and defaults are those of the settings' dataclasses, meanings the `Attributes` of their docstrings, allowed
-values what their own checks answer to a value that cannot be.
+Names, types, defaults and meanings are those of the settings' fields, allowed values what their own checks answer to a
+value that cannot be.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ BEGINNING = """\
 # Configuration
 
 Every setting of verl-aiops: what can be set, what it may be, and what it is when nothing is set. Written from the
-code by `python scripts/write_config_reference.py`; to change a text, change the setting's docstring and run it again.
+code by `python scripts/write_config_reference.py`; to change a text, change the setting's field and run it again.
 
 Settings are keys of verl's configuration, written `KEY=VALUE` behind `python -m verl.trainer.main_ppo`. Hydra wants a
 `+` before a key that the configuration does not have yet. Presets declare our keys, so with a preset there is none. A
@@ -126,7 +126,7 @@ class PageError(Exception):
     """The code lacks what the page needs; the message names the place and how to mend it."""
 
 
-def descriptions(owner: type, section: str = "Attributes") -> dict[str, str]:
+def descriptions(owner: type, section: str) -> dict[str, str]:
     """`name: meaning` of a section of the docstring of a class, and of the classes it is made from."""
     found: dict[str, str] = {}
     for cls in reversed(owner.__mro__):
@@ -153,11 +153,11 @@ def yaml_text(value: Any) -> str:
     return str(value)
 
 
-def type_text(annotation: str) -> str:
+def type_text(parts: list[str]) -> str:
     plain = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "None": "null"}
     plain |= {"list[int]": "list of integers", "list[float]": "list of numbers", "list[str]": "list of texts"}
     plain |= {"tuple[float, float]": "two numbers"}
-    return ", ".join(plain.get(part.strip(), part.strip()) for part in annotation.split(" | "))
+    return ", ".join(plain.get(part, part) for part in parts)
 
 
 def allowed(check: Callable[[dict], Any], name: str) -> str:
@@ -189,16 +189,18 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def settings_table(owner: type, prefix: str, check: Callable[[dict], Any], skip: tuple[str, ...] = ()) -> list[str]:
-    meanings = descriptions(owner)
+    from verl_aiops.settings import kinds
+
     rows = []
     for field in fields(owner):
-        if not field.init or field.name in skip:
+        if field.name in skip:
             continue
-        if field.name not in meanings:
-            raise PageError(f"{owner.__name__}.{field.name}: no line under Attributes in the docstring of the class")
-        annotation = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
-        row = [f"`{prefix}.{field.name}`", type_text(annotation), f"`{yaml_text(field.default)}`"]
-        rows.append([*row, allowed(check, field.name), meanings[field.name]])
+        if "help" not in field.metadata:
+            raise PageError(
+                f"{owner.__name__}.{field.name}: not made by verl_aiops.settings.setting, so without a meaning"
+            )
+        row = [f"`{prefix}.{field.name}`", type_text(kinds(field)), f"`{yaml_text(field.default)}`"]
+        rows.append([*row, allowed(check, field.name), field.metadata["help"]])
     return table(("key", "type", "default", "expected", "meaning"), rows)
 
 
@@ -360,10 +362,11 @@ def page() -> str:
     from verl_aiops.rewards.model.combined import CombinedSettings
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
+    from verl_aiops.settings import settings_of
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
     def defaults(owner: type) -> dict[str, Any]:
-        return {field.name: field.default for field in fields(owner) if field.init}
+        return {field.name: field.default for field in settings_of(owner)}
 
     rounds = "actor_rollout_ref.rollout.custom.aiops_mturn"
     own = {

@@ -94,8 +94,8 @@ def test_allowed_values_are_those_of_the_checks():
 
 
 def test_a_setting_without_a_description_is_an_error(monkeypatch):
-    monkeypatch.setattr(RoundSettings, "__doc__", "No attributes.")
-    with pytest.raises(script.PageError, match="RoundSettings.round_tokens: no line under Attributes"):
+    monkeypatch.setattr(RoundSettings.__dataclass_fields__["round_tokens"], "metadata", {})
+    with pytest.raises(script.PageError, match="RoundSettings.round_tokens: not made by verl_aiops.settings.setting"):
         script.settings_table(RoundSettings, "x", RoundSettings.from_config)
 
 
@@ -155,11 +155,11 @@ def test_environment_variables_of_the_code_are_all_explained(monkeypatch):
 def test_the_settings_that_hf_follows_are_those_it_reads():
     from verl_aiops.rollout.hf.server import HFServer
 
-    folder = ROOT / "verl_aiops" / "rollout"
+    folder = ROOT / "verl_aiops" / "rollout" / "hf"
     read = {
         name: set(re.findall(r"(?<!model_)\bconfig\.(\w+)", (folder / name).read_text(encoding="utf-8")))
-        for name in ("hf_server.py", "hf_scorer.py")
+        for name in ("server.py", "scorer.py")
     }
-    assert set(script.descriptions(HFServer, "Settings")) == read["hf_server.py"]
-    server = read["hf_scorer.py"] - {"num_labels", "is_encoder_decoder", "get_text_config", "model_type"}
+    assert set(script.descriptions(HFServer, "Settings")) == read["server.py"]
+    server = read["scorer.py"] - {"num_labels", "is_encoder_decoder", "get_text_config", "model_type"}
     assert all(f"`{name}`" in section("## The rollout `hf`") for name in server)

@@ -2,36 +2,30 @@
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from verl_aiops.losses.settings import takes_settings
 from verl_aiops.losses.sums import require_full_precision
 from verl_aiops.losses.table import LOSSES, needs_lengths, needs_reference, needs_whole_batch
-from verl_aiops.losses.terms import Knobs, PairTerms, per_token
-from verl_aiops.losses.validate import check_number, validate_loss_args, weighted_losses
+from verl_aiops.losses.terms import PairTerms, per_token
+from verl_aiops.losses.validate import build_settings, check_number, weighted_losses
 
 
+@takes_settings
 def compute_dpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
     reference_chosen_logps: Tensor | None = None,
     reference_rejected_logps: Tensor | None = None,
     *,
-    beta: float = 0.1,
-    loss_type: str | Sequence[str] = "sigmoid",
-    label_smoothing: float = 0.0,
     chosen_lengths: Tensor | Sequence[int] | None = None,
     rejected_lengths: Tensor | Sequence[int] | None = None,
     mean_chosen_length: Tensor | float | None = None,
     weight: Tensor | Sequence[float] | None = None,
-    loss_weights: Sequence[float] | None = None,
-    sft_weight: float = 0.0,
-    simpo_gamma: float = 0.5,
-    dpop_lambda: float = 50.0,
-    discopop_tau: float = 0.05,
-    f_divergence_type: str = "reverse_kl",
-    f_alpha_divergence_coef: float = 0.5,
+    **settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The preference loss of each pair, with the implicit rewards of its two answers.
 
@@ -45,23 +39,13 @@ def compute_dpo_loss(
             policy, float32 or float64. Gradients flow through these alone.
         reference_chosen_logps, reference_rejected_logps: (pairs,) the same under the reference model; both None for
             losses that need none (``needs_reference``).
-        beta: strength of the pull to the reference, > 0 (IPO's tau, the inverse of SPPO's eta). It is on another scale
-            for per-token losses: ``sigmoid_norm`` and ``simpo`` want 1 to 10.
-        loss_type: one of ``LOSS_TYPES``, or several to be summed; the formulas are in ``pairwise.py``.
-        label_smoothing: probability that a label is wrong, for ``sigmoid`` (cDPO), ``robust``, ``aot``,
-            ``aot_unpaired`` and (positive) ``exo_pair``.
         chosen_lengths, rejected_lengths: (pairs,) answer lengths in tokens, for ``needs_lengths(loss_type)``.
         mean_chosen_length: mean number of chosen tokens per pair over the whole batch, for ``sft``; None takes it from
             the ``chosen_lengths`` of this call.
         weight: (pairs,) factors of the pairs' losses, taken as constants; the objective stays a mean over pairs, it is
             not divided by the sum of the weights. Rewards are not weighted.
-        loss_weights: one factor >= 0 per loss in ``loss_type``; None for 1 each.
-        sft_weight: factor of an added ``sft`` term, >= 0.
-        simpo_gamma: ``simpo``'s margin in units of reward, >= 0.
-        dpop_lambda: ``dpop``'s penalty, >= 0.
-        discopop_tau: ``discopop``'s temperature, > 0.
-        f_divergence_type: ``reverse_kl``, ``forward_kl``, ``js_divergence`` or ``alpha_divergence`` (arXiv 2309.16240).
-        f_alpha_divergence_coef: alpha of ``alpha_divergence``.
+        settings: the fields of ``LossSettings``, each by its name: ``beta``, ``loss_type``, ``label_smoothing``, ...;
+            ``settings.py`` has their defaults, ranges and meaning.
 
     Returns:
         (losses, chosen_rewards, rejected_rewards), each (pairs,): losses not reduced; rewards detached, beta *
@@ -69,23 +53,12 @@ def compute_dpo_loss(
         among the losses.
 
     Raises:
-        TypeError: log-probs that are not float32 or float64.
-        ValueError: settings that ``validate_loss_args`` refuses; shapes that differ; a reference or lengths missing;
+        TypeError: log-probs that are not float32 or float64; a keyword that does not exist.
+        ValueError: settings that ``check_settings`` refuses; shapes that differ; a reference or lengths missing;
             a ``weight`` other than 1 for a loss that couples pairs.
     """
-    validate_loss_args(
-        beta=beta,
-        loss_type=loss_type,
-        label_smoothing=label_smoothing,
-        loss_weights=loss_weights,
-        sft_weight=sft_weight,
-        simpo_gamma=simpo_gamma,
-        dpop_lambda=dpop_lambda,
-        discopop_tau=discopop_tau,
-        f_divergence_type=f_divergence_type,
-        f_alpha_divergence_coef=f_alpha_divergence_coef,
-    )
-    terms = weighted_losses(loss_type, loss_weights, sft_weight)
+    given = build_settings(**settings)
+    terms = weighted_losses(given.loss_type, given.loss_weights, given.sft_weight)
     names = [name for name, _ in terms]
     _check_logps(
         policy_chosen_logps=policy_chosen_logps,
@@ -108,16 +81,7 @@ def compute_dpo_loss(
     )
     _check_lengths(names, pairs)
 
-    knobs = Knobs(
-        beta=beta,
-        label_smoothing=label_smoothing,
-        simpo_gamma=simpo_gamma,
-        dpop_lambda=dpop_lambda,
-        discopop_tau=discopop_tau,
-        f_divergence_type=f_divergence_type,
-        f_alpha_divergence_coef=f_alpha_divergence_coef,
-    )
-    losses = sum(factor * LOSSES[name].formula(pairs, knobs) for name, factor in terms)
+    losses = sum(factor * LOSSES[name].formula(pairs, given) for name, factor in terms)
     if weight is not None:
         factors = _per_pair("weight", weight, losses)
         if needs_whole_batch(names) and not (factors == 1).all():
@@ -125,7 +89,7 @@ def compute_dpo_loss(
                 f"weights other than 1 have no meaning for loss_type {names}: sorting mixes the pairs of the batch"
             )
         losses = losses * factors
-    chosen_rewards, rejected_rewards = _rewards(pairs, beta, per_answer_token="simpo" in names)
+    chosen_rewards, rejected_rewards = _rewards(pairs, given.beta, per_answer_token="simpo" in names)
     return losses, chosen_rewards, rejected_rewards
 
 

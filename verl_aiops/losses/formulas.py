@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verl_aiops.losses.divergence import capped_exp
-from verl_aiops.losses.terms import Knobs, PairTerms, per_token
+from verl_aiops.losses.settings import LossSettings
+from verl_aiops.losses.terms import PairTerms, per_token
 
 
 def _smoothed_logistic(logits: Tensor, smoothing: float) -> Tensor:
     return -(1.0 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
 
 
-def sigmoid(p: PairTerms, k: Knobs) -> Tensor:
+def sigmoid(p: PairTerms, k: LossSettings) -> Tensor:
     """DPO: -(1 - e) log S(beta d) - e log S(-beta d), any f; e is the label smoothing.
 
     DPO is e = 0: arXiv 2305.18290, Eq. 7. With e > 0 it is conservative DPO (cDPO, E. Mitchell's note
@@ -33,7 +34,7 @@ def sigmoid(p: PairTerms, k: Knobs) -> Tensor:
     return _smoothed_logistic(k.beta * p.margin(k), k.label_smoothing)
 
 
-def robust(p: PairTerms, k: Knobs) -> Tensor:
+def robust(p: PairTerms, k: LossSettings) -> Tensor:
     """Robust DPO: (-(1 - e) log S(beta d) + e log S(-beta d)) / (1 - 2e), any f.
 
     arXiv 2403.00409: an unbiased estimate of the DPO loss on clean labels when each is flipped with probability
@@ -44,7 +45,7 @@ def robust(p: PairTerms, k: Knobs) -> Tensor:
     return debiased / (1.0 - 2.0 * k.label_smoothing)
 
 
-def hinge(p: PairTerms, k: Knobs) -> Tensor:
+def hinge(p: PairTerms, k: LossSettings) -> Tensor:
     """max(0, 1 - beta d), any f.
 
     The hinge of SLiC-HF (arXiv 2305.10425) on reference-normalised log-probs: "hinge-norm" in RSO, arXiv 2309.06657.
@@ -52,7 +53,7 @@ def hinge(p: PairTerms, k: Knobs) -> Tensor:
     return torch.relu(1.0 - k.beta * p.margin(k))
 
 
-def ipo(p: PairTerms, k: Knobs) -> Tensor:
+def ipo(p: PairTerms, k: LossSettings) -> Tensor:
     """(r_w / |w| - r_l / |l| - 1 / (2 beta))^2, any f; beta is the paper's tau.
 
     arXiv 2310.12036, Eq. 17, with log-ratios averaged over tokens. The paper does not speak of averaging; TRL does it
@@ -61,12 +62,12 @@ def ipo(p: PairTerms, k: Knobs) -> Tensor:
     return (p.mean_margin(k) - 1.0 / (2.0 * k.beta)) ** 2
 
 
-def ipo_sum(p: PairTerms, k: Knobs) -> Tensor:
+def ipo_sum(p: PairTerms, k: LossSettings) -> Tensor:
     """(d - 1 / (2 beta))^2, any f: arXiv 2310.12036, Eq. 17, on summed log-probs as in the DPO authors' code."""
     return (p.margin(k) - 1.0 / (2.0 * k.beta)) ** 2
 
 
-def exo_pair(p: PairTerms, k: Knobs) -> Tensor:
+def exo_pair(p: PairTerms, k: LossSettings) -> Tensor:
     """S(beta d) log(S(beta d) / (1 - e)) + S(-beta d) log(S(-beta d) / e), any f.
 
     EXO-pref for two answers, arXiv 2402.00856, Eq. 16: the KL from the policy's preference to the smoothed label. It
@@ -78,13 +79,13 @@ def exo_pair(p: PairTerms, k: Knobs) -> Tensor:
     return chosen + rejected
 
 
-def nca_pair(p: PairTerms, k: Knobs) -> Tensor:
+def nca_pair(p: PairTerms, k: LossSettings) -> Tensor:
     """-log S(beta r_w) - 1/2 log S(-beta r_w) - 1/2 log S(-beta r_l): NCA for two answers, arXiv 2402.05369."""
     chosen, rejected = k.beta * p.chosen_logratios, k.beta * p.rejected_logratios
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
 
-def bco_pair(p: PairTerms, k: Knobs) -> Tensor:
+def bco_pair(p: PairTerms, k: LossSettings) -> Tensor:
     """-log S(beta r_w) - log S(-beta r_l).
 
     BCO, arXiv 2404.04656, on pairs and without the paper's reward shift (a running mean of rewards), as TRL.
@@ -92,7 +93,7 @@ def bco_pair(p: PairTerms, k: Knobs) -> Tensor:
     return -F.logsigmoid(k.beta * p.chosen_logratios) - F.logsigmoid(-k.beta * p.rejected_logratios)
 
 
-def sppo_hard(p: PairTerms, k: Knobs) -> Tensor:
+def sppo_hard(p: PairTerms, k: LossSettings) -> Tensor:
     """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2; beta is the paper's 1 / eta.
 
     SPPO, arXiv 2405.00675, Eq. 4.7, with the win probabilities set to 1 and 0 instead of a preference model's.
@@ -101,14 +102,14 @@ def sppo_hard(p: PairTerms, k: Knobs) -> Tensor:
     return (p.chosen_logratios - target) ** 2 + (p.rejected_logratios + target) ** 2
 
 
-def _sorted_logistic(upper: Tensor, lower: Tensor, k: Knobs) -> Tensor:
+def _sorted_logistic(upper: Tensor, lower: Tensor, k: LossSettings) -> Tensor:
     """Compare two samples rank by rank; each rank's value goes to the pair whose ``upper`` has that rank."""
     order = torch.argsort(upper, stable=True)
     by_rank = _smoothed_logistic(k.beta * (upper[order] - torch.sort(lower).values), k.label_smoothing)
     return by_rank[torch.argsort(order)]
 
 
-def aot(p: PairTerms, k: Knobs) -> Tensor:
+def aot(p: PairTerms, k: LossSettings) -> Tensor:
     """Smoothed logistic loss of beta (u_(i) - v_(i)): u = log pi(w) - log pi(l) and v = the same of ref, each sorted.
 
     Paired AOT, arXiv 2406.05882, with the logistic surrogate and label smoothing as TRL. Sorting couples the pairs of
@@ -117,7 +118,7 @@ def aot(p: PairTerms, k: Knobs) -> Tensor:
     return _sorted_logistic(p.policy_chosen - p.policy_rejected, p.reference_chosen - p.reference_rejected, k)
 
 
-def aot_unpaired(p: PairTerms, k: Knobs) -> Tensor:
+def aot_unpaired(p: PairTerms, k: LossSettings) -> Tensor:
     """Smoothed logistic loss of beta (r_w(i) - r_l(i)), the chosen and the rejected log-ratios each sorted.
 
     Unpaired AOT, arXiv 2406.05882, with the same choices and the same coupling as ``aot``.
@@ -125,18 +126,18 @@ def aot_unpaired(p: PairTerms, k: Knobs) -> Tensor:
     return _sorted_logistic(p.chosen_logratios, p.rejected_logratios, k)
 
 
-def apo_zero(p: PairTerms, k: Knobs) -> Tensor:
+def apo_zero(p: PairTerms, k: LossSettings) -> Tensor:
     """1 - S(beta r_w) + S(beta r_l): arXiv 2408.06266, Eq. 7, for chosen answers better than the model's own."""
     return torch.sigmoid(-k.beta * p.chosen_logratios) + torch.sigmoid(k.beta * p.rejected_logratios)
 
 
-def apo_down(p: PairTerms, k: Knobs) -> Tensor:
+def apo_down(p: PairTerms, k: LossSettings) -> Tensor:
     """S(beta r_w) + 1 - S(beta d): arXiv 2408.06266, Eq. 8, for chosen answers worse than the model's own."""
     margin = p.chosen_logratios - p.rejected_logratios
     return torch.sigmoid(k.beta * p.chosen_logratios) + torch.sigmoid(-k.beta * margin)
 
 
-def discopop(p: PairTerms, k: Knobs) -> Tensor:
+def discopop(p: PairTerms, k: LossSettings) -> Tensor:
     """-(1 - m) log S(x) + m exp(-x) with x = beta d, m = S(x / tau), any f.
 
     DiscoPOP's log-ratio modulated loss, arXiv 2406.08414, Eq. 5; tau = 0.05 is the paper's. It is not convex: with
@@ -148,7 +149,7 @@ def discopop(p: PairTerms, k: Knobs) -> Tensor:
     return logistic + capped_exp(F.logsigmoid(x / k.discopop_tau) - x)
 
 
-def sigmoid_norm(p: PairTerms, k: Knobs) -> Tensor:
+def sigmoid_norm(p: PairTerms, k: LossSettings) -> Tensor:
     """-log S(beta (r_w / |w| - r_l / |l|)), any f: length-normalised DPO, as in Tulu 3 (arXiv 2411.15124).
 
     Per-token log-ratios are small: beta is of order 1 to 10 here rather than 0.1.
@@ -156,7 +157,7 @@ def sigmoid_norm(p: PairTerms, k: Knobs) -> Tensor:
     return -F.logsigmoid(k.beta * p.mean_margin(k))
 
 
-def simpo(p: PairTerms, k: Knobs) -> Tensor:
+def simpo(p: PairTerms, k: LossSettings) -> Tensor:
     """-log S(beta log pi(w) / |w| - beta log pi(l) / |l| - gamma): SimPO, arXiv 2405.14734, Eq. 6. No reference.
 
     gamma is the paper's margin in units of reward, not the gamma / beta of its authors' later configurations. They
@@ -167,7 +168,7 @@ def simpo(p: PairTerms, k: Knobs) -> Tensor:
     return -F.logsigmoid(k.beta * (chosen - rejected) - k.simpo_gamma)
 
 
-def dpop(p: PairTerms, k: Knobs) -> Tensor:
+def dpop(p: PairTerms, k: LossSettings) -> Tensor:
     """-log S(beta (d - lambda max(0, -r_w))): DPO-Positive (Smaug), arXiv 2402.13228.
 
     It is DPO while the chosen answer is at least as likely as under the reference, and dear as soon as it is less.
@@ -178,7 +179,7 @@ def dpop(p: PairTerms, k: Knobs) -> Tensor:
     return -F.logsigmoid(k.beta * (margin - k.dpop_lambda * torch.relu(-p.chosen_logratios)))
 
 
-def sft(p: PairTerms, k: Knobs) -> Tensor:
+def sft(p: PairTerms, k: LossSettings) -> Tensor:
     """-log pi(w) / (mean |w| over the batch): its mean over pairs is the mean over all chosen tokens. No reference.
 
     The likelihood term of MPO (arXiv 2411.10442) and of RPO variants, as TRL.
@@ -186,7 +187,7 @@ def sft(p: PairTerms, k: Knobs) -> Tensor:
     return -p.policy_chosen / p.tokens_per_chosen()
 
 
-def sft_seq(p: PairTerms, k: Knobs) -> Tensor:
+def sft_seq(p: PairTerms, k: LossSettings) -> Tensor:
     """-log pi(w) / |w|: every chosen answer counts the same whatever its length. No reference.
 
     The normalisation of Iterative RPO's likelihood term, arXiv 2404.19733, over the answer alone.

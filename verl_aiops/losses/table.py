@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from verl_aiops.losses import formulas as pairwise
-from verl_aiops.losses.terms import Knobs, PairTerms
+from verl_aiops.losses.settings import LossSettings
+from verl_aiops.losses.terms import PairTerms
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,10 @@ class LossSpec:
     smoothing: the range of ``label_smoothing`` as text, None where the formula has none.
     any_f: an f-divergence may replace the reverse KL. The partition function of f-DPO cancels only in a difference of
         the two answers' scores, so losses which look at one answer alone (or sort) have no such form.
-    own_knobs: knobs that no other rule here covers.
+    own_knobs: settings that the package has for another loss (``settings.py``) and this formula takes too.
     """
 
-    formula: Callable[[PairTerms, Knobs], Tensor]
+    formula: Callable[[PairTerms, LossSettings], Tensor]
     smoothing: str | None = None
     any_f: bool = False
     reference: bool = True
@@ -44,10 +45,10 @@ LOSSES: dict[str, LossSpec] = {
     "aot_unpaired": LossSpec(pairwise.aot_unpaired, smoothing="[0, 0.5]", whole_batch=True),
     "apo_zero": LossSpec(pairwise.apo_zero),
     "apo_down": LossSpec(pairwise.apo_down),
-    "discopop": LossSpec(pairwise.discopop, any_f=True, own_knobs=("discopop_tau",)),
+    "discopop": LossSpec(pairwise.discopop, any_f=True),
     "sigmoid_norm": LossSpec(pairwise.sigmoid_norm, any_f=True, lengths=True),
-    "simpo": LossSpec(pairwise.simpo, reference=False, lengths=True, own_knobs=("simpo_gamma",)),
-    "dpop": LossSpec(pairwise.dpop, own_knobs=("dpop_lambda",)),
+    "simpo": LossSpec(pairwise.simpo, reference=False, lengths=True),
+    "dpop": LossSpec(pairwise.dpop),
     "sft": LossSpec(pairwise.sft, reference=False, lengths=True),
     "sft_seq": LossSpec(pairwise.sft_seq, reference=False, lengths=True),
 }

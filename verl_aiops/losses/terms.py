@@ -1,4 +1,4 @@
-"""What a loss formula is given: the log-prob sums of a batch of pairs, and the knobs."""
+"""What a loss formula is given beside the settings: the log-prob sums of a batch of pairs."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,19 +7,7 @@ import torch
 from torch import Tensor
 
 from verl_aiops.losses.divergence import divergence_score
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """The scalar settings, already validated. The names are those of ``compute_dpo_loss``."""
-
-    beta: float
-    label_smoothing: float
-    simpo_gamma: float
-    dpop_lambda: float
-    discopop_tau: float
-    f_divergence_type: str
-    f_alpha_divergence_coef: float
+from verl_aiops.losses.settings import LossSettings
 
 
 @dataclass(frozen=True)
@@ -46,22 +34,22 @@ class PairTerms:
     def rejected_logratios(self) -> Tensor:
         return self.policy_rejected - self.reference_rejected
 
-    def scores(self, knobs: Knobs) -> tuple[Tensor, Tensor]:
+    def scores(self, settings: LossSettings) -> tuple[Tensor, Tensor]:
         """Chosen and rejected f'(policy / reference); the log-ratios themselves under the default reverse KL."""
-        kind, coef = knobs.f_divergence_type, knobs.f_alpha_divergence_coef
+        kind, coef = settings.f_divergence_type, settings.f_alpha_divergence_coef
         return (
             divergence_score(self.chosen_logratios, kind, coef),
             divergence_score(self.rejected_logratios, kind, coef),
         )
 
-    def margin(self, knobs: Knobs) -> Tensor:
+    def margin(self, settings: LossSettings) -> Tensor:
         """Chosen score minus rejected score."""
-        chosen, rejected = self.scores(knobs)
+        chosen, rejected = self.scores(settings)
         return chosen - rejected
 
-    def mean_margin(self, knobs: Knobs) -> Tensor:
+    def mean_margin(self, settings: LossSettings) -> Tensor:
         """Chosen score per token minus rejected score per token."""
-        chosen, rejected = self.scores(knobs)
+        chosen, rejected = self.scores(settings)
         return per_token(chosen, self.chosen_lengths) - per_token(rejected, self.rejected_lengths)
 
     def tokens_per_chosen(self) -> Tensor | float:

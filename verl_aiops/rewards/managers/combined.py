@@ -49,11 +49,7 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
     ):
         # the rule does not get the server: it would be one more, unbounded, way to it
         super().__init__(config, tokenizer, compute_score)
-        self.settings = CombinedSettings.from_config(
-            OmegaConf.to_container(section, resolve=True)
-            if (section := OmegaConf.select(config, "reward.combined")) is not None
-            else None
-        )
+        self.settings = CombinedSettings.from_config(config)
         self.client = self.rm_tokenizer = None
         if reward_router_address is not None:
             self._connect(config, reward_router_address, reward_model_tokenizer)

@@ -12,115 +12,118 @@ With ``rule`` the rule's score, ``rm`` the shaped score of the reward model (`sh
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
 from verl_aiops.rewards.model.transform import NORMALISATIONS, SQUASHES, Moments, Shaping, read_stats
+from verl_aiops.settings import Settings, setting
 
 __all__ = ["MODES", "CombinedSettings", "combine", "no_rule"]
 
 WHERE = "reward.combined"
 MODES = ("rule_only", "rm_only", "weighted", "gated", "rm_tiebreak")
-ON_FAILURE = ("fail", "drop")
 _JUST_BELOW_ONE = 1 - 2**-20
 
 
+def _is_range(clip: Any) -> bool:
+    return (
+        isinstance(clip, list | tuple)
+        and len(clip) == 2
+        and all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in clip)
+        and clip[0] < clip[1]
+    )
+
+
 @dataclass(frozen=True)
-class CombinedSettings:
-    """What ``reward.combined`` holds.
+class CombinedSettings(Settings):
+    """What ``reward.combined`` holds."""
 
-    Attributes:
-        mode: which of the two counts, and how; the formulas are in `verl_aiops/rewards/model/combined.py`.
-        rule_weight: weight of the rule's score in `weighted` and `gated`; only its ratio to `rm_weight` counts.
-        rm_weight: weight of the reward model's shaped score in `weighted` and `gated`.
-        tiebreak_step: of `rm_tiebreak`: rules that differ by this much or more are never overruled.
-        squash: function that the reward model's normalised, shifted and scaled score goes through.
-        normalise: `none`; `stored`: by mean and standard deviation of held-out data (`rm_mean`, `rm_std`, or the file
-            that train-rm left beside the model); `running`: by those of all answers of earlier steps.
-        rm_mean: mean of raw scores for `stored`, and for `running` before the first step is over.
-        rm_std: standard deviation of raw scores; goes with `rm_mean`.
-        temperature: scale of the normalised score, by which it is divided.
-        threshold: the normalised score that becomes 0.5 under `sigmoid` and 0 under `tanh`.
-        clip: `[low,high]`, after `squash`; null for no limits.
-        timeout_s: seconds for one request.
-        deadline_s: seconds for all attempts of one answer together.
-        attempts: requests at most for one answer.
-        backoff_s: seconds before the second attempt; doubled for each further one, at most 30.
-        concurrency: requests at a time from one of `reward.num_workers`.
-        on_failure: `fail` ends the run at the first answer without a score; `drop` leaves such answers out.
-        max_failed_share: of a step's answers; with `drop`, more end the run.
-    """
+    section = WHERE
 
-    mode: str = "weighted"
-    rule_weight: float = 0.5
-    rm_weight: float = 0.5
-    tiebreak_step: float = 0.01
-    squash: str = "sigmoid"
-    normalise: str = "none"
-    rm_mean: float | None = None
-    rm_std: float | None = None
-    temperature: float = 1.0
-    threshold: float = 0.0
-    clip: tuple[float, float] | None = None
-    timeout_s: float = 60.0
-    deadline_s: float = 300.0
-    attempts: int = 5
-    backoff_s: float = 1.0
-    concurrency: int = 64
-    on_failure: str = "fail"
-    max_failed_share: float = 0.1
-    shaping: Shaping = field(init=False, repr=False, compare=False)
+    mode: str = setting(
+        "weighted",
+        "which of the two counts, and how; the formulas are in `verl_aiops/rewards/model/combined.py`.",
+        choices=MODES,
+    )
+    rule_weight: float = setting(
+        0.5,
+        "weight of the rule's score in `weighted` and `gated`; only its ratio to `rm_weight` counts.",
+        within="[0, inf)",
+    )
+    rm_weight: float = setting(
+        0.5, "weight of the reward model's shaped score in `weighted` and `gated`.", within="[0, inf)"
+    )
+    tiebreak_step: float = setting(
+        0.01,
+        "of `rm_tiebreak`: rules that differ by this much or more are never overruled.",
+        within="[0.000001, 1]",
+    )
+    squash: str = setting(
+        "sigmoid",
+        "function that the reward model's normalised, shifted and scaled score goes through.",
+        choices=tuple(SQUASHES),
+    )
+    normalise: str = setting(
+        "none",
+        "`none`; `stored`: by mean and standard deviation of held-out data (`rm_mean`, `rm_std`, or the file that "
+        "train-rm left beside the model); `running`: by those of all answers of earlier steps.",
+        choices=NORMALISATIONS,
+    )
+    rm_mean: float | None = setting(
+        None, "mean of raw scores for `stored`, and for `running` before the first step is over."
+    )
+    rm_std: float | None = setting(
+        None,
+        "standard deviation of raw scores; goes with `rm_mean`.",
+        within="[1e-12, inf)",
+        expected="a number above 0, or null",
+    )
+    temperature: float = setting(
+        1.0,
+        "scale of the normalised score, by which it is divided.",
+        within="[1e-6, inf)",
+        expected="a number above 0",
+    )
+    threshold: float = setting(0.0, "the normalised score that becomes 0.5 under `sigmoid` and 0 under `tanh`.")
+    clip: tuple[float, float] | None = setting(
+        None,
+        "`[low,high]`, after `squash`; null for no limits.",
+        fits=_is_range,
+        expected="[low,high] with low below high",
+    )
+    timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
+    deadline_s: float = setting(
+        300.0, "seconds for all attempts of one answer together.", within="[1e-3, inf)", expected="seconds, above 0"
+    )
+    attempts: int = setting(5, "requests at most for one answer.", within="[1, inf)")
+    backoff_s: float = setting(
+        1.0,
+        "seconds before the second attempt; doubled for each further one, at most 30.",
+        within="[0, inf)",
+        expected="seconds, 0 or more",
+    )
+    concurrency: int = setting(64, "requests at a time from one of `reward.num_workers`.", within="[1, inf)")
+    on_failure: str = setting(
+        "fail",
+        "`fail` ends the run at the first answer without a score; `drop` leaves such answers out.",
+        choices=("fail", "drop"),
+    )
+    max_failed_share: float = setting(
+        0.1, "of a step's answers; with `drop`, more end the run.", within="[0, 1]", expected="a share from 0 to 1"
+    )
 
-    def __post_init__(self):
-        object.__setattr__(
-            self, "shaping", Shaping(self.squash, float(self.temperature), float(self.threshold), self.clip)
-        )
+    @cached_property
+    def shaping(self) -> Shaping:
+        return Shaping(self.squash, float(self.temperature), float(self.threshold), self.clip)
 
     @property
     def uses_rm(self) -> bool:
         return self.mode != "rule_only"
 
-    @classmethod
-    def from_config(cls, given: Mapping[str, Any] | None) -> CombinedSettings:
-        """Read and check them.
-
-        Raises:
-            ValueError: an unknown key or a value that cannot work; the message names the key.
-        """
-        known = [f.name for f in fields(cls) if f.init]
-        values = dict(given or {})
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                hint = f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"{WHERE}.{key}: no such setting{hint}")
-        if values.get("clip") is not None:
-            values["clip"] = tuple(values["clip"]) if isinstance(values["clip"], list | tuple) else values["clip"]
-        for name, choices in (
-            ("mode", MODES),
-            ("squash", tuple(SQUASHES)),
-            ("normalise", NORMALISATIONS),
-            ("on_failure", ON_FAILURE),
-        ):
-            if values.get(name, choices[0]) not in choices:
-                raise ValueError(f"{WHERE}.{name}={values[name]}: expected one of {', '.join(choices)}")
-        for name, (low, high, wanted) in _NUMBERS.items():
-            if name in values and not (name in ("rm_mean", "rm_std") and values[name] is None):
-                _check_number(name, values[name], low, high, wanted)
-        for name in ("attempts", "concurrency"):
-            value = values.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{WHERE}.{name}={value}: expected a whole number, 1 or more")
-        _check_clip(values.get("clip"))
-        settings = cls(**values)
-        settings._check_together()
-        return settings
-
-    def _check_together(self) -> None:
+    def check_together(self) -> None:
         if self.mode in ("weighted", "gated") and self.rule_weight + self.rm_weight <= 0:
             raise ValueError(f"{WHERE}.rule_weight and .rm_weight are both 0: nothing would count")
         low, high = self.shaping.bounds
@@ -149,36 +152,6 @@ class CombinedSettings:
         if self.rm_mean is not None:
             return Moments(float(self.rm_mean), float(self.rm_std))
         return read_stats(model_path or "") if self.normalise == "stored" else Moments()
-
-
-# name: smallest value (excluded where the text says so), largest value, what is expected
-_NUMBERS = {
-    "rule_weight": (0.0, math.inf, "a number, 0 or more"),
-    "rm_weight": (0.0, math.inf, "a number, 0 or more"),
-    "tiebreak_step": (1e-6, 1.0, "a number from 0.000001 to 1"),
-    "rm_mean": (-math.inf, math.inf, "a number"),
-    "rm_std": (1e-12, math.inf, "a number above 0"),
-    "temperature": (1e-6, math.inf, "a number above 0"),
-    "threshold": (-math.inf, math.inf, "a number"),
-    "timeout_s": (1e-3, math.inf, "seconds, above 0"),
-    "deadline_s": (1e-3, math.inf, "seconds, above 0"),
-    "backoff_s": (0.0, math.inf, "seconds, 0 or more"),
-    "max_failed_share": (0.0, 1.0, "a share from 0 to 1"),
-}
-
-
-def _check_number(name: str, value: Any, low: float, high: float, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{WHERE}.{name}={value}: expected {wanted}")
-
-
-def _check_clip(clip: Any) -> None:
-    if clip is None:
-        return
-    plain = isinstance(clip, tuple) and len(clip) == 2
-    numbers = plain and all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in clip)
-    if not numbers or clip[0] >= clip[1]:
-        raise ValueError(f"{WHERE}.clip={list(clip) if plain else clip}: expected [low,high] with low below high")
 
 
 def combine(settings: CombinedSettings, rule: float, rm: float, json_ok: bool) -> float:

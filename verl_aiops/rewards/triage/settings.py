@@ -1,13 +1,14 @@
 """The knobs of the reward: their ranges, and the relation between the weights that keeps correctness on top."""
 
 import difflib
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from numbers import Integral, Real
+from numbers import Real
+from typing import Any
 
 from verl_aiops.reasoning import CHOICES, NONE
 from verl_aiops.rewards.triage.components import PARTS, RewardPart, check_part
+from verl_aiops.settings import expected, fits, kinds, setting, settings_of
 
 _VERL_KWARGS = frozenset(
     {
@@ -19,6 +20,7 @@ _VERL_KWARGS = frozenset(
     }
 )
 
+_PART_RANGE = "[0.0, 1.0]"
 _EXTRAS = ("format_weight", "evidence_weight", "early_verdict_weight", "invented_weight", "length_weight")
 
 
@@ -27,37 +29,37 @@ class RewardSettings:
     """Weights and limits of `aiops_mturn.compute_score`, set through `reward.custom_reward_function.reward_kwargs`.
 
     Weights are relative to the sum of the four that pay (service, type, format, evidence), so they need not add to one.
-
-    Attributes:
-        service_weight: paid for the right service.
-        type_weight: paid for the right incident type.
-        format_weight: paid for a well-formed answer.
-        evidence_weight: paid, times the quality of the quotes, when both fields are right.
-        early_verdict_weight: taken when a round before the last gives a verdict or JSON.
-        invented_weight: taken in full for four invented or altered quotes, in part for fewer.
-        length_weight: taken in full at twice the length budget, in part from the budget on.
-        length_budget: characters, all rounds together, that cost nothing.
-        min_quote_chars: characters other than white space below which a quotation is ignored.
-        allow_fence: accept an answer inside one Markdown fence.
-        reasoning: the markers of the model's reasoning blocks, a name of `reasoning.MARKERS` such as `think`, `any`
-            or `none`; what stands in blocks at the beginning of a round is neither read nor counted. Runs and
-            evaluations take the model's own where nothing is set.
-        reasoning_opened: the generation prompt opens such a block.
-        parts: those of `parts.PARTS` by name, each with its weight as set by `NAME_weight`.
+    ``parts`` is no setting: those of `components.PARTS` by name, each with its weight as set by `NAME_weight`.
     """
 
-    service_weight: float = 0.40
-    type_weight: float = 0.40
-    format_weight: float = 0.05
-    evidence_weight: float = 0.15
-    early_verdict_weight: float = 0.05
-    invented_weight: float = 0.05
-    length_weight: float = 0.05
-    length_budget: int = 4000
-    min_quote_chars: int = 8
-    allow_fence: bool = False
-    reasoning: str = NONE
-    reasoning_opened: bool = False
+    service_weight: float = setting(0.40, "paid for the right service.", within="[0.01, 1.0]")
+    type_weight: float = setting(0.40, "paid for the right incident type.", within="[0.01, 1.0]")
+    format_weight: float = setting(0.05, "paid for a well-formed answer.", within=_PART_RANGE)
+    evidence_weight: float = setting(
+        0.15, "paid, times the quality of the quotes, when both fields are right.", within=_PART_RANGE
+    )
+    early_verdict_weight: float = setting(
+        0.05, "taken when a round before the last gives a verdict or JSON.", within=_PART_RANGE
+    )
+    invented_weight: float = setting(
+        0.05, "taken in full for four invented or altered quotes, in part for fewer.", within=_PART_RANGE
+    )
+    length_weight: float = setting(
+        0.05, "taken in full at twice the length budget, in part from the budget on.", within=_PART_RANGE
+    )
+    length_budget: int = setting(4000, "characters, all rounds together, that cost nothing.", within="[1, 1000000]")
+    min_quote_chars: int = setting(
+        8, "characters other than white space below which a quotation is ignored.", within="[4, 200]"
+    )
+    allow_fence: bool = setting(False, "accept an answer inside one Markdown fence.")
+    reasoning: str = setting(
+        NONE,
+        "the markers of the model's reasoning blocks, a name of `reasoning.MARKERS` such as `think`, `any` or `none`; "
+        "what stands in blocks at the beginning of a round is neither read nor counted. Runs and evaluations take the "
+        "model's own where nothing is set.",
+        choices=CHOICES,
+    )
+    reasoning_opened: bool = setting(False, "the generation prompt opens such a block.")
     parts: tuple[tuple[str, RewardPart], ...] = ()
 
     @cached_property
@@ -68,16 +70,9 @@ class RewardSettings:
 
 
 _DEFAULT = RewardSettings()
-_KNOWN = tuple(field.name for field in fields(RewardSettings) if field.name != "parts")
-_RANGES = {
-    "service_weight": (0.01, 1.0),
-    "type_weight": (0.01, 1.0),
-    **{name: (0.0, 1.0) for name in _EXTRAS},
-    "length_budget": (1, 1_000_000),
-    "min_quote_chars": (4, 200),
-}
-_FLAGS = ("allow_fence", "reasoning_opened")
-_PART_RANGE = (0.0, 1.0)
+_FIELDS = {of.name: of for of in settings_of(RewardSettings)}
+# the weight of a part that is added is checked like this one
+_PART = _FIELDS["format_weight"]
 
 
 def read_settings(kwargs: dict) -> RewardSettings:
@@ -107,9 +102,9 @@ def _build(given: tuple, parts: tuple) -> RewardSettings:
     for name, part in parts:
         check_part(name, part)
     weights = {f"{name}_weight": part.weight for name, part in parts}
-    if clash := [name for name in weights if name in _KNOWN]:
+    if clash := [name for name in weights if name in _FIELDS]:
         raise ValueError(f"reward part {clash[0].removesuffix('_weight')!r}: {clash[0]} is a setting already")
-    known = (*_KNOWN, *weights)
+    known = (*_FIELDS, *weights)
     values = {}
     for name, _, value in given:
         if name in known:
@@ -130,29 +125,19 @@ def _build(given: tuple, parts: tuple) -> RewardSettings:
     return settings
 
 
-def _checked(name: str, value: object) -> float | int | bool | str:
-    if name in _FLAGS:
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"reward_kwargs: {name}: expected true or false, got {value!r}")
-    if name == "reasoning":
-        if isinstance(value, str) and value in CHOICES:
-            return value
-        raise ValueError(f"reward_kwargs: reasoning: expected one of {', '.join(CHOICES)}, got {value!r}")
-    low, high = _RANGES.get(name, _PART_RANGE)
-    kind = Integral if isinstance(low, int) else Real
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not low <= value <= high:
-        wanted = "an integer" if kind is Integral else "a number"
-        raise ValueError(f"reward_kwargs: {name}: expected {wanted} from {low} to {high}, got {value!r}")
-    return int(value) if kind is Integral else float(value)
+def _checked(name: str, value: Any) -> Any:
+    of = _FIELDS.get(name, _PART)
+    if not fits(of, value):
+        raise ValueError(f"reward_kwargs: {name}: expected {expected(of)}, got {value!r}")
+    return {"int": int, "float": float}.get(kinds(of)[0], lambda same: same)(value)
 
 
 def _refuse_if_meant(name: str, value: object, known: tuple[str, ...]) -> None:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     alike = bool(difflib.get_close_matches(name, known, n=1, cutoff=0.65))
     if alike or "weight" in name or isinstance(value, Real):
-        low, high = (False, True) if nearest in _FLAGS else _RANGES.get(nearest, _PART_RANGE)
-        takes = f"one of {', '.join(CHOICES)}" if nearest == "reasoning" else f"from {low} to {high}"
+        takes = expected(_FIELDS.get(nearest, _PART)).replace("true or false", "from False to True")
+        takes = takes.removeprefix("a number ").removeprefix("an integer ")
         raise ValueError(
             f"reward_kwargs: unknown setting {name!r}; the nearest known one is {nearest!r} ({takes}); "
             f"known: {', '.join(known)}"

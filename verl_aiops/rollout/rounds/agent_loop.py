@@ -36,8 +36,7 @@ class AiopsMturnAgentLoop(AgentLoopBase):
             # verl's token builder for the model's type wants tokens that this tokenizer lacks (DeepSeek-R1-Distill-Qwen
             # is a qwen2 without <|im_end|>); the default one renders the prompt, and no more is asked of it
             super().__init__(*args, **{**kwargs, "hf_model_type": None})
-        custom = OmegaConf.select(self.rollout_config, "custom.aiops_mturn")
-        self.settings = RoundSettings.from_config(custom)
+        self.settings = RoundSettings.from_section(OmegaConf.select(self.rollout_config, "custom.aiops_mturn"))
         self.stops = stop_ids(self.config.actor_rollout_ref.model.path, self.tokenizer)
         self.template = TemplateTurns(self.tokenizer, chat_template_kwargs=dict(self.apply_chat_template_kwargs))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from verl_aiops.rollout.rounds.turns import ANSWER_TOKENS
+from verl_aiops.settings import Settings, setting
 
 __all__ = ["ANSWER_SCHEMA", "RoundSettings", "answer_constraint", "answer_schema"]
 
@@ -21,47 +21,37 @@ ANSWER_SCHEMA = {
 }
 
 
+def _are_counts(tokens: Any) -> bool:
+    numbers = isinstance(tokens, list) and tokens
+    return bool(numbers) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
+
+
 @dataclass(frozen=True)
-class RoundSettings:
-    """How the rounds share the response, and how the last one is sampled.
+class RoundSettings(Settings):
+    """How the rounds share the response, and how the last one is sampled."""
 
-    Attributes:
-        round_tokens: tokens that the model may write in each round; the last entry stands for those that are missing.
-            null divides `data.max_response_length`, which also holds the instructions between the rounds.
-        answer_tokens: tokens of the last round, where `data.max_response_length` is divided.
-        json_schema: let the engine (SGLang, vLLM) constrain the last round to the answer's JSON schema.
-    """
+    section = WHERE
 
-    round_tokens: list[int] | None = None
-    answer_tokens: int = ANSWER_TOKENS
-    json_schema: bool = False
+    round_tokens: list[int] | None = setting(
+        None,
+        "tokens that the model may write in each round; the last entry stands for those that are missing. null divides "
+        "`data.max_response_length`, which also holds the instructions between the rounds.",
+        fits=_are_counts,
+        expected="a number of tokens for each round, [96,48]",
+    )
+    answer_tokens: int = setting(
+        ANSWER_TOKENS,
+        "tokens of the last round, where `data.max_response_length` is divided.",
+        within="[1, inf)",
+    )
+    json_schema: bool = setting(
+        False, "let the engine (SGLang, vLLM) constrain the last round to the answer's JSON schema."
+    )
 
-    @classmethod
-    def from_config(cls, given: Mapping[str, Any] | None) -> RoundSettings:
-        """Read and check them.
-
-        Raises:
-            ValueError: an unknown key or a value that cannot work; the message names the key.
-        """
-        known = [f.name for f in fields(cls)]
-        values = dict(given or {})
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"{WHERE}.{key}: no such setting{hint}")
-        tokens = values.get("round_tokens")
-        if tokens is not None:
-            tokens = [tokens] if isinstance(tokens, int) else list(tokens)
-            if not tokens or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in tokens):
-                raise ValueError(f"{WHERE}.round_tokens={tokens}: expected a number of tokens for each round, [96,48]")
-            values["round_tokens"] = tokens
-        answer = values.get("answer_tokens", ANSWER_TOKENS)
-        if not isinstance(answer, int) or isinstance(answer, bool) or answer < 1:
-            raise ValueError(f"{WHERE}.answer_tokens={answer}: expected a whole number, 1 or more")
-        if not isinstance(values.get("json_schema", False), bool):
-            raise ValueError(f"{WHERE}.json_schema={values['json_schema']}: expected True or False")
-        return cls(**values)
+    def __post_init__(self) -> None:
+        if isinstance(self.round_tokens, int | tuple):  # one number stands for a list of it
+            tokens = [self.round_tokens] if isinstance(self.round_tokens, int) else list(self.round_tokens)
+            object.__setattr__(self, "round_tokens", tokens)
 
 
 def answer_schema(names: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -33,10 +33,7 @@ def prepare_reward_model(config: DictConfig, given: set[str]) -> tuple[list[str]
     faults = []
     settings = None
     try:
-        section = OmegaConf.select(config, "reward.combined")
-        settings = CombinedSettings.from_config(
-            None if section is None else OmegaConf.to_container(section, resolve=True)
-        )
+        settings = CombinedSettings.from_config(config)
     except ValueError as error:
         faults.append(str(error))
     if settings is not None and settings.uses_rm and not model.enable:

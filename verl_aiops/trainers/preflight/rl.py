@@ -286,7 +286,7 @@ def check_rounds(config: DictConfig) -> None:
     from verl_aiops.rollout.rounds.settings import RoundSettings
 
     try:
-        settings = RoundSettings.from_config(OmegaConf.select(config, "actor_rollout_ref.rollout.custom.aiops_mturn"))
+        settings = RoundSettings.from_config(config)
         rows = _rows_by_rounds(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None

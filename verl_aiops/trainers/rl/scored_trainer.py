@@ -16,7 +16,7 @@ import numpy as np
 import ray
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -52,8 +52,7 @@ def combined_settings(config: DictConfig) -> CombinedSettings | None:
     """The settings of the reward manager ``aiops_combined``, or None where another one is in use."""
     if config.reward.reward_manager.name != COMBINED:
         return None
-    section = OmegaConf.select(config, "reward.combined")
-    return CombinedSettings.from_config(None if section is None else OmegaConf.to_container(section, resolve=True))
+    return CombinedSettings.from_config(config)
 
 
 def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
