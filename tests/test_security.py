@@ -13,12 +13,12 @@ from aiohttp import web
 from fastapi.testclient import TestClient
 from omegaconf import OmegaConf
 
+from verl_aiops.models.checkpoint_pickle import TRUST, ForeignCodeError, foreign_code, refuse_foreign_code
+from verl_aiops.models.folders import merge_checkpoint
 from verl_aiops.rewards.model.client import RewardModelClient, RewardModelError, longest_input
 from verl_aiops.rollout.hf import scoring_api
 from verl_aiops.rollout.hf.scoring_api import Scored, build_app
-from verl_aiops.trainers.dpo.checkpoints import merge_checkpoint
 from verl_aiops.trainers.preflight.reward import _code_faults, _tokenizer_faults
-from verl_aiops.trainers.runs.checkpoint_pickle import TRUST, ForeignCodeError, foreign_code, refuse_foreign_code
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 

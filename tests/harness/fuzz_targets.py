@@ -238,7 +238,7 @@ def other_readers(folder):
     from verl_aiops.evaluation.on_policy.answers import Sampled, check_not_seen
     from verl_aiops.evaluation.run.answers import read_questions
     from verl_aiops.evaluation.run.questions import read_rl_questions
-    from verl_aiops.models.folders import find_model
+    from verl_aiops.models.folders import ModelFolderError, find_model
     from verl_aiops.trainers.config import ConfigError
     from verl_aiops.trainers.rl.triage_rows import RowRules, check_rows
 
@@ -263,7 +263,7 @@ def other_readers(folder):
                  lambda name: read_questions(str(folder / name)) and None, users)  # fmt: skip
     yield Target("trained on", folder, ["sft.jsonl"], lambda name: check_not_seen(asked, folder / name), users[:3])
     yield Target("model", folder, ["model/config.json"],
-                 lambda name: find_model(str(folder / "model")).fingerprint() and None, users[:3],
+                 lambda name: find_model(str(folder / "model")).fingerprint() and None, (ModelFolderError,),
                  lambda name: ["/model"])  # fmt: skip
 
 

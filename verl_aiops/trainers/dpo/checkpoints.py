@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from verl_aiops.files import remove, replacing, write_atomically
-from verl_aiops.trainers.runs.checkpoint_pickle import refuse_foreign_code
+from verl_aiops.models.folders import merge_checkpoint
 from verl_aiops.trainers.runs.finite import FiniteRun, NotFiniteError, check_model_folder
 from verl_aiops.trainers.runs.log import RunLog
 from verl_aiops.trainers.runs.note import RunNote, write_note
@@ -21,7 +21,6 @@ __all__ = [
     "check_same_reference",
     "export_model",
     "exported_from",
-    "merge_checkpoint",
     "resume_folder",
     "write_reference_note",
 ]
@@ -187,37 +186,3 @@ def export_model(folder: str, config: DictConfig) -> str:
         origin = {"checkpoint": os.path.basename(folder)}
         (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
     return target
-
-
-def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
-    """Write the model of a folder of FSDP shards (``global_step_N/actor``) into the empty folder ``target``.
-
-    Raises:
-        ForeignCodeError: a shard that would run code when it is read: verl's merger reads by pickle, without limits.
-    """
-    from verl.model_merger.base_model_merger import ModelMergerConfig
-    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
-
-    refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
-    os.makedirs(target, exist_ok=True)
-    FSDPModelMerger(
-        ModelMergerConfig(
-            operation="merge",
-            backend="fsdp",
-            local_dir=actor,
-            target_dir=target,
-            hf_model_config_path=os.path.join(actor, "huggingface"),
-            trust_remote_code=trust_remote_code,
-        )
-    ).merge_and_save()
-    if os.path.isdir(os.path.join(target, "lora_adapter")):
-        _merge_adapter(target, trust_remote_code)
-
-
-def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
-    merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
-    merged.save_pretrained(folder)

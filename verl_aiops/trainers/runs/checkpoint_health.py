@@ -15,8 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_aiops.models.checkpoint_pickle import TRUST, foreign_code
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.runs.checkpoint_pickle import TRUST, foreign_code
 
 __all__ = ["check_checkpoint", "damage", "find_checkpoint", "steps_in"]
 
