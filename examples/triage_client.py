@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def done(job: Job, made: Generation) -> None:
         # what a model thinks first, unless the server has taken it out, is neither its verdict nor its analysis
-        shown = [visible(text, ANY, None).text for text in made.rounds]
+        shown = [visible(text, ANY, None).text for text in made.turns]
         answer = parse_answer(shown[-1]) if made.error is None else parse_answer(None)
         verdict = {"service": answer.service, "incident_type": answer.incident_type}
         line = {"id": job.question.id, **(verdict if answer.ok else dict.fromkeys(verdict))}

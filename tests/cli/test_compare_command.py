@@ -202,12 +202,11 @@ def test_every_option_in_the_docs_exists():
 
 def test_files_and_metrics_that_the_docs_name_are_those_there_are(work, tmp_path, capsys):
     from verl_aiops.evaluation.compare.command import _FILES, _PLOTS
-    from verl_aiops.evaluation.compare.numbers import MACRO_F1
-    from verl_aiops.evaluation.compare.pairing import METRICS
+    from verl_aiops.evaluation.stats.metrics import In, metrics
 
     assert all(f"`{name}`" in DOC for name in (*_FILES, *_PLOTS))
     assert set(re.findall(r"`(\w+\.(?:png|html|txt))`", DOC)) <= {*_FILES, *_PLOTS}
-    for metric in (*METRICS.values(), *MACRO_F1.values()):
+    for metric in metrics(In.COMPARE).values():
         assert metric.title.partition(",")[0] in " ".join(DOC.split()), metric.title
 
 

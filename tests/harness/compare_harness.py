@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from eval_harness import questions_of, quoting, right_answer
 
 from verl_aiops.evaluation.run.backend import Generation
-from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.questions import fingerprint
 
 __all__ = [
@@ -75,7 +75,7 @@ def evaluated(folder, questions, backend, samples=1, **settings):
     """Run an evaluation with the backend; returns the folder as text."""
     settings = {"model": folder.name, "temperature": 0.0, **settings}
     settings |= {"questions": fingerprint(questions), "n": samples}
-    evaluate(questions, backend, folder, Plan(samples=samples, max_failed_share=1.0), settings)
+    evaluate(questions, backend, folder, EvaluationPlan(samples=samples, max_failed_share=1.0), settings)
     return str(folder)
 
 

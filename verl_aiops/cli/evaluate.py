@@ -133,7 +133,7 @@ def _endpoint_options(parser: argparse.ArgumentParser) -> None:
 def run_eval(args: argparse.Namespace) -> int:
     from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.run.backend import SamplingOptions
-    from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+    from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
     from verl_aiops.evaluation.run.questions import fingerprint
     from verl_aiops.inputs.shown import one_line, printable
 
@@ -143,7 +143,7 @@ def run_eval(args: argparse.Namespace) -> int:
         )
     if args.concurrency < 1:
         raise EvaluationError(f"--concurrency {args.concurrency}: expected 1 or more")
-    plan = Plan(
+    plan = EvaluationPlan(
         samples=args.n,
         seed=args.seed,
         reward=_reward(args.reward),

@@ -10,14 +10,17 @@ import pytest
 from compare_harness import Guessing, evaluated, in_faults, questions_of
 
 from verl_aiops.evaluation.compare.flips import NO_ANSWER, examples
-from verl_aiops.evaluation.compare.numbers import OVER_K, SLICED, comparison_of
-from verl_aiops.evaluation.compare.pairing import METRICS, pair
+from verl_aiops.evaluation.compare.numbers import comparison_of
+from verl_aiops.evaluation.compare.pairing import pair
 from verl_aiops.evaluation.compare.read_runs import read_runs
-from verl_aiops.evaluation.stats.metrics import MEANS, is_share, values_of
-from verl_aiops.evaluation.stats.metrics import table_of as sums_of
+from verl_aiops.evaluation.stats.estimates import table_of as sums_of
+from verl_aiops.evaluation.stats.estimates import values_of
+from verl_aiops.evaluation.stats.metrics import METRICS, In, is_share, metrics, over_k_titles
 from verl_aiops.evaluation.stats.paired_tests import holm, mcnemar_exact
 
 LABELS = ("sft", "grpo", "ppo")
+# macro-F1 apart, which is no mean over incidents
+COMPARED = [name for name, metric in metrics(In.COMPARE).items() if metric.value]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +53,10 @@ def mean_of(values):
 
 
 def by_incident(pairing, label, metric):
-    return [mean_of(MEANS[metric](line) for line in lines) for lines in pairing.answers[label]]
+    return [mean_of(METRICS[metric].value(line) for line in lines) for lines in pairing.answers[label]]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", COMPARED)
 def test_values_are_means_over_incidents_and_differences_are_theirs(several, result, metric):
     for label in LABELS:
         values = by_incident(several, label, metric)
@@ -82,7 +85,7 @@ def brute_force_p(pairing, differences):
 
 
 def test_p_values_are_corrected_over_the_runs_of_each_metric(result):
-    for metric in METRICS:
+    for metric in COMPARED:
         entries = result["metrics"][metric]["comparisons"]
         assert [entry["p_holm"] for entry in entries.values()] == holm([entry["p"] for entry in entries.values()])
 
@@ -91,7 +94,7 @@ def test_the_figures_of_a_run_are_those_of_its_evaluation(several, result):
     """With as many answers to every incident, the mean over incidents is the mean over answers."""
     for label in LABELS:
         summary = values_of(sums_of([line for lines in several.answers[label] for line in lines]), seed=0)
-        for metric in (*METRICS, "macro_f1_service", "macro_f1_type"):
+        for metric in (*COMPARED, "macro_f1_service", "macro_f1_type"):
             assert result["metrics"][metric]["values"][label]["value"] == pytest.approx(summary[metric].value), metric
 
 
@@ -109,7 +112,7 @@ def test_macro_f1_has_an_interval_and_no_test(result):
 def test_a_run_compared_with_itself_shows_nothing(several):
     twins = pair([several.runs[0], replace(several.runs[0], label="again")])
     result = comparison_of(twins)
-    for metric in METRICS:
+    for metric in COMPARED:
         entry = result["metrics"][metric]["comparisons"]["again"]
         # nothing tells the two apart, which bounds what is left to tell
         difference, other = entry["difference"], 0.0
@@ -135,7 +138,7 @@ def test_metrics_that_a_run_does_not_have_are_compared_of_none(several):
 def test_over_k_is_the_mean_over_all_choices_of_k_answers(several, result):
     for label in LABELS:
         most = 2 if label == "ppo" else 3
-        for name in OVER_K:
+        for name in over_k_titles():
             points = result["over_k"][name]["values"][label]
             assert [point["k"] for point in points] == list(range(1, most + 1))
             for point in points:
@@ -150,12 +153,12 @@ def best_of(lines, name, k):
             found.append(float(any(line["score"]["acc_main"] for line in subset)))
             continue
         best = max(line["score"]["score"] for line in subset)
-        found.append(mean_of(MEANS[name](line) for line in subset if line["score"]["score"] == best))
+        found.append(mean_of(METRICS[name].value(line) for line in subset if line["score"]["score"] == best))
     return mean_of(found)
 
 
 def test_differences_over_k_end_with_the_fewer_answers(result):
-    for name in OVER_K:
+    for name in over_k_titles():
         part = result["over_k"][name]
         assert [len(part["differences"][label]) for label in ("grpo", "ppo")] == [3, 2]
         for label in ("grpo", "ppo"):
@@ -172,7 +175,7 @@ def test_slices_hold_every_incident_once(several, result):
         for name, part in slices.items():
             members = [at for at, value in enumerate(several.slices(key)) if value == name]
             assert len(members) == part["incidents"]
-            for metric, label in itertools.product(SLICED, LABELS):
+            for metric, label in itertools.product(metrics(In.SLICES), LABELS):
                 values = by_incident(several, label, metric)
                 assert part[metric]["values"][label]["value"] == pytest.approx(mean_of(values[at] for at in members))
     assert list(result["by"]["difficulty"]) == ["easy", "medium", "hard"]

@@ -19,7 +19,7 @@ from verl_aiops.data import PreferenceDataset
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.on_policy.pairs import OwnPairOptions, build_own_pairs
 from verl_aiops.evaluation.run.backend import Generation
-from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.questions import fingerprint, read_rl_questions
 from verl_aiops.incidents import (
     Fold,
@@ -84,7 +84,7 @@ def asked(tmp_path):
     def ask(texts, n=4, name="eval", data=data):
         questions = read_rl_questions(str(data))
         settings = {"data": str(data), "limit": None, "seed": 0, "questions": fingerprint(questions), "reward": {}}
-        evaluate(questions, Scripted(texts), tmp_path / name, Plan(samples=n), settings)
+        evaluate(questions, Scripted(texts), tmp_path / name, EvaluationPlan(samples=n), settings)
         return tmp_path / name
 
     ask.data = data
@@ -294,7 +294,7 @@ def test_no_text_raises(tmp_path_factory, first, last):
     build_rl(source(3), data, prompts=PROMPTS, val_share=0)
     questions = read_rl_questions(str(data))
     settings = {"data": str(data), "limit": None, "seed": 0, "questions": fingerprint(questions)}
-    evaluate(questions, Scripted(lambda job: (first, last)), place / "e", Plan(), settings)
+    evaluate(questions, Scripted(lambda job: (first, last)), place / "e", EvaluationPlan(), settings)
     try:
         build_own_pairs([place / "e"], place / "own.jsonl", options=OwnPairOptions(val_share=0))
     except EvaluationError as error:

@@ -14,7 +14,7 @@ from verl_aiops.cli import main as cli
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run import openai_backend as endpoint_module
 from verl_aiops.evaluation.run.backend import Job, SamplingOptions
-from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
 from verl_aiops.evaluation.run.questions import offered_names
 from verl_aiops.evaluation.run.rename_check import rename_questions
@@ -51,7 +51,7 @@ def test_two_rounds_with_the_first_answer_in_the_second(questions):
         made = generate(server.url + "/", questions, SamplingOptions(0.7, 0.9, round_tokens=(30, 20)), api_key="secret")
     for question in questions:
         generation = made[question.id]
-        assert generation.rounds == [quoting(question), right_answer(question)]
+        assert generation.turns == [quoting(question), right_answer(question)]
         assert generation.cut == [False, False] and generation.tokens == [7, 7] and generation.error is None
         first, second = [r for r in server.requests if r["messages"][0]["content"] == question.messages[0]["content"]]
         assert first == {
@@ -75,7 +75,7 @@ def test_one_round_of_the_direct_style():
     direct = questions_of(2, style="direct")
     with serving(oracle(direct, round1=right_answer)) as server:
         made = generate(server.url, direct)
-    assert [g.rounds for g in made.values()] == [[right_answer(q)] for q in direct]
+    assert [g.turns for g in made.values()] == [[right_answer(q)] for q in direct]
     assert len(server.requests) == 2 and "authorization" not in server.headers[0]
 
 
@@ -214,7 +214,7 @@ GARBAGE = [
 def test_a_fault_that_passes_costs_nothing(questions, fault):
     with serving(lambda body, number: fault if number in (0, 2) else oracle(questions)(body, number)) as server:
         made = only(server.url, questions)
-    assert made.error is None and made.rounds[1] == right_answer(questions[0]) and len(server.requests) == 4
+    assert made.error is None and made.turns[1] == right_answer(questions[0]) and len(server.requests) == 4
 
 
 @pytest.mark.parametrize("fault", GARBAGE, ids=range(len(GARBAGE)))
@@ -222,7 +222,7 @@ def test_a_fault_that_stays_fails_the_row_after_all_attempts(questions, fault):
     with serving(lambda body, number: fault) as server:
         made = only(server.url, questions, attempts=3)
     assert made.error.endswith("(attempt 3 of 3)") and len(server.requests) == 3
-    assert made.rounds == [] and made.tokens is None
+    assert made.turns == [] and made.tokens is None
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 301])
@@ -239,7 +239,7 @@ def test_a_round_that_fails_keeps_the_one_before(questions):
 
     with serving(reply) as server:
         made = only(server.url, questions, attempts=2)
-    assert made.rounds == [quoting(questions[0])] and "HTTP 500" in made.error and len(server.requests) == 3
+    assert made.turns == [quoting(questions[0])] and "HTTP 500" in made.error and len(server.requests) == 3
 
 
 def test_a_sleeping_server_costs_the_timeout_and_no_more(questions):
@@ -393,7 +393,7 @@ def test_a_server_that_comes_back_is_asked_as_before(questions):
 def test_odd_texts_are_texts(questions, text, kept, tmp_path):
     with serving(lambda body, number: (200, json.dumps(completion(text)))) as server:
         backend = EndpointBackend(EndpointOptions(server.url, "m"), SamplingOptions())
-        report = evaluate(questions[:2], backend, tmp_path, Plan(), {})
+        report = evaluate(questions[:2], backend, tmp_path, EvaluationPlan(), {})
     assert report.fault == "" and report.summary["overall"]["metrics"]["json_ok"]["value"] == 0
     lines = (tmp_path / "generations.jsonl").read_bytes().decode("utf-8").split("\n")[:-1]
     assert [json.loads(line)["rounds"] for line in lines] == [[kept, kept]] * 2
@@ -576,7 +576,7 @@ def test_a_reply_without_text_is_no_answer_and_says_why(questions, reply, sort, 
 
     with serving(answer) as server:
         backend = EndpointBackend(EndpointOptions(server.url, "m", concurrency=1), SamplingOptions())
-        report = evaluate(questions[:3], backend, tmp_path, Plan(), {})
+        report = evaluate(questions[:3], backend, tmp_path, EvaluationPlan(), {})
     assert len(server.requests) == (6 if late else 3)
     assert "3 of 3 answers failed" in report.fault and f"no text: {sort}" in report.fault
     assert report.summary["counts"]["no_text"] == {sort: 3} and report.summary["overall"]["answers"] == 0
@@ -594,7 +594,7 @@ def test_few_replies_without_text_leave_a_run_whole_and_are_counted_by_their_sor
 
     with serving(answer) as server:
         backend = EndpointBackend(EndpointOptions(server.url, "m"), SamplingOptions())
-        report = evaluate(questions, backend, tmp_path, Plan(max_failed_share=0.5), {})
+        report = evaluate(questions, backend, tmp_path, EvaluationPlan(max_failed_share=0.5), {})
     assert report.fault == "" and report.summary["counts"]["no_text"] == {"reasoning only": 1, "filtered": 1}
     assert report.summary["overall"]["metrics"]["acc_main"]["value"] == 1.0
 
@@ -614,6 +614,6 @@ def test_text_beside_reasoning_or_a_call_is_an_answer(questions, tmp_path):
 def test_an_answer_of_nothing_is_counted_as_such(questions, tmp_path):
     with serving(lambda body, number: (200, completion(""))) as server:
         backend = EndpointBackend(EndpointOptions(server.url, "m"), SamplingOptions())
-        report = evaluate(questions[:2], backend, tmp_path, Plan(), {})
+        report = evaluate(questions[:2], backend, tmp_path, EvaluationPlan(), {})
     assert report.summary["overall"]["metrics"]["empty"]["value"] == 1.0
     assert "answers without any text" in report.table

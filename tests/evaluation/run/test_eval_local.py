@@ -121,10 +121,10 @@ def test_greedy_answers_are_the_agent_loops(tiny_model_dir, tokenizer, budgets, 
     outputs, asked = loop_answers(tiny_model_dir, tokenizer, some, budgets, between + 24)
     for question, output in zip(some, outputs):
         generation = made[question.id, 0]
-        assert generation.rounds == output.extra_fields["turns"]
+        assert generation.turns == output.extra_fields["turns"]
         assert generation.cut == [bool(cut) for cut in output.extra_fields["round_cut"]]
         assert sum(generation.tokens) == sum(output.response_mask)
-        assert len(generation.rounds) == len(question.rounds) + 1
+        assert len(generation.turns) == len(question.rounds) + 1
     assert here == {tuple(prompt) for prompt in asked}
 
 
@@ -134,7 +134,7 @@ def test_answers_do_not_depend_on_the_batch(tiny_model_dir, questions):
     assert one == all_together
     some = answers(local(tiny_model_dir, options, 2), questions[:1], 3)
     assert some == {key: made for key, made in one.items() if key[0] == questions[0].id}
-    assert len({made.rounds[0] for made in some.values()}) == 3
+    assert len({made.turns[0] for made in some.values()}) == 3
 
 
 def test_budgets_are_kept(tiny_model_dir, questions):
@@ -147,7 +147,7 @@ def test_questions_with_different_numbers_of_rounds_share_a_batch(tiny_model_dir
     mixed = [replace(q, rounds=q.rounds * at) for at, q in enumerate(questions[:3])]
     options = SamplingOptions(round_tokens=(5,))
     made = answers(local(tiny_model_dir, options), mixed)
-    assert [len(made[q.id, 0].rounds) for q in mixed] == [1, 2, 3]
+    assert [len(made[q.id, 0].turns) for q in mixed] == [1, 2, 3]
     alone = answers(local(tiny_model_dir, options, batch=1), mixed)
     assert alone == made
 

@@ -17,11 +17,12 @@ from eval_harness import Knowing, questions_of, quoting, right_answer
 
 from verl_aiops.cli import evaluate as cli_eval
 from verl_aiops.cli import main as cli
+from verl_aiops.evaluation.answer_line import KEYS
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions, seed_of
-from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.questions import fingerprint, incident_questions, read_rl_questions, sampled
-from verl_aiops.evaluation.run.results import KEYS, read_records, scored
+from verl_aiops.evaluation.run.results import line_of, read_lines
 from verl_aiops.incidents import PromptOptions, Simulator, build_rl, file_source, simulator_source, write_incidents
 from verl_aiops.rewards.aiops_mturn import compute_score
 
@@ -38,7 +39,7 @@ def lines(folder, name="generations.jsonl"):
 
 
 def run(questions, backend, out, plan=None, settings=SETTINGS, **options):
-    return evaluate(questions, backend, out, plan or Plan(samples=2), settings, **options)
+    return evaluate(questions, backend, out, plan or EvaluationPlan(samples=2), settings, **options)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -46,10 +47,10 @@ def run(questions, backend, out, plan=None, settings=SETTINGS, **options):
 
 def test_every_answer_is_a_line_with_the_score_of_the_training(questions, tmp_path):
     backend = Knowing(wrong=lambda job: "no JSON" if job.sample else None)
-    report = run(questions, backend, tmp_path / "out", Plan(samples=2, seed=4))
+    report = run(questions, backend, tmp_path / "out", EvaluationPlan(samples=2, seed=4))
     found = lines(tmp_path / "out")
     assert [(r["id"], r["sample"]) for r in found] == [(q.id, s) for q in questions for s in (0, 1)]
-    assert read_records(tmp_path / "out" / "generations.jsonl") == found
+    assert read_lines(tmp_path / "out" / "generations.jsonl") == found
     by_id = {q.id: q for q in questions}
     for r in found:
         q = by_id[r["id"]]
@@ -77,8 +78,8 @@ def test_slices_add_up(questions, tmp_path):
 
 def test_the_reward_settings_are_used(questions, tmp_path):
     fenced = Knowing(wrong=lambda job: f"```json\n{right_answer(job.question)}\n```")
-    strict = run(questions, fenced, tmp_path / "a", Plan())
-    kind = run(questions, fenced, tmp_path / "b", Plan(reward={"allow_fence": True}))
+    strict = run(questions, fenced, tmp_path / "a", EvaluationPlan())
+    kind = run(questions, fenced, tmp_path / "b", EvaluationPlan(reward={"allow_fence": True}))
     assert strict.summary["overall"]["metrics"]["json_ok"]["value"] == 0
     assert kind.summary["overall"]["metrics"]["acc_main"]["value"] == 1
     assert all(r["predicted"] for r in lines(tmp_path / "b"))
@@ -95,12 +96,12 @@ def test_renamed_incidents_are_asked_too_and_compared(questions, tmp_path):
         return right_answer(by_id[job.question.id])
 
     by_id = {q.id: q for q in questions}
-    report = run(questions, Knowing(wrong=remembers), tmp_path, Plan(rename=3))
+    report = run(questions, Knowing(wrong=remembers), tmp_path, EvaluationPlan(rename=3))
     dropped = report.summary["drop"]["metrics"]
     assert len(lines(tmp_path, "renamed.jsonl")) == report.summary["drop"]["incidents"] == len(questions)
     assert dropped["acc_main"]["before"] == 1 and dropped["acc_main"]["after"] == 0
     assert dropped["acc_main"]["value"] == dropped["service_named"]["value"] == 1
-    reads = run(questions, Knowing(), tmp_path / "reads", Plan(rename=3)).summary["drop"]["metrics"]
+    reads = run(questions, Knowing(), tmp_path / "reads", EvaluationPlan(rename=3)).summary["drop"]["metrics"]
     assert reads["acc_main"]["value"] == reads["service_named"]["value"] == 0
     assert "labels swapped" in report.table and "service right, where the data name it" in report.table
 
@@ -112,7 +113,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(questions, tmp_path, monkey
     from verl_aiops.evaluation.run import evaluate as run_module
 
     counted = []
-    monkeypatch.setattr(run_module, "scored", lambda *args: counted.append(1) or scored(*args))
+    monkeypatch.setattr(run_module, "line_of", lambda *args: counted.append(1) or line_of(*args))
     first = Knowing(dies_after=5)
     with pytest.raises(KeyboardInterrupt):
         run(questions, first, tmp_path)
@@ -183,14 +184,15 @@ def test_a_killed_process_leaves_what_it_had(tmp_path):
     program = textwrap.dedent(
         f"""
         import sys, time
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(Path(__file__).parents[2] / "harness")!r})
         from eval_harness import Knowing, questions_of
-        from verl_aiops.evaluation.run.evaluate import Plan, evaluate
+        from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 
         def slow(job):
             time.sleep(0.05)
 
-        evaluate(questions_of(6), Knowing(wrong=slow), {str(tmp_path / "out")!r}, Plan(samples=20), {{"model": "m"}})
+        plan = EvaluationPlan(samples=20)
+        evaluate(questions_of(6), Knowing(wrong=slow), {str(tmp_path / "out")!r}, plan, {{"model": "m"}})
         """
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
@@ -204,7 +206,7 @@ def test_a_killed_process_leaves_what_it_had(tmp_path):
     kept = file.read_bytes().count(b"\n")
     assert 5 <= kept < 120
     backend = Knowing()
-    report = run(questions_of(6), backend, tmp_path / "out", Plan(samples=20), {"model": "m"})
+    report = run(questions_of(6), backend, tmp_path / "out", EvaluationPlan(samples=20), {"model": "m"})
     assert len(backend.asked) == 120 - kept and report.summary["counts"]["complete"]
 
 
@@ -215,12 +217,12 @@ def test_failed_answers_are_counted_shown_and_tried_again(questions, tmp_path):
     def fails(job):
         return "HTTP 500" if (job.question.id, job.sample) == (questions[2].id, 1) else None
 
-    report = run(questions, Knowing(fails=fails), tmp_path, Plan(samples=2, max_failed_share=0.1))
+    report = run(questions, Knowing(fails=fails), tmp_path, EvaluationPlan(samples=2, max_failed_share=0.1))
     assert report.fault == "" and report.summary["counts"]["failed"] == 1
     assert report.summary["overall"]["answers"] == 11 and "1 of 12 answers failed" in report.table
     (failed,) = [r for r in lines(tmp_path) if r["error"]]
     assert failed["error"] == "HTTP 500" and failed["score"] is None and failed["predicted"] is None
-    strict = run(questions, Knowing(fails=fails), tmp_path / "b", Plan(samples=2, max_failed_share=0.05))
+    strict = run(questions, Knowing(fails=fails), tmp_path / "b", EvaluationPlan(samples=2, max_failed_share=0.05))
     assert strict.fault.startswith("1 of 12 answers failed (--max-failed-share 0.05), most often with: HTTP 500.")
     backend = Knowing()
     report = run(questions, backend, tmp_path)
@@ -233,7 +235,7 @@ def test_a_server_that_never_answers_is_given_up(questions, tmp_path):
     assert len(backend.asked) == 8 and "8 answers failed one after another, the last with: refused" in report.fault
     assert report.summary["counts"]["missing"] == 4 and "UNFINISHED" in report.table
     assert not report.summary["counts"]["complete"]
-    tolerant = run(questions, Knowing(fails=lambda job: "x"), tmp_path / "b", Plan(max_failed_share=1.0))
+    tolerant = run(questions, Knowing(fails=lambda job: "x"), tmp_path / "b", EvaluationPlan(max_failed_share=1.0))
     assert tolerant.fault == "" and tolerant.summary["overall"]["metrics"] == {}
 
 
@@ -262,11 +264,11 @@ def test_hostile_answers_neither_raise_nor_earn(questions, tmp_path, hostile):
                 done(job, Generation([hostile, hostile], [True, True], None))
 
     started = time.monotonic()
-    report = run(questions, Hostile(), tmp_path, Plan(samples=2))
+    report = run(questions, Hostile(), tmp_path, EvaluationPlan(samples=2))
     assert time.monotonic() - started < 30
     assert report.summary["overall"]["metrics"]["acc_main"]["value"] == 0
     assert report.summary["overall"]["metrics"]["score"]["value"] < 0.06
-    assert all(r["rounds"] == [hostile, hostile] for r in read_records(tmp_path / "generations.jsonl"))
+    assert all(r["rounds"] == [hostile, hostile] for r in read_lines(tmp_path / "generations.jsonl"))
     assert all(c.isprintable() or c == "\n" for c in report.table)
 
 
@@ -409,7 +411,7 @@ def test_options_that_make_no_sense_are_refused():
         with pytest.raises(EvaluationError):
             SamplingOptions(**options)
     with pytest.raises(EvaluationError, match="--n 0"):
-        Plan(samples=0)
+        EvaluationPlan(samples=0)
 
 
 def test_seeds_differ_between_incidents_samples_and_runs():
@@ -420,8 +422,8 @@ def test_seeds_differ_between_incidents_samples_and_runs():
 def test_scored_rounds_are_not_changed():
     question = questions_of(1)[0]
     made = Generation([quoting(question), right_answer(question)], [False, True], [3, 2])
-    record = scored(Job(question, 0, 9), made, {})
-    assert record["rounds"] == made.rounds and record["cut"] == [False, True] and record["seed"] == 9
+    record = line_of(Job(question, 0, 9), made, {})
+    assert record["rounds"] == made.turns and record["cut"] == [False, True] and record["seed"] == 9
     assert record["score"]["acc_main"] == 1 and record["score"]["evidence"] > 0
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from verl_aiops.evaluation.run.summary import drop, section, summarise
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k, sizes
 from verl_aiops.evaluation.stats.bootstrap import intervals, of_constant
-from verl_aiops.evaluation.stats.metrics import MEANS, class_table, predicted_class, table_of, values_of
+from verl_aiops.evaluation.stats.estimates import class_table, table_of, values_of
+from verl_aiops.evaluation.stats.metrics import METRICS, predicted_class
 
 # --- pass@k, best of k ------------------------------------------------------------------------------------------------
 
@@ -199,14 +200,14 @@ def test_incidents_with_too_few_answers_leave_pass_at_k():
     ],
 )
 def test_abstentions(said, expected):
-    assert MEANS["abstained"](record(said=said)) == expected
+    assert METRICS["abstained"].value(record(said=said)) == expected
 
 
 def test_a_label_that_reads_like_an_abstention_is_a_verdict_where_it_is_a_candidate():
     line = record(truth=("db", "oom"), said=("none", "oom"))
     line["ground_truth"]["candidates"] = {"service": ["db", "None"]}
-    assert MEANS["abstained"](line) == 0.0
-    assert MEANS["abstained"](record(truth=("unknown", "oom"), said=("unknown", "oom"))) == 0.0
+    assert METRICS["abstained"].value(line) == 0.0
+    assert METRICS["abstained"].value(record(truth=("unknown", "oom"), said=("unknown", "oom"))) == 0.0
 
 
 def test_an_accepted_alias_is_its_class_and_an_invented_label_is_none():

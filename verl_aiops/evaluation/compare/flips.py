@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.pairing import Pairing, values
-from verl_aiops.evaluation.run.results import Record
-from verl_aiops.evaluation.stats.metrics import FIELDS, predicted_class, true_class
+from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, predicted_class, true_class
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals, share_ranges
 
 __all__ = ["class_changes", "examples", "flips"]
@@ -104,7 +104,7 @@ def _shuffled(name: str, seed: int) -> bytes:
 
 def examples(
     pairing: Pairing, label: str, entries: Sequence[dict[str, Any]]
-) -> list[tuple[dict[str, Any], Record, Record]]:
+) -> list[tuple[dict[str, Any], AnswerLine, AnswerLine]]:
     """Entries of `flips` with the answers that show the change: the first run's, and that of the run ``label``.
 
     Of several answers to an incident that is got right more often, the first wrong one before and the first right one
@@ -119,5 +119,5 @@ def examples(
     return shown
 
 
-def _first(lines: Sequence[Record], right: bool) -> Record:
-    return next((line for line in lines if bool(line["score"]["acc_main"]) == right), lines[0])
+def _first(lines: Sequence[AnswerLine], right: bool) -> AnswerLine:
+    return next((line for line in lines if bool(line["score"][MAIN]) == right), lines[0])

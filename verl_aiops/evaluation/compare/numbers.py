@@ -1,6 +1,6 @@
 """The numbers of a comparison, as they stand in ``comparison.json``.
 
-Every mean is ``{"value", "low", "high", "n", "groups"}`` (`paired.Mean`) over incidents: an incident with several
+Every mean is ``{"value", "low", "high", "n", "groups"}`` (`paired_tests.Mean`) over incidents: an incident with several
 answers counts with their mean. Differences are those of a run to the first one.
 
 ================  =====================================================================================================
@@ -10,13 +10,13 @@ key               value
 ``runs``          per run label, path, counts, what is ``left_out`` and why, settings, notes
 ``notes``         what a reader must know of the data
 ``metrics``       by metric: ``values`` by run; ``comparisons`` by run: ``difference``, ``p``, ``p_holm``, ``test``
-                  (`paired.Test`); ``digits`` to show, null for shares
+                  (`paired_tests.Test`); ``digits`` to show, null for shares
 ``mcnemar``       by run ``fixed``, ``broken``, ``p``, ``p_holm``; null unless each incident has one answer
 ``over_k``        by metric and run the means for k = 1, 2, ... answers, and their differences; null for single answers
                   and pooled runs
 ``over``          ``name`` and ``values``, the number that each run was given (`--over`); null without
-``by``            by source, lang and difficulty: values and differences of the metrics in `SLICED`
-``classes``       `changes.class_changes`; ``flips``: `changes.flips`
+``by``            by source, lang and difficulty: values and differences of the metrics shown `In.SLICES`
+``classes``       `flips.class_changes`; ``flips``: `flips.flips`
 ================  =====================================================================================================
 """
 
@@ -30,12 +30,14 @@ from typing import Any
 import numpy as np
 
 from verl_aiops import __version__
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.flips import class_changes, flips
-from verl_aiops.evaluation.compare.pairing import METRICS, Metric, Pairing, values
-from verl_aiops.evaluation.run.results import Record, without_text
+from verl_aiops.evaluation.compare.pairing import Pairing, values
+from verl_aiops.evaluation.run.results import without_text
 from verl_aiops.evaluation.run.summary import SLICES
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k
-from verl_aiops.evaluation.stats.metrics import MEANS, is_share, table_of, values_of
+from verl_aiops.evaluation.stats.estimates import table_of, values_of
+from verl_aiops.evaluation.stats.metrics import MAIN, In, Metric, metrics, over_k_titles
 from verl_aiops.evaluation.stats.paired_tests import (
     FEW_GROUPS,
     holm,
@@ -45,25 +47,17 @@ from verl_aiops.evaluation.stats.paired_tests import (
     sign_flip_test,
 )
 
-__all__ = ["MACRO_F1", "OVER_K", "SLICED", "comparison_of"]
+__all__ = ["comparison_of"]
 
-MACRO_F1 = {
-    "macro_f1_service": Metric("macro-F1, services", 1),
-    "macro_f1_type": Metric("macro-F1, incident types", 1),
-}
-OVER_K = {
-    "pass": "any of k right (pass@k)",
-    "json_ok": "valid JSON, best of k",
-    "evidence_rate": "known evidence quoted, best of k",
-}
-SLICED = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate", "score")
 _ORDER = ("easy", "medium", "hard")
 _LARGEST_DENOMINATOR = 1_000_000
 
 
 def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Compare every run with the first; ``seed`` of the resampling, ``over`` as below."""
-    grid = {name: _common_values(pairing, name) for name in METRICS}
+    compared = metrics(In.COMPARE)
+    grid = {name: _common_values(pairing, name) for name, metric in compared.items() if metric.value}
+    found = _metrics(pairing, grid, seed) | _macro_f1(pairing, seed)
     single = all(len(lines) == 1 for answers in pairing.answers.values() for lines in answers)
     return {
         "verl_aiops": __version__,
@@ -73,14 +67,14 @@ def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | Non
         "seed": seed,
         "notes": list(pairing.notes),
         "runs": [_run(pairing, at) for at in range(len(pairing.runs))],
-        "metrics": _metrics(pairing, grid, seed) | _macro_f1(pairing, seed),
-        "mcnemar": _mcnemar(pairing, grid["acc_main"]) if single else None,
+        "metrics": {name: found[name] for name in compared},
+        "mcnemar": _mcnemar(pairing, grid[MAIN]) if single else None,
         # the k-th answer of pooled runs is another model's
         "over_k": None if any(run.pooled > 1 for run in pairing.runs) else _over_k(pairing, seed),
         "over": None if over is None else dict(over),
         "by": {key: _slices(pairing, grid, key, seed) for key in SLICES},
         "classes": class_changes(pairing, seed),
-        "flips": flips(pairing, grid["acc_main"], seed),
+        "flips": flips(pairing, grid[MAIN], seed),
     }
 
 
@@ -123,11 +117,12 @@ def _labelled(pairing: Pairing, means: Sequence[Any]) -> dict[str, dict[str, Any
 
 def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
     width = 2 * len(pairing.runs) - 1
-    ranges = [within for name in METRICS for within in _ranges(name, len(pairing.runs))]
-    columns = np.column_stack([_with_differences(grid[name]) for name in METRICS])
+    known = {name: metric for name, metric in metrics(In.COMPARE).items() if metric.value}
+    ranges = [within for metric in known.values() for within in _ranges(metric, len(pairing.runs))]
+    columns = np.column_stack([_with_differences(grid[name]) for name in known])
     means = mean_intervals(columns, pairing.groups, seed, ranges)
-    metrics = {}
-    for at, (name, metric) in enumerate(METRICS.items()):
+    shown = {}
+    for at, (name, metric) in enumerate(known.items()):
         found = _labelled(pairing, means[at * width : (at + 1) * width])
         tests = [
             sign_flip_test(
@@ -138,21 +133,21 @@ def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dic
             )
             for run in range(1, len(pairing.runs))
         ]
-        metrics[name] = _metric(metric, found["values"])
+        shown[name] = _metric(metric, found["values"])
         for label, test, adjusted in zip(pairing.labels[1:], tests, holm([test.p for test in tests]), strict=True):
             difference = found["differences"][label]
             there = difference["n"] > 0
-            metrics[name]["comparisons"][label] = {
+            shown[name]["comparisons"][label] = {
                 "difference": difference,
                 "p": test.p if there else None,
                 "p_holm": adjusted if there else None,
                 "test": test.method if there else None,
             }
-    return metrics
+    return shown
 
 
-def _ranges(name: str, runs: int) -> list[tuple[float, float] | None]:
-    return share_ranges(runs) if is_share(name) else [None] * (2 * runs - 1)
+def _ranges(metric: Metric, runs: int) -> list[tuple[float, float] | None]:
+    return share_ranges(runs) if metric.digits is None else [None] * (2 * runs - 1)
 
 
 def _metric(metric: Metric, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,14 +173,16 @@ def _macro_f1(pairing: Pairing, seed: int) -> dict[str, Any]:
     first, *others = pairing.labels
     found = {label: values_of(table, seed) for label, table in tables.items()}
     changes = {label: values_of(tables[label], seed, less=tables[first]) for label in others}
-    metrics = {}
-    for name, metric in MACRO_F1.items():
-        shown = {label: _as_mean(found[label][name], len(groups), len(pairing.ids)) for label in pairing.labels}
-        metrics[name] = _metric(metric, shown)
+    shown = {}
+    for name, metric in metrics(In.COMPARE).items():
+        if not metric.classes:
+            continue
+        means = {label: _as_mean(found[label][name], len(groups), len(pairing.ids)) for label in pairing.labels}
+        shown[name] = _metric(metric, means)
         for label in others:
             difference = _as_mean(changes[label][name], len(groups), len(pairing.ids))
-            metrics[name]["comparisons"][label] = {"difference": difference, "p": None, "p_holm": None, "test": None}
-    return metrics
+            shown[name]["comparisons"][label] = {"difference": difference, "p": None, "p_holm": None, "test": None}
+    return shown
 
 
 def _as_mean(value: Any, groups: int, incidents: int) -> dict[str, Any]:
@@ -193,7 +190,7 @@ def _as_mean(value: Any, groups: int, incidents: int) -> dict[str, Any]:
     return {"value": value.value, "low": low, "high": high, "n": incidents, "groups": groups}
 
 
-def _answers(pairing: Pairing, label: str) -> list[Record]:
+def _answers(pairing: Pairing, label: str) -> list[AnswerLine]:
     return [line for lines in pairing.answers[label] for line in lines]
 
 
@@ -209,7 +206,7 @@ def _mcnemar(pairing: Pairing, right: np.ndarray) -> dict[str, Any]:
 
 
 def _over_k(pairing: Pairing, seed: int) -> dict[str, Any] | None:
-    """The metrics of `OVER_K` for k answers to each incident; None where no incident has two."""
+    """What `over_k_titles` names, for k answers to each incident; None where no incident has two."""
     most = {label: max(map(len, pairing.answers[label])) for label in pairing.labels}
     if max(most.values()) == 1:
         return None
@@ -219,28 +216,29 @@ def _over_k(pairing: Pairing, seed: int) -> dict[str, Any] | None:
     for label in others:
         common = min(most[first], most[label])
         columns["differences", label] = grids[label][:, :, :common] - grids[first][:, :, :common]
-    found: dict[str, Any] = {name: {"values": {}, "differences": {}} for name in OVER_K}
+    found: dict[str, Any] = {name: {"values": {}, "differences": {}} for name in over_k_titles()}
     for (kind, label), grid in columns.items():
         within = (-1.0, 1.0) if kind else (0.0, 1.0)
         means = mean_intervals(
             grid.reshape(len(pairing.ids), -1), pairing.groups, seed, [within] * (grid.shape[1] * grid.shape[2])
         )
-        for at, name in enumerate(OVER_K):
+        for at, name in enumerate(found):
             part = means[at * grid.shape[2] : (at + 1) * grid.shape[2]]
             found[name][kind or "values"][label] = [{"k": k, **asdict(mean)} for k, mean in enumerate(part, 1)]
     return found
 
 
-def _best_values(answers: Sequence[Sequence[Record]], most: int) -> np.ndarray:
-    """(incidents, metrics of `OVER_K`, k): NaN for incidents with fewer than k answers."""
-    grid = np.full((len(answers), len(OVER_K), most), np.nan)
+def _best_values(answers: Sequence[Sequence[AnswerLine]], most: int) -> np.ndarray:
+    """(incidents, names of `over_k_titles`, k): NaN for incidents with fewer than k answers."""
+    shown, known = over_k_titles(), metrics()
+    grid = np.full((len(answers), len(shown), most), np.nan)
     for at, lines in enumerate(answers):
-        right = sum(line["score"]["acc_main"] > 0 for line in lines)
+        right = sum(line["score"][MAIN] > 0 for line in lines)
         scores = [line["score"]["score"] for line in lines]
         for k in range(1, len(lines) + 1):
             grid[at, 0, k - 1] = pass_at_k(len(lines), right, k)
-        for row, name in enumerate(OVER_K):
-            found = [] if name == "pass" else [MEANS[name](line) for line in lines]
+        for row, name in enumerate(shown):
+            found = [] if name == "pass" else [known[name].value(line) for line in lines]
             if found and None not in found:
                 grid[at, row, : len(lines)] = [best_of_k(scores, found, k) for k in range(1, len(lines) + 1)]
     return grid
@@ -250,13 +248,14 @@ def _slices(pairing: Pairing, grid: Mapping[str, np.ndarray], key: str, seed: in
     of = np.array(pairing.slices(key))
     names = sorted(set(of.tolist()), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
     width = 2 * len(pairing.runs) - 1
+    sliced = metrics(In.SLICES)
     columns = [
-        _with_differences(np.where((of == name)[:, None], grid[metric], np.nan)) for name in names for metric in SLICED
+        _with_differences(np.where((of == name)[:, None], grid[metric], np.nan)) for name in names for metric in sliced
     ]
-    ranges = [within for _ in names for metric in SLICED for within in _ranges(metric, len(pairing.runs))]
+    ranges = [within for _ in names for metric in sliced.values() for within in _ranges(metric, len(pairing.runs))]
     means = mean_intervals(np.column_stack(columns), pairing.groups, seed, ranges)
     parts = iter(means[start : start + width] for start in range(0, len(means), width))
     return {
-        name: {"incidents": int((of == name).sum())} | {metric: _labelled(pairing, next(parts)) for metric in SLICED}
+        name: {"incidents": int((of == name).sum())} | {metric: _labelled(pairing, next(parts)) for metric in sliced}
         for name in names
     }

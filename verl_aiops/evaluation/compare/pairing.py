@@ -9,45 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.read_runs import Run
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.run.results import Record
 from verl_aiops.evaluation.run.summary import UNKNOWN
-from verl_aiops.evaluation.stats.metrics import MEANS
+from verl_aiops.evaluation.stats.metrics import Metric, metrics
 from verl_aiops.rewards.triage.answer import normalise_label
 
-__all__ = ["METRICS", "Metric", "Pairing", "pair", "values"]
+__all__ = ["Pairing", "pair", "values"]
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown. ``better``: +1 where more is better, -1 where less is, 0 where it is neither; ``digits``:
-    behind the point, None for shares, which are shown in percent; ``whole``: 0 or 1 for each answer.
-    """
-
-    title: str
-    better: int
-    digits: int | None = None
-    whole: bool = False
-
-
-METRICS: dict[str, Metric] = {
-    "acc_main": Metric("both fields right", 1, whole=True),
-    "service_ok": Metric("service right", 1, whole=True),
-    "type_ok": Metric("incident type right", 1, whole=True),
-    "json_ok": Metric("valid JSON", 1, whole=True),
-    "evidence_rate": Metric("quotes known evidence", 1, whole=True),
-    "evidence_recall": Metric("share of known evidence quoted", 1),
-    "evidence": Metric("evidence paid", 1, digits=3),
-    "score": Metric("reward", 1, digits=3),
-    "abstained": Metric("abstained", -1, whole=True),
-    "invented": Metric("invented quotations", -1, digits=2),
-    "early_verdict": Metric("verdict in an early round", -1, whole=True),
-    "cut": Metric("cut at the budget", -1, whole=True),
-    "chars": Metric("characters", 0, digits=0),
-    "tokens": Metric("tokens", 0, digits=1),
-}
-"""What is compared, most important first; meanings in `metrics`."""
 
 _DRAWN = "with data.val_max_samples, verl draws other prompts for each run unless data.seed is set"
 
@@ -66,7 +36,7 @@ class Pairing:
     runs: tuple[Run, ...]
     ids: tuple[str, ...]
     groups: np.ndarray
-    answers: dict[str, list[list[Record]]]
+    answers: dict[str, list[list[AnswerLine]]]
     left_out: dict[str, dict[str, list[str]]]
     notes: tuple[str, ...]
 
@@ -74,7 +44,7 @@ class Pairing:
     def labels(self) -> list[str]:
         return [run.label for run in self.runs]
 
-    def info(self, at: int) -> Record:
+    def info(self, at: int) -> AnswerLine:
         """A line of an incident, for what is the same in all."""
         return self.answers[self.runs[0].label][at][0]
 
@@ -192,13 +162,12 @@ def _truth(run: Run, name: str) -> dict[str, Any]:
     return run.incidents[name][0]["ground_truth"]
 
 
-def values(pairing: Pairing, label: str, metric: str) -> np.ndarray:
+def values(pairing: Pairing, label: str, name: str) -> np.ndarray:
     """(incidents,) the mean of a metric over a run's answers to each incident; NaN where none of them has a value."""
+    metric = metrics()[name]
     return np.array([_mean(metric, lines) for lines in pairing.answers[label]])
 
 
-def _mean(metric: str, lines: Sequence[Record]) -> float:
-    if metric == "cut":  # verl's dumps do not say
-        lines = [line for line in lines if line["cut"]]
-    found = [value for value in map(MEANS[metric], lines) if value is not None]
+def _mean(metric: Metric, lines: Sequence[AnswerLine]) -> float:
+    found = [value for value in map(metric.value, lines) if value is not None]
     return math.fsum(found) / len(found) if found else math.nan

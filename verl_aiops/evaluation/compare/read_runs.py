@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.verl_dumps import dumped_steps, read_dump
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.result_checks import content_fault
-from verl_aiops.evaluation.run.results import SCORES, Record, read_records
+from verl_aiops.evaluation.run.results import read_lines
+from verl_aiops.evaluation.stats.metrics import MAIN, METRICS
 from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
 from verl_aiops.inputs.sniff import refusal
 
@@ -28,7 +30,7 @@ _CREDENTIALS = re.compile(r'//[^/@"\s]+@')
 class Run:
     """The answers of one run.
 
-    ``incidents`` has each incident's lines (`records`) in the order of their samples, failed ones included;
+    ``incidents`` has each incident's lines (`answer_line`) in the order of their samples, failed ones included;
     ``settings`` what they were made with, as far as the files say; ``notes`` what a reader must know of them;
     ``by_prompt`` where prompts stand for incidents (`verl_dumps`); ``pooled`` how many runs it is made of, such as
     those of several seeds.
@@ -36,7 +38,7 @@ class Run:
 
     label: str
     path: str
-    incidents: dict[str, list[Record]]
+    incidents: dict[str, list[AnswerLine]]
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
     by_prompt: bool = False
@@ -84,7 +86,7 @@ def pool(runs: Sequence[Run]) -> Run:
         EvaluationError: their incidents, or the truth of one, are not the same.
     """
     first = runs[0]
-    incidents: dict[str, list[Record]] = {name: [] for name in first.incidents}
+    incidents: dict[str, list[AnswerLine]] = {name: [] for name in first.incidents}
     offset = 0
     for run in runs:
         if run.incidents.keys() != incidents.keys():
@@ -102,7 +104,7 @@ def pool(runs: Sequence[Run]) -> Run:
             incidents[name] += [{**line, "sample": line["sample"] + offset} for line in lines]
         offset += 1 + max(line["sample"] for lines in run.incidents.values() for line in lines)
     shares = ", ".join(f"{share:.1%}" for share in map(_right, runs))
-    notes = [f"{len(runs)} runs pooled; both fields right in each: {shares}"]
+    notes = [f"{len(runs)} runs pooled; {METRICS[MAIN].title} in each: {shares}"]
     notes += [f"{run.path}: {note}" for run in runs for note in run.notes]
     same = {key: value for key, value in first.settings.items() if all(r.settings.get(key) == value for r in runs)}
     path = ", ".join(run.path for run in runs)
@@ -110,7 +112,7 @@ def pool(runs: Sequence[Run]) -> Run:
 
 
 def _right(run: Run) -> float:
-    scores = [line["score"]["acc_main"] for lines in run.incidents.values() for line in lines if line["score"]]
+    scores = [line["score"][MAIN] for lines in run.incidents.values() for line in lines if line["score"]]
     return sum(scores) / len(scores) if scores else math.nan
 
 
@@ -197,7 +199,7 @@ def _evaluated(label: str, file: Path, whole: bool) -> Run:
         raise EvaluationError(f"{file.with_name('summary.json')}: counts.missing: expected a number")
     notes = (f"unfinished: {missing:,} of the answers that were asked for are missing",) if missing else ()
     path = str(file.parent if whole else file)
-    return Run(label, path, _by_incident(file, read_records(file)), settings or {}, notes)
+    return Run(label, path, _by_incident(file, read_lines(file)), settings or {}, notes)
 
 
 def _json_object(file: Path) -> dict[str, Any] | None:
@@ -214,24 +216,24 @@ def _dumped(label: str, file: Path, notes: tuple[str, ...]) -> Run:
     return Run(label, str(file), _by_incident(file, read_dump(file)), {}, (*notes, note), by_prompt=True)
 
 
-def _by_incident(file: Path, records: Sequence[Record]) -> dict[str, list[Record]]:
-    if not records:
+def _by_incident(file: Path, answers: Sequence[AnswerLine]) -> dict[str, list[AnswerLine]]:
+    if not answers:
         raise EvaluationError(f"{file}: no answers in it")
-    incidents: dict[str, list[Record]] = {}
-    for number, record in enumerate(records, 1):
-        fault = content_fault(record, SCORES)
-        lines = incidents.setdefault(record["id"], [])
-        if not fault and any(other["sample"] == record["sample"] for other in lines):
-            fault = f"id {record['id']!r}, sample {record['sample']}: occurs twice; each answer must stand in it once"
-        if not fault and lines and _known(lines[0]) != _known(record):
-            fault = f"id {record['id']!r}: its samples have different groups or ground truths"
+    incidents: dict[str, list[AnswerLine]] = {}
+    for number, line in enumerate(answers, 1):
+        fault = content_fault(line)
+        own = incidents.setdefault(line["id"], [])
+        if not fault and any(other["sample"] == line["sample"] for other in own):
+            fault = f"id {line['id']!r}, sample {line['sample']}: occurs twice; each answer must stand in it once"
+        if not fault and own and _known(own[0]) != _known(line):
+            fault = f"id {line['id']!r}: its samples have different groups or ground truths"
         if fault:
             raise EvaluationError(f"{file}, line {number}: {fault}")
-        lines.append(record)
-    for lines in incidents.values():
-        lines.sort(key=lambda record: record["sample"])
+        own.append(line)
+    for own in incidents.values():
+        own.sort(key=lambda line: line["sample"])
     return incidents
 
 
-def _known(record: Record) -> tuple[Any, ...]:
-    return record["group"], record["ground_truth"]
+def _known(line: AnswerLine) -> tuple[Any, ...]:
+    return line["group"], line["ground_truth"]

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.run.results import Record
 from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.reasoning import ANY, visible
 from verl_aiops.rewards.triage.answer import parse_answer
@@ -27,8 +27,8 @@ def dumped_steps(folder: Path) -> list[int]:
     return sorted(int(file.stem) for file in folder.glob("*.jsonl") if re.fullmatch(r"\d+", file.stem))
 
 
-def read_dump(file: Path) -> list[Record]:
-    """The rows of one ``STEP.jsonl`` with the keys of `records`.
+def read_dump(file: Path) -> list[AnswerLine]:
+    """The rows of one ``STEP.jsonl`` with the keys of `answer_line.AnswerLine`.
 
     A dump names no incidents: an incident is a prompt with its ground truth, and its ``id`` a hash of both. What is not
     in it is null, or empty (``cut``). Of several outputs of one agent loop the last counts, as in verl's reward. The
@@ -50,15 +50,15 @@ def read_dump(file: Path) -> list[Record]:
                 raise EvaluationError(f"{file}, line {number}: {fault}")
             rows[_loop_of(row, number)] = number, row
     samples: dict[str, int] = {}
-    records = []
+    answers = []
     for number, row in rows.values():
         try:
-            record = _record(row)
+            answer = _answer_line(row)
         except ValueError as error:
             raise EvaluationError(f"{file}, line {number}: gts: {error}") from None
-        record["sample"] = samples[record["id"]] = samples.get(record["id"], -1) + 1
-        records.append(record)
-    return records
+        answer["sample"] = samples[answer["id"]] = samples.get(answer["id"], -1) + 1
+        answers.append(answer)
+    return answers
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -86,23 +86,23 @@ def _loop_of(row: Mapping[str, Any], number: int) -> str:
     return found.group(1) if found else str(number)
 
 
-def _rounds(row: Mapping[str, Any]) -> list[str]:
-    """The rounds' texts; columns of rounds that a row did not have are empty."""
-    rounds: list[str] = []
-    while isinstance(text := row.get(_ROUND.format(len(rounds) + 1)), str):
-        rounds.append(text)
+def _turns(row: Mapping[str, Any]) -> list[str]:
+    """The assistant's texts; columns of rounds that a row did not have are empty."""
+    turns: list[str] = []
+    while isinstance(text := row.get(_ROUND.format(len(turns) + 1)), str):
+        turns.append(text)
     count = row.get("rounds")
-    if isinstance(count, int | float) and 1 <= count < len(rounds):
-        return rounds[: int(count)]
-    if rounds and isinstance(count, int | float) and math.isfinite(count) and count > len(rounds):
+    if isinstance(count, int | float) and 1 <= count < len(turns):
+        return turns[: int(count)]
+    if turns and isinstance(count, int | float) and math.isfinite(count) and count > len(turns):
         # several rounds share the last column, the answer stands at its end
-        return [*rounds, rounds[-1].rpartition(f"\n\n[round {int(count)}]\n")[2]]
-    while rounds and not rounds[-1]:
-        rounds.pop()
-    return rounds
+        return [*turns, turns[-1].rpartition(f"\n\n[round {int(count)}]\n")[2]]
+    while turns and not turns[-1]:
+        turns.pop()
+    return turns
 
 
-def _record(row: Mapping[str, Any]) -> Record:
+def _answer_line(row: Mapping[str, Any]) -> AnswerLine:
     truth = row["gts"]
     if isinstance(truth, str):
         try:
@@ -114,12 +114,12 @@ def _record(row: Mapping[str, Any]) -> Record:
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([row["input"], truth], sort_keys=True).encode())
     name = f"prompt-{digest.hexdigest()}"
-    rounds = _rounds(row) or [row["output"]]
+    turns = _turns(row) or [row["output"]]
     # beside a reward model, `score` is what the training made of both; runs with and without one share the rule's
     reward = row.get("rule", row.get("score"))
     finite = isinstance(reward, int | float) and math.isfinite(reward)
     # in which form the training took an answer, the dump does not say but by json_ok
-    answer = parse_answer(visible(rounds[-1], ANY, None).text, allow_fence=True)
+    answer = parse_answer(visible(turns[-1], ANY, None).text, allow_fence=True)
     right_form = finite and answer.ok and row.get("json_ok")
     return {
         "id": name,
@@ -128,7 +128,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         "lang": None,
         "difficulty": None,
         "seed": 0,
-        "rounds": rounds,
+        "rounds": turns,
         "cut": [],
         "tokens": None,
         "ground_truth": truth,

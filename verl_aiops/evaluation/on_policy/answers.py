@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.questions import Question, fingerprint, read_rl_questions, sampled
-from verl_aiops.evaluation.run.results import Record, read_records
+from verl_aiops.evaluation.run.results import read_lines
 from verl_aiops.incidents import split_side
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import brief
@@ -33,9 +34,9 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class OwnAnswer:
-    """One answer as judged here: its rounds' texts, its score from 0 to 1, whether both fields are right."""
+    """One answer as judged here: the assistant's turns, its score from 0 to 1, whether both fields are right."""
 
-    rounds: tuple[str, ...]
+    turns: tuple[str, ...]
     score: float
     right: bool
     # normalised names, or None where the last round is no verdict
@@ -48,7 +49,7 @@ class Sampled:
 
     file: Path
     questions: list[Question]
-    records: list[Record]
+    lines: list[AnswerLine]
     reward: Mapping[str, Any]
 
 
@@ -63,7 +64,7 @@ def load(path: Path, data: str | Path | None) -> Sampled:
         raise EvaluationError(
             f"--from-generations {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl"
         )
-    records = read_records(file)
+    lines = read_lines(file)
     settings = _settings(file.with_name("settings.json"))
     if data is None:
         data = settings.get("data")
@@ -80,17 +81,17 @@ def load(path: Path, data: str | Path | None) -> Sampled:
     if settings.get("questions") not in (None, fingerprint(questions)):
         raise EvaluationError(f"{data}: is not the file that {file} has answers to, or has changed since")
     known = {question.id: question for question in questions}
-    for number, record in enumerate(records, 1):
-        question = known.get(record["id"])
-        if question is None or question.ground_truth != record["ground_truth"]:
+    for number, line in enumerate(lines, 1):
+        question = known.get(line["id"])
+        if question is None or question.ground_truth != line["ground_truth"]:
             what = "no such incident" if question is None else "another ground truth"
-            raise EvaluationError(f"{file}, line {number}: {record['id']!r} has {what} in {data}; give its own --data")
-        if record["error"] is None and len(record["rounds"]) != len(question.rounds) + 1:
+            raise EvaluationError(f"{file}, line {number}: {line['id']!r} has {what} in {data}; give its own --data")
+        if line["error"] is None and len(line["rounds"]) != len(question.rounds) + 1:
             raise EvaluationError(
                 f"{file}, line {number}: expected {len(question.rounds) + 1} rounds as in {data}, found "
-                f"{len(record['rounds'])}; give its own --data"
+                f"{len(line['rounds'])}; give its own --data"
             )
-    return Sampled(file, questions, records, settings.get("reward") or {})
+    return Sampled(file, questions, lines, settings.get("reward") or {})
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -149,30 +150,30 @@ def check_not_seen(evaluation: Sampled, trained_on: Path) -> None:
         )
 
 
-def unusable(record: Record) -> str | None:
+def unusable(line: AnswerLine) -> str | None:
     """Why a line can be in no pair (a key of `own_pairs`' counts), or None."""
-    if record["error"] is not None:
+    if line["error"] is not None:
         return "failed"
-    if any(record["cut"]):
+    if any(line["cut"]):
         # the end of turn that a pair would train was never written
         return "cut"
-    if not all(isinstance(text, str) and text.strip() for text in record["rounds"]):
+    if not all(isinstance(text, str) and text.strip() for text in line["rounds"]):
         return "empty"
     try:
-        "".join(record["rounds"]).encode("utf-8")
+        "".join(line["rounds"]).encode("utf-8")
     except UnicodeEncodeError:
         return "unicode"
     return None
 
 
-def judged(record: Record, question: Question, reward: Mapping[str, Any]) -> OwnAnswer:
+def judged(line: AnswerLine, question: Question, reward: Mapping[str, Any]) -> OwnAnswer:
     """A usable line, scored anew."""
-    rounds = record["rounds"]
-    extra_info = {"turns": rounds, "incident_text": question.incident_text}
-    score = compute_score("aiops_mturn", rounds[-1], question.ground_truth, extra_info, **reward)
-    parsed = read_answer(rounds[-1], reward)
+    turns = line["rounds"]
+    extra_info = {"turns": turns, "incident_text": question.incident_text}
+    score = compute_score("aiops_mturn", turns[-1], question.ground_truth, extra_info, **reward)
+    parsed = read_answer(turns[-1], reward)
     # a label of any length may stand in a wrong answer, and normalising long ones is slow
     verdict = (
         (normalise_label(parsed.service[:256]), normalise_label(parsed.incident_type[:256])) if parsed.ok else None
     )
-    return OwnAnswer(tuple(rounds), score["score"], score["acc_main"] == 1, verdict)
+    return OwnAnswer(tuple(turns), score["score"], score["acc_main"] == 1, verdict)

@@ -179,7 +179,7 @@ def _one_each(option: str, files: Sequence[str | Path], generations: Sequence[st
 def _take_in(
     evaluation: Sampled, asked: dict[str, Question], answers: dict[str, list[OwnAnswer]], summary: OwnPairsSummary
 ) -> None:
-    answered = {record["id"] for record in evaluation.records}
+    answered = {line["id"] for line in evaluation.lines}
     for question in evaluation.questions:
         if asked.setdefault(question.id, question) != question:
             raise EvaluationError(
@@ -187,15 +187,15 @@ def _take_in(
             )
         answers.setdefault(question.id, [])
         summary.unanswered += question.id not in answered
-    for record in evaluation.records:
+    for line in evaluation.lines:
         summary.answers += 1
-        why = unusable(record)
+        why = unusable(line)
         if why:
             summary.left_out[why] += 1
             continue
-        answer = judged(record, asked[record["id"]], evaluation.reward)
-        summary.judged_otherwise += answer.right != bool(record["score"]["acc_main"])
-        answers[record["id"]].append(answer)
+        answer = judged(line, asked[line["id"]], evaluation.reward)
+        summary.judged_otherwise += answer.right != bool(line["score"]["acc_main"])
+        answers[line["id"]].append(answer)
 
 
 def _pairs(
@@ -204,7 +204,7 @@ def _pairs(
     right, wrong = [], []
     for answer in answers:
         if answer.right:
-            if any(neutralise(text) != text for text in answer.rounds):
+            if any(neutralise(text) != text for text in answer.turns):
                 summary.left_out["control"] += 1
             else:
                 right.append(answer)
@@ -259,20 +259,20 @@ def _by_verdict(wrong: Sequence[OwnAnswer]) -> list[OwnAnswer]:
 
 def _truth(question: Question, wrong: OwnAnswer) -> tuple[list[Message], list[Message], list[Message]]:
     truth = answer_json(question.ground_truth["service"], question.ground_truth["incident_type"])
-    prompt, rejected = _conversation(question, wrong.rounds, len(question.rounds))
+    prompt, rejected = _conversation(question, wrong.turns, len(question.rounds))
     return prompt, [{"role": "assistant", "content": truth}], rejected
 
 
 def _own(question: Question, right: OwnAnswer, wrong: OwnAnswer) -> tuple[list[Message], list[Message], list[Message]]:
-    shared = len(question.rounds) if right.rounds[:-1] == wrong.rounds[:-1] else 0
-    prompt, rejected = _conversation(question, wrong.rounds, shared)
-    return prompt, _conversation(question, right.rounds, shared)[1], rejected
+    shared = len(question.rounds) if right.turns[:-1] == wrong.turns[:-1] else 0
+    prompt, rejected = _conversation(question, wrong.turns, shared)
+    return prompt, _conversation(question, right.turns, shared)[1], rejected
 
 
-def _conversation(question: Question, rounds: Sequence[str], shared: int) -> tuple[list[Message], list[Message]]:
-    """The messages up to the answer of round ``shared``, and from it on."""
+def _conversation(question: Question, turns: Sequence[str], shared: int) -> tuple[list[Message], list[Message]]:
+    """The messages up to the answer of round ``shared``, and from it on; ``turns`` are the assistant's."""
     messages = [dict(message) for message in question.messages]
-    for number, text in enumerate(rounds):
+    for number, text in enumerate(turns):
         messages.append({"role": "assistant", "content": text})
         if number < len(question.rounds):
             messages.append({"role": "user", "content": question.rounds[number]})

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.flips import examples
-from verl_aiops.evaluation.compare.numbers import OVER_K
 from verl_aiops.evaluation.compare.pairing import Pairing
 from verl_aiops.evaluation.report import wording
 from verl_aiops.evaluation.report.plots import Plot
-from verl_aiops.evaluation.run.results import Record
+from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, METRICS, In, metrics, over_k_titles
 
 __all__ = ["html_report"]
 
@@ -38,14 +38,14 @@ class _Shown:
     right: bool
     parts: list[tuple[str, str, bool | None]]
     reward: str
-    rounds: list[tuple[str, str, int]]
+    turns: list[tuple[str, str, int]]
 
 
 def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plot], shown: int) -> str:
     """The page.
 
     Args:
-        result: of `comparison.comparison_of`.
+        result: of `numbers.comparison_of`.
         pairing: the answers that the examples come from.
         plots: of `plots`, by name.
         shown: examples in each direction for each comparison.
@@ -74,7 +74,10 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         settings=_settings(result),
         left_out=wording.left_out(result),
         failed=wording.failed,
-        over_k=OVER_K,
+        over_k=over_k_titles(),
+        main=MAIN,
+        main_title=METRICS[MAIN].title,
+        sliced={name: metric.head for name, metric in metrics(In.HEADLINE).items()},
         tone=_tone,
         classes=_class_changes(result),
         examples={label: _examples(result, pairing, label, shown) for label in labels[1:]},
@@ -156,23 +159,23 @@ def _examples(result: Mapping[str, Any], pairing: Pairing, label: str, shown: in
     return found
 
 
-def _answer(pairing: Pairing, run: str, name: str, line: Record) -> _Shown:
+def _answer(pairing: Pairing, run: str, name: str, line: AnswerLine) -> _Shown:
     predicted, score = line["predicted"] or {}, line["score"]
     parts = [
         (title, _cut(str(predicted.get(key, "")), 200)[0], bool(score[right]) if predicted else None)
-        for title, key, right in (("service", "service", "service_ok"), ("type", "incident_type", "type_ok"))
+        for title, (key, right) in FIELDS.items()
     ]
     *early, last = line["rounds"]
-    rounds = [(f"Round {at}", *_cut(text)) for at, text in enumerate(early, 1)]
+    turns = [(f"Round {at}", *_cut(text)) for at, text in enumerate(early, 1)]
     samples = len(pairing.answers[run][pairing.ids.index(name)])
     return _Shown(
         run=run,
         sample=line["sample"],
         samples=samples,
-        right=bool(score["acc_main"]),
+        right=bool(score[MAIN]),
         parts=parts,
         reward=f"{score['score']:.3f}",
-        rounds=[*rounds, ("Answer", *_cut(last))],
+        turns=[*turns, ("Answer", *_cut(last))],
     )
 
 

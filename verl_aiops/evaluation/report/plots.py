@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from verl_aiops.evaluation.compare.numbers import OVER_K
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.report.fonts import user_fonts
-from verl_aiops.evaluation.report.wording import visible
+from verl_aiops.evaluation.report.wording import listed, visible
+from verl_aiops.evaluation.stats.metrics import MAIN, METRICS, In, metrics, over_k_titles
 from verl_aiops.evaluation.training_curves import COLOURS, plot_curves
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ _DARK = {
     "grid.color": "#8b949e",
 }
 _SLICES_DRAWN = 40
-_OVER_SETTING = ("acc_main", "json_ok", "evidence_rate")
-_SHARES_DRAWN = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate", "abstained", "early_verdict", "cut")
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,19 @@ def need_matplotlib() -> None:
 
 
 def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
-    """The figures that a comparison (`comparison.comparison_of`) has data for."""
+    """The figures that a comparison (`numbers.comparison_of`) has data for."""
     plots = [_both("differences", _alt_differences(result), lambda colours: _differences(result, colours))]
     if result["over"] is not None:
         name = visible(result["over"]["name"])
-        alt = f"Both fields right, valid JSON and evidence against {name}, with 95 % intervals."
+        shown = listed([metric.title for metric in metrics(In.HEADLINE).values()])
+        alt = f"{shown[0].upper()}{shown[1:]} against {name}, with 95 % intervals."
         plots.append(_both("over_setting", alt, lambda colours: _over_setting(result, colours)))
     if result["over_k"] is not None:
-        alt = "Lines of pass@k, valid JSON and evidence of the best of k answers against k, with 95 % bands."
+        alt = f"Lines against k, with 95 % bands: {listed(list(over_k_titles().values()))}."
         plots.append(_both("over_k", alt, lambda colours: _over_k(result, colours)))
     slices = _slices_drawn(result)
     if slices:
-        alt = (
-            "Differences of the share with both fields right, by source, language and difficulty, with 95 % intervals."
-        )
+        alt = f"Differences of {METRICS[MAIN].title}, by source, language and difficulty, with 95 % intervals."
         plots.append(_both("slices", alt, lambda colours: _slices(result, slices, colours)))
     return plots
 
@@ -151,7 +148,7 @@ def _style(at: int, colours: Sequence[str]) -> dict[str, Any]:
 
 def _differences(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
     rows = {}
-    for name in _SHARES_DRAWN:
+    for name in (name for name, metric in metrics(In.PLOT).items() if metric.digits is None):
         metric = result["metrics"][name]
         changes = {label: entry["difference"] for label, entry in metric["comparisons"].items()}
         if any(change["value"] is not None for change in changes.values()):
@@ -161,9 +158,9 @@ def _differences(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
 
 
 def _alt_differences(result: Mapping[str, Any]) -> str:
-    change = result["metrics"]["acc_main"]["comparisons"]
+    change = result["metrics"][MAIN]["comparisons"]
     said = ", ".join(f"{label} {100 * entry['difference']['value']:+.1f} points" for label, entry in change.items())
-    return f"Differences to {result['runs'][0]['label']} with 95 % intervals. Both fields right: {said}."
+    return f"Differences to {result['runs'][0]['label']} with 95 % intervals. {METRICS[MAIN].title}: {said}."
 
 
 def _slices_drawn(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -175,7 +172,7 @@ def _slices_drawn(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for name, part in slices.items()
     ]
     kept = sorted(found, key=lambda entry: -entry[1]["incidents"])[:_SLICES_DRAWN]
-    return {name: part["acc_main"]["differences"] for name, part in found if any(part is other for _, other in kept)}
+    return {name: part[MAIN]["differences"] for name, part in found if any(part is other for _, other in kept)}
 
 
 def _slices(result: Mapping[str, Any], slices: Mapping[str, Any], colours: Sequence[str]) -> Figure:
@@ -249,7 +246,9 @@ def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
     from matplotlib import pyplot as plt
 
     order = sorted(result["over"]["values"].items(), key=lambda entry: entry[1])
-    drawn = [name for name in _OVER_SETTING if result["metrics"][name]["values"][order[0][0]]["value"] is not None]
+    drawn = [
+        name for name in metrics(In.HEADLINE) if result["metrics"][name]["values"][order[0][0]]["value"] is not None
+    ]
     figure, axes = plt.subplots(1, len(drawn), figsize=(4.1 * len(drawn), 3.7), constrained_layout=True, squeeze=False)
     numbers = [number for _, number in order]
     for axis, name in zip(axes.flat, drawn, strict=True):
@@ -281,7 +280,8 @@ def _over_k(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     labels = [run["label"] for run in result["runs"]]
-    drawn = [name for name in OVER_K if any(_points(result, name, label)[0] for label in labels)]
+    titles = over_k_titles()
+    drawn = [name for name in titles if any(_points(result, name, label)[0] for label in labels)]
     figure, axes = plt.subplots(1, len(drawn), figsize=(4.1 * len(drawn), 3.7), constrained_layout=True, squeeze=False)
     for axis, name in zip(axes.flat, drawn, strict=True):
         for at, label in enumerate(labels):
@@ -290,7 +290,7 @@ def _over_k(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
             text = _short(label, 26) if axis is axes.flat[0] else None
             axis.plot(ks, centre, lw=1.6, ls=_LINES[at % len(_LINES)], ms=5, label=text, **style)
             axis.fill_between(ks, low, high, color=style["color"], alpha=0.14, lw=0)
-        axis.set_title(OVER_K[name], fontsize=10.5)
+        axis.set_title(titles[name], fontsize=10.5)
         axis.set_ylim(_share_limits(axis.get_ylim()))
         axis.set_xlabel("answers k")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

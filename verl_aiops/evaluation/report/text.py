@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_aiops.evaluation.compare.numbers import OVER_K
 from verl_aiops.evaluation.report import wording
 from verl_aiops.evaluation.run.table import as_columns, one_line
 from verl_aiops.evaluation.stats.best_of import sizes
+from verl_aiops.evaluation.stats.metrics import MAIN, METRICS, over_k_titles
 
 __all__ = ["render_comparison"]
 
@@ -72,7 +72,7 @@ def _over_k(result: Mapping[str, Any]) -> str:
     labels = [run["label"] for run in result["runs"]]
     most = max(len(points) for points in result["over_k"]["pass"]["values"].values())
     tables = []
-    for name, title in OVER_K.items():
+    for name, title in over_k_titles().items():
         values = result["over_k"][name]["values"]
         rows = [(title, *labels)]
         for k in sizes(most):
@@ -84,11 +84,11 @@ def _over_k(result: Mapping[str, Any]) -> str:
 
 def _slices(result: Mapping[str, Any], key: str) -> str:
     first, *others = (run["label"] for run in result["runs"])
-    rows = [(f"{key}: both right", "incidents", first, *(f"{label} − {first}" for label in others))]
+    rows = [(f"{key}: {METRICS[MAIN].head}", "incidents", first, *(f"{label} − {first}" for label in others))]
     slices = sorted(result["by"][key].items(), key=lambda entry: -entry[1]["incidents"])
     for name, part in slices[:_SLICES_SHOWN]:
-        changes = [wording.in_one(wording.change_parts(part["acc_main"]["differences"][label])) for label in others]
-        value = _share(part["acc_main"]["values"][first])
+        changes = [wording.in_one(wording.change_parts(part[MAIN]["differences"][label])) for label in others]
+        value = _share(part[MAIN]["values"][first])
         rows.append((one_line(name), f"{part['incidents']:,}", value, *changes))
     more = f"\n... and {len(slices) - _SLICES_SHOWN} more in comparison.json" if len(slices) > _SLICES_SHOWN else ""
     return as_columns(rows) + more

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_aiops.evaluation.run.table import without_text_said
+from verl_aiops.evaluation.stats.metrics import MAIN, METRICS
 
 __all__ = [
     "ALPHA",
@@ -91,12 +92,12 @@ def p_text(p: float | None) -> str:
 
 def verdict(result: Mapping[str, Any], label: str) -> tuple[str, str]:
     """``better``, ``worse`` or ``open``, and a sentence that says what a run's share of right answers is worth."""
-    metric, first = result["metrics"]["acc_main"], result["runs"][0]["label"]
+    metric, first = result["metrics"][MAIN], result["runs"][0]["label"]
     entry = metric["comparisons"][label]
     before, after = (value_parts(metric["values"][run])[0] for run in (first, label))
     p = p_text(entry["p_holm"])
     figures = (
-        f"both fields right in {before} of answers with {first}, {after} with {label}; "
+        f"{METRICS[MAIN].title} in {before} of answers with {first}, {after} with {label}; "
         f"{in_one(change_parts(entry['difference']))} points, p {p if p.startswith('<') else '= ' + p}"
     )
     if entry["p_holm"] >= ALPHA:

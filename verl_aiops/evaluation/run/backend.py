@@ -34,11 +34,11 @@ class Job:
 class Generation:
     """One conversation as it went, or the reason why there is none.
 
-    ``rounds`` are the texts that were generated, ``cut`` says of each whether it used up its budget without ending,
-    ``tokens`` how many it has (None where the server does not say). With ``error`` these hold the rounds before it.
+    ``turns`` are the assistant's texts, ``cut`` says of each whether it used up its budget without ending,
+    ``tokens`` how many it has (None where the server does not say). With ``error`` these hold what was before it.
     """
 
-    rounds: list[str] = field(default_factory=list)
+    turns: list[str] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
     tokens: list[int] | None = None
     error: str | None = None

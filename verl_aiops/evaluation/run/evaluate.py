@@ -14,29 +14,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Backend, Generation, Job, seed_of
 from verl_aiops.evaluation.run.questions import Question
 from verl_aiops.evaluation.run.rename_check import named, rename_questions
-from verl_aiops.evaluation.run.results import Folder, Record, Records, scored, without_text
+from verl_aiops.evaluation.run.results import AnswerFile, Folder, line_of, without_text
 from verl_aiops.evaluation.run.summary import drop, section, summarise
 from verl_aiops.evaluation.run.table import render
 from verl_aiops.files import write_atomically
 from verl_aiops.rewards.triage.answer import FIELDS
 
-__all__ = ["Plan", "Report", "evaluate"]
+__all__ = ["EvaluationPlan", "Report", "evaluate"]
 
 # Failures in a row after which a run ends, to be taken up when the server is back: with no answer yet, and later.
 _NEVER_UP, _GONE = 8, 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """How much is asked and how it is judged.
 
     ``samples`` per question; ``seed`` of sampling and intervals; ``reward``: settings of the reward; the run has failed
     when more than ``max_failed_share`` of the answers did; ``rename`` is the seed of the rename check, None for none,
-    and ``rename_labels`` what it swaps (`rename.LABELS`).
+    and ``rename_labels`` what it swaps (`rename_check.LABELS`).
     """
 
     samples: int = 1
@@ -70,12 +71,12 @@ def evaluate(
     questions: Sequence[Question],
     backend: Backend,
     out: str | Path,
-    plan: Plan,
+    plan: EvaluationPlan,
     settings: Mapping[str, Any],
     *,
     overwrite: bool = False,
 ) -> Report:
-    """Ask, score and summarise; see `records` and `summary` for the files in ``out``.
+    """Ask, score and summarise; see `results` and `summary` for the files in ``out``.
 
     Args:
         settings: whatever else the answers depend on, by the names of the options; they must not change between a run
@@ -94,7 +95,7 @@ def evaluate(
             raise EvaluationError(f"--rename: no incident has labels that can be swapped: {left_out}")
     backend.check([question for asked in variants.values() for question in asked])
     with Folder(out, settings, overwrite) as folder:
-        files = {name: Records(folder.path / name) for name in variants}
+        files = {name: AnswerFile(folder.path / name) for name in variants}
         try:
             jobs = {name: _jobs(asked, plan) for name, asked in variants.items()}
             fault = _generate(backend, files, jobs, plan)
@@ -110,7 +111,7 @@ def evaluate(
     return Report(summary, table, fault)
 
 
-def _jobs(questions: Sequence[Question], plan: Plan) -> list[Job]:
+def _jobs(questions: Sequence[Question], plan: EvaluationPlan) -> list[Job]:
     return [
         Job(question, sample, seed_of(plan.seed, question.id, sample))
         for question in questions
@@ -118,7 +119,9 @@ def _jobs(questions: Sequence[Question], plan: Plan) -> list[Job]:
     ]
 
 
-def _generate(backend: Backend, files: Mapping[str, Records], jobs: Mapping[str, Sequence[Job]], plan: Plan) -> str:
+def _generate(
+    backend: Backend, files: Mapping[str, AnswerFile], jobs: Mapping[str, Sequence[Job]], plan: EvaluationPlan
+) -> str:
     """Fill the files; returns why the run ended early, or ""."""
     from tqdm import tqdm
 
@@ -132,9 +135,9 @@ def _generate(backend: Backend, files: Mapping[str, Records], jobs: Mapping[str,
     with bar:
         for name, file in files.items():
 
-            def done(job: Job, made: Generation, file: Records = file) -> None:
+            def done(job: Job, made: Generation, file: AnswerFile = file) -> None:
                 nonlocal failed, in_a_row, patience
-                file.add(scored(job, made, plan.reward))
+                file.add(line_of(job, made, plan.reward))
                 bar.update()
                 if made.error is None:
                     in_a_row, patience = 0, _GONE
@@ -152,10 +155,10 @@ def _generate(backend: Backend, files: Mapping[str, Records], jobs: Mapping[str,
     return ""
 
 
-def _too_many(counts: Mapping[str, int], lines: Mapping[str, Sequence[Record]], plan: Plan) -> str:
+def _too_many(counts: Mapping[str, int], lines: Mapping[str, Sequence[AnswerLine]], plan: EvaluationPlan) -> str:
     if counts["failed"] <= plan.max_failed_share * counts["asked"]:
         return ""
-    errors = Counter(record["error"] for records in lines.values() for record in records)
+    errors = Counter(line["error"] for own in lines.values() for line in own)
     del errors[None]
     return (
         f"{counts['failed']:,} of {counts['asked']:,} answers failed (--max-failed-share {plan.max_failed_share:g}), "
@@ -164,16 +167,16 @@ def _too_many(counts: Mapping[str, int], lines: Mapping[str, Sequence[Record]], 
 
 
 def _summary(
-    lines: Mapping[str, Sequence[Record]],
+    lines: Mapping[str, Sequence[AnswerLine]],
     jobs: Mapping[str, Sequence[Job]],
-    plan: Plan,
+    plan: EvaluationPlan,
     settings: Mapping[str, Any],
     questions: Sequence[Question],
     left_out: Mapping[str, int],
 ) -> dict[str, Any]:
-    everything = [record for records in lines.values() for record in records]
+    everything = [line for own in lines.values() for line in own]
     asked = sum(map(len, jobs.values()))
-    failed = sum(record["error"] is not None for record in everything)
+    failed = sum(line["error"] is not None for line in everything)
     plain = lines["generations.jsonl"]
     summary: dict[str, Any] = {
         "settings": dict(settings),

@@ -170,7 +170,7 @@ class LocalBackend:
             stream, made = conversation.stream, conversation.made
             stream.add_answer(answer.token_ids, answer.logps)
             text, cut = answer_text(self.tokenizer, answer.token_ids, self.stops)
-            made.rounds.append(text)
+            made.turns.append(text)
             made.cut.append(cut)
             made.tokens.append(len(answer.token_ids))
             if at + 1 == len(conversation.budgets):

@@ -137,13 +137,13 @@ class EndpointBackend:
         deadline = time.monotonic() + self.endpoint.deadline_s
         budgets = self._budgets(job.question)
         messages = [dict(message) for message in job.question.messages]
-        rounds: list[str] = []
+        turns: list[str] = []
         cut: list[bool] = []
         tokens: list[int | None] = []
         error = None
         for at, budget in enumerate(budgets):
             if at:
-                messages.append({"role": "assistant", "content": rounds[-1]})
+                messages.append({"role": "assistant", "content": turns[-1]})
                 messages.append({"role": "user", "content": job.question.rounds[at - 1]})
             payload = self._payload(messages, budget, job.seed)
             constraint = self._constraint(job.question) if at + 1 == len(budgets) else {}
@@ -156,11 +156,11 @@ class EndpointBackend:
                 self._down = self._down or fault.again
                 break
             self._down = False
-            rounds.append(reply.text)
+            turns.append(reply.text)
             cut.append(reply.cut)
             tokens.append(reply.tokens)
         known = None if None in tokens else [count for count in tokens if count is not None]
-        return Generation(rounds, cut, known if error is None else None, error)
+        return Generation(turns, cut, known if error is None else None, error)
 
     def _budgets(self, question: Question) -> list[int]:
         # the server puts the instructions between the rounds into the prompt, where they cost the answers nothing

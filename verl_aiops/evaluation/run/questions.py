@@ -25,9 +25,9 @@ DIFFICULTY = "extra_info.difficulty"
 class Question:
     """One incident as it is asked.
 
-    ``messages`` stand before the first answer; ``rounds`` are the user's texts of the rounds after it;
-    ``incident_text`` is the part of the messages that may be quoted; ``ground_truth`` is what `compute_score` reads.
-    ``source``, ``lang`` and ``difficulty`` are None where the data do not say.
+    ``messages`` stand before the first answer; ``rounds`` are the user's later texts, each of which another answer
+    follows; ``incident_text`` is the part of the messages that may be quoted; ``ground_truth`` is what `compute_score`
+    reads. ``source``, ``lang`` and ``difficulty`` are None where the data do not say.
     """
 
     id: str

@@ -1,26 +1,5 @@
-"""The files of an evaluation: one line per answer, written as it comes, and the settings that the lines belong to.
-
-``generations.jsonl`` has one JSON object per line for each incident and sample, in the order of the data:
-
-================  ====================================================================================================
-key               value
-================  ====================================================================================================
-``id``            the incident's; with ``sample`` it names the line, and runs are paired by it
-``group``         the fault that the incident belongs to; incidents of one group are not independent
-``source``        the incident's system, ``lang`` its language, ``difficulty`` as the data give it; each may be null
-``sample``        number of the answer, from 0
-``seed``          that the answer was drawn with
-``rounds``        the assistant's texts, the answer last
-``cut``           for each round, whether it used up its budget without ending
-``tokens``        for each round, how many were generated; null where the server does not say
-``ground_truth``  as `rewards.aiops_mturn.compute_score` was given it, an object
-``predicted``     ``{"service", "incident_type"}`` as the model wrote them; null where the answer is not the JSON
-``score``         everything that `compute_score` returned; null where there is no answer
-``error``         null, or why there is no answer; ``rounds`` then holds what was generated before. Begins with
-                  ``no text: `` and the sort of reply (`without_text`) where a server's reply had none
-================  ====================================================================================================
-
-``renamed.jsonl`` has the same for the incidents with their labels renamed. ``settings.json`` is what both depend on.
+"""The files of an evaluation: one line per answer, written as it comes (`answer_line.AnswerLine`), and the settings
+that the lines belong to, ``settings.json``.
 """
 
 from __future__ import annotations
@@ -33,23 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import NO_TEXT, Generation, Job
-from verl_aiops.evaluation.run.result_checks import content_fault
+from verl_aiops.evaluation.run.result_checks import SCORES, content_fault
 from verl_aiops.files import replacing, write_atomically
 from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
 from verl_aiops.inputs.shown import brief
 from verl_aiops.inputs.sniff import refusal
 from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 
-__all__ = ["KEYS", "SCORES", "Folder", "Records", "read_records", "scored", "without_text"]
+__all__ = ["AnswerFile", "Folder", "line_of", "read_lines", "without_text"]
 
-KEYS = ("id", "group", "source", "lang", "difficulty", "sample", "seed", "rounds", "cut", "tokens") + (
-    "ground_truth",
-    "predicted",
-    "score",
-    "error",
-)
 _KINDS: dict[str, tuple[type, ...]] = {
     "id": (str,),
     "group": (str,),
@@ -66,28 +40,19 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "score": (dict, type(None)),
     "error": (str, type(None)),
 }
-SCORES = ("score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence", "evidence_precision") + (
-    "evidence_recall",
-    "quotes",
-    "invented",
-    "early_verdict",
-    "chars",
-)
 _FILES = ("generations.jsonl", "renamed.jsonl", "settings.json", "summary.json", "table.txt")
 
-Record = dict[str, Any]
 
-
-def scored(job: Job, made: Generation, reward: Mapping[str, Any]) -> Record:
+def line_of(job: Job, made: Generation, reward: Mapping[str, Any]) -> AnswerLine:
     """The line of one conversation; ``reward`` are the reward's settings (`rewards.settings.RewardSettings`)."""
     question = job.question
     predicted = score = None
     if made.error is None:
-        answer = read_answer(made.rounds[-1], reward)
+        answer = read_answer(made.turns[-1], reward)
         if answer.ok:
             predicted = {"service": answer.service, "incident_type": answer.incident_type}
-        extra_info = {"turns": made.rounds, "incident_text": question.incident_text}
-        score = compute_score("aiops_mturn", made.rounds[-1], question.ground_truth, extra_info, **reward)
+        extra_info = {"turns": made.turns, "incident_text": question.incident_text}
+        score = compute_score("aiops_mturn", made.turns[-1], question.ground_truth, extra_info, **reward)
     return {
         "id": question.id,
         "group": question.group,
@@ -96,7 +61,7 @@ def scored(job: Job, made: Generation, reward: Mapping[str, Any]) -> Record:
         "difficulty": question.difficulty,
         "sample": job.sample,
         "seed": job.seed,
-        "rounds": made.rounds,
+        "rounds": made.turns,
         "cut": made.cut,
         "tokens": made.tokens,
         "ground_truth": question.ground_truth,
@@ -106,14 +71,14 @@ def scored(job: Job, made: Generation, reward: Mapping[str, Any]) -> Record:
     }
 
 
-def without_text(records: Iterable[Record]) -> dict[str, int]:
+def without_text(lines: Iterable[AnswerLine]) -> dict[str, int]:
     """How many answers are missing because a reply had no text, by the sort of reply, the most frequent first."""
-    errors = (record["error"] for record in records if record["error"] is not None)
+    errors = (line["error"] for line in lines if line["error"] is not None)
     sorts = (error.removeprefix(NO_TEXT).split(",")[0] for error in errors if error.startswith(NO_TEXT))
     return dict(Counter(sorts).most_common())
 
 
-def read_records(path: str | Path) -> list[Record]:
+def read_lines(path: str | Path) -> list[AnswerLine]:
     """The lines of a ``generations.jsonl``, checked.
 
     Raises:
@@ -122,45 +87,45 @@ def read_records(path: str | Path) -> list[Record]:
     return _read(Path(path), unfinished=False)[0]
 
 
-def _read(path: Path, unfinished: bool) -> tuple[list[Record], int]:
+def _read(path: Path, unfinished: bool) -> tuple[list[AnswerLine], int]:
     """The lines and how many bytes they take; an ``unfinished`` file may end within a line, which is left out."""
-    records: list[Record] = []
+    lines: list[AnswerLine] = []
     size = 0
     unfit = refusal(path, "json")
     if unfit:
         raise EvaluationError(f"{path} {unfit}")
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if unfinished and not line.endswith(b"\n"):
+        for number, text in enumerate(file, 1):
+            if unfinished and not text.endswith(b"\n"):
                 break
             try:
-                record = read_json(line)
-                fault = _fault(record) or content_fault(record, SCORES)
+                line = read_json(text)
+                fault = _fault(line) or content_fault(line)
             except JsonFault as error:
                 fault = f"not JSON: {error}"
             if fault:
                 raise EvaluationError(f"{path}, line {number}: {fault}; the file is not as `verl-aiops eval` wrote it")
-            records.append(record)
-            size += len(line)
-    return records, size
+            lines.append(line)
+            size += len(text)
+    return lines, size
 
 
-def _fault(record: Any) -> str | None:
-    if not isinstance(record, dict):
+def _fault(line: Any) -> str | None:
+    if not isinstance(line, dict):
         return "expected an object"
     for key, kinds in _KINDS.items():
-        if key not in record:
+        if key not in line:
             return f"{key}: missing"
-        if not isinstance(record[key], kinds) or isinstance(record[key], bool):
-            return f"{key}: expected {' or '.join(kind.__name__ for kind in kinds)}, found {brief(record[key], 40)!r}"
-    if (record["score"] is None) != (record["error"] is not None):
+        if not isinstance(line[key], kinds) or isinstance(line[key], bool):
+            return f"{key}: expected {' or '.join(kind.__name__ for kind in kinds)}, found {brief(line[key], 40)!r}"
+    if (line["score"] is None) != (line["error"] is not None):
         return "score, error: expected one of them"
-    if record["score"] is not None and not all(isinstance(record["score"].get(key), int | float) for key in SCORES):
+    if line["score"] is not None and not all(isinstance(line["score"].get(key), int | float) for key in SCORES):
         return f"score: expected the numbers {', '.join(SCORES)}"
     return None
 
 
-class Records:
+class AnswerFile:
     """The lines of one file, kept as they come.
 
     Args:
@@ -172,11 +137,11 @@ class Records:
 
     def __init__(self, path: Path):
         self.path = path
-        self.lines: dict[tuple[str, int], Record] = {}
+        self.lines: dict[tuple[str, int], AnswerLine] = {}
         if path.exists():
-            records, size = _read(path, unfinished=True)
-            self.lines = {(r["id"], r["sample"]): r for r in records if r["error"] is None}
-            if len(self.lines) < len(records):
+            found, size = _read(path, unfinished=True)
+            self.lines = {(r["id"], r["sample"]): r for r in found if r["error"] is None}
+            if len(self.lines) < len(found):
                 _replace(path, self.lines.values())
             elif size < path.stat().st_size:
                 os.truncate(path, size)
@@ -186,34 +151,34 @@ class Records:
         """The jobs without an answer, in order."""
         return [job for job in jobs if (job.question.id, job.sample) not in self.lines]
 
-    def add(self, record: Record) -> None:
-        self._file.write(_line(record))
+    def add(self, line: AnswerLine) -> None:
+        self._file.write(_as_bytes(line))
         self._file.flush()
-        self.lines[record["id"], record["sample"]] = record
+        self.lines[line["id"], line["sample"]] = line
 
-    def in_order(self, jobs: Iterable[Job]) -> list[Record]:
+    def in_order(self, jobs: Iterable[Job]) -> list[AnswerLine]:
         """The lines that there are, in the order of the jobs; the file is put in that order too."""
         keys = [(job.question.id, job.sample) for job in jobs]
-        records = [self.lines[key] for key in keys if key in self.lines]
+        lines = [self.lines[key] for key in keys if key in self.lines]
         self._file.close()
-        _replace(self.path, records)
-        return records
+        _replace(self.path, lines)
+        return lines
 
     def close(self) -> None:
         self._file.close()
 
 
-def _line(record: Record) -> bytes:
+def _as_bytes(line: AnswerLine) -> bytes:
     try:
-        return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
+        return json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # an answer can spell a lone surrogate as \ud800, which UTF-8 cannot hold
-        return json.dumps(record).encode("ascii") + b"\n"
+        return json.dumps(line).encode("ascii") + b"\n"
 
 
-def _replace(path: Path, records: Iterable[Record]) -> None:
+def _replace(path: Path, lines: Iterable[AnswerLine]) -> None:
     with replacing(path) as temporary, temporary.open("xb") as file:
-        for record in records:
-            file.write(_line(record))
+        for line in lines:
+            file.write(_as_bytes(line))
 
 
 class Folder:

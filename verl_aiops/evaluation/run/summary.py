@@ -1,6 +1,6 @@
 """What an evaluation comes to: ``summary.json``.
 
-Shares are from 0 to 1; every metric is ``{"value", "low", "high", "n"}`` (`metrics.Value`), the interval 95 %. Keys:
+Shares are from 0 to 1; every metric is ``{"value", "low", "high", "n"}`` (`estimates.Value`), the interval 95 %. Keys:
 ``settings``; ``counts``, where ``no_text`` has the failed answers whose reply had no text, by its sort; ``overall`` and
 ``by`` (source, lang, difficulty; "unknown" where the data do not say), each with ``incidents``, ``groups``,
 ``answers``, ``failed``, ``metrics``, ``pass_at_k`` and ``best_of_n``; ``classes``; and with `--rename` also ``renamed``
@@ -13,57 +13,56 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from verl_aiops.evaluation.stats.metrics import FIELDS, class_table, table_of, values_of
+from verl_aiops.evaluation.answer_line import AnswerLine
+from verl_aiops.evaluation.stats.estimates import class_table, table_of, values_of
+from verl_aiops.evaluation.stats.metrics import FIELDS, In, metrics
 
 __all__ = ["UNKNOWN", "drop", "section", "summarise"]
 
 UNKNOWN = "unknown"
 SLICES = ("source", "lang", "difficulty")
-DROPPED = ("acc_main", "service_ok", "type_ok", "json_ok", "score", "evidence", "evidence_rate", "abstained")
-
-Record = Mapping[str, Any]
 
 
-def summarise(records: Sequence[Record], seed: int) -> dict[str, Any]:
+def summarise(lines: Sequence[AnswerLine], seed: int) -> dict[str, Any]:
     """Overall, by slice and by class."""
     by: dict[str, dict[str, Any]] = {}
     for key in SLICES:
-        names = sorted({record[key] or UNKNOWN for record in records})
-        by[key] = {name: section([r for r in records if (r[key] or UNKNOWN) == name], seed) for name in names}
+        names = sorted({line[key] or UNKNOWN for line in lines})
+        by[key] = {name: section([r for r in lines if (r[key] or UNKNOWN) == name], seed) for name in names}
     return {
-        "overall": section(records, seed),
+        "overall": section(lines, seed),
         "by": by,
-        "classes": {field: class_table(records, field) for field in FIELDS},
+        "classes": {field: class_table(lines, field) for field in FIELDS},
     }
 
 
-def section(records: Sequence[Record], seed: int) -> dict[str, Any]:
+def section(lines: Sequence[AnswerLine], seed: int) -> dict[str, Any]:
     """Counts and metrics of some of the lines."""
-    metrics: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     pass_at_k: dict[str, Any] = {}
     best_of_n: dict[str, dict[str, Any]] = {}
-    for name, value in values_of(table_of(records), seed).items():
+    for name, value in values_of(table_of(lines), seed).items():
         if name.startswith("pass@"):
             pass_at_k[name.partition("@")[2]] = asdict(value)
         elif name.startswith("best@"):
             k, _, metric = name.partition("@")[2].partition("/")
             best_of_n.setdefault(k, {})[metric] = asdict(value)
         else:
-            metrics[name] = asdict(value)
-    failed = sum(record["error"] is not None for record in records)
+            found[name] = asdict(value)
+    failed = sum(line["error"] is not None for line in lines)
     return {
-        "incidents": len({record["id"] for record in records}),
-        "groups": len({record["group"] for record in records}),
-        "answers": len(records) - failed,
+        "incidents": len({line["id"] for line in lines}),
+        "groups": len({line["group"] for line in lines}),
+        "answers": len(lines) - failed,
         "failed": failed,
-        "metrics": metrics,
+        "metrics": found,
         "pass_at_k": pass_at_k,
         "best_of_n": best_of_n,
     }
 
 
 def drop(
-    plain: Sequence[Record], renamed: Sequence[Record], named: Mapping[str, Collection[str]], seed: int
+    plain: Sequence[AnswerLine], renamed: Sequence[AnswerLine], named: Mapping[str, Collection[str]], seed: int
 ) -> dict[str, Any]:
     """What renaming costs, over the answers that both have, paired by incident and sample.
 
@@ -72,13 +71,13 @@ def drop(
         named: per field of the truth, the ids of the incidents whose data name the true label.
 
     Returns:
-        for each of `DROPPED`, with ``before``, ``after`` and the interval of ``before - after``; and, for each field,
-        ``service_named``/``service_unnamed`` (``type_...``): the same of ``service_ok`` over the incidents whose true
-        service was swapped, apart by whether their data name it.
+        for each metric that is shown `In.RENAME`, with ``before``, ``after`` and the interval of ``before - after``;
+        and, for each field, ``service_named``/``service_unnamed`` (``type_...``): the same of ``service_ok`` over the
+        incidents whose true service was swapped, apart by whether their data name it.
     """
     after = {(r["id"], r["sample"]): r for r in renamed if r["error"] is None}
     pairs = [(r, after[r["id"], r["sample"]]) for r in plain if r["error"] is None and (r["id"], r["sample"]) in after]
-    found = _differences(pairs, DROPPED, seed)
+    found = _differences(pairs, list(metrics(In.RENAME)), seed)
     for field, (key, right) in FIELDS.items():
         swapped = [pair for pair in pairs if pair[0]["ground_truth"][key] != pair[1]["ground_truth"][key]]
         for name, wanted in ((f"{field}_named", True), (f"{field}_unnamed", False)):
@@ -87,7 +86,7 @@ def drop(
     return found
 
 
-def _differences(pairs: Sequence[tuple[Record, Record]], names: Sequence[str], seed: int) -> dict[str, Any]:
+def _differences(pairs: Sequence[tuple[AnswerLine, AnswerLine]], names: Sequence[str], seed: int) -> dict[str, Any]:
     if not pairs:
         return {}
     groups = sorted({before["group"] for before, _ in pairs})

@@ -5,37 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, metrics
+
 __all__ = ["as_columns", "one_line", "render", "without_text_said"]
 
 Cells = Sequence[str]
 
-_SHARES = {
-    "acc_main": "both fields right",
-    "service_ok": "service right",
-    "type_ok": "incident type right",
-    "macro_f1_service": "macro-F1, services",
-    "macro_f1_type": "macro-F1, incident types",
-    "json_ok": "valid JSON",
-    "abstained": "abstained",
-    "evidence_precision": "evidence precision",
-    "evidence_recall": "evidence recall",
-    "evidence_rate": "quotes known evidence",
-    "early_verdict": "verdict in an early round",
-    "cut": "cut at the budget",
-    "reasoning_cut": "reasoning not closed",
-    "empty": "answers without any text",
-}
-_NUMBERS = {
-    "score": ("reward", 3),
-    "quotes": ("quotations, verbatim", 2),
-    "invented": ("quotations, invented", 2),
-    "chars": ("characters", 0),
-    "reasoning": ("characters of reasoning", 0),
-    "tokens": ("tokens", 0),
-}
-_WHERE_ANY = ("reasoning", "reasoning_cut", "empty")
-_SLICE = ("acc_main", "service_ok", "type_ok", "json_ok", "evidence_rate")
-_HEADS = ("both right", "service", "type", "JSON", "evidence")
 _CLASSES_SHOWN = 30
 
 
@@ -76,22 +51,20 @@ def without_text_said(counts: Mapping[str, int]) -> str:
 
 
 def _overall(section: Mapping[str, Any]) -> str:
-    rows = []
-    metrics = {name: value for name, value in section["metrics"].items() if value["value"] or name not in _WHERE_ANY}
-    for name, value in metrics.items():
-        if name in _SHARES:
-            rows.append((_SHARES[name], _share(value), f"{value['n']:,}"))
-    for name, (label, digits) in _NUMBERS.items():
-        if name in metrics and metrics[name]["n"]:
-            rows.append((label, _number(metrics[name], digits), f"{metrics[name]['n']:,}"))
-    order = {label: at for at, label in enumerate([*_SHARES.values(), *(label for label, _ in _NUMBERS.values())])}
-    return as_columns([("", "mean", "answers"), *sorted(rows, key=lambda row: order[row[0]])])
+    rows = [("", "mean", "answers")]
+    for name, metric in metrics(In.EVAL).items():
+        value = section["metrics"].get(name)
+        # shares stand there without a value too, so that every table has the same lines
+        if value and (value["value"] if metric.optional else value["n"] or metric.digits is None):
+            rows.append((metric.title, _shown(value, metric), f"{value['n']:,}"))
+    return as_columns(rows)
 
 
 def _slices(key: str, slices: Mapping[str, Any]) -> str:
-    rows = [(key, "answers", *_HEADS)]
+    shown = {name: metric for name, metric in metrics(In.SLICES).items() if metric.digits is None}
+    rows = [(key, "answers", *(metric.head for metric in shown.values()))]
     for name, section in slices.items():
-        cells = [_share(section["metrics"][metric]) if section["metrics"] else "-" for metric in _SLICE]
+        cells = [_share(section["metrics"][metric]) if section["metrics"] else "-" for metric in shown]
         rows.append((one_line(name), f"{section['answers']:,}", *cells))
     return as_columns(rows)
 
@@ -106,19 +79,20 @@ def _classes(field: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _several(section: Mapping[str, Any]) -> str:
-    rows = [("answers k", "incidents", "pass@k", "best of k: both right", "valid JSON", "evidence", "reward")]
+    shown = metrics(In.BEST)
+    first, *others = (metric.head for metric in shown.values())
+    rows = [("answers k", "incidents", "pass@k", f"best of k: {first}", *others)]
     for k, value in section["pass_at_k"].items():
         best = section["best_of_n"][k]
-        evidence, reward = _number(best["evidence"], 3), _number(best["score"], 3)
-        cells = (_share(value), _share(best["acc_main"]), _share(best["json_ok"]), evidence, reward)
-        rows.append((k, f"{value['n']:,}", *cells))
+        cells = (_shown(best[name], metric) for name, metric in shown.items())
+        rows.append((k, f"{value['n']:,}", _share(value), *cells))
     return as_columns(rows)
 
 
 def _drop(summary: Mapping[str, Any]) -> str:
-    names = {**_SHARES, "score": "reward", "evidence": "evidence paid"}
-    names |= {f"{field}_named": f"{field} right, where the data name it" for field in ("service", "type")}
-    names |= {f"{field}_unnamed": f"{field} right, where they do not" for field in ("service", "type")}
+    names = {name: metric.title for name, metric in metrics(In.RENAME).items()}
+    names |= {f"{field}_named": f"{field} right, where the data name it" for field in FIELDS}
+    names |= {f"{field}_unnamed": f"{field} right, where they do not" for field in FIELDS}
     rows = [("labels swapped", "own names", "swapped", "drop", "answers")]
     for name, value in summary["drop"]["metrics"].items():
         if value is not None:
@@ -148,6 +122,10 @@ def _share(value: Mapping[str, Any]) -> str:
     if value["value"] is None or value["low"] is None:
         return _percent(value["value"])
     return f"{_percent(value['value'])} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+
+
+def _shown(value: Mapping[str, Any], metric: Metric) -> str:
+    return _share(value) if metric.digits is None else _number(value, metric.digits)
 
 
 def _number(value: Mapping[str, Any], digits: int) -> str:
