@@ -41,7 +41,8 @@ class WriteError(OSError):
         super().__init__(error.errno, error.strerror or str(error), os.fspath(path))
 
     def __str__(self) -> str:
-        said = f"{self.filename}: cannot be written: {self.strerror[:1].lower()}{self.strerror[1:]}"
+        why = self.strerror or ""
+        said = f"{self.filename}: cannot be written: {why[:1].lower()}{why[1:]}"
         if self.errno in (errno.ENOSPC, errno.EDQUOT):
             said += f" ({_free(self.filename)}free up space or name another place)"
         return said

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,13 +85,16 @@ def test_whatever_decides_about_the_tokens_misses_the_cache(tmp_path, tokenizer,
     assert len(renders) == rendered
 
 
-def test_the_rules_of_this_package_are_part_of_the_key(tmp_path, tokenizer, write_rows, monkeypatch):
-    file = write_rows(ROWS)
+@pytest.mark.parametrize("rule", ["data/rows.py", "inputs/json_text.py", "reasoning.py"])
+def test_the_rules_of_this_package_are_part_of_the_key(tmp_path, tokenizer, write_rows, monkeypatch, rule):
+    file, package = write_rows(ROWS), tmp_path / "verl_aiops"
+    shutil.copytree(Path(cache.__file__).parents[1], package)
+    monkeypatch.setattr(cache, "__file__", str(package / "data" / "token_cache.py"))
     load(file, tokenizer, tmp_path / "cache")
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "cache.py").write_text("other rules")
-    monkeypatch.setattr(cache, "__file__", str(source / "cache.py"))
+    load(file, tokenizer, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    with open(package / rule, "a") as source:
+        source.write("# other rules")
     load(file, tokenizer, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -184,3 +189,18 @@ def test_slow_tokenizers_are_not_cached(tmp_path, tokenizer, write_rows):
 
     assert len(load(write_rows(ROWS), Slow(), tmp_path / "cache")) == 5
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers", "jinja2"])
+def test_another_release_of_a_package_that_renders_or_tokenises_misses_the_cache(
+    tmp_path, tokenizer, write_rows, renders, monkeypatch, package
+):
+    file = write_rows(ROWS)
+    load(file, tokenizer, tmp_path / "cache")
+    version = cache.importlib.metadata.version
+    monkeypatch.setattr(
+        cache.importlib.metadata, "version", lambda name: version(name) + ("+" if name == package else "")
+    )
+    for _ in range(2):
+        load(file, tokenizer, tmp_path / "cache")
+    assert len(renders) == 2 and len(list((tmp_path / "cache").iterdir())) == 2

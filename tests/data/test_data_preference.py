@@ -279,8 +279,8 @@ def test_digests_tell_borders_and_masks_apart(load):
     """The same tokens in a row, cut at another place, are another pair."""
     assert load([text("xx", "y", "z")]).identity() != load([text("x", "xy", "xz")]).identity()
     data, masked = load([text()]), load([text()])
-    mask = masked._masks["chosen"]
-    mask._values = 1 - mask._values
+    mask = masked._store._masks["chosen"]
+    mask.values = 1 - mask.values
     assert data.identity() != masked.identity()
 
 

@@ -1,58 +1,32 @@
 """The preference data set: files in, token ids out, every pair checked before training starts."""
 
+from __future__ import annotations
+
 import hashlib
-import json
-import logging
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from verl_aiops.data.columns import PROMPT_COLUMNS
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
-from verl_aiops.data.notes import say
-from verl_aiops.data.reading import open_files
-from verl_aiops.data.rendering import EncodedPair, PairRenderer
+from verl_aiops.data.reading import FileRow, OpenedFile, open_files
+from verl_aiops.data.rendering import PairRenderer
 from verl_aiops.data.repeats import count_repeats
+from verl_aiops.data.report import DataReport
 from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
-from verl_aiops.data.storage import Ragged
+from verl_aiops.data.storage import PairStore, as_array, from_array
 from verl_aiops.data.token_cache import TokenCache
+from verl_aiops.data.tokens import EncodedPair
 from verl_aiops.inputs.parquet import BATCH_ROWS
 
 TRUNCATIONS = ("error", "left", "drop")
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DataReport:
-    """What became of the rows read.
-
-    `dropped` counts rows left out, by reason (each row under one reason); `notes` the kept rows of each kind in
-    `notes.NOTES`; `unused` names columns of the files that are not read.
-    """
-
-    rows: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=lambda: {"prompt_too_long": 0, "answer_too_long": 0})
-    prompts_cut: int = 0
-    prompt_end_changed: int = 0
-    eos_appended: int = 0
-    notes: dict[str, int] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
-
-    def __str__(self):
-        parts = [f"{self.kept} of {self.rows} pairs kept"]
-        parts += [f"{count} dropped ({reason.replace('_', ' ')})" for reason, count in self.dropped.items() if count]
-        if self.prompts_cut:
-            parts.append(f"{self.prompts_cut} prompts cut from the left")
-        if self.unused:
-            parts.append(f"columns not used: {', '.join(self.unused)}")
-        return ", ".join(parts)
+_Item = TypeVar("_Item")
 
 
 class PreferenceDataset(Dataset):
@@ -128,59 +102,41 @@ class PreferenceDataset(Dataset):
         self._limits = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
         self._truncation = truncation
         self._bos_id = tokenizer.bos_token_id
-        self._ids = {part: Ragged("i") for part in ("prompt", "chosen", "rejected")}
-        self._masks = {part: Ragged("B") for part in ("chosen", "rejected")}
-        self._weights, self._names, self._groups, self._row_ids = [], [], [], []
-        self._digests = None
+        self._store = PairStore()
         columns = Columns(prompt_key, chosen_key, rejected_key, id_key, group_key, weight_key, tools_key)
         variables = dict(apply_chat_template_kwargs or {})
         renderer = PairRenderer(tokenizer, chat_template, variables)
         cache = None
         if cache_dir is not None:
-            settings = {"columns": columns.names(), "limits": self._limits, "truncation": truncation, "limit": limit}
-            settings |= {"seed": seed, "template": chat_template, "variables": variables}
+            settings: dict[str, Any] = {"columns": columns.names(), "template": chat_template, "variables": variables}
+            settings |= {"limits": self._limits, "truncation": truncation, "limit": limit, "seed": seed}
             cache = TokenCache(cache_dir, [file.path for file in open_files(files)], tokenizer, settings)
         arrays = cache.load() if cache else None
         if arrays is None:
-            self._load(files, columns, renderer, limit, seed, progress)
+            self._load(open_files(files), columns, renderer, limit, seed, progress)
             if cache:
-                cache.save(self._arrays())
+                cache.save(self._store.arrays() | {"report": as_array(asdict(self.report))})
         else:
-            self._restore(arrays)
-        self._warn()
+            self._store, self.report = PairStore.of(arrays), DataReport(**from_array(arrays["report"]))
+        self.report.warn()
 
-    def __len__(self):
-        return len(self._weights)
+    def __len__(self) -> int:
+        return len(self._store)
 
-    def __getitem__(self, index):
-        index = range(len(self))[index]
-        item = {f"{part}_ids": torch.from_numpy(ids[index].astype(np.int64)) for part, ids in self._ids.items()}
-        item |= {f"{part}_mask": torch.from_numpy(mask[index].astype(np.int64)) for part, mask in self._masks.items()}
-        item |= {"weight": float(self._weights[index]), "index": index}
-        return item | {"id": self._names[index], "group": self._groups[index]}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._store.item(range(len(self))[index])
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of prompt, chosen and rejected answer: int64 (pairs, 3)."""
-        return np.stack([self._ids[part].lengths() for part in ("prompt", "chosen", "rejected")], axis=1)
+        return self._store.lengths()
 
     def row_digests(self) -> np.ndarray:
         """SHA-256 of each pair's token ids and masks: uint8 (pairs, 32).
 
         A digest depends on what the model sees of the pair and on nothing else: not on position, id, group or weight.
         """
-        if self._digests is None:
-            lengths = self.lengths.astype("<i8")
-            digests = bytearray()
-            for index in range(len(self)):
-                row = hashlib.sha256(lengths[index].tobytes())
-                for ids in self._ids.values():
-                    row.update(ids[index].astype("<i4").tobytes())
-                for mask in self._masks.values():
-                    row.update(mask[index].tobytes())
-                digests += row.digest()
-            self._digests = np.frombuffer(bytes(digests), dtype=np.uint8).reshape(-1, 32)
-        return self._digests
+        return self._store.digests()
 
     def identity(self) -> str:
         """SHA-256 (hex) of all pairs' digests in order: equal for equal tokenised data in equal order."""
@@ -188,74 +144,44 @@ class PreferenceDataset(Dataset):
 
     # ---- loading
 
-    def _load(self, files, columns, renderer, limit, seed, progress):
+    def _load(
+        self,
+        files: list[OpenedFile],
+        columns: Columns,
+        renderer: PairRenderer,
+        limit: int | None,
+        seed: int | None,
+        progress: bool,
+    ) -> None:
+        # rows that cannot be used, and rows over a limit: all of them are found before either is told
         faults, too_long = FaultList(), FaultList()
-        longest = [0, 0]
-        files = open_files(files)
+        longest = (0, 0)
+        row_ids = []
         found = dict.fromkeys(name for file in files for name in file.columns or ())
         self.report.unused = [name for name in found if name not in {*columns.names(), *PROMPT_COLUMNS}]
         for batch in _batches(_selected(files, columns, limit, seed, progress), BATCH_ROWS):
             self.report.rows += len(batch)
             rows = list(_parsed(batch, columns, faults))
             encoded = renderer.encode([row for _, row in rows])
-            for (record, row), pair in zip(rows, encoded):
+            for (file_row, row), pair in zip(rows, encoded):
                 if isinstance(pair, RowFault):
-                    faults.add(record.where, str(pair))
+                    faults.add(file_row.where, str(pair))
                     continue
                 sizes = len(pair.prompt_ids), max(len(pair.chosen_ids), len(pair.rejected_ids))
-                longest = [max(a, b) for a, b in zip(longest, sizes)]
+                longest = max(longest[0], sizes[0]), max(longest[1], sizes[1])
                 if self._fit(pair, sizes):
-                    self._append(pair, row, row.id if row.id is not None else record.name)
+                    self._append(pair, row, row.id if row.id is not None else file_row.name)
+                    row_ids.append(row.id)
                 elif self._truncation != "drop":
-                    too_long.add(record.where, self._length_text(pair))
+                    too_long.add(file_row.where, self._length_text(pair))
         self._raise_faults(faults, too_long, longest)
-        for store in (*self._ids.values(), *self._masks.values()):
-            store.freeze()
-        self._weights = np.array(self._weights, dtype=np.float64)
+        self._store.freeze()
         self.report.kept = len(self)
-        self.report.notes |= count_repeats(self._seen(), self._row_ids)
+        self.report.notes |= count_repeats(self._store.answers(), row_ids)
         if not len(self):
             raise PreferenceDataError(f"no pair is left: {self.report}")
 
-    def _seen(self) -> Iterator[tuple[bytes, bytes]]:
-        """Each pair's preferred and other answer after its prompt, as digests."""
-        for index in range(len(self)):
-            prompt = self._ids["prompt"][index].astype("<i4").tobytes()
-            answers = (self._ids[part][index].astype("<i4").tobytes() for part in ("chosen", "rejected"))
-            yield tuple(
-                hashlib.sha256(len(prompt).to_bytes(8, "little") + prompt + answer).digest() for answer in answers
-            )
-
-    def _warn(self):
-        say(self.report.notes, self.report.kept, logger)
-        if self.report.prompt_end_changed:
-            logger.warning(
-                "%d of %d pairs: the prompt's last tokens alone are not those it has before an answer, because the "
-                "chat template's generation prompt does not come back in the conversation, or tokens merge across "
-                "the border. These tokens are left out, so the model is trained after a prompt that differs at its "
-                "end from the one it answers in use.",
-                self.report.prompt_end_changed,
-                self.report.rows,
-            )
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Everything that was made of the files, for the cache."""
-        arrays = {"weights": self._weights}
-        for kind, stores in (("ids", self._ids), ("masks", self._masks)):
-            for part, store in stores.items():
-                arrays[f"{part}_{kind}"], arrays[f"{part}_{kind}_ends"] = store.arrays()
-        rest = {"names": self._names, "groups": self._groups, "report": asdict(self.report)}
-        return arrays | {"rest": np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8)}
-
-    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        for kind, stores in (("ids", self._ids), ("masks", self._masks)):
-            for part in stores:
-                stores[part] = Ragged.of(arrays[f"{part}_{kind}"], arrays[f"{part}_{kind}_ends"])
-        rest = json.loads(arrays["rest"].tobytes())
-        self._weights, self._names, self._groups = arrays["weights"], rest["names"], rest["groups"]
-        self.report = DataReport(**rest["report"])
-
-    def _fit(self, pair: EncodedPair, sizes) -> bool:
+    def _fit(self, pair: EncodedPair, sizes: tuple[int, int]) -> bool:
         """Cut the prompt if that is wanted; False if the pair is still over a limit, which `drop` counts."""
         prompt_fits, answers_fit = (size <= limit for size, limit in zip(sizes, self._limits))
         if answers_fit and not prompt_fits and self._truncation == "left":
@@ -266,30 +192,23 @@ class PreferenceDataset(Dataset):
             self.report.dropped["answer_too_long" if prompt_fits else "prompt_too_long"] += 1
         return prompt_fits and answers_fit
 
-    def _append(self, pair: EncodedPair, row: PreferenceRow, name: str):
-        for part, ids in self._ids.items():
-            ids.append(getattr(pair, f"{part}_ids"))
-        for part, mask in self._masks.items():
-            mask.append(getattr(pair, f"{part}_mask"))
-        self._weights.append(row.weight)
-        self._names.append(name)
-        self._groups.append(row.group)
-        self._row_ids.append(row.id)
+    def _append(self, pair: EncodedPair, row: PreferenceRow, name: str) -> None:
+        self._store.append(pair, row.weight, name, row.group)
         if not row.weight:
-            self.report.notes["no_weight"] = self.report.notes.get("no_weight", 0) + 1
+            self.report.note("no_weight")
         self.report.prompt_end_changed += pair.prompt_end_changed
         self.report.eos_appended += pair.eos_appended
         for kind in sorted(pair.notes):
-            self.report.notes[kind] = self.report.notes.get(kind, 0) + 1
+            self.report.note(kind)
 
-    def _length_text(self, pair):
+    def _length_text(self, pair: EncodedPair) -> str:
         prompt, answer = ("none" if limit == sys.maxsize else limit for limit in self._limits)
         return (
             f"prompt {len(pair.prompt_ids)} tokens (limit {prompt}), chosen {len(pair.chosen_ids)}, "
             f"rejected {len(pair.rejected_ids)} (limit {answer})"
         )
 
-    def _raise_faults(self, faults, too_long, longest):
+    def _raise_faults(self, faults: FaultList, too_long: FaultList, longest: tuple[int, int]) -> None:
         parts = []
         if faults.count:
             parts.append(faults.message(f"{faults.count} of {self.report.rows} rows cannot be used:"))
@@ -308,13 +227,15 @@ class PreferenceDataset(Dataset):
             raise PreferenceDataError("\n".join(parts))
 
 
-def _cut_left(ids, limit, bos_id):
+def _cut_left(ids: list[int], limit: int, bos_id: int | None) -> list[int]:
     if ids[0] == bos_id:  # models lean heavily on it; without it the rest is read badly
         return ids[:1] + ids[len(ids) - (limit - 1) :]
     return ids[len(ids) - limit :]
 
 
-def _selected(files, columns, limit, seed, progress) -> Iterator:
+def _selected(
+    files: list[OpenedFile], columns: Columns, limit: int | None, seed: int | None, progress: bool
+) -> Iterator[FileRow]:
     """The records to use, from all opened files, with a progress bar."""
     for file in files:
         if file.columns is not None:
@@ -333,22 +254,22 @@ def _selected(files, columns, limit, seed, progress) -> Iterator:
             first += file.rows
             if not len(of_file):
                 continue
-            for record in file.records([*columns.names(), *PROMPT_COLUMNS], of_file):
-                yield record
+            for row in file.records([*columns.names(), *PROMPT_COLUMNS], of_file):
+                yield row
                 bar.update()
 
 
-def _parsed(batch, columns, faults):
-    for record in batch:
+def _parsed(batch: list[FileRow], columns: Columns, faults: FaultList) -> Iterator[tuple[FileRow, PreferenceRow]]:
+    for row in batch:
         try:
-            if record.fault:
-                raise RowFault(record.fault)
-            yield record, parse_row(record.values, columns, record.others)
+            if row.fault:
+                raise RowFault(row.fault)
+            yield row, parse_row(row.values, columns, row.others)
         except RowFault as fault:
-            faults.add(record.where, str(fault))
+            faults.add(row.where, str(fault))
 
 
-def _batches(items, size):
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch

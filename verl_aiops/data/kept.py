@@ -74,7 +74,7 @@ def _described(tool):
 class _Finder:
     def __init__(self, text: str):
         self.text = text
-        self._squeezed = None
+        self._squeezed: str | None = None
 
     def __call__(self, part: str) -> bool:
         """Whether `part` occurs as it is, or as it stands inside JSON, whatever the white space."""

@@ -9,12 +9,18 @@ from typing import Any
 __all__ = ["dialogue_hint", "layout_hint", "message_hint", "setting_hint"]
 
 # names that public data sets use for what is called prompt, chosen and rejected here; most telling first
-_PROMPTS = ("question", "instruction", "query", "prompt", "prompts", "user", "problem", "input", "context", "post")
-_PROMPTS += ("messages", "conversations", "conversation", "dialogue")
-_CHOSEN = ("chosen_response", "response_chosen", "answer_chosen", "chosen_answer", "accepted", "preferred", "winner")
-_CHOSEN += ("response_j", "response_w", "positive", "good", "better", "pos", "win", "chosens", "accept")
-_REJECTED = ("rejected_response", "response_rejected", "answer_rejected", "rejected_answer", "reject", "dispreferred")
-_REJECTED += ("response_k", "response_l", "negative", "bad", "worse", "neg", "lose", "loser", "non_preferred")
+_PROMPTS = (
+    "question instruction query prompt prompts user problem input context post messages conversations conversation "
+    "dialogue"
+).split()
+_CHOSEN = (
+    "chosen_response response_chosen answer_chosen chosen_answer accepted preferred winner response_j response_w "
+    "positive good better pos win chosens accept"
+).split()
+_REJECTED = (
+    "rejected_response response_rejected answer_rejected rejected_answer reject dispreferred response_k response_l "
+    "negative bad worse neg lose loser non_preferred"
+).split()
 _NAMES = {"prompt": _PROMPTS, "chosen": _CHOSEN, "rejected": _REJECTED}
 _TWO = "write the better one as 'chosen', the other as 'rejected'"
 # columns that tell a layout: of several that fit the first counts

@@ -27,7 +27,7 @@ class Leads:
         self._known: dict[tuple, str] = {}
 
     def leave_out(self, side, prompt: list, answer: list, tools: list | None) -> bool:
-        """Change ``side.whole`` and ``side.cuts`` (see `rendering._Side`) in place; whether anything was left out."""
+        """Change ``side.whole`` and ``side.cuts`` (see `tokens.Side`) in place; whether anything was left out."""
         if prompt[-1]["role"] == "assistant":
             return False
         found = False

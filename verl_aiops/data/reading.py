@@ -3,9 +3,11 @@
 Both kinds of file are read as a stream: memory does not grow with the file.
 """
 
+from __future__ import annotations
+
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,8 @@ JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(slots=True)
-class Record:
-    """One row: `values` by column name, or, where the row itself cannot be read, `fault` with the reason.
+class FileRow:
+    """One row as its file has it: `values` by column name, or, where it cannot be read, `fault` with the reason.
 
     `others` are columns of the file that were not read.
     """
@@ -35,7 +37,7 @@ class Record:
     others: tuple[str, ...] = ()
 
 
-def open_files(files) -> list["ParquetFile | JsonLinesFile"]:
+def open_files(files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[OpenedFile]:
     """Open `files` (one path or any sequence of paths), without reading rows yet.
 
     Raises PreferenceDataError for no files, a missing, empty, unreadable or truncated file, or an unknown suffix.
@@ -91,13 +93,13 @@ class ParquetFile:
         if not self.rows:
             raise PreferenceDataError(f"{name} has no rows")
 
-    def records(self, columns, wanted: np.ndarray) -> Iterator[Record]:
+    def records(self, columns, wanted: np.ndarray) -> Iterator[FileRow]:
         """The rows whose numbers are in `wanted` (ascending), with those of `columns` that exist; no other is read."""
         others = tuple(name for name in self.columns if name not in columns)
         try:
             for number, values, fault in self._table.records(columns, wanted):
                 where = f"{self.name}, row {number} (counting from 0)"
-                yield Record(where, f"{self.path.name}:{number}", values, fault, others)
+                yield FileRow(where, f"{self.path.name}:{number}", values, fault, others)
         except ParquetFault as error:
             raise PreferenceDataError(
                 f"{self.name} cannot be read after row {error.row} (damaged?): {error}"
@@ -117,17 +119,17 @@ class JsonLinesFile:
         if not self.rows:
             raise PreferenceDataError(f"{name} has no rows, only blank lines")
 
-    def records(self, columns, wanted: np.ndarray) -> Iterator[Record]:
+    def records(self, columns, wanted: np.ndarray) -> Iterator[FileRow]:
         """The rows (counted without blank lines, from 0) in `wanted` (ascending), with all their fields."""
-        wanted = iter(wanted.tolist())
-        next_row = next(wanted, None)
+        numbers = iter(wanted.tolist())
+        next_row = next(numbers, None)
         for row, (number, line) in enumerate(self._lines()):
             if next_row is None:
                 return
             if row != next_row:
                 continue
-            next_row = next(wanted, None)
-            yield Record(f"{self.name}, line {number}", f"{self.path.name}:{number}", *_parse(line, columns))
+            next_row = next(numbers, None)
+            yield FileRow(f"{self.name}, line {number}", f"{self.path.name}:{number}", *_parse(line, columns))
 
     def _lines(self):
         # Split at b"\n" alone: str.splitlines would also cut at U+2028, which may stand unescaped inside JSON text.
@@ -141,6 +143,9 @@ class JsonLinesFile:
         """The first object's fields; None where it cannot be parsed, which is then told as the fault of its row."""
         values, fault = _parse(line, ())
         return None if fault else list(values)
+
+
+OpenedFile = ParquetFile | JsonLinesFile
 
 
 def _parse(line: bytes, columns) -> tuple[dict, str]:

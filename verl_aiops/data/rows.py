@@ -3,11 +3,14 @@
 Every rule about what a row may hold lives here; nothing here knows of tokens.
 """
 
+from __future__ import annotations
+
 import difflib
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from verl_aiops.data.columns import with_prompt_columns
 from verl_aiops.data.errors import PreferenceDataError, RowFault
@@ -34,6 +37,14 @@ class PreferenceRow:
     tools: list | None = None
     notes: frozenset[str] = frozenset()
 
+    def texts(self) -> tuple[str, str, str]:
+        """Prompt, chosen and rejected of a row of texts."""
+        return cast("tuple[str, str, str]", (self.prompt, self.chosen, self.rejected))
+
+    def messages(self) -> tuple[list[dict], list[dict], list[dict]]:
+        """Prompt, chosen and rejected of a row of messages."""
+        return cast("tuple[list[dict], list[dict], list[dict]]", (self.prompt, self.chosen, self.rejected))
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -47,10 +58,10 @@ class Columns:
     weight: str = "weight"
     tools: str = "tools"
 
-    def names(self):
+    def names(self) -> list[str]:
         return [getattr(self, field) for field in self.__slots__]
 
-    def check(self, place: str, found: list[str]):
+    def check(self, place: str, found: Sequence[str]) -> None:
         """Raise PreferenceDataError if columns `found` at `place` lack an answer, or a prompt asked for by name.
 
         Without a prompt column the prompt is what both conversations begin with, so its absence alone is no fault.
@@ -91,7 +102,7 @@ def parse_row(values: dict, columns: Columns, others: Sequence[str] = ()) -> Pre
 
 
 def _parse(values, columns, others):
-    notes = set()
+    notes: set[str] = set()
     prompt = values.get(columns.prompt)
     answers = []
     for key in (columns.chosen, columns.rejected):
@@ -103,10 +114,10 @@ def _parse(values, columns, others):
         raise RowFault(f"{columns.chosen} and {columns.rejected} must be of one kind, both texts or both messages")
     if prompt is not None:
         prompt = text_or_messages(prompt, columns.prompt, notes.add)
-        if not (prompt.strip() if isinstance(prompt, str) else prompt):
+        if not prompt or isinstance(prompt, str) and not prompt.strip():
             raise RowFault(f"{columns.prompt} is empty")
 
-    if isinstance(chosen, str):
+    if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             filled = [name for name, value in values.items() if value is not None]
             hint = dialogue_hint(chosen) or setting_hint(["prompt"], [*filled, *others])

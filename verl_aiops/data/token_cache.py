@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class TokenCache:
         settings: everything else that decides, as plain values.
     """
 
-    def __init__(self, folder: str, files: Sequence[Path], tokenizer, settings: Mapping[str, object]):
+    def __init__(self, folder: str, files: Sequence[Path], tokenizer: Any, settings: Mapping[str, object]):
         key = _key(files, tokenizer, settings)
         self.path = None if key is None else Path(folder) / f"{key}.npz"
 
@@ -55,8 +56,9 @@ class TokenCache:
         if self.path is None:
             return
         try:
+            named: dict[str, Any] = {**arrays, _CHECKSUM: np.frombuffer(_checksum(arrays), dtype=np.uint8)}
             with replacing(self.path) as temporary, temporary.open("xb") as file:
-                np.savez(file, **arrays, **{_CHECKSUM: np.frombuffer(_checksum(arrays), dtype=np.uint8)})
+                np.savez(file, **named)
         except OSError as error:  # a full or read-only disk is no reason to end a run that has its data
             logger.warning("%s; the next run tokenises again", error)
 
@@ -73,7 +75,7 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def _key(files, tokenizer, settings) -> str | None:
+def _key(files: Sequence[Path], tokenizer: Any, settings: Mapping[str, object]) -> str | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -87,7 +89,9 @@ def _key(files, tokenizer, settings) -> str | None:
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
     digest.update(backend.to_str().encode())
     # the rules of this package: files that read, check and render rows
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parents[1]
+    rules = (source for pattern in ("data/*.py", "inputs/*.py", "reasoning.py") for source in package.glob(pattern))
+    for source in sorted(rules):
         digest.update(source.read_bytes())
     for path in files:
         with open(path, "rb") as file:

@@ -73,7 +73,7 @@ class Taxonomy:
         systems = {}
         for source, entry in value.items():
             keys = ("services", "incident_types")
-            lists = [entry.get(key) if isinstance(entry, Mapping) else None for key in keys]
+            lists: list[Any] = [entry.get(key) if isinstance(entry, Mapping) else None for key in keys]
             for key, names in zip(keys, lists):
                 if (
                     not isinstance(names, list)

@@ -48,8 +48,13 @@ def read_json(text: str | bytes, *, finite: bool = False) -> Any:
         except UnicodeDecodeError as error:
             raise JsonFault("not UTF-8 text", f"byte {error.start}: 0x{text[error.start]:02x}") from None
     try:
-        hooks = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
-        value = json.loads(text, parse_int=_whole_number, object_pairs_hook=_unique, **hooks)
+        value = json.loads(
+            text,
+            parse_int=_whole_number,
+            object_pairs_hook=_unique,
+            parse_constant=_not_finite if finite else None,
+            parse_float=_finite if finite else None,
+        )
     except JsonFault:
         raise
     except json.JSONDecodeError as error:

@@ -21,7 +21,7 @@ from verl_aiops.incidents.io.writers import Columns, row_writers, sibling
 from verl_aiops.incidents.prompts import Message, json_text
 from verl_aiops.split import split_side
 
-PREFS_COLUMNS = {
+PREFS_COLUMNS: Columns = {
     "prompt": "messages",
     "chosen": "messages",
     "rejected": "messages",
@@ -34,11 +34,11 @@ PREFS_COLUMNS = {
     "ground_truth": "string",
     "incident_text": "string",
 }
-SFT_COLUMNS = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
+SFT_COLUMNS: Columns = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
 # What verl finds a row's reward and agent loop by.
 RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
 UNKNOWN_DIFFICULTY = "unknown"
-RL_COLUMNS = {
+RL_COLUMNS: Columns = {
     "data_source": "string",
     "prompt": "messages",
     "agent_name": "string",
@@ -133,8 +133,10 @@ def build_sft(
         ]
 
     prompts = replace(prompts or PromptOptions(), seed=seed)
-    arguments = (source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite)
-    return _build("SFT conversations", *arguments, part=fold and Part(fold, inside=False))
+    part = None if fold is None else Part(fold, inside=False)
+    return _build(
+        "SFT conversations", source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite, part=part
+    )
 
 
 def build_rl(
@@ -184,9 +186,12 @@ def build_rl(
         ]
 
     prompts = replace(prompts or PromptOptions(), seed=seed, whole_evidence=True)
-    arguments = (source, out, val_out, val_share, seed, prompts, RL_COLUMNS, rows, overwrite)
-    part = fold and Part(fold, inside=True)
-    return _build("RL prompts", *arguments, prompt_of=lambda case: case.opening, part=part)
+    part = None if fold is None else Part(fold, inside=True)
+    return _build(
+        *("RL prompts", source, out, val_out, val_share, seed, prompts, RL_COLUMNS, rows, overwrite),
+        prompt_of=lambda case: case.opening,
+        part=part,
+    )
 
 
 def _build(

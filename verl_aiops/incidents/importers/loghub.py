@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.importers.job import Job, Source
@@ -192,7 +193,7 @@ def is_dominant(sample: Sample, kind: str, start: int, stop: int) -> bool:
     return counts[kind] > max((count for other, count in counts.items() if other != kind), default=0)
 
 
-def window_fields(sample: Sample, kind: str, start: int, stop: int, limits: Limits) -> dict[str, object] | None:
+def window_fields(sample: Sample, kind: str, start: int, stop: int, limits: Limits) -> dict[str, Any] | None:
     """An incident's fields, but for its id, from the lines [start, stop); None if no service fits.
 
     The service is the one that most lines of the type belong to (the first of equals); its lines are the evidence.
@@ -225,7 +226,7 @@ def window_fields(sample: Sample, kind: str, start: int, stop: int, limits: Limi
 def read(job: Job) -> Iterator[Incident]:
     """Incidents of all systems that are both in the folder and in the mapping."""
     limits, systems = job.mapping
-    found: list[tuple[System, list[dict[str, object]]]] = []
+    found: list[tuple[System, list[dict[str, Any]]]] = []
     for system in job.track(systems, "system"):
         folder = job.root / system.name
         if folder.is_dir():
@@ -247,7 +248,7 @@ def read(job: Job) -> Iterator[Incident]:
             yield Incident(id=f"loghub-{system.name.lower()}-{number:04}", **fields)
 
 
-def _read_system(job: Job, sample: Sample, limits: Limits) -> list[dict[str, object]]:
+def _read_system(job: Job, sample: Sample, limits: Limits) -> list[dict[str, Any]]:
     records = []
     for kind in sample.system.kinds:
         choices = job.choices(f"loghub/{sample.system.name}/{kind}")

@@ -242,7 +242,9 @@ def _scenes(job: Job, day: Day, fault: Fault, statements: tuple[str, ...], minut
 
 def _fields(job: Job, day: Day, application: str, scene: Scene, name: str) -> dict[str, Any]:
     fault, choices = scene.fault, job.choices(name)
-    p90, usual_p90, p99 = day.front(scene.minute)
+    front, reading = day.front(scene.minute), day.reading(fault.service, scene.minute)
+    assert front is not None and reading is not None  # minutes without have no scene
+    p90, usual_p90, p99 = front
     trace = list(dict.fromkeys(map(str, scene.shown_spans())))
     return {
         "source": f"nezha/{application}",
@@ -252,7 +254,7 @@ def _fields(job: Job, day: Day, application: str, scene: Scene, name: str) -> di
         f"P99 {p99:.3f}s at {scene.minute:%Y-%m-%d %H:%M} UTC.",
         "logs": (*_shown_lines(scene, choices), *_shown_metrics(day, scene, choices)),
         "trace": "\n".join(trace),
-        "evidence": tuple(find_evidence(scene, day.reading(fault.service, scene.minute))),
+        "evidence": tuple(find_evidence(scene, reading)),
     }
 
 

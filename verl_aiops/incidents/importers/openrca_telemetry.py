@@ -101,10 +101,11 @@ def _usual_deviation(values: array, usual: float) -> float:
 
 
 def _metric_values(path: Path) -> Iterator[tuple[float, str, str, float]]:
-    time = component = name = None
+    time = component = ""
+    name: str | None = None
     wide: list[str] = []
     for row in read_table(path, ()):
-        if time is None:
+        if not time:
             time, component = _first(path, row, _TIMES), _first(path, row, _COMPONENTS)
             if "value" in row:
                 name = _first(path, row, _NAMES)

@@ -84,7 +84,7 @@ def read(job: Job) -> Iterator[Incident]:
     for name in job.track(plan.scenarios, "scenario"):
         issues = sorted(folders[name].glob("*/issue_*")) if name in folders else []
         reference = folders[name] / "noissue" / "metrics.csv" if name in folders else None
-        if not issues or not reference.is_file():
+        if not issues or reference is None or not reference.is_file():
             job.leave_out(f"issues: no fault-free run (noissue/metrics.csv) of {name}", len(issues) or 1)
             continue
         usual = {key: median(values) for key, values in read_metrics(reference).items()}

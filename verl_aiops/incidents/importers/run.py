@@ -53,8 +53,8 @@ class Imported:
         lines.append(f"  {'system':<{width}}  incidents  services  types")
         for name, (count, services, types) in self.systems.items():
             lines.append(f"  {name:<{width}}  {count:9,}  {len(services):8}  {len(types):5}")
-        types: Counter[str] = sum((types for _, _, types in self.systems.values()), Counter())
-        listed = ", ".join(f"{name} {count:,}" for name, count in types.most_common())
+        all_types: Counter[str] = sum((types for _, _, types in self.systems.values()), Counter())
+        listed = ", ".join(f"{name} {count:,}" for name, count in all_types.most_common())
         lines += textwrap.wrap(f"types: {listed}", 118, initial_indent="  ", subsequent_indent="    ")
         if self.without_evidence:
             lines.append(f"  without evidence: {self.without_evidence:,}")

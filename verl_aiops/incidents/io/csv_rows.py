@@ -43,7 +43,7 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             separator = said[1] if said else _separator(first)
             reader = csv.reader(chain([first], file), strict=True, delimiter=separator)
             place = f"line {skipped + 1}"
-            header = _header(next(reader, None) or [], place)
+            header = _header(next(reader, []), place)
             if not header:
                 return
             while True:

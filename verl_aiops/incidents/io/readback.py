@@ -92,9 +92,9 @@ def _content_fault(row: dict[str, Any], number: int) -> str | None:
         return _expected("extra_info.incident_text", "a part of the prompt", text)
     try:
         truth = json.loads(row["reward_model"]["ground_truth"])
-        answer, evidence = (truth["service"], truth["incident_type"]), list(truth["evidence"])
+        answer, evidence = [truth["service"], truth["incident_type"]], list(truth["evidence"])
     except (ValueError, KeyError, TypeError):
-        answer, evidence = (), []
+        answer, evidence = [], []
     if not answer or not all(isinstance(name, str) and name for name in answer):
         expected = "JSON text with service, incident_type and evidence"
         return _expected("reward_model.ground_truth", expected, row["reward_model"]["ground_truth"])

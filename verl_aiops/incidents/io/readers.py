@@ -71,7 +71,11 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".tsv": read_csv_rows,
     ".pq": read_parquet_rows,
 }
-_KINDS = {read_jsonl_rows: "json", read_csv_rows: "csv", read_parquet_rows: "parquet"}
+_KINDS: dict[Callable[[Path], Rows], str] = {
+    read_jsonl_rows: "json",
+    read_csv_rows: "csv",
+    read_parquet_rows: "parquet",
+}
 
 
 def read_incidents(path: str | Path) -> Iterator[Incident]:

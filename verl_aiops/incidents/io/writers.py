@@ -78,7 +78,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 # A new format is one class with write(row) and close(), and one line here.
-SINKS = {".parquet": _ParquetSink, ".jsonl": _JsonlSink}
+SINKS: dict[str, type[_ParquetSink | _JsonlSink]] = {".parquet": _ParquetSink, ".jsonl": _JsonlSink}
 
 
 def parquet_schema(columns: Columns) -> pa.Schema:
@@ -154,10 +154,10 @@ def row_writers(paths: Sequence[str | Path], columns: Columns, *, overwrite: boo
     `columns` maps names to types as in `parquet_schema`. Raises `OutputExistsError` at once if a file is there and
     `overwrite` is false.
     """
-    paths = [Path(path) for path in paths]
-    if len({path.absolute() for path in paths}) != len(paths):
-        raise IncidentError(f"{paths[0]}: two outputs have the same name; give them different ones")
-    writers = [RowWriter(path, columns, overwrite) for path in paths]
+    files = [Path(path) for path in paths]
+    if len({file.absolute() for file in files}) != len(files):
+        raise IncidentError(f"{files[0]}: two outputs have the same name; give them different ones")
+    writers = [RowWriter(file, columns, overwrite) for file in files]
     try:
         yield writers
         for writer in writers:

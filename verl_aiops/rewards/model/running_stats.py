@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from verl_aiops.files import write_atomically
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
@@ -107,7 +108,7 @@ class MomentsReader:
         self.first, self.running = first, running
         self._step: object = object()
         self._moments = first
-        self._board = None
+        self._board: Any = None
 
     async def at(self, step) -> Moments:
         """What the scores of ``step`` are normalised by; asked for once per step."""

@@ -58,7 +58,7 @@ _NO_ITEMS: frozenset[int] = frozenset()
 
 
 def _occurrences(text: str, part: str) -> list[int]:
-    found = []
+    found: list[int] = []
     at = text.find(part)
     while at >= 0 and len(found) < _MAX_OCCURRENCES:
         found.append(at)
@@ -82,7 +82,9 @@ def find_evidence(text: str, evidence: tuple[str, ...]) -> Evidence:
                     spans.append((at, at + len(line), number))
                 at += len(line) + 1
     spans.sort()
-    starts, ends, items = [], [], []
+    starts: list[int] = []
+    ends: list[int] = []
+    items: list[frozenset[int]] = []
     for start, end, number in spans:
         if ends and start < ends[-1]:
             ends[-1] = max(end, ends[-1])
@@ -124,7 +126,7 @@ def judge_quotations(verbatim: Mapping[str, int], invented: int, evidence: Evide
         # Half of the text may be quoted freely; from there to all of it the credit falls to nothing.
         brevity = min(1.0, 2.0 * (1.0 - len(quoted) / evidence.lines))
         return Judgement(precision, 0.0, UNJUDGED_SHARE * brevity * precision)
-    earned, recalled = 0.0, set()
+    earned, recalled = 0.0, _NO_ITEMS
     for share, items in quoted.values():
         if items:
             earned += share
@@ -150,9 +152,9 @@ def _touched(start: int, end: int, evidence: Evidence, min_chars: int) -> list[t
         if first < len(starts) and starts[first] < line_end:
             passages = _cut_line(line_start, line_end, evidence, first)
         elif text[line_start:line_end].isspace():
-            passages = ()
+            passages = []
         else:
-            passages = ((line_start, line_end, _NO_ITEMS),)
+            passages = [(line_start, line_end, _NO_ITEMS)]
         for low, high, items in passages:
             overlap = (high if high < end else end) - (low if low > start else start)
             if overlap >= min_chars or overlap == high - low > 0:

@@ -4,7 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from verl_aiops.rewards.triage.answer import FIELDS, MAX_LABEL_CHARS, normalise_label
 
@@ -92,7 +92,7 @@ def _read_mapping(raw: object) -> GroundTruth:
     )
 
 
-def unoffered_fields(raw: object) -> list[str]:
+def unoffered_fields(raw: str | Mapping[str, Any]) -> list[str]:
     """The fields whose candidates, where a row has any, leave out the true label: nobody could answer such a row.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verl_aiops.data.reading import Record, open_files
+from verl_aiops.data.reading import FileRow, open_files
 
 __all__ = ["MAX_PROMPT_LENGTH", "RlDataError", "RlReport", "VerlCheck"]
 
@@ -99,7 +99,7 @@ class VerlCheck:
         too_long = sum(length > self.max_prompt_length for length in lengths)
         return RlReport(name, len(lengths), sum(lengths) / len(lengths), max(lengths), too_long, self.max_prompt_length)
 
-    def _count(self, record: Record) -> int:
+    def _count(self, record: FileRow) -> int:
         from verl.utils.tokenizer import normalize_token_ids
 
         prompt = record.values.get("prompt")
@@ -113,7 +113,7 @@ class VerlCheck:
         return len(normalize_token_ids(ids))
 
 
-def _compare(record: Record, loaded: dict) -> None:
+def _compare(record: FileRow, loaded: dict) -> None:
     for key, written in record.values.items():
         if key not in loaded or loaded[key] != written:
             found = repr(loaded[key])[:120] if key in loaded else "nothing"

@@ -1,0 +1,54 @@
+"""What became of the rows of a data set, as a run tells it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from verl_aiops.data.notes import say
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataReport:
+    """What became of the rows read.
+
+    `dropped` counts rows left out, by reason (each row under one reason); `notes` the kept rows of each kind in
+    `notes.NOTES`; `unused` names columns of the files that are not read.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: {"prompt_too_long": 0, "answer_too_long": 0})
+    prompts_cut: int = 0
+    prompt_end_changed: int = 0
+    eos_appended: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{self.kept} of {self.rows} pairs kept"]
+        parts += [f"{count} dropped ({reason.replace('_', ' ')})" for reason, count in self.dropped.items() if count]
+        if self.prompts_cut:
+            parts.append(f"{self.prompts_cut} prompts cut from the left")
+        if self.unused:
+            parts.append(f"columns not used: {', '.join(self.unused)}")
+        return ", ".join(parts)
+
+    def note(self, kind: str) -> None:
+        """Count one more kept row of this kind."""
+        self.notes[kind] = self.notes.get(kind, 0) + 1
+
+    def warn(self) -> None:
+        """One warning for each kind of row that its writer may not expect."""
+        say(self.notes, self.kept, logger)
+        if self.prompt_end_changed:
+            logger.warning(
+                "%d of %d pairs: the prompt's last tokens alone are not those it has before an answer, because the "
+                "chat template's generation prompt does not come back in the conversation, or tokens merge across "
+                "the border. These tokens are left out, so the model is trained after a prompt that differs at its "
+                "end from the one it answers in use.",
+                self.prompt_end_changed,
+                self.rows,
+            )
