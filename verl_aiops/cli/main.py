@@ -165,7 +165,10 @@ def _is_users(error: Exception) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, what the command returned, or 2 after one line on stderr."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args, args.more = parser.parse_known_args(argv)
+    if args.more and not getattr(args, "takes_more", False):
+        parser.error(f"unrecognized arguments: {' '.join(args.more)}")  # as argparse itself
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that this terminal has no letters for is no reason to fail
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")

@@ -25,6 +25,7 @@ from verl_aiops.trl.extra import (
     move_into,
     prepare_folder,
 )
+from verl_aiops.trl.options import trl_options
 from verl_aiops.trl.reward_start import pick_device
 
 if TYPE_CHECKING:
@@ -34,6 +35,22 @@ __all__ = ["DPOTraining", "TrainedPolicy", "build_trainer", "train_dpo"]
 
 STATS = "dpo_stats.json"
 METRICS = "metrics.jsonl"
+# fields of TRL's configuration that a run decides by itself
+SETTLED = {
+    "max_length": None,  # lengths have been settled, pair by pair
+    "remove_unused_columns": False,  # the masks
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "save_strategy": "steps",
+    "prediction_loss_only": True,
+    # of TRL's collator and of a loss without log-probs, in whose place PairDPOTrainer has its own
+    "padding_free": False,
+    "pad_to_multiple_of": None,
+    "pad_token": None,
+    "use_liger_kernel": False,
+}
+# those that it decides unless they are given
+OPEN = {"report_to": "none", "save_total_limit": 2}
 CURVES = {
     "actor/loss": "loss",
     "rewards/margins": "reward margin (chosen - rejected)",
@@ -92,6 +109,7 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     """
     require_recent_trl()
     settings.check()
+    _more_options(settings)  # what is wrong with them is told before any data is read
     pick_device(settings.device)
     check_folder(out, {}, finished=STATS, overwrite=overwrite)
     tokenizer = load_tokenizer(settings.model)
@@ -174,16 +192,18 @@ def build_trainer(
     from verl_aiops.trl.dpo_trainer import MaskedPairCollator, MetricsFile, PairDPOTrainer
 
     on_gpu = pick_device(settings.device) == "cuda"
+    usual = OPEN | {"dataloader_pin_memory": on_gpu}
     steps = settings.max_steps or math.ceil(settings.epochs * (len(train) // settings.batch_size))
     warmup = round(settings.warmup * steps)
     arguments = DPOConfig(
+        **SETTLED,
+        **(usual | _more_options(settings)),
         output_dir=str(folder / CHECKPOINTS),
         beta=settings.beta,
         loss_type=list(settings.loss_type),
         loss_weights=None if settings.loss_weights is None else list(settings.loss_weights),
         label_smoothing=settings.label_smoothing,
         precompute_ref_log_probs=settings.reference == "cached",
-        max_length=None,  # lengths have been settled, pair by pair
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         learning_rate=settings.lr,
@@ -195,20 +215,12 @@ def build_trainer(
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=on_gpu and settings.dtype == "float32",
         use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        remove_unused_columns=False,  # the masks
         seed=settings.seed,
         data_seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
         eval_strategy="steps" if val and settings.eval_steps else "no",
         eval_steps=settings.eval_steps or None,
         eval_on_start=val is not None and not resumed,
-        prediction_loss_only=True,
-        report_to="none",
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is told from answers by masks alone
@@ -230,6 +242,10 @@ def build_trainer(
         peft_config=lora if settings.lora_rank else None,
         callbacks=[MetricsFile(folder / METRICS, held_out=len(val) if val else 0)],
     )
+
+
+def _more_options(settings: DPOTraining) -> dict[str, Any]:
+    return trl_options(settings, "DPOConfig", (*SETTLED, "output_dir"))
 
 
 def _check_finite(model) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from functools import partial
 
+from verl_aiops.settings import setting
 from verl_aiops.trl.extra import TrainingError
+from verl_aiops.trl.options import TrainingSettings
 
 __all__ = ["SCHEDULES", "SHARED_LOSSES", "TRUNCATIONS", "DPOTraining"]
 
@@ -33,88 +35,118 @@ SCHEDULES = ("constant", "linear", "cosine")
 TRUNCATIONS = ("error", "left", "drop")
 ELSEWHERE = "or train with main_ppo +verl_aiops=dpo"
 
+_files, _loss, _training = (partial(setting, group=group) for group in ("files", "loss", "training"))
+
 
 @dataclass(frozen=True)
-class DPOTraining:
-    """What decides the result of a run.
+class DPOTraining(TrainingSettings):
+    """What decides the result of a run; ``trl`` are further options of TRL's, as on its command line."""
 
-    Attributes:
-        data, val: preference files.
-        model: folder or hub name of the model to start from.
-        beta, loss_type, loss_weights, label_smoothing: as in `verl_aiops.losses.compute_dpo_loss`.
-        reference: ``cached`` scores each pair once, before training; ``live`` in every step.
-        reference_model: another model than the initial one, or None.
-        epochs, max_steps: length of the run; ``max_steps`` goes before.
-        lr, schedule, warmup: of AdamW without weight decay; ``warmup`` is a share of the steps.
-        batch_size: pairs an optimizer step; ``micro_batch``: pairs a forward pass, two answers each.
-        max_prompt_length, max_response_length: in tokens; ``truncation`` as in `verl_aiops.data.PreferenceDataset`.
-        lora_rank, lora_alpha: of all linear layers; rank 0 trains all weights.
-        gradient_checkpointing: recompute activations, for less memory.
-        seed: of the pairs' order, which is that of main_ppo with ``data.seed``, and of LoRA's first weights.
-        dtype: of the weights that are loaded and written; on a GPU float32 weights are trained under bfloat16 autocast.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        save_steps: steps between checkpoints, from which a stopped run goes on.
-        eval_steps: steps between measurements on ``val``; 0: only before and after.
-    """
+    data: tuple[str, ...] = _files(
+        MISSING, "preference pairs, parquet or JSONL", metavar="FILE", trl=("dataset_num_proc",)
+    )
+    model: str = _files(
+        MISSING,
+        "folder or hub name of the model to start from",
+        trl=("model_init_kwargs", "trust_remote_code"),
+    )
+    val: tuple[str, ...] = _files((), "held-out pairs (default: none)", metavar="FILE")
+    max_prompt_length: int = _files(2048, "tokens of a prompt", within="(0, inf)", trl=("max_length",))
+    max_response_length: int = _files(512, "tokens of an answer", within="(0, inf)")
+    truncation: str = _files(
+        "error",
+        "what becomes of longer pairs: refused, prompts cut (answers never), left out and counted",
+        choices=TRUNCATIONS,
+        trl=("truncation_mode",),
+    )
+    # checked by the losses' own check, whose ranges they have; spelt again because torch takes seconds to import
+    beta: float = _loss(0.1, "pull to the reference", metavar="B", trl=("beta",))
+    loss_type: tuple[str, ...] = _loss(
+        ("sigmoid",),
+        "one or several of sigmoid (the default), " + ", ".join(SHARED_LOSSES[1:]),
+        metavar="NAME",
+        trl=("loss_type",),
+    )
+    loss_weights: tuple[float, ...] | None = _loss(
+        None, "one a loss (default: 1 each)", metavar="W", trl=("loss_weights",)
+    )
+    label_smoothing: float = _loss(
+        0.0,
+        "probability that a label is wrong, for robust, exo_pair, aot, aot_unpaired",
+        metavar="E",
+        trl=("label_smoothing",),
+    )
+    reference: str = _loss(
+        "cached",
+        "score each pair once, before training, or in every step",
+        choices=("cached", "live"),
+        trl=("precompute_ref_log_probs",),
+    )
+    reference_model: str | None = _loss(None, "default: the model that training starts from", metavar="MODEL")
+    epochs: float = _training(1.0, "passes over the pairs", within="(0, inf)", metavar="N", trl=("num_train_epochs",))
+    max_steps: int | None = _training(
+        None, "optimizer steps, instead of --epochs", within="(0, inf)", trl=("max_steps",)
+    )
+    lr: float | None = _training(
+        None,
+        "learning rate (default 1e-5 with LoRA, 1e-6 without)",
+        within="(0, inf)",
+        metavar="LR",
+        trl=("learning_rate",),
+    )
+    schedule: str = _training("constant", "of the learning rate", choices=SCHEDULES, trl=("lr_scheduler_type",))
+    warmup: float = _training(
+        0.0,
+        "share of steps",
+        within="[0, 1)",
+        expected="a share of the steps, from 0 to less than 1",
+        metavar="S",
+        trl=("warmup_steps", "warmup_ratio"),
+    )
+    batch_size: int = _training(32, "pairs an optimizer step", within="(0, inf)", trl=("gradient_accumulation_steps",))
+    micro_batch: int = _training(
+        4,
+        "pairs a forward pass, two answers each",
+        within="(0, inf)",
+        trl=("per_device_train_batch_size", "per_device_eval_batch_size"),
+    )
+    lora_rank: int = _training(0, "of all linear layers; 0: all weights", within="[0, inf)", metavar="R")
+    lora_alpha: int = _training(32, "scale of LoRA", within="(0, inf)", metavar="A")
+    gradient_checkpointing: bool = _training(
+        False, "recompute activations: less memory, more time", trl=("gradient_checkpointing",)
+    )
+    seed: int = _training(
+        1,
+        "of the order of pairs, which is that of main_ppo with data.seed, and of LoRA",
+        within="[0, inf)",
+        trl=("seed", "data_seed"),
+    )
+    dtype: str = _training(
+        "float32",
+        "of the weights that are loaded and written; on a GPU float32 is trained under bfloat16 autocast",
+        choices=("float32", "bfloat16"),
+        trl=("bf16", "fp16"),
+    )
+    device: str = _training("auto", "where to train", choices=("auto", "cpu", "cuda"), trl=("use_cpu",))
+    save_steps: int = _training(
+        50,
+        "between checkpoints, from which a stopped run goes on",
+        within="(0, inf)",
+        trl=("save_steps", "save_strategy"),
+    )
+    eval_steps: int = _training(
+        0,
+        "between measurements on --val (default: before and after training only)",
+        within="[0, inf)",
+        trl=("eval_steps", "eval_strategy", "eval_on_start"),
+    )
 
-    data: tuple[str, ...]
-    model: str
-    val: tuple[str, ...] = ()
-    beta: float = 0.1
-    loss_type: tuple[str, ...] = ("sigmoid",)
-    loss_weights: tuple[float, ...] | None = None
-    label_smoothing: float = 0.0
-    reference: str = "cached"
-    reference_model: str | None = None
-    epochs: float = 1.0
-    max_steps: int | None = None
-    lr: float = 1e-6
-    schedule: str = "constant"
-    warmup: float = 0.0
-    batch_size: int = 32
-    micro_batch: int = 4
-    max_prompt_length: int = 2048
-    max_response_length: int = 512
-    truncation: str = "error"
-    lora_rank: int = 0
-    lora_alpha: int = 32
-    gradient_checkpointing: bool = False
-    seed: int = 1
-    dtype: str = "float32"
-    device: str = "auto"
-    save_steps: int = 50
-    eval_steps: int = 0
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", 1e-5 if self.lora_rank else 1e-6)
 
-    def check(self) -> None:
-        """Raises TrainingError for a value that cannot work, or that TRL and our trainer would read differently."""
-        for name in (
-            "epochs",
-            "max_steps",
-            "lr",
-            "batch_size",
-            "micro_batch",
-            "max_prompt_length",
-            "max_response_length",
-            "lora_alpha",
-            "save_steps",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise TrainingError(f"{_option(name)} {value}: expected a number above 0")
-        for name in ("lora_rank", "eval_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise TrainingError(f"{_option(name)} {getattr(self, name)}: expected a whole number, 0 or more")
-        if not 0 <= self.warmup < 1:
-            raise TrainingError(f"--warmup {self.warmup}: expected a share of the steps, from 0 to less than 1")
-        for name, allowed in (
-            ("reference", ("cached", "live")),
-            ("schedule", SCHEDULES),
-            ("truncation", TRUNCATIONS),
-            ("dtype", ("float32", "bfloat16")),
-            ("device", ("auto", "cpu", "cuda")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise TrainingError(f"{_option(name)} {getattr(self, name)}: expected one of {', '.join(allowed)}")
+    def check_together(self) -> None:
+        """Raises TrainingError for what cannot work together, or what TRL and our trainer would read differently."""
         if self.batch_size % self.micro_batch:
             raise TrainingError(
                 f"--micro-batch {self.micro_batch} does not divide --batch-size {self.batch_size}: a step's loss is "
@@ -158,7 +190,3 @@ class DPOTraining:
                 f"micro-batch, not over the step's {self.batch_size} pairs. Set --micro-batch {self.batch_size}, "
                 f"{ELSEWHERE}"
             )
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

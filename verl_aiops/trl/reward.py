@@ -25,6 +25,7 @@ from verl_aiops.trl.extra import (
     prepare_folder,
     require_trl,
 )
+from verl_aiops.trl.options import trl_options
 from verl_aiops.trl.reward_data import RewardPairs, read_reward_pairs, split_by_group
 from verl_aiops.trl.reward_settings import RewardTraining
 from verl_aiops.trl.reward_start import chat_tokenizer, load_model, padding_token, pick_device
@@ -32,6 +33,14 @@ from verl_aiops.trl.reward_start import chat_tokenizer, load_model, padding_toke
 __all__ = ["RewardTraining", "TrainedRewardModel", "train_reward_model"]
 
 STATS = "reward_stats.json"
+# fields of TRL's configuration that a run decides by itself
+SETTLED = {
+    "max_length": None,  # what is too long has been left out, and counted
+    "logging_steps": 1,
+    "save_strategy": "steps",
+}
+# those that it decides unless they are given
+OPEN = {"lr_scheduler_type": "cosine", "gradient_checkpointing": False, "report_to": "none", "save_total_limit": 2}
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     """
     require_trl()
     settings.check()
+    _more_options(settings)  # what is wrong with them is told before any data is read
     check_folder(out, {}, finished=STATS, overwrite=overwrite)
     tokenizer = chat_tokenizer(settings.model)
     train, held_out = _pairs(settings, tokenizer)
@@ -147,28 +157,23 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, model, train: Re
     columns = {"chosen_ids": train.chosen_ids, "rejected_ids": train.rejected_ids}
     if train.margins is not None or settings.margin:
         columns["margin"] = train.margins or [settings.margin] * len(train)
+    usual = OPEN | {"dataloader_pin_memory": on_gpu}
     steps = settings.epochs * len(train) / (settings.batch_size * settings.grad_accum)
     arguments = RewardConfig(
+        **SETTLED,
+        **(usual | _more_options(settings)),
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,
         warmup_steps=round(settings.warmup * steps),
-        lr_scheduler_type="cosine",
-        max_length=None,  # what is too long has been left out, and counted
         center_rewards_coefficient=settings.center,
-        gradient_checkpointing=False,
         bf16=on_gpu and settings.dtype == "float32",
         use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
         seed=settings.seed,
         data_seed=settings.seed,
-        logging_steps=1,
-        save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
-        report_to="none",
     )
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -184,6 +189,10 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, model, train: Re
         processing_class=tokenizer,
         peft_config=lora if settings.lora_rank else None,
     )
+
+
+def _more_options(settings: RewardTraining) -> dict[str, Any]:
+    return trl_options(settings, "RewardConfig", (*SETTLED, "output_dir"))
 
 
 def _rewards(trainer, pairs: RewardPairs) -> tuple[np.ndarray, np.ndarray]:

@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from functools import partial
 
-from verl_aiops.trl.extra import TrainingError
+from verl_aiops.settings import setting
+from verl_aiops.trl.options import TrainingSettings
 
 __all__ = ["RewardTraining"]
 
+_files, _training = (partial(setting, group=group) for group in ("files", "training"))
+_positive = partial(_training, within="(0, inf)")
+_SHARE = {"within": "[0, 1)", "expected": "a share from 0 to 1", "metavar": "S"}
+
 
 @dataclass(frozen=True)
-class RewardTraining:
-    """What decides the result of a run.
+class RewardTraining(TrainingSettings):
+    """What decides the result of a run; ``trl`` are further options of TRL's, as on its command line."""
 
-    Attributes:
-        data, val: preference files; without ``val`` the share ``val_share`` of the groups is held out.
-        model: folder or hub name of the model to start from; its tokenizer needs a chat template.
-        epochs, lr, batch_size, grad_accum, warmup: of the optimizer; batches count pairs.
-        max_length: tokens of a conversation; ``max_too_long_share`` of the pairs may have more and are left out.
-        lora_rank, lora_alpha: of all linear layers; rank 0 trains all weights. The score head is trained in any case.
-        center: coefficient of the centring term, or None.
-        margin: lead that every chosen answer should have, unless the file has a column ``margin``.
-        seed: of the score head, the order of pairs, and the split.
-        dtype: of the weights that are loaded and written; on a GPU float32 weights are trained under bfloat16 autocast.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        save_steps: steps between checkpoints, from which a stopped run goes on.
-    """
+    data: tuple[str, ...] = _files(
+        MISSING, "preference pairs, parquet or JSONL", metavar="FILE", trl=("dataset_num_proc",)
+    )
+    model: str = _files(
+        MISSING,
+        "folder or hub name of the model to start from; its tokenizer needs a chat template",
+        trl=("model_init_kwargs", "trust_remote_code", "chat_template_path", "eos_token", "pad_token"),
+    )
+    val: tuple[str, ...] = _files((), "held-out pairs (default: a share of --data)", metavar="FILE")
+    val_share: float = _files(0.1, "of the groups that are held out", **_SHARE)
+    epochs: float = _positive(1.0, "passes over the pairs", metavar="N", trl=("num_train_epochs", "max_steps"))
+    lr: float | None = _positive(
+        None, "learning rate (default 1e-4 with LoRA, 1e-5 without)", metavar="LR", trl=("learning_rate",)
+    )
+    batch_size: int = _positive(8, "pairs a forward pass", trl=("per_device_train_batch_size",))
+    grad_accum: int = _positive(1, "batches an optimizer step", trl=("gradient_accumulation_steps",))
+    warmup: float = _training(0.05, "share of steps", trl=("warmup_steps", "warmup_ratio"), **_SHARE)
+    max_length: int = _positive(2048, "tokens of a conversation", trl=("max_length",))
+    max_too_long_share: float = _training(0.1, "of pairs that may be longer, which are left out and counted", **_SHARE)
+    lora_rank: int = _training(16, "of all linear layers; 0: all weights", within="[0, inf)", metavar="R")
+    lora_alpha: int = _positive(32, "scale of LoRA", metavar="A")
+    center: float | None = _training(
+        0.01,
+        "coefficient of the term that keeps rewards around 0",
+        within="[0, inf)",
+        option="center_rewards",
+        metavar="C",
+        trl=("center_rewards_coefficient",),
+    )
+    margin: float = _training(
+        0.0, "lead that every chosen answer should have; a column margin goes before it", within="[0, inf)", metavar="M"
+    )
+    seed: int = _training(
+        0, "of the score head, the order of pairs, and the split", within="[0, inf)", trl=("seed", "data_seed")
+    )
+    dtype: str = _training(
+        "float32",
+        "of the weights that are loaded and written; on a GPU float32 is trained under bfloat16 autocast",
+        choices=("float32", "bfloat16"),
+        trl=("bf16", "fp16"),
+    )
+    device: str = _training("auto", "where to train", choices=("auto", "cpu", "cuda"), trl=("use_cpu",))
+    save_steps: int = _positive(
+        50, "between checkpoints, from which a stopped run goes on", trl=("save_steps", "save_strategy")
+    )
 
-    data: tuple[str, ...]
-    model: str
-    val: tuple[str, ...] = ()
-    val_share: float = 0.1
-    epochs: float = 1.0
-    lr: float = 1e-4
-    batch_size: int = 8
-    grad_accum: int = 1
-    warmup: float = 0.05
-    max_length: int = 2048
-    max_too_long_share: float = 0.1
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    center: float | None = 0.01
-    margin: float = 0.0
-    seed: int = 0
-    dtype: str = "float32"
-    device: str = "auto"
-    save_steps: int = 50
-
-    def check(self) -> None:
-        """Raises TrainingError for a value that cannot work."""
-        for name in ("epochs", "lr", "max_length", "lora_alpha", "save_steps", "batch_size", "grad_accum"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise TrainingError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
-        for name in ("val_share", "max_too_long_share", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a share from 0 to 1")
-        for name, value in (("lora-rank", self.lora_rank), ("margin", self.margin), ("center-rewards", self.center)):
-            if value is not None and not 0 <= value < math.inf:
-                raise TrainingError(f"--{name} {value}: expected a number, 0 or more")
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", 1e-4 if self.lora_rank else 1e-5)
