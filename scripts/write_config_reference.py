@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md from the code: settings, presets, environment variables, commands.
+"""Writes docs/configuration.md from the code: settings, presets, environment variables, commands; and the tables of
+settings in README.md and docs/.
 
-    python scripts/write_config_reference.py            # write the page
-    python scripts/write_config_reference.py --check    # exit code 1 if the page is not what the code says
+    python scripts/write_config_reference.py            # write the pages
+    python scripts/write_config_reference.py --check    # exit code 1 if one of them is not what the code says
 
 Names, types, defaults and meanings are those of the settings' fields, allowed values what their own checks answer to a
 value that cannot be.
@@ -24,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 PACKAGE = ROOT / "verl_aiops"
+MARK = "<!-- settings of {}: written by scripts/write_config_reference.py -->"
 PRESETS = PACKAGE / "config" / "verl_aiops"
 
 # Variables that the package reads. `environment_table` refuses one that stands in the code alone, or here alone.
@@ -204,6 +206,45 @@ def settings_table(owner: type, prefix: str, check: Callable[[dict], Any], skip:
     return table(("key", "type", "default", "expected", "meaning"), rows)
 
 
+def section_table(owner: type) -> list[str]:
+    return settings_table(owner, owner.section, owner.from_config)
+
+
+def short_table(owner: type, text: str) -> str:
+    """``text`` with the table behind the mark of `owner` written anew: key, default, meaning."""
+    rows = []
+    for field in fields(owner):
+        names = allowed(owner.from_config, field.name).removeprefix("one of ").split(", ")
+        # a list of names that the meaning does not go through one by one
+        unsaid = all(re.fullmatch(r"\w+", name) and f"`{name}`" not in field.metadata["help"] for name in names)
+        meaning = field.metadata["help"].removesuffix(".")
+        meaning += ": " + ", ".join(f"`{name}`" for name in names) if unsaid and len(names) > 1 else ""
+        rows.append((f"`{field.name}`", f"`{yaml_text(field.default)}`", meaning))
+    mark = MARK.format(owner.section)
+    before, found, after = text.partition(f"{mark}\n\n")
+    if not found:
+        raise PageError(f"no line {mark!r} before the table of {owner.section}")
+    below = re.sub(r"\A(\|.*\n)+", "", after)
+    return before + found + "\n".join(table(("key", "default", "meaning"), rows)[:-1]) + "\n" + below
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is written, docs/configuration.md first."""
+    from verl_aiops.rewards.model.combined import CombinedSettings
+    from verl_aiops.rollout.rounds.settings import RoundSettings
+    from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
+
+    written = {PAGE: page()}
+    for file, owner in (
+        (ROOT / "README.md", DPOConfig),
+        (ROOT / "docs" / "online_dpo.md", OnlineDPOConfig),
+        (ROOT / "docs" / "rl.md", RoundSettings),
+        (ROOT / "docs" / "reward_model.md", CombinedSettings),
+    ):
+        written[file] = short_table(owner, file.read_text(encoding="utf-8"))
+    return written
+
+
 def verls_defaults():
     """verl's configuration of `main_ppo`, as Hydra composes it without any override."""
     from hydra import compose, initialize_config_dir
@@ -255,24 +296,20 @@ def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
         yield path, value
 
 
-def preset_section(file: Path, own: dict[str, dict[str, Any]]) -> list[str]:
-    """A preset: its comment, what it stands on, and each key; whole sections of ours at their defaults in one line."""
+def preset_section(file: Path) -> list[str]:
+    """A preset: its comment, what it stands on, each section of ours that it takes from the fields, and each key."""
     from omegaconf import OmegaConf
 
     content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     comment = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    below = [name for name in content.pop("defaults", []) if name != "_self_"]
-    values = dict(leaves(content))
+    defaults = content.pop("defaults", [])
+    below = [name for name in defaults if isinstance(name, str) and name != "_self_"]
+    sections = [place.partition("@_global_.")[2] for one in defaults if isinstance(one, dict) for place in one]
     lines = [f"### `+verl_aiops={file.stem}`", "", " ".join(comment[1:]), ""]
     if below:
         lines += ["On top of " + ", ".join(f"[`{name}`](#verl_aiops{name})" for name in below) + ":", ""]
-    rows = []
-    for section, defaults in own.items():
-        here = {name for name in defaults if values.get(f"{section}.{name}", ...) == defaults[name]}
-        if here == set(defaults):
-            rows.append((f"`{section}.*`", "every key at its default"))
-            values = {key: value for key, value in values.items() if not key.startswith(f"{section}.")}
-    rows += [(f"`{key}`", f"`{yaml_text(value)}`") for key, value in values.items()]
+    rows = [(f"`{section}.*`", "every key at its default") for section in sections]
+    rows += [(f"`{key}`", f"`{yaml_text(value)}`") for key, value in leaves(content)]
     return lines + table(("key", "value"), rows)
 
 
@@ -333,6 +370,8 @@ def command_section(name: str, command, parser: argparse.ArgumentParser) -> list
         if actions and group.title not in ("options", "positional arguments"):
             rows.append((f"**{group.title}**", ""))
         rows += [option_row(action, parser.prog) for action in actions]
+        if group.description:
+            rows.append((f"**{group.title}**", group.description))
     examples = [f"    {line}" for line in command.examples.splitlines()]
     text = command.summary[0].upper() + command.summary[1:] + "."
     return [f"### `verl-aiops {name}`", "", text, "", *examples, "", *table(("option", "meaning"), rows)]
@@ -362,31 +401,18 @@ def page() -> str:
     from verl_aiops.rewards.model.combined import CombinedSettings
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
-    from verl_aiops.settings import settings_of
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
-    def defaults(owner: type) -> dict[str, Any]:
-        return {field.name: field.default for field in settings_of(owner)}
-
-    rounds = "actor_rollout_ref.rollout.custom.aiops_mturn"
-    own = {
-        DPOConfig.section: defaults(DPOConfig),
-        OnlineDPOConfig.section: defaults(OnlineDPOConfig),
-        "reward.combined": defaults(CombinedSettings),
-        rounds: defaults(RoundSettings),
-    }
     presets = sorted(PRESETS.glob("*.yaml"))
     sections = {
-        "Offline DPO": settings_table(DPOConfig, DPOConfig.section, DPOConfig.from_config),
-        "Online DPO": settings_table(OnlineDPOConfig, OnlineDPOConfig.section, OnlineDPOConfig.from_config),
-        "Rounds of an answer": settings_table(RoundSettings, rounds, RoundSettings.from_config),
+        "Offline DPO": section_table(DPOConfig),
+        "Online DPO": section_table(OnlineDPOConfig),
+        "Rounds of an answer": section_table(RoundSettings),
         "The triage reward": settings_table(RewardSettings, REWARD_KWARGS, read_settings, skip=("parts",)),
-        "Rule and reward model together": settings_table(
-            CombinedSettings, "reward.combined", CombinedSettings.from_config
-        ),
+        "Rule and reward model together": section_table(CombinedSettings),
         "The rollout `hf`": hf_table(),
         "Keys of verl that a run fills in": filled_in(),
-        "Presets": [line for file in presets for line in preset_section(file, own)],
+        "Presets": [line for file in presets for line in preset_section(file)],
         "Environment variables": environment_table(),
         "Commands": commands_section(),
     }
@@ -414,25 +440,31 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        text = page()
+        written = pages() if args.out == PAGE else {args.out: page()}
     except PageError as error:
         print(f"write_config_reference: error: {error}", file=sys.stderr)
         return 2
     if not args.check:
-        args.out.write_text(text, encoding="utf-8")
+        for file, text in written.items():
+            file.write_text(text, encoding="utf-8")
         return 0
-    found = args.out.read_text(encoding="utf-8") if args.out.is_file() else ""
+    return int(any([differs(file, text) for file, text in written.items()]))
+
+
+def differs(file: Path, text: str) -> bool:
+    """Whether a page is not what the code says; says where."""
+    found = file.read_text(encoding="utf-8") if file.is_file() else ""
     if found == text:
-        return 0
+        return False
     old, new = found.splitlines(), text.splitlines()
     at = next((n for n, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
     print(
-        f"{args.out}, line {at + 1}: is not what the code says; run python scripts/write_config_reference.py\n"
+        f"{file}, line {at + 1}: is not what the code says; run python scripts/write_config_reference.py\n"
         f"  page: {old[at] if at < len(old) else '(ends here)'}\n"
         f"  code: {new[at] if at < len(new) else '(ends here)'}",
         file=sys.stderr,
     )
-    return 1
+    return True
 
 
 if __name__ == "__main__":

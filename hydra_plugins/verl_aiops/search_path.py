@@ -13,6 +13,7 @@ _WANTED = re.compile(r"\+*(algorithm\.adv_estimator|trainer\.v1\.trainer_mode)=[
 class VerlAiopsSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="verl-aiops", path="pkg://verl_aiops.config")
+        search_path.append(provider="verl-aiops", path="verl-aiops-fields://")
         if reason := _why_unchecked():
             raise SystemExit(f"verl-aiops: error: {reason}")
 

@@ -38,7 +38,7 @@ class LossSettings:
     loss_type: str | list[str] = knob(
         "sigmoid",
         "",
-        "the loss, or a list of losses to be summed. Formula and paper of each: `verl_aiops/losses/formulas.py`.",
+        "the loss (formula and paper of each: `verl_aiops/losses/formulas.py`), or a list of losses to be summed.",
     )
     loss_weights: list[float] | None = knob(None, "", "weights of a list of losses, one each, >= 0; null for 1 each.")
     sft_weight: float = knob(

@@ -45,7 +45,7 @@ class CombinedSettings(Settings):
 
     mode: str = setting(
         "weighted",
-        "which of the two counts, and how; the formulas are in `verl_aiops/rewards/model/combined.py`.",
+        "which of the two counts, and how, by the formulas in `verl_aiops/rewards/model/combined.py`.",
         choices=MODES,
     )
     rule_weight: float = setting(
