@@ -34,8 +34,8 @@ class RoundSettings(Settings):
 
     round_tokens: list[int] | None = setting(
         None,
-        "tokens that the model may write in each round, as `[320,64]`; the last entry stands for those that are missing. null divides "
-        "`data.max_response_length`, which also holds the instructions between the rounds.",
+        "tokens that the model may write in each round, as `[320,64]`; the last entry stands for those that are "
+        "missing. null divides `data.max_response_length`, which also holds the instructions between the rounds.",
         fits=_are_counts,
         expected="a number of tokens for each round, [96,48]",
     )
