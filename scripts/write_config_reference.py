@@ -270,14 +270,14 @@ def hf_table() -> list[str]:
 
 
 def filled_in() -> list[str]:
-    from verl_aiops.trainers.preflight import defaults
+    from verl_aiops.trainers.preflight import defaults, defaults_rl
 
     groups = {
         "offline DPO": defaults.DEFAULTS,
-        "online DPO": defaults.ONLINE_DEFAULTS,
-        "RL, online DPO": defaults.RL_DEFAULTS,
-        "triage reward": defaults.TRIAGE_DEFAULTS,
-        "reward model": defaults.REWARD_MODEL_DEFAULTS,
+        "online DPO": defaults_rl.ONLINE_DEFAULTS,
+        "RL, online DPO": defaults_rl.RL_DEFAULTS,
+        "triage reward": defaults_rl.TRIAGE_DEFAULTS,
+        "reward model": defaults_rl.REWARD_MODEL_DEFAULTS,
     }
     merged: dict[tuple[str, str, str], list[str]] = {}
     for runs, group in groups.items():

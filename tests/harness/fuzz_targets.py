@@ -240,7 +240,8 @@ def other_readers(folder):
     from verl_aiops.evaluation.run.questions import read_rl_questions
     from verl_aiops.models.folders import ModelFolderError, find_model
     from verl_aiops.trainers.config import ConfigError
-    from verl_aiops.trainers.rl.triage_rows import RowRules, check_rows
+    from verl_aiops.trainers.rl.prompt_rows import check_rows
+    from verl_aiops.trainers.rl.triage_rows import RowRules
 
     source = simulator_source(Simulator(seed=2), 3)
     for name in ("rl.parquet", "rl.jsonl"):

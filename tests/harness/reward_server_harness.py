@@ -29,7 +29,8 @@ def configured(folder, **reward_model):
     from hydra import compose, initialize_config_module
 
     from verl_aiops.rollout.hf.limits import check_reward_server
-    from verl_aiops.trainers.preflight.defaults import REWARD_MODEL_DEFAULTS, apply_defaults
+    from verl_aiops.trainers.preflight.defaults import apply_defaults
+    from verl_aiops.trainers.preflight.defaults_rl import REWARD_MODEL_DEFAULTS
 
     given = {"enable": True, "model_path": folder, **reward_model}
     overrides = [f"reward.reward_model.{key}={value}" for key, value in given.items()]

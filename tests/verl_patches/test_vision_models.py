@@ -9,7 +9,7 @@ from verl_aiops import missing
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.dpo.pairs import pair_batch
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
-from verl_aiops.trainers.preflight import entry as preflight
+from verl_aiops.trainers.preflight.offline import check_vision
 
 TEXT = {
     **{"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8},
@@ -118,15 +118,15 @@ def test_where_verls_patch_is_another_such_models_are_refused_before_ray(kind, t
             }
         }
     )
-    preflight._check_vision(config)
+    check_vision(config)
     name = "text rows of GLM-4V" if kind == "glm4v" else "text rows of Qwen2-VL"
     with monkeypatch.context() as patched:
         patched.setitem(missing.MISSING, name, "AttributeError: no _get_input_embeds")
         with pytest.raises(ConfigError, match="no _get_input_embeds.*train a model of text alone"):
-            preflight._check_vision(config)
+            check_vision(config)
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
     with pytest.raises(ConfigError, match="vision-language model .*ulysses_sequence_parallel_size=1"):
-        preflight._check_vision(config)
+        check_vision(config)
 
 
 def test_the_rollout_hf_refuses_what_it_cannot_generate_with_before_ray(tmp_path):

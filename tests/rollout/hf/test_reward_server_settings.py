@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from verl_aiops.platform import cluster
 from verl_aiops.platform.cluster import ClusterError, check_cluster, gpus_needed, logical_cpus_needed
 from verl_aiops.rollout.hf.limits import check_reward_server
-from verl_aiops.trainers.preflight.defaults import REWARD_MODEL_DEFAULTS, apply_defaults
+from verl_aiops.trainers.preflight.defaults import apply_defaults
+from verl_aiops.trainers.preflight.defaults_rl import REWARD_MODEL_DEFAULTS
 
 RM = "reward.reward_model"
 GPUS, CPUS = "ray_kwargs.ray_init.num_gpus", "ray_kwargs.ray_init.num_cpus"

@@ -8,10 +8,11 @@ from omegaconf import OmegaConf, open_dict
 
 from verl_aiops.platform.cluster import ClusterError
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.preflight import defaults
+from verl_aiops.trainers.preflight import defaults, offline
 from verl_aiops.trainers.preflight import entry as preflight
+from verl_aiops.trainers.preflight.checks import Check
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, apply_defaults, data_parallel_size, user_keys
-from verl_aiops.trainers.preflight.entry import prepare_offline
+from verl_aiops.trainers.preflight.offline import prepare_offline
 
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 ACTOR = "actor_rollout_ref.actor"
@@ -399,10 +400,10 @@ def test_an_error_ends_the_run_with_one_message_before_ray(run, main, settings, 
 
 
 def test_errors_of_other_kinds_are_not_hidden(run, main, monkeypatch):
-    def broken(config, given):
+    def broken(config, run):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(preflight, "prepare_offline", broken)
+    monkeypatch.setattr(offline, "_CHECKS", (Check(broken, "what is broken"),))
     with pytest.raises(ZeroDivisionError):
         main(run()[0])
 
@@ -426,20 +427,34 @@ def test_cluster_errors_are_value_errors_like_the_others():
     assert issubclass(ClusterError, ValueError) and issubclass(ConfigError, ValueError)
 
 
-def test_through_hydra_a_wrong_command_line_ends_without_a_traceback(main, monkeypatch, capsys, tmp_path):
+NO_FILES = "data.train_files is not set. Give one or more parquet or JSONL files of pairs."
+
+
+def test_through_hydra_a_wrong_command_line_ends_without_a_traceback(
+    main, monkeypatch, capsys, tmp_path, tiny_model_dir
+):
     """The command a user types, up to Ray: keys of the command line are told from verl's defaults."""
     from verl.trainer import main_ppo
 
     command = ["main_ppo", f"hydra.run.dir={tmp_path}", "hydra.output_subdir=null"]
     command += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    monkeypatch.setattr(
-        sys, "argv", [*command, "algorithm.adv_estimator=dpo", "+data.foo=1", "~trainer.esi_redundant_time"]
-    )
+    command += ["algorithm.adv_estimator=dpo", "+data.foo=1", "~trainer.esi_redundant_time"]
+    monkeypatch.setattr(sys, "argv", [*command, f"{MODEL}.path={tiny_model_dir}"])
     with pytest.raises(SystemExit) as end:
         main_ppo.main()
-    assert (
-        end.value.code
-        == "verl-aiops: error: data.train_files is not set. Give one or more parquet or JSONL files of pairs."
+    assert end.value.code == f"verl-aiops: error: {NO_FILES}"
+    # without a model that is said with it
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        main_ppo.main()
+    assert end.value.code == (
+        "verl-aiops: error: 2 things keep this run from starting:\n"
+        f"  1. {NO_FILES}\n"
+        f"  2. {MODEL}.path={tmp_path}/models/deepseek-llm-7b-chat: no such folder.\n"
+        "  not looked at before these are mended: the model's kind, the tokenizer, the log-prob backend, the token "
+        "budget, the rows of data.train_files, the rows of data.val_files, the trainer, what the "
+        "checkpoint was made with"
     )
     assert "Traceback" not in capsys.readouterr().err
     seen = []

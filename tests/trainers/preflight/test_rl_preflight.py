@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.preflight import rl as rl_preflight
-from verl_aiops.trainers.preflight.defaults import ONLINE_DEFAULTS, RL_DEFAULTS, TRIAGE_DEFAULTS
-from verl_aiops.trainers.preflight.rl import is_triage_run, prepare_triage, refuse_ignored_keys
+from verl_aiops.trainers.preflight.common import first_rows, is_triage_run, refuse_ignored_keys
+from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAULTS, TRIAGE_DEFAULTS
+from verl_aiops.trainers.preflight.rl import prepare_triage
 
 # of the lines that a run prints, those that depend on the batch or the optimizer
 DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}
@@ -249,7 +249,7 @@ def test_files_that_cannot_be_read_are_left_to_verl(tmp_path):
     broken.write_text("no parquet")
     assert not is_triage_run(composed(f"data.train_files={broken}"))
     assert not is_triage_run(composed(f"data.train_files={tmp_path / 'absent.parquet'}"))
-    assert rl_preflight.first_rows(composed(f"data.train_files={broken}"), 3) == []
+    assert first_rows(composed(f"data.train_files={broken}"), 3) == []
 
 
 # --- a reward model beside the rule ----------------------------------------------------------------------------------

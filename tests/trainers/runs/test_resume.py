@@ -13,7 +13,8 @@ from omegaconf import OmegaConf, open_dict
 from verl_aiops.trainers.config import ConfigError, DPOConfig
 from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints, exported_from, write_reference_note
 from verl_aiops.trainers.preflight import entry as preflight
-from verl_aiops.trainers.preflight.entry import prepare_offline
+from verl_aiops.trainers.preflight.common import load_tokenizer
+from verl_aiops.trainers.preflight.offline import prepare_offline
 from verl_aiops.trainers.runs.note import RunNote, compare, read_note, run_settings, write_note
 from verl_aiops.trainers.runs.resume import NothingLeft, start_folder, start_model
 from verl_aiops.trainers.worker.optimizer import use_settings
@@ -94,7 +95,7 @@ def _saved(config, step):
 
     root, dpo, model = config.trainer.default_local_dir, DPOConfig.from_config(config), config.actor_rollout_ref.model
     folder = os.path.join(root, f"global_step_{step}")
-    order = pair_order(load_pairs(config.data, preflight.load_tokenizer(model), "train"), config.data)
+    order = pair_order(load_pairs(config.data, load_tokenizer(model), "train"), config.data)
     write_reference_note(folder, reference_note(dpo, reference_weights(model, dpo.reference_path)))
     note = RunNote("dpo", TOTAL, run_settings(config, "dpo", dpo), order.state_dict(), start_model(model, None))
     write_note(folder, note)

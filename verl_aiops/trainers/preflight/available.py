@@ -12,16 +12,25 @@ from verl_aiops.trainers.config import ConfigError
 
 __all__ = ["check_available"]
 
+_PREFLIGHT = "verl_aiops.trainers.preflight"
 _ENGINE = ("engine preference_language_model", "verl_aiops.trainers.worker.engine")
 # what a run wants, as the doctor names it, and our module behind it: imported here, its registry's hook has run
 _NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "dpo": (
         ("trainer mode dpo", "verl_aiops.trainers.dpo.offline"),
         _ENGINE,
+        ("check before Ray", f"{_PREFLIGHT}.offline"),
         ("steps that queue nothing", "transfer_queue"),
     ),
-    "online_dpo": (("trainer mode online_dpo", "verl_aiops.trainers.dpo.online"), _ENGINE),
-    "triage": (("trainer mode aiops_sync", "verl_aiops.trainers.rl.scored_trainer"),),
+    "online_dpo": (
+        ("trainer mode online_dpo", "verl_aiops.trainers.dpo.online"),
+        _ENGINE,
+        ("check before Ray", f"{_PREFLIGHT}.online"),
+    ),
+    "triage": (
+        ("trainer mode aiops_sync", "verl_aiops.trainers.rl.scored_trainer"),
+        ("check before Ray", f"{_PREFLIGHT}.rl"),
+    ),
 }
 _MANAGERS = {
     "aiops_mturn": "verl_aiops.rewards.managers.triage",

@@ -1,32 +1,37 @@
-"""What online DPO needs, settled and checked on the driver before Ray starts, in one message."""
+"""What online DPO needs, settled and checked on the driver before Ray starts."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError, OnlineDPOConfig
-from verl_aiops.trainers.dpo.adapter import prepare_adapter
-from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
-from verl_aiops.trainers.preflight.defaults import (
-    ONLINE_DEFAULTS,
-    RL_DEFAULTS,
-    TRIAGE_DEFAULTS,
-    apply_defaults,
-    data_parallel_size,
+from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
+from verl_aiops.trainers.preflight.basics import (
+    check_adapter,
+    check_keys,
+    check_model,
+    check_numbers,
+    check_place,
+    check_start,
+    check_tokenizer,
+    check_widths,
+    fill_in,
 )
-from verl_aiops.trainers.preflight.reward import prepare_reward_model, verl_has_rule
-from verl_aiops.trainers.preflight.rl import (
-    check_data,
-    check_rollout,
-    check_rounds,
-    is_triage_run,
-    refuse_ignored_keys,
+from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
+from verl_aiops.trainers.preflight.common import first_rows, of_triage, triage_side
+from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAULTS
+from verl_aiops.trainers.preflight.preference import (
+    check_backend,
+    check_budget,
+    check_mini_batch,
+    check_settings,
+    check_strategy,
+    check_trainer,
+    counts,
 )
-from verl_aiops.trainers.runs.checkpoint_health import find_checkpoint
+from verl_aiops.trainers.preflight.prompts import PROMPTS, check_rollout, check_rounds
+from verl_aiops.trainers.preflight.reward_model import REWARD_MODEL, check_code, verl_has_rule
 
-__all__ = ["prepare_online"]
-
-STRATEGIES = ("fsdp", "fsdp2")
+__all__ = ["checks", "prepare_online"]
 
 
 def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
@@ -37,93 +42,34 @@ def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
 
     Raises:
         ConfigError: everything that cannot work, together.
+        NothingLeft: the run is finished.
     """
-    refuse_ignored_keys(config)
-    wrong = _trainer_faults(config)
-    if config.actor_rollout_ref.actor.strategy not in STRATEGIES:
-        raise ConfigError("\n  ".join(wrong))  # the sizes of other engines cannot be told
-    triage = is_triage_run(config)
+    return run_checks(checks(config), config, Run("online_dpo", given))
+
+
+def _check_kl(config: DictConfig, run: Run) -> list[str]:
     with open_dict(config):
-        config.algorithm.adv_estimator = "online_dpo"
-    defaults = (*(TRIAGE_DEFAULTS if triage else ()), *ONLINE_DEFAULTS, *RL_DEFAULTS)
-    lines = apply_defaults(config, given, defaults)
-    lines += find_checkpoint(config, preference=True)[1]
-    lines += prepare_adapter(config, given)
-    more, faults = prepare_reward_model(config, given)
-    lines += more
-    wrong += faults
-    dpo = OnlineDPOConfig.from_config(config)
-    try:
-        lines += settle_backend(config, dpo)
-    except ConfigError as error:
-        wrong.append(str(error))
-    wrong += [*_data_faults(config, dpo), *_batch_faults(config)]
-    for check in (check_rollout, check_data, check_rounds):
-        try:
-            lines += check(config) or []
-        except ConfigError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise ConfigError("online DPO cannot run like this:\n  " + "\n  ".join(wrong))
-    with open_dict(config):
-        config.trainer.v1.trainer_mode = "online_dpo"
-        config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
-    _check_resume(config, dpo)
-    return lines
+        config.algorithm.adv_estimator = "online_dpo"  # the defaults name the run after it
+    if not (config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward):
+        return []
+    return [
+        "actor_rollout_ref.actor.use_kl_loss, algorithm.use_kl_in_reward: the loss holds the policy to its reference "
+        "by algorithm.online_dpo.beta already. Set both to False."
+    ]
 
 
-def _check_resume(config: DictConfig, dpo: OnlineDPOConfig) -> None:
-    """A run that goes on from a checkpoint: the same prompts, and what else is not as it was."""
-    from verl_aiops.trainers.runs.resume import online_notes, settle, start_folder
-
-    folder = start_folder(config.trainer)
-    if folder is not None:
-        # the backend is settled by now
-        note, reference = online_notes(config, OnlineDPOConfig.from_config(config))
-        settle(folder, note, reference, config, dpo)
+def _fill_in(config: DictConfig, run: Run) -> None:
+    fill_in(config, run, (*ONLINE_DEFAULTS, *RL_DEFAULTS), counts(run))
 
 
-def _trainer_faults(config: DictConfig) -> list[str]:
+def _check_answers(config: DictConfig, run: Run) -> list[str]:
+    """Whether there will be answers to compare, and the numbers that weights of pairs are made of."""
     faults = []
-    actor = config.actor_rollout_ref.actor
-    if not config.trainer.use_v1:
-        faults.append("trainer.use_v1=False: verl's legacy trainer has no preference training. Remove it.")
-    mode = config.trainer.v1.trainer_mode
-    if mode not in ("sync", "online_dpo"):
-        faults.append(f"trainer.v1.trainer_mode={mode}: pairs are made of whole steps. Remove it, or set sync.")
-    if actor.strategy not in STRATEGIES:
-        faults.append(f"actor_rollout_ref.actor.strategy={actor.strategy}: use fsdp2 or fsdp.")
-    if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
-        faults.append(
-            "actor_rollout_ref.actor.use_kl_loss, algorithm.use_kl_in_reward: the loss holds the policy to its "
-            "reference by algorithm.online_dpo.beta already. Set both to False."
-        )
-    if OmegaConf.select(config, "actor_rollout_ref.model.use_fused_kernels"):
-        faults.append("actor_rollout_ref.model.use_fused_kernels=True: not with preference training. Set it to False.")
-    if actor.shuffle:
-        faults.append("actor_rollout_ref.actor.shuffle=True would tear pairs apart; they are shuffled already.")
-    return faults
-
-
-def _data_faults(config: DictConfig, dpo: OnlineDPOConfig) -> list[str]:
-    faults = []
-    rollout = config.actor_rollout_ref.rollout
+    rollout, dpo = config.actor_rollout_ref.rollout, run.settings
     if rollout.n < 2 and not dpo.self_play:
         faults.append(
             f"actor_rollout_ref.rollout.n={rollout.n}: a preference needs two answers to a prompt. Set 2 or more, or "
             "algorithm.online_dpo.rule=self_play."
-        )
-    reward = config.reward
-    if (
-        not dpo.self_play
-        and reward.custom_reward_function.path is None
-        and not reward.reward_model.enable
-        and reward.reward_manager.name == "naive"
-        and not _verl_has_reward(config)
-    ):
-        faults.append(
-            "no reward ranks the answers: set reward.custom_reward_function.path (pkg://verl_aiops.rewards.aiops_mturn "
-            "for triage), or reward.reward_model.enable=True."
         )
     if dpo.importance_clip is not None and (
         rollout.temperature != 1 or not rollout.calculate_log_probs or dpo.self_play
@@ -135,28 +81,72 @@ def _data_faults(config: DictConfig, dpo: OnlineDPOConfig) -> list[str]:
     return faults
 
 
+def _check_ranked(config: DictConfig, run: Run) -> list[str]:
+    """Whether anything says which answer is better."""
+    reward = config.reward
+    if (
+        run.settings.self_play
+        or reward.custom_reward_function.path is not None
+        or reward.reward_model.enable
+        or reward.reward_manager.name != "naive"
+        or _verl_has_reward(config)
+    ):
+        return []
+    return [
+        "no reward ranks the answers: set reward.custom_reward_function.path (pkg://verl_aiops.rewards.aiops_mturn for "
+        "triage), or reward.reward_model.enable=True."
+    ]
+
+
 def _verl_has_reward(config: DictConfig) -> bool:
     """Whether verl has a built-in reward for the first row's ``data_source``."""
-    from verl_aiops.trainers.preflight.rl import first_rows
-
     rows = first_rows(config, 1)
-    return not rows or verl_has_rule(rows[0].get("data_source"))  # unreadable files are verl's to report
+    return not rows or verl_has_rule(rows[0].get("data_source"))  # unreadable files are told by who reads them
 
 
-def _batch_faults(config: DictConfig) -> list[str]:
-    faults = []
-    actor, ranks = config.actor_rollout_ref.actor, data_parallel_size(config)
-    mini = actor.ppo_mini_batch_size
-    if not isinstance(mini, int) or mini < 1 or mini % max(1, ranks):
-        faults.append(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}: counts the pairs of an optimizer step, which divide "
-            f"among {ranks} data-parallel worker(s). Make it a multiple of {ranks}."
-        )
-    longest = longest_pair(config, config.algorithm.online_dpo.logprob_backend)
-    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
-        faults.append(
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair "
-            f"of the lengths that data.max_prompt_length and data.max_response_length allow ({longest} tokens). Raise "
-            "it."
-        )
-    return faults
+def _choose_trainer(config: DictConfig, run: Run) -> None:
+    with open_dict(config):
+        config.trainer.v1.trainer_mode = "online_dpo"
+        config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
+
+
+def _check_resume(config: DictConfig, run: Run) -> None:
+    """A run that goes on from a checkpoint: the same prompts, and what else is not as it was."""
+    from verl_aiops.trainers.runs.resume import online_notes, settle
+
+    if run.start is not None:
+        note, reference = online_notes(config, run.settings)
+        settle(run.start, note, reference, config, run.settings)
+
+
+def checks(config: DictConfig) -> tuple[Check, ...]:
+    """The list of a run, with what triage adds to it where the run is one of triage."""
+    triage = triage_side() if of_triage(config) else None
+    return (
+        Check(check_keys, "keys that verl ignores"),
+        Check(check_trainer, "the trainer"),
+        Check(check_strategy, "the engine"),
+        Check(_check_kl, "the KL terms"),
+        Check(check_numbers, "numbers"),
+        Check(check_widths, "numbers"),
+        Check(check_model, "the model folder"),
+        *(triage.FILL_IN if triage else ()),
+        Check(_fill_in, "defaults"),
+        Check(check_place, "the checkpoint to go on from", (check_numbers,)),
+        Check(check_adapter, "the adapter"),
+        *REWARD_MODEL,
+        *(triage.SCORING if triage else ()),
+        Check(check_settings, "algorithm.online_dpo"),
+        Check(check_tokenizer, "the tokenizer", (check_model, check_code)),
+        Check(check_backend, "the log-prob backend", (check_numbers, check_settings, check_tokenizer)),
+        Check(_check_answers, "the answers to a prompt", (check_numbers, check_settings)),
+        Check(_check_ranked, "the reward", (check_settings,)),
+        Check(check_mini_batch, "the mini-batch", (check_numbers, check_strategy)),
+        Check(check_budget, "the token budget", (check_numbers, check_backend)),
+        Check(check_rollout, "the rollout", (check_widths,)),
+        *(triage.ROWS if triage else PROMPTS),
+        Check(check_rounds, "the rounds", (check_numbers, check_tokenizer)),
+        Check(_choose_trainer, "the trainer", last=True),
+        Check(check_start, "the checkpoint to go on from", (check_place,)),
+        Check(_check_resume, "what the checkpoint was made with", last=True),
+    )

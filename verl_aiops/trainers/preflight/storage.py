@@ -40,9 +40,9 @@ def check_storage(config: DictConfig, *, preference: bool) -> list[str]:
         lines for the start of the run.
 
     Raises:
-        ConfigError: a folder that cannot be written, or a disk without room for one checkpoint.
+        ConfigError: folders that cannot be written, or a disk without room for one checkpoint.
     """
-    lines = []
+    lines, faults = [], []
     saves = preference or config.trainer.save_freq > 0
     keys = ["trainer.default_local_dir"] if saves else []
     keys += ["trainer.rollout_data_dir", "trainer.validation_data_dir"]
@@ -55,7 +55,9 @@ def check_storage(config: DictConfig, *, preference: bool) -> list[str]:
             OmegaConf.update(config, key, folder)
         fault = _probe(Path(folder))
         if fault:
-            raise ConfigError(f"{key}={folder}: {fault}. Name a folder that can be written.")
+            faults.append(f"{key}={folder}: {fault}. Name a folder that can be written.")
+    if faults:
+        raise ConfigError("\n  ".join(faults))
     if saves:
         lines += _compare_space(config, preference)
     if preference:

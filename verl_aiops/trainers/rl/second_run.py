@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_aiops.trainers.runs.resume import rl_note, settle, start_folder
+from verl_aiops.trainers.runs.resume import rl_note, settle
 
 __all__ = ["check_second_run"]
 
 
-def check_second_run(config: DictConfig, ours: str) -> None:
+def check_second_run(config: DictConfig, ours: str, folder: str | None) -> None:
     """Say or refuse what would otherwise go unnoticed until a run is over or gone on with.
 
     Args:
         config: verl's configuration, completed.
         ours: the trainer mode whose checkpoints have notes.
+        folder: the checkpoint that the run goes on from, None for a run from the beginning.
 
     Raises:
         ConfigError: the checkpoint there cannot be gone on from like this.
@@ -27,7 +28,8 @@ def check_second_run(config: DictConfig, ours: str) -> None:
             "trained is lost when the run ends. Set trainer.save_freq=N to keep it every N steps and at the last one.",
             flush=True,
         )
-    _check_resume(config, ours)
+    if folder is not None:
+        _check_resume(config, ours, folder)
 
 
 def _say_reference(config: DictConfig) -> None:
@@ -46,11 +48,8 @@ def _say_reference(config: DictConfig) -> None:
         )
 
 
-def _check_resume(config: DictConfig, ours: str) -> None:
+def _check_resume(config: DictConfig, ours: str, folder: str) -> None:
     """A run that goes on from a checkpoint: the same prompts and model, and what else is not as it was."""
-    folder = start_folder(config.trainer)
-    if folder is None:
-        return
     settle(folder, rl_note(config), None, config, None)
     if not config.trainer.use_v1 or config.trainer.v1.trainer_mode != ours:
         print(

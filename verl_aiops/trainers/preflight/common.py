@@ -1,0 +1,158 @@
+"""What the checks of every kind of run read: files, first rows, names of ours, the tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_aiops.trainers.config import ConfigError
+
+__all__ = [
+    "COMBINED",
+    "LOOP",
+    "MODE",
+    "REWARD",
+    "data_files",
+    "first_rows",
+    "is_triage_run",
+    "load_tokenizer",
+    "of_triage",
+    "ours",
+    "refuse_ignored_keys",
+    "rollout_name",
+    "triage_side",
+]
+
+REWARD, LOOP, MODE, COMBINED = "aiops_mturn", "aiops_mturn", "aiops_sync", "aiops_combined"
+# what runs on triage data have beside the checks of any task. By name, as a run of another task never imports it
+_TRIAGE_SIDE = "verl_aiops.trainers.rl.triage_checks"
+# groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
+_IGNORED = {
+    "custom_reward_function": "reward.custom_reward_function",
+    "reward_model": "reward.reward_model (reward.num_workers, reward.reward_manager.name)",
+    "sandbox_fusion": "reward.sandbox_fusion",
+}
+
+
+def is_triage_run(config: DictConfig) -> bool:
+    """Whether our reward, agent loop or rollout is in use; every other run is left to verl alone."""
+    return _names_triage(config) or rollout_name(config) == "hf" or _chosen_by_data(config)
+
+
+def of_triage(config: DictConfig) -> bool:
+    """Whether a run of online DPO is one on triage data, or with a reward of ours, and not of another task."""
+    return _names_triage(config) or any(
+        row.get("agent_name") == LOOP or row.get("data_source") == REWARD for row in first_rows(config, 1)
+    )
+
+
+def triage_side() -> ModuleType:
+    """The checks that runs on triage data have beside those of any task."""
+    return importlib.import_module(_TRIAGE_SIDE)
+
+
+def _names_triage(config: DictConfig) -> bool:
+    return (
+        ours(OmegaConf.select(config, "reward.custom_reward_function.path"))
+        or ours(OmegaConf.select(config, "custom_reward_function.path"))
+        or config.reward.reward_manager.name in (REWARD, COMBINED)
+        or config.actor_rollout_ref.rollout.agent.default_agent_loop == LOOP
+    )
+
+
+def ours(path: str | None) -> bool:
+    """Whether a reward function's path is one of this package, or of the example that older guides name."""
+    return bool(path) and ("verl_aiops" in path or os.path.basename(path) == "aiops_mturn.py")
+
+
+def rollout_name(config: DictConfig) -> str | None:
+    rollout = config.actor_rollout_ref.rollout
+    return None if OmegaConf.is_missing(rollout, "name") else rollout.name
+
+
+def data_files(config: DictConfig, key: str = "train_files") -> list[str]:
+    files = config.data.get(key)
+    return [os.path.expanduser(str(f)) for f in ([files] if isinstance(files, str) else files or [])]
+
+
+def _chosen_by_data(config: DictConfig) -> bool:
+    """Whether the first rows of the training file name our agent loop, or of the other where that cannot be read; if
+    neither can, it is verl's to report."""
+    rows = first_rows(config, 1) or first_rows(config, 1, "val_files")
+    return any(row.get("agent_name") == LOOP for row in rows)
+
+
+def first_rows(config: DictConfig, count: int, key: str = "train_files") -> list[dict]:
+    """``agent_name``, ``data_source`` and ``extra_info`` of the first rows; none where they cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in data_files(config, key):
+        if not path.endswith(".parquet") or not os.path.isfile(path):
+            continue
+        try:
+            file = pq.ParquetFile(path)
+            columns = [c for c in ("agent_name", "data_source", "extra_info") if c in file.schema_arrow.names]
+            return next(file.iter_batches(batch_size=count, columns=columns)).to_pylist()
+        except (pa.ArrowException, OSError, StopIteration):
+            return []
+    return []
+
+
+def refuse_ignored_keys(config: DictConfig) -> None:
+    """Stop a run that sets what verl 0.9 ignores without a word.
+
+    Raises:
+        ConfigError: names each such key and today's.
+    """
+    wrong = []
+    for group, today in _IGNORED.items():
+        for key in _set_keys(OmegaConf.select(config, group)):
+            now = f"{today}.{key}" if "(" not in today else today
+            wrong.append(f"{group}.{key} is ignored by verl 0.9: use {now}")
+    multi_turn = OmegaConf.select(config, "actor_rollout_ref.rollout.multi_turn")
+    if multi_turn is True or (OmegaConf.is_config(multi_turn) and multi_turn.get("enable")):
+        wrong.append(
+            "actor_rollout_ref.rollout.multi_turn.enable is ignored by verl 0.9: the column agent_name of the data, or "
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={LOOP}, chooses the loop that runs several rounds"
+        )
+    if wrong:
+        raise ConfigError("\n  ".join(["settings without effect; remove or rename them:", *wrong]))
+
+
+def _set_keys(group) -> list[str]:
+    """Dotted names of the values in a configuration group that are not None."""
+    if not OmegaConf.is_config(group):
+        return []
+    keys = []
+    for key, value in group.items():
+        if OmegaConf.is_config(value):
+            keys += [f"{key}.{inner}" for inner in _set_keys(value)]
+        elif value is not None:
+            keys.append(str(key))
+    return keys
+
+
+def load_tokenizer(model: DictConfig):
+    """The tokenizer of ``actor_rollout_ref.model``, with the chat template that the run gives it.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    from verl.utils import hf_tokenizer
+
+    key = "tokenizer_path" if model.tokenizer_path else "path"
+    try:
+        tokenizer = hf_tokenizer(model[key], trust_remote_code=model.trust_remote_code)
+    except (ImportError, OSError, ValueError) as error:
+        what = "" if os.path.isdir(os.path.expanduser(model[key])) else "no such folder, and as a name on the hub "
+        raise ConfigError(
+            f"actor_rollout_ref.model.{key}={model[key]}: {what}its tokenizer cannot be loaded: "
+            + " ".join(str(error).split())
+        ) from None
+    if template := model.get("custom_chat_template"):
+        tokenizer.chat_template = template
+    return tokenizer
