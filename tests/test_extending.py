@@ -122,7 +122,7 @@ def test_the_check_before_a_run_and_the_reward_manager_know_the_new_part(shell):
         "import verl\n"
         "from omegaconf import OmegaConf\n"
         "from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager\n"
-        "from verl_aiops.trainers.rl.triage_checks import ConfigError, check_reward_settings\n"
+        "from verl_aiops.trainers.triage.checks import ConfigError, check_reward_settings\n"
         "def config(**kwargs):\n"
         "    reward = {'custom_reward_function': {'path': None, 'reward_kwargs': kwargs}}\n"
         "    return OmegaConf.create({'reward': {**reward, 'reward_manager': {'name': 'aiops_mturn'}}})\n"

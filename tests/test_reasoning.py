@@ -277,7 +277,7 @@ def test_what_pairs_teach_is_worth_what_it_says_under_each_familys_template(name
 def try_answer(tmp_path):
     from omegaconf import OmegaConf
 
-    from verl_aiops.trainers.rl.answer_trial import set_reasoning, try_right_answer
+    from verl_aiops.trainers.triage.answer_trial import set_reasoning, try_right_answer
 
     def run(tokenizer, stops=None, loop="aiops_mturn", rounds=("Now JSON.",), template=None, **kwargs):
         custom = {"path": None, **({"reward_kwargs": kwargs} if kwargs else {})}

@@ -19,7 +19,7 @@ from verl_aiops.rewards.model.client import RewardModelClient, RewardModelError,
 from verl_aiops.rollout.hf import scoring_api
 from verl_aiops.rollout.hf.scoring_api import Scored, build_app
 from verl_aiops.trainers.preflight.reward_model import _code_faults
-from verl_aiops.trainers.rl.combined_reward import _tokenizer_faults
+from verl_aiops.trainers.triage.combined import _tokenizer_faults
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 

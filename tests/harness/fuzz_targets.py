@@ -241,7 +241,7 @@ def other_readers(folder):
     from verl_aiops.models.folders import ModelFolderError, find_model
     from verl_aiops.trainers.config import ConfigError
     from verl_aiops.trainers.rl.prompt_rows import check_rows
-    from verl_aiops.trainers.rl.triage_rows import RowRules
+    from verl_aiops.trainers.triage.rows import RowRules
 
     source = simulator_source(Simulator(seed=2), 3)
     for name in ("rl.parquet", "rl.jsonl"):

@@ -28,7 +28,7 @@ __all__ = [
 
 REWARD, LOOP, MODE, COMBINED = "aiops_mturn", "aiops_mturn", "aiops_sync", "aiops_combined"
 # what runs on triage data have beside the checks of any task. By name, as a run of another task never imports it
-_TRIAGE_SIDE = "verl_aiops.trainers.rl.triage_checks"
+_TRIAGE_SIDE = "verl_aiops.trainers.triage.checks"
 # groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
 _IGNORED = {
     "custom_reward_function": "reward.custom_reward_function",

@@ -26,7 +26,7 @@ def check_code(config: DictConfig, run: Run) -> list[str]:
 
 
 def _check_alone(config: DictConfig, run: Run) -> list[str]:
-    # a combination with a rule is checked by those who know the rules: `verl_aiops.trainers.rl.combined_reward`
+    # a combination with a rule is checked by those who know the rules: `verl_aiops.trainers.triage.combined`
     return [] if config.reward.reward_manager.name == COMBINED else _without_combination(config)
 
 

@@ -1,6 +1,6 @@
 """Every row of the RL files, read before Ray starts: can the run ask it?
 
-What a row needs for its answers to be scored is added by the rules of a task, such as `triage_rows`.
+What a row needs for its answers to be scored is added by the rules of a task, such as `trainers.triage.rows`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.rl.prompt_rows import check_rows, row_faults
-from verl_aiops.trainers.rl.triage_rows import RowRules
+from verl_aiops.trainers.triage.rows import RowRules
 
 TRUTH = {"service": "db", "incident_type": "disk", "evidence": ["disk 100 %"]}
 

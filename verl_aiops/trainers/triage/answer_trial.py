@@ -46,7 +46,7 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
     """Score the right answer to a row.
 
     Args:
-        row: that `triage_rows` found no fault with.
+        row: that `rows` found no fault with.
         stops: ids that end generation.
 
     Raises:

@@ -18,9 +18,9 @@ from verl_aiops.trainers.preflight.common import COMBINED, REWARD, ours
 from verl_aiops.trainers.preflight.defaults_rl import TRIAGE_DEFAULTS
 from verl_aiops.trainers.preflight.prompts import check_kept_text, look_at_rows, row_checks
 from verl_aiops.trainers.preflight.reward_model import check_code
-from verl_aiops.trainers.rl.answer_trial import set_reasoning, try_right_answer
-from verl_aiops.trainers.rl.combined_reward import check_combined, check_room
-from verl_aiops.trainers.rl.triage_rows import RowRules
+from verl_aiops.trainers.triage.answer_trial import set_reasoning, try_right_answer
+from verl_aiops.trainers.triage.combined import check_combined, check_room
+from verl_aiops.trainers.triage.rows import RowRules
 
 __all__ = ["FILL_IN", "ROWS", "SCORING", "check_reward_settings"]
 
