@@ -292,7 +292,7 @@ def test_each_run_has_a_key_of_its_own(tmp_path):
     import subprocess
     import sys
 
-    code = "from verl_aiops.rollout import hf_replica; print('KEY', hf_replica._REWARD_KEY)"
+    code = "from verl_aiops.rollout.hf import replica; print('KEY', replica._REWARD_KEY)"
     env = {key: value for key, value in os.environ.items() if key != "VERL_AIOPS_SCORER_KEY"}
     keys = set()
     for given in ({}, {}, {"VERL_AIOPS_SCORER_KEY": "mine"}):
