@@ -77,6 +77,15 @@ def test_a_tie_does_not_go_to_the_first():
         assert label_preferences(scores, [7] * len(scores))[0].numel() == 0
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gap_of_exactly_min_gap_counts(rule):
+    """Numbers that binary fractions hold, so that the difference is the gap to the last bit."""
+    chosen, rejected = label_preferences([0.5, 0.75], ["p"] * 2, rule=rule, min_gap=0.25)
+    assert (chosen.tolist(), rejected.tolist()) == ([1], [0])
+    labels = label_groups([0.5, 0.75], ["p"] * 2, rule=rule, min_gap=0.2500001)
+    assert labels.ties == 1 and labels.chosen.numel() == 0
+
+
 def test_missing_scores_never_become_zeros():
     """A failed reward is no worst answer."""
     chosen, rejected = label_preferences([0.4, math.nan, 0.9], ["p"] * 3)

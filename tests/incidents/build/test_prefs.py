@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +34,7 @@ from verl_aiops.incidents import (
     split_side,
     write_incidents,
 )
+from verl_aiops.incidents.build.pairs import KINDS
 
 
 def rows(path: Path) -> list[dict]:
@@ -159,6 +161,32 @@ def test_never_right_under_an_alias():
         '{"service": "api", "incident_type": "crash"}',
     }
     assert maker.short_incidents == 1
+
+
+def test_an_alias_among_the_candidates_is_never_the_rejected_answer():
+    """Lists that a caller has made himself may have other names of the truth, which the builder's own leave out."""
+    incident = Incident(
+        *("x-1", "s", "db", "oom", "Slow.", ("db killed",)),
+        service_aliases=("Database", "pg"),
+        type_aliases=("out_of_memory",),
+        upstream=("pg", "api"),
+        decoys=(("pg", "crash"), ("api", "out_of_memory"), ("api", "crash")),
+    )
+    listed = System(("DB", "api", "database", "db", "pg"), ("OOM", "crash", "oom", "out_of_memory"))
+    case = replace(build_case(incident, listed), candidates=listed)
+    for kind, wrong in {
+        "wrong_service": {("api", "oom")},
+        "wrong_type": {("db", "crash")},
+        "both": {("api", "crash")},
+        "upstream": {("api", "oom")},
+        "swapped": {("api", "crash")},
+    }.items():
+        assert set(KINDS[kind].propose(case)) == wrong
+    # and not where another system has such a name either
+    other = System(("PG", "disk"), ("Out_Of_Memory", "full"))
+    maker = PairMaker(Taxonomy({"s": System(("db",), ("oom",)), "other": other}), PairOptions(pairs_per_incident=9))
+    pairs = maker.make(build_case(incident, System(("db",), ("oom",))))
+    assert [pair.rejected for pair in pairs] == ['{"service": "disk", "incident_type": "full"}']
 
 
 def test_a_system_with_one_answer_falls_back_to_other_systems():

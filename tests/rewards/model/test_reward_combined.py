@@ -1,5 +1,6 @@
 """The formulas that join a rule and a reward model, the shaping of scores, and the settings that are refused."""
 
+import asyncio
 import json
 import math
 import statistics
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_aiops.rewards.model.combined import MODES, CombinedSettings, combine, no_rule
-from verl_aiops.rewards.model.running_stats import RunningSums
+from verl_aiops.rewards.model.running_stats import ACTOR, MomentsReader, RunningSums
 from verl_aiops.rewards.model.transform import Moments, Shaping, read_stats
 
 UNIT = st.floats(0, 1)
@@ -39,6 +40,16 @@ def test_a_tiebreak_never_overrules_a_step_and_always_decides_a_tie(a, b, rms):
         assert combine(tie, a, rms[0], True) > combine(tie, b, rms[1], True)
     if rms[0] - rms[1] > 1e-9:
         assert combine(tie, a, rms[0], True) > combine(tie, a, rms[1], True)
+
+
+@pytest.mark.parametrize("squash, clip", [("sigmoid", None), ("tanh", None), ("raw", [-2, 3])])
+def test_a_saturated_score_does_not_reach_the_next_step(squash, clip):
+    """At the upper bound itself, too, an answer stays below one whose rule is a step better."""
+    tie = settings(mode="rm_tiebreak", tiebreak_step=0.0625, squash=squash, clip=clip)
+    most, least = (tie.shaping.shape(raw, Moments()) for raw in (1e9, -1e9))
+    assert most == tie.shaping.bounds[1] and least == pytest.approx(tie.shaping.bounds[0])
+    assert combine(tie, 0.5, most, True) < combine(tie, 0.5625, least, True) == 0.5625
+    assert combine(tie, 0.5, most, True) == pytest.approx(0.5625, abs=1e-6)
 
 
 @given(rm=SCORE, closed=SCORE)
@@ -98,6 +109,36 @@ def test_running_moments_are_those_of_all_scores(scores, cut):
     deviation = statistics.pstdev(scores)
     assert moments.std == pytest.approx(deviation if deviation > 1e-3 else moments.std, rel=1e-3)
     assert moments.std > 0
+
+
+class Board:
+    """Stands for the Ray actor: counts how often it is asked."""
+
+    def __init__(self, moments):
+        self.moments, self.asked, self.read = moments, 0, self
+
+    def remote(self):
+        async def answer():
+            return self.moments
+
+        self.asked += 1
+        return answer()
+
+
+def test_running_moments_are_asked_for_once_a_step(monkeypatch):
+    """So all answers of a step are shifted and scaled alike, whatever the trainer writes meanwhile."""
+    import ray
+
+    board = Board(None)
+    monkeypatch.setattr(ray, "get_actor", lambda name: {ACTOR: board}[name])
+    reader = MomentsReader(Moments(0.5, 3.0), running=True)
+    at = lambda step: asyncio.run(reader.at(step))  # noqa: E731
+    assert [at(1), at(1), at(1)] == [Moments(0.5, 3.0)] * 3 and board.asked == 1
+    board.moments = Moments(1.0, 2.0, 8)
+    assert at(1) == Moments(0.5, 3.0) and board.asked == 1
+    assert [at(2), at(2)] == [Moments(1.0, 2.0, 8)] * 2 and board.asked == 2
+    fixed = MomentsReader(Moments(0.5, 3.0), running=False)
+    assert asyncio.run(fixed.at(1)) == asyncio.run(fixed.at(2)) == Moments(0.5, 3.0) and board.asked == 2
 
 
 def test_too_few_or_equal_scores_have_no_scale():

@@ -8,7 +8,6 @@ therefore never meets 50,000 brackets or a 6,000-digit integer.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
 from typing import NamedTuple
 
 FIELDS = ("service", "incident_type")
@@ -112,19 +111,3 @@ def normalise_label(text: str) -> str:
 def match_label(value: object, accepted: frozenset[str]) -> bool:
     """Whether a value is one of the accepted labels, which are already normalised; never raises."""
     return isinstance(value, str) and len(value) <= MAX_LABEL_CHARS and normalise_label(value) in accepted
-
-
-def match_field(value: object, truth: str, aliases: Iterable[str] = ()) -> bool:
-    """Whether an answer's field names the truth: equal to it, or to one of its aliases, after `normalise_label`.
-
-    Args:
-        value: the field as the model wrote it; anything but a str does not match.
-        truth: the true label.
-        aliases: other names of the same thing.
-
-    Raises:
-        TypeError: `aliases` is a single str, whose letters would each be taken for an alias.
-    """
-    if isinstance(aliases, str):
-        raise TypeError("aliases: expected several names, got one str; write [name]")
-    return match_label(value, frozenset(normalise_label(name) for name in (truth, *aliases)))
