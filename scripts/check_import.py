@@ -50,6 +50,8 @@ def _by_id(reference: Sequence[Incident], made: Sequence[Incident]) -> Iterator[
     for field in FIELDS:
         same = sum(getattr(mine, field) == getattr(other, field) for mine, other in pairs)
         yield f"same {field}: {same} of {len(reference)}"
+    lines = sum({*mine.evidence} == {*other.evidence} for mine, other in pairs)
+    yield f"same lines of evidence, in any order: {lines} of {len(reference)}"
     yield f"same number of log lines: {sum(len(mine.logs) == len(other.logs) for mine, other in pairs)}"
     lines = max((len({*other.logs} - {*mine.logs}) for mine, other in pairs), default=0)
     yield f"log lines of one incident that only the reference has: at most {lines}"

@@ -321,6 +321,8 @@ def metrics(folder, plots):
 def replies(folder):
     """What servers send, and small files beside a model."""
     from verl_aiops.evaluation.run import openai_backend as endpoint
+    from verl_aiops.http import HttpFault
+    from verl_aiops.inputs.json_text import JsonFault, read_json
     from verl_aiops.rewards.model import client as rm_client
     from verl_aiops.rewards.model.transform import read_stats
     from verl_aiops.rollout.hf import scoring_api
@@ -337,10 +339,9 @@ def replies(folder):
         scoring_api._inputs(scoring_api._payload((folder / name).read_bytes(), set()))
 
     anything = lambda name: [""]  # noqa: E731
-    yield Target("reward model", folder, ["probs.json"], lambda name: client._read((folder / name).read_bytes()),
-                 (rm_client._Fault,), anything)  # fmt: skip
-    yield Target("endpoint", folder, ["chat.json"], lambda name: endpoint._read((folder / name).read_bytes()),
-                 (endpoint._Fault,), anything)  # fmt: skip
+    for what, name, read in (("reward model", "probs.json", client._read), ("endpoint", "chat.json", endpoint._read)):
+        yield Target(what, folder, [name], lambda name, read=read: read(read_json((folder / name).read_bytes()), ""),
+                     (HttpFault, JsonFault), anything)  # fmt: skip
     yield Target("scoring server", folder, ["asked.json"], asked, (scoring_api.RefusedError,), anything)
     yield Target("statistics", folder, ["reward_stats.json"], lambda name: read_stats(str(folder)), (ValueError,))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from eval_harness import completion, oracle, questions_of, quoting, right_answer, serving
 
+from verl_aiops import http
 from verl_aiops.cli import main as cli
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.run import openai_backend as endpoint_module
 from verl_aiops.evaluation.run.backend import Job, SamplingOptions
 from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
@@ -537,7 +537,7 @@ def test_the_triage_client_prints_verdicts(client, tmp_path, capsys):
 
 def test_waits_stay_short(questions, monkeypatch):
     """However many attempts, no single wait is longer than `LONGEST_WAIT_S`."""
-    monkeypatch.setattr(endpoint_module, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(http, "LONGEST_WAIT_S", 0.05)
     with serving(lambda body, number: (503, "")) as server:
         started = time.monotonic()
         only(server.url, questions, attempts=12, backoff_s=0.02)

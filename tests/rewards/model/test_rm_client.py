@@ -84,6 +84,7 @@ async def late(seconds, answer):
 FAULTS = {
     "slow": (lambda text, n: late(5, row(1)), 3, "no answer within 0.3 s"),
     "500": (lambda text, n: web.Response(status=500, text="boom"), 3, "HTTP 500: 'boom'"),
+    "501": (lambda text, n: web.Response(status=501, text="no such task"), 1, "HTTP 501: 'no such task'"),
     "404": (lambda text, n: web.Response(status=404, text="no such model"), 1, "HTTP 404: 'no such model'"),
     "HTML": (lambda text, n: b"<html><body>proxy</body></html>", 3, "the answer is no JSON: '<html><body>proxy"),
     "HTML behind verl's router": (
@@ -129,7 +130,7 @@ def test_a_server_that_is_gone():
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 408])
+@pytest.mark.parametrize("status", [500, 503, 429, 408, 409])
 def test_a_passing_fault_costs_only_time(status):
     (score,), server, _ = ask(lambda text, n: row(7) if n > 2 else web.Response(status=status))
     assert score == 7.0 and len(server.requests) == 3

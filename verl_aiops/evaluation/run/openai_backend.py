@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import NO_TEXT, Done, Generation, Job, SamplingOptions, budgets_of
 from verl_aiops.evaluation.run.questions import Question, offered_names
-from verl_aiops.inputs.json_text import JsonFault, read_json
+from verl_aiops.http import HttpFault, JsonClient, Patience
 from verl_aiops.reasoning import ANY
-
-if TYPE_CHECKING:
-    import aiohttp
 
 __all__ = ["EndpointBackend", "EndpointOptions"]
 
-LONGEST_WAIT_S = 30.0
 LONGEST_REPLY = 4 << 20
-_AGAIN = (408, 409, 425, 429)
-_NEVER_AGAIN = 501  # not implemented
 
 
 @dataclass(frozen=True)
@@ -70,15 +62,6 @@ class EndpointOptions:
         return self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
 
-class _Fault(Exception):
-    """One attempt's reason; ``again``: whether another attempt may do better; ``wait_s``: what the server asks for;
-    ``status``: of the HTTP reply, where that was at fault."""
-
-    def __init__(self, reason: str, again: bool, wait_s: float = 0.0, status: int | None = None):
-        super().__init__(reason)
-        self.again, self.wait_s, self.status = again, wait_s, status
-
-
 @dataclass(frozen=True)
 class _Reply:
     text: str
@@ -87,17 +70,16 @@ class _Reply:
 
 
 class EndpointBackend:
-    """Concurrent conversations with a bound.
-
-    After a conversation that failed in all its attempts, the ones that follow are tried once, until one succeeds: a
-    dead server is found out once, not once per row.
-    """
+    """Concurrent conversations with a bound, each request as `http.JsonClient` makes it."""
 
     def __init__(self, endpoint: EndpointOptions, options: SamplingOptions):
         self.endpoint, self.options = endpoint, options
         # which model is served, and by which template, is not known
         self.reasoning = {"reasoning": ANY}
-        self._down = False
+        patience = Patience(endpoint.timeout_s, endpoint.deadline_s, endpoint.attempts, endpoint.backoff_s)
+        self._http = JsonClient(
+            endpoint.chat_url, patience, longest=LONGEST_REPLY, key=endpoint.api_key, called="a reply"
+        )
 
     def check(self, questions: Sequence[Question]) -> None:
         """Whether the budgets divide; how long prompts are is known to the server alone."""
@@ -113,27 +95,23 @@ class EndpointBackend:
         asyncio.run(self._generate(jobs, done))
 
     async def _generate(self, jobs: Sequence[Job], done: Done) -> None:
-        import aiohttp
-
         waiting = iter(jobs)
-        headers = {"Authorization": f"Bearer {self.endpoint.api_key}"} if self.endpoint.api_key else {}
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
-            workers = [
-                asyncio.create_task(self._work(session, waiting, done))
-                for _ in range(min(self.endpoint.concurrency, len(jobs)))
-            ]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+        workers = [
+            asyncio.create_task(self._work(waiting, done)) for _ in range(min(self.endpoint.concurrency, len(jobs)))
+        ]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await self._http.close()
 
-    async def _work(self, session: aiohttp.ClientSession, waiting: Iterator[Job], done: Done) -> None:
+    async def _work(self, waiting: Iterator[Job], done: Done) -> None:
         for job in waiting:
-            done(job, await self._converse(session, job))
+            done(job, await self._converse(job))
 
-    async def _converse(self, session: aiohttp.ClientSession, job: Job) -> Generation:
+    async def _converse(self, job: Job) -> Generation:
         deadline = time.monotonic() + self.endpoint.deadline_s
         budgets = self._budgets(job.question)
         messages = [dict(message) for message in job.question.messages]
@@ -148,14 +126,12 @@ class EndpointBackend:
             payload = self._payload(messages, budget, job.seed)
             constraint = self._constraint(job.question) if at + 1 == len(budgets) else {}
             try:
-                reply = await self._ask(session, payload | constraint, deadline)
-            except _Fault as fault:
+                reply = await self._http.ask(payload | constraint, _read, deadline)
+            except HttpFault as fault:
+                error = f"{fault} (attempt {fault.attempt} of {fault.attempts})" if fault.attempt else str(fault)
                 if constraint and fault.status is not None and not fault.again:
-                    await self._blame_constraint(session, payload, deadline, f"{job.question.id}: {fault}")
-                error = str(fault)
-                self._down = self._down or fault.again
+                    await self._blame_constraint(payload, deadline, f"{job.question.id}: {error}")
                 break
-            self._down = False
             turns.append(reply.text)
             cut.append(reply.cut)
             tokens.append(reply.tokens)
@@ -189,9 +165,7 @@ class EndpointBackend:
         schema = {"name": "verdict", "strict": True, "schema": answer_schema(offered_names(question))}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
-    async def _blame_constraint(
-        self, session: aiohttp.ClientSession, payload: dict[str, Any], deadline: float, fault: str
-    ) -> None:
+    async def _blame_constraint(self, payload: dict[str, Any], deadline: float, fault: str) -> None:
         """Ask once more without the schema after a refusal: whether it was the schema that the server refused.
 
         Raises:
@@ -201,108 +175,28 @@ class EndpointBackend:
         if left <= 0:
             return
         try:
-            await self._post(session, payload, min(self.endpoint.timeout_s, left))
-        except _Fault:
+            await self._http.once(payload, _read, min(self.endpoint.timeout_s, left))
+        except HttpFault:
             return
         raise EvaluationError(
             f"--schema: the server refuses response_format json_schema, and answers without it ({fault}). Serve the "
             "model with a grammar backend (docs/12-serving.md), or leave --schema out."
         )
 
-    # --- one request --------------------------------------------------------------------------------------------------
 
-    async def _ask(self, session: aiohttp.ClientSession, payload: dict[str, Any], deadline: float) -> _Reply:
-        """The reply to one round.
-
-        Raises:
-            _Fault: none in all attempts, or none before the deadline.
-        """
-        attempts = 1 if self._down else self.endpoint.attempts
-        attempt = 0
-        while True:
-            attempt += 1
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _Fault(f"no time left before the deadline of {self.endpoint.deadline_s:g} s", True)
-            try:
-                return await self._post(session, payload, min(self.endpoint.timeout_s, left))
-            except _Fault as fault:
-                wait = min(self.endpoint.backoff_s * 2 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
-                wait = max(wait, fault.wait_s)
-                if not fault.again or attempt == attempts or time.monotonic() + wait >= deadline:
-                    raise _Fault(
-                        f"{fault} (attempt {attempt} of {attempts})", fault.again, status=fault.status
-                    ) from None
-            await asyncio.sleep(wait)
-
-    async def _post(self, session: aiohttp.ClientSession, payload: dict[str, Any], seconds: float) -> _Reply:
-        import aiohttp
-
-        try:
-            async with session.post(
-                self.endpoint.chat_url,
-                json=payload,
-                timeout=aiohttp.ClientTimeout(total=seconds),
-                allow_redirects=False,
-            ) as response:
-                body = await self._body(response)
-                if response.status != 200:
-                    again = response.status >= 500 and response.status != _NEVER_AGAIN or response.status in _AGAIN
-                    reason = f"HTTP {response.status}: {self._beginning(body)}"
-                    wait_s = _seconds(response.headers.get("Retry-After"))
-                    raise _Fault(reason, again, wait_s, response.status)
-        except asyncio.TimeoutError:  # noqa: UP041 - another class than TimeoutError in Python 3.10
-            raise _Fault(f"no reply within {seconds:.1f} s", True) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = " ".join(self._safe(str(error)).split())
-            raise _Fault(f"{type(error).__name__}: {reason[:200]}", True) from None
-        try:
-            return _read(body)
-        except _Fault as fault:
-            raise _Fault(f"{fault}: {self._beginning(body)}", fault.again) from None
-
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(1 << 16):
-            body += chunk
-            if len(body) > LONGEST_REPLY:
-                raise _Fault(f"a reply of more than {LONGEST_REPLY} bytes", True)
-        return bytes(body)
-
-    def _beginning(self, body: bytes) -> str:
-        return repr(self._safe(body.decode("utf-8", "replace"))[:160])
-
-    def _safe(self, text: str) -> str:
-        """Without the key, which a server may send back."""
-        return text.replace(self.endpoint.api_key, "***") if self.endpoint.api_key else text
-
-
-def _seconds(header: str | None) -> float:
-    """What ``Retry-After`` asks for, where it is a number; a date is left to the back-off."""
-    with suppress(TypeError, ValueError):
-        seconds = float(header)  # type: ignore[arg-type]
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    return 0.0
-
-
-def _read(body: bytes) -> _Reply:
-    try:
-        reply = read_json(body)
-    except JsonFault:
-        raise _Fault("the reply is no JSON", True) from None
+def _read(reply: Any, shown: str) -> _Reply:
     choices = reply.get("choices") if isinstance(reply, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     text = message.get("content", 0) if isinstance(message, dict) else 0
     if text is not None and not isinstance(text, str):
-        raise _Fault("expected choices[0].message.content to be text", True)
+        raise HttpFault(f"expected choices[0].message.content to be text: {shown}", True)
     usage = reply.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens < 2**31:
         tokens = None
     if not (text or "").strip() and (reason := _why_no_text(message, choice.get("finish_reason"))):
-        raise _Fault(f"{NO_TEXT}{reason}", False)
+        raise HttpFault(f"{NO_TEXT}{reason}: {shown}", False)
     # lone surrogates are no text: they could neither be sent back nor written to a file
     text = (text or "").encode("utf-8", "replace").decode("utf-8")
     return _Reply(text, choice.get("finish_reason") == "length", tokens)
