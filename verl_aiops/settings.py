@@ -21,7 +21,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 __all__ = [
     "Settings",
@@ -84,7 +84,7 @@ def fits(of: Field[Any], value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if "int" in kind else Real):
             return False
         within = how.get("within", "(-inf, inf)")
-        low, high = (float(end) for end in within[1:-1].split(","))
+        low, high, value = (float(end) for end in (*within[1:-1].split(","), value))
         above = value >= low if within[0] == "[" else value > low
         return math.isfinite(value) and above and (value <= high if within[-1] == "]" else value < high)
     return "str" not in kind or isinstance(value, str)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -81,9 +82,9 @@ def compute_dpo_loss(
     )
     _check_lengths(names, pairs)
 
-    losses = sum(factor * LOSSES[name].formula(pairs, given) for name, factor in terms)
-    if weight is not None:
-        factors = _per_pair("weight", weight, losses)
+    losses = reduce(torch.add, (factor * LOSSES[name].formula(pairs, given) for name, factor in terms))
+    factors = _per_pair("weight", weight, losses)
+    if factors is not None:
         if needs_whole_batch(names) and not (factors == 1).all():
             raise ValueError(
                 f"weights other than 1 have no meaning for loss_type {names}: sorting mixes the pairs of the batch"
@@ -111,7 +112,7 @@ def compute_online_dpo_loss(
 
 
 # So that help() and anything which reads a signature show the shared keywords rather than **options.
-compute_online_dpo_loss.__signature__ = inspect.signature(compute_dpo_loss)
+compute_online_dpo_loss.__signature__ = inspect.signature(compute_dpo_loss)  # type: ignore[attr-defined]
 
 
 def _check_logps(**logps: Tensor | None) -> None:

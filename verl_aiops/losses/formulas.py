@@ -18,7 +18,7 @@ from torch import Tensor
 
 from verl_aiops.losses.divergence import capped_exp
 from verl_aiops.losses.settings import LossSettings
-from verl_aiops.losses.terms import PairTerms, per_token
+from verl_aiops.losses.terms import PairTerms, given, per_token
 
 
 def _smoothed_logistic(logits: Tensor, smoothing: float) -> Tensor:
@@ -115,7 +115,8 @@ def aot(p: PairTerms, k: LossSettings) -> Tensor:
     Paired AOT, arXiv 2406.05882, with the logistic surrogate and label smoothing as TRL. Sorting couples the pairs of
     a batch: the mean over a batch is not the mean over its parts.
     """
-    return _sorted_logistic(p.policy_chosen - p.policy_rejected, p.reference_chosen - p.reference_rejected, k)
+    reference = given(p.reference_chosen) - given(p.reference_rejected)
+    return _sorted_logistic(p.policy_chosen - p.policy_rejected, reference, k)
 
 
 def aot_unpaired(p: PairTerms, k: LossSettings) -> Tensor:

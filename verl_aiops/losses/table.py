@@ -78,7 +78,7 @@ def loss_names(loss_type: str | Sequence[str]) -> tuple[str, ...]:
             name given twice.
     """
     several = isinstance(loss_type, Sequence) and not isinstance(loss_type, str)
-    names = tuple(loss_type) if several else (loss_type,)
+    names: tuple = tuple(loss_type) if several else (loss_type,)  # of whatever was given, until each is looked at
     if not names:
         raise ValueError("loss_type is an empty list; name at least one loss")
     for name in names:

@@ -28,11 +28,11 @@ class PairTerms:
 
     @cached_property
     def chosen_logratios(self) -> Tensor:
-        return self.policy_chosen - self.reference_chosen
+        return self.policy_chosen - given(self.reference_chosen)
 
     @cached_property
     def rejected_logratios(self) -> Tensor:
-        return self.policy_rejected - self.reference_rejected
+        return self.policy_rejected - given(self.reference_rejected)
 
     def scores(self, settings: LossSettings) -> tuple[Tensor, Tensor]:
         """Chosen and rejected f'(policy / reference); the log-ratios themselves under the default reverse KL."""
@@ -56,9 +56,16 @@ class PairTerms:
         """The mean number of chosen tokens: the one the caller knows for the global batch, else this call's."""
         if self.mean_chosen_length is not None:
             return self.mean_chosen_length
-        return self.chosen_lengths.sum().clamp(min=1) / max(len(self.chosen_lengths), 1)
+        lengths = given(self.chosen_lengths)
+        return lengths.sum().clamp(min=1) / max(len(lengths), 1)
 
 
-def per_token(sums: Tensor, lengths: Tensor) -> Tensor:
+def given(tensor: Tensor | None) -> Tensor:
+    """What a formula asks for, which is there: see `PairTerms`."""
+    assert tensor is not None
+    return tensor
+
+
+def per_token(sums: Tensor, lengths: Tensor | None) -> Tensor:
     """Sums over answers divided by their lengths; an empty answer counts as one token, so its 0 stays 0."""
-    return sums / torch.clamp(lengths, min=1)
+    return sums / torch.clamp(given(lengths), min=1)

@@ -50,7 +50,8 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
         # the rule does not get the server: it would be one more, unbounded, way to it
         super().__init__(config, tokenizer, compute_score)
         self.settings = CombinedSettings.from_config(config)
-        self.client = self.rm_tokenizer = None
+        self.client: RewardModelClient | None = None
+        self.rm_tokenizer = None
         if reward_router_address is not None:
             self._connect(config, reward_router_address, reward_model_tokenizer)
         elif self.settings.uses_rm:
@@ -86,7 +87,7 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
         rule, parts = float(result["reward_score"]), result["reward_extra_info"]
         raw, shaped = math.nan, math.nan
         if self.client is not None:
-            raw, error = await self._raw(data[-1:][0].non_tensor_batch, data)
+            raw, error = await self._raw(self.client, data[-1:][0].non_tensor_batch, data)
             if not error:
                 moments = await self.moments.at(data[-1:][0].non_tensor_batch.get("global_steps"))
                 shaped = self.settings.shaping.shape(raw, moments)
@@ -95,14 +96,14 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
         parts |= {"score": score, "rule": rule}
         return {"reward_score": score, "reward_extra_info": parts}
 
-    async def _raw(self, row: dict, data: DataProto) -> tuple[float, str]:
+    async def _raw(self, client: RewardModelClient, row: dict, data: DataProto) -> tuple[float, str]:
         """The raw score, or NaN and the reason."""
         try:
             text, tokens = await self.loop.run_in_executor(None, lambda: self._text(row, data))
             if self.room is not None and tokens > self.room:
                 # verl's router makes an error 500 of the server's refusal, which would be tried again and again
                 raise RewardModelError(f"the dialogue has {tokens} tokens, the reward model takes {self.room}")
-            return await self.client.score(text), ""
+            return await client.score(text), ""
         except RewardModelError as error:
             logger.warning("aiops_combined: %s", error)
             return math.nan, str(error)

@@ -149,7 +149,7 @@ class CombinedSettings(Settings):
         """
         if self.normalise == "none":
             return Moments()
-        if self.rm_mean is not None:
+        if self.rm_mean is not None and self.rm_std is not None:
             return Moments(float(self.rm_mean), float(self.rm_std))
         return read_stats(model_path or "") if self.normalise == "stored" else Moments()
 
