@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import verl_aiops
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,7 +24,7 @@ def tracked():
 
 @pytest.fixture(scope="module")
 def built(tracked, tmp_path_factory):
-    """The names in sdist (without its top folder) and wheel."""
+    """The names in sdist (without its top folder) and wheel, and the wheel's metadata."""
     pytest.importorskip("setuptools")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in tracked:
@@ -37,7 +39,8 @@ def built(tracked, tmp_path_factory):
     with tarfile.open(sdist) as file:
         sources = {entry.name.partition("/")[2] for entry in file if entry.isfile()}
     with zipfile.ZipFile(wheel) as file:
-        return sources, set(file.namelist())
+        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        return sources, set(file.namelist()), file.read(metadata).decode()
 
 
 def test_the_sdist_holds_the_checkout(tracked, built):
@@ -48,3 +51,7 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(tracked, 
     packages = {name for name in tracked if name.startswith(("verl_aiops/", "hydra_plugins/"))}
     assert {name for name in built[1] if ".dist-info/" not in name} == packages
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in built[1])
+
+
+def test_there_is_one_version(built):
+    assert f"\nVersion: {verl_aiops.__version__}\n" in built[2]
