@@ -144,19 +144,21 @@ class Settings:
         if section is not None and not isinstance(section, Mapping):
             raise cls.refused("", section, "a section of settings")
         known = [of.name for of in settings_of(cls)]
-        for key in section or {}:
-            if key not in known:
-                raise cls.unknown(str(key), known)
-        made = cls(**dict(section or {}))
-        made.check()
+        wrong = [cls.unknown(str(key), known) for key in section or {} if key not in known]
+        made = cls(**{key: value for key, value in (section or {}).items() if key in known})
+        made.check(wrong)
         return made
 
-    def check(self) -> None:
-        """Raises ValueError, or what `refused` makes, for the first value that cannot work."""
+    def check(self, wrong: Iterable[ValueError] = ()) -> None:
+        """Raises ValueError, or what `refused` makes, for all values that cannot work, and what is ``wrong`` already, a
+        line each. Values are looked at together where each is right by itself."""
+        faults = list(wrong)
         for of in settings_of(type(self)):
             value = getattr(self, of.name)
             if of.metadata.get("checked") and not fits(of, value):
-                raise self.refused(of.name, value, expected(of))
+                faults.append(self.refused(of.name, value, expected(of)))
+        if faults:
+            raise type(faults[0])("\n  ".join(map(str, faults)))
         self.check_together()
 
     def check_together(self) -> None:
