@@ -154,13 +154,22 @@ REACHED = {
         "engine preference_language_model"
     ],
     ("rename", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._init_dataloader"): ["trainer mode dpo"],
-    ("rename", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._val_metrics_update"): ["trainer mode aiops_sync"],
+    ("rename", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._val_metrics_update"): [
+        *("trainer mode aiops_sync", "trainer mode online_dpo"),
+    ],
+    ("rename", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._step_once"): [
+        *("trainer mode aiops_sync", "trainer mode online_dpo"),
+    ],
 }
 # a few of the names that are imported, and what is missing without
 IMPORTED = {
     ("hide", "verl.workers.engine.utils", "detach_tree"): ["engine preference_language_model"],
-    ("hide", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer"): [
+    ("hide", "verl.trainer.ppo.v1.trainer_base", "register_trainer"): [
         *("trainer mode aiops_sync", "trainer mode dpo", "trainer mode online_dpo"),
+    ],
+    ("hide", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer"): ["trainer mode dpo"],
+    ("hide", "verl.trainer.ppo.v1.trainer_sync", "PPOTrainerSync"): [
+        *("trainer mode aiops_sync", "trainer mode online_dpo"),
     ],
     ("hide", "verl.experimental.reward_loop.reward_manager.naive", "NaiveRewardManager"): [
         *("reward manager aiops_combined", "reward manager aiops_mturn"),

@@ -73,7 +73,7 @@ OURS = {
     "trainers": {
         "dpo": "verl_aiops.trainers.dpo.offline.OfflineDPOTrainer",
         "online_dpo": "verl_aiops.trainers.dpo.online.OnlineDPOTrainer",
-        "aiops_sync": "verl_aiops.trainers.rl.scored_trainer.TriageTrainer",
+        "aiops_sync": "verl_aiops.trainers.rl.scored_trainer.ScoredTrainer",
     },
     "estimators": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_advantage"),
     "policy losses": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_policy_loss"),
@@ -149,9 +149,9 @@ def test_our_names_resolve_through_verls_functions():
     from verl_aiops.rollout.hf.replica import HFReplica, HFServerAdapter
     from verl_aiops.trainers.dpo.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
     from verl_aiops.trainers.dpo.offline import OfflineDPOTrainer
-    from verl_aiops.trainers.rl.scored_trainer import TriageTrainer
+    from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer
 
-    assert get_trainer_cls("aiops_sync") is TriageTrainer
+    assert get_trainer_cls("aiops_sync") is ScoredTrainer
     assert get_reward_manager_cls("aiops_mturn") is AiopsMturnRewardManager
     assert get_rollout_replica_class("hf") is HFReplica and get_rollout_class("hf") is HFServerAdapter
     assert get_trainer_cls("dpo") is OfflineDPOTrainer
@@ -306,19 +306,11 @@ def test_main_ppo_makes_and_runs_the_trainer_as_ours_expects():
         assert call in manager
 
 
-def test_every_method_overridden_exists_in_verls_trainer_with_its_parameters():
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
+def test_the_offline_trainer_leaves_none_of_verls_methods_open():
     from verl_aiops.trainers.dpo.offline import OfflineDPOTrainer
 
-    hooks = """_build_replay_buffer _setup _init_dataloader _init_resource_pool_mgr on_step_end on_sample_end
-    get_llm_client get_teacher_client get_reward_handles _rollout_server_managers _log_rollout_data step _validate
-    _compute_metrics fit _save_checkpoint _load_checkpoint""".split()
+    # that those it has are called as verl does: tests/verl_patches/test_overrides.py
     assert not OfflineDPOTrainer.__abstractmethods__
-    for name in hooks:
-        assert getattr(OfflineDPOTrainer, name).__module__.startswith("verl_aiops."), name
-        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (PPOTrainer, OfflineDPOTrainer))
-        assert list(ours.parameters) == list(theirs.parameters), name
 
 
 def test_verls_training_loop_still_calls_what_is_overridden():

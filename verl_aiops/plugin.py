@@ -25,8 +25,14 @@ def _bring(ours: str, *names: str, after: str, instead=None) -> None:
 
 @when("verl.plugin.platform", "platform cpu")
 def _platforms(module):
+    import ray
+
     from verl_aiops.platform.cpu import PlatformCPU
 
+    # what tells it whether a process belongs to a cluster, where the CPU is no platform to fall back to; verl has
+    # imported Ray by now
+    require(ray._private.utils, "read_ray_address")
+    require(ray._private.worker, "global_worker")
     if PlatformCPU.__abstractmethods__:
         raise TypeError(f"verl's PlatformBase also wants {', '.join(sorted(PlatformCPU.__abstractmethods__))}")
     module.PlatformRegistry.register("cpu")(PlatformCPU)
@@ -75,13 +81,13 @@ _bring(
 
 @when("verl_aiops.trainers.worker.engine", ENGINE, instead=_no_engine)
 def _engines(module):
-    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
-    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+    from verl_aiops.trainers.worker.run_ahead import PairTrainingWorker
+    from verl_aiops.trainers.worker.worker import PreferenceWorker
+    from verl_aiops.verl_patches.overrides import check_overrides
 
-    require(FSDPEngineWithLMHead, "_build_fsdp_module", "forward_backward_batch", "forward_step", "infer_batch")
-    require(FSDPEngineWithLMHead, "train_batch", "optimizer_step", "get_data_parallel_group", "load_checkpoint")
-    require(TrainingWorker, "_postprocess_output")
-    require(ActorRolloutRefWorker, "actor_worker_cls", "update_actor")
+    # a worker of ours is nothing without the engine
+    for ours in (module.FSDPPreferenceEngine, PairTrainingWorker, PreferenceWorker):
+        check_overrides(ours)
     _register_engine(module.FSDPPreferenceEngine)
 
 
@@ -95,10 +101,13 @@ def _no_trainer(*modes: str):
     return register
 
 
-def _register_trainer(mode: str, trainer, *overridden: str):
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+def _register_trainer(mode: str, trainer, *workers):
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
 
-    require(PPOTrainer, "_setup", "_compute_metrics", "_save_checkpoint", "_load_checkpoint", *overridden)
+    from verl_aiops.verl_patches.overrides import check_overrides
+
+    for ours in (trainer, *workers):
+        check_overrides(ours)
     register_trainer(mode)(trainer)
 
 
@@ -112,8 +121,7 @@ _bring(
 
 @when("verl_aiops.trainers.dpo.offline", "trainer mode dpo", instead=_no_trainer("dpo"))
 def _trainers(module):
-    overridden = "_build_replay_buffer _init_dataloader _init_resource_pool_mgr _log_rollout_data _validate fit step"
-    _register_trainer("dpo", module.OfflineDPOTrainer, *overridden.split())
+    _register_trainer("dpo", module.OfflineDPOTrainer)
 
 
 # without the first there is no second, whose base class it is
@@ -127,9 +135,21 @@ _bring(
 
 
 @when("verl_aiops.trainers.rl.scored_trainer", "trainer mode aiops_sync", instead=_no_trainer("aiops_sync"))
-def _triage_trainer(module):
-    overridden = "_balance_batch _compute_reward_colocate _val_metrics_update _log_rollout_data"
-    _register_trainer("aiops_sync", module.TriageTrainer, *overridden.split())
+def _scored_trainer(module):
+    from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic
+
+    _register_trainer("aiops_sync", module.ScoredTrainer, ResumedActor, ResumedCritic)
+
+
+@when("verl_aiops.trainers.rl.scored_trainer", "reward manager aiops_combined")
+def _combined_side(module):
+    # here the trainers, which know nothing of what is rewarded, meet the reward: no import leads from one to the other
+    def side(config):
+        from verl_aiops.trainers.triage.combined_side import CombinedSide
+
+        return CombinedSide.of(config)
+
+    module.REWARD_SIDES["aiops_combined"] = side
 
 
 # whose base class is ours: not before that is whole
@@ -143,7 +163,7 @@ _bring(
 
 @when("verl_aiops.trainers.dpo.online", "trainer mode online_dpo", instead=_no_trainer("online_dpo"))
 def _online_trainer(module):
-    _register_trainer("online_dpo", module.OnlineDPOTrainer, "_init_resource_pool_mgr", "_step_once", "fit")
+    _register_trainer("online_dpo", module.OnlineDPOTrainer)
 
 
 def _no_manager(*managers: str):

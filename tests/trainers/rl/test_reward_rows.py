@@ -16,7 +16,8 @@ from verl_aiops.trainers.rl.reward_rows import (
     scoring_batch,
     session_of,
 )
-from verl_aiops.trainers.rl.scored_trainer import TriageTrainer
+from verl_aiops.trainers.rl.scored_trainer import RewardSide, ScoredTrainer
+from verl_aiops.trainers.triage.combined_side import CombinedSide
 
 NAN = math.nan
 N3 = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 3}}})
@@ -93,14 +94,14 @@ def test_sessions_of_keys():
 
 def test_answers_that_never_came_are_counted():
     trainer = SimpleNamespace(config=N3, drawn=0)
-    assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_1_1", "a_2_0", "b_0_0"]) == (6, 2)
-    assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "a_3_0"]) == (4, 0)
+    assert ScoredTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_1_1", "a_2_0", "b_0_0"]) == (6, 2)
+    assert ScoredTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "a_3_0"]) == (4, 0)
 
 
 def test_answers_are_counted_against_what_was_drawn_where_a_prompt_has_none_left():
     trainer = SimpleNamespace(config=N3, drawn=4)
-    assert TriageTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_1_0", "b_2_0"]) == (12, 6)
-    assert TriageTrainer._asked(trainer, []) == (12, 12)
+    assert ScoredTrainer._asked(trainer, ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_1_0", "b_2_0"]) == (12, 6)
+    assert ScoredTrainer._asked(trainer, []) == (12, 12)
 
 
 def test_an_answer_whose_siblings_never_came_is_alone():
@@ -115,18 +116,18 @@ def trained_on(keys, drawn, monkeypatch, combined=None):
     from transfer_queue import KVBatchMeta
     from verl.utils import tensordict_utils as tu
 
-    from verl_aiops.trainers.rl import scored_trainer as triage
+    from verl_aiops.trainers.rl import scored_trainer
 
     def rows(keys, **_):
         scores = torch.nested.as_nested_tensor([torch.tensor([0.5])] * len(keys), layout=torch.jagged)
         return tu.get_tensordict({"rm_scores": scores, "extra_fields": [{"reward_extra_info": {}} for _ in keys]})
 
-    monkeypatch.setattr(triage.tq, "kv_batch_get", rows)
-    monkeypatch.setattr(triage.tq, "kv_clear", lambda **_: None)
-    trainer = object.__new__(TriageTrainer)
+    monkeypatch.setattr(scored_trainer.tq, "kv_batch_get", rows)
+    monkeypatch.setattr(scored_trainer.tq, "kv_clear", lambda **_: None)
+    trainer = object.__new__(ScoredTrainer)
     trainer.config = OmegaConf.merge(N3, {"algorithm": {"adv_estimator": "grpo"}})
-    trainer.drawn, trainer.moments, trainer.global_steps = drawn, None, 7
-    trainer.combined = combined
+    trainer.drawn, trainer.global_steps = drawn, 7
+    trainer.reward_side = RewardSide() if combined is None else CombinedSide(combined)
     metrics = {}
     return trainer._with_scores(KVBatchMeta(list(keys), [{} for _ in keys], "train"), metrics).keys, metrics
 
@@ -162,8 +163,8 @@ def validated(came, expected, monkeypatch):
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
     monkeypatch.setattr(PPOTrainerSync, "_val_metrics_update", lambda *args, **kwargs: {})
-    trainer = object.__new__(TriageTrainer)
-    trainer.combined, trainer.global_steps = None, 7
+    trainer = object.__new__(ScoredTrainer)
+    trainer.reward_side, trainer.global_steps = RewardSide(), 7
     uids = [f"u{at}" for at in range(came)]
     counts = {("aiops_mturn", f"u{at}"): 1 for at in range(expected)}
     infos = {"reward": [0.5] * came}

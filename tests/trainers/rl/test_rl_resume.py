@@ -16,9 +16,9 @@ from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
 from verl_aiops.trainers.dpo.checkpoints import write_reference_note
 from verl_aiops.trainers.preflight.online import prepare_online
 from verl_aiops.trainers.preflight.rl import prepare_triage
-from verl_aiops.trainers.rl import scored_trainer as triage
+from verl_aiops.trainers.rl import scored_trainer
 from verl_aiops.trainers.rl.prompt_counts import untrained_notes
-from verl_aiops.trainers.rl.scored_trainer import TriageTrainer
+from verl_aiops.trainers.rl.scored_trainer import RewardSide, ScoredTrainer
 from verl_aiops.trainers.runs.note import read_note, write_note
 from verl_aiops.trainers.runs.resume import NothingLeft, online_notes, rl_note
 
@@ -95,9 +95,10 @@ def saved(prepare, monkeypatch):
         if preset == "online_dpo":
             note, reference = online_notes(config, OnlineDPOConfig.from_config(config))
             write_reference_note(folder, reference)
-        monkeypatch.setattr(triage.PPOTrainerSync, "_save_checkpoint", _Saving._save_checkpoint)
-        trainer = object.__new__(TriageTrainer)
-        trainer.config, trainer.global_steps, trainer.moments, trainer._note = config, step, None, note
+        monkeypatch.setattr(scored_trainer.PPOTrainerSync, "_save_checkpoint", _Saving._save_checkpoint)
+        trainer = object.__new__(ScoredTrainer)
+        trainer.config, trainer.global_steps, trainer._note = config, step, note
+        trainer.reward_side = RewardSide()
         trainer.total_training_steps = trainer.steps_per_epoch = STEPS
         trainer._save_checkpoint()
         return folder
@@ -364,9 +365,9 @@ def test_the_trainer_has_these_workers(monkeypatch):
         def fill(self):
             self.role_worker_mapping = {Role.ActorRollout: "verl's", Role.Critic: "verl's"}
 
-        monkeypatch.setattr(triage.PPOTrainerSync, "_init_resource_pool_mgr", fill)
+        monkeypatch.setattr(scored_trainer.PPOTrainerSync, "_init_resource_pool_mgr", fill)
         monkeypatch.setattr(ray, "remote", lambda cls: cls)
-        trainer = object.__new__(TriageTrainer)
+        trainer = object.__new__(ScoredTrainer)
         trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"strategy": strategy}}})
         trainer._init_resource_pool_mgr()
         return trainer.role_worker_mapping

@@ -137,19 +137,3 @@ def test_part_metrics():
         {"reward/score": 0.75, "reward/json_ok": 0.5, "rounds/cut_1": 2 / 3, "rounds/cut_2": 0.0}
     )
     assert part_metrics([]) == {}
-
-
-def test_verls_trainer_still_has_what_is_overridden():
-    import inspect
-
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
-    from verl_aiops.trainers.rl.scored_trainer import TriageTrainer
-
-    for name in ("_compute_metrics", "_log_rollout_data"):
-        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (PPOTrainer, TriageTrainer))
-        assert list(theirs.parameters) == list(ours.parameters), name
-    fit = inspect.getsource(PPOTrainer.fit)
-    assert fit.index("self._compute_metrics(") < fit.index("self._log_rollout_data(") < fit.index("tq.kv_clear(")
-    assert "reward_extra_info" not in inspect.getsource(PPOTrainer._compute_metrics), "verl logs the parts itself now"
-    assert 'self.trainer_mode == "sync"' in inspect.getsource(PPOTrainer._build_replay_buffer)

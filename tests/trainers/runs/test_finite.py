@@ -120,24 +120,24 @@ def test_a_checkpoint_with_such_weights_is_not_gone_on_from(tmp_path):
 
 
 def test_steps_of_grpo_and_ppo_are_watched_too():
-    from verl_aiops.trainers.rl.scored_trainer import TriageTrainer
+    from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer
 
     class _Step:
         def step(self, metrics, timing_raw):
             metrics.update(self.numbers)
             return "batch"
 
-    class _Trainer(TriageTrainer, _Step):
+    class _Trainer(ScoredTrainer, _Step):
         def __init__(self, **numbers):
             self.numbers, self.global_steps = numbers, 3
             self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"fsdp_config": {}}}})
 
-        step = TriageTrainer.step
+        step = ScoredTrainer.step
 
     def step(**numbers):
         trainer = _Trainer(**{name.replace("_", "/", 1): value for name, value in numbers.items()})
         # verl's own step stands between; ours calls whatever comes next
-        base = TriageTrainer.__mro__[TriageTrainer.__mro__.index(TriageTrainer) + 1 :]
+        base = ScoredTrainer.__mro__[ScoredTrainer.__mro__.index(ScoredTrainer) + 1 :]
         owner = next(cls for cls in base if "step" in vars(cls))
         before, owner.step = owner.step, _Step.step
         try:

@@ -27,7 +27,7 @@ from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
 from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.rl.reward_rows import final_outputs, rows_of
-from verl_aiops.trainers.rl.scored_trainer import TriageTrainer, part_metrics
+from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer, part_metrics
 from verl_aiops.trainers.runs.finite import check_scores
 from verl_aiops.trainers.runs.resume import online_notes
 from verl_aiops.trainers.worker.objective import PreferenceObjective
@@ -45,7 +45,7 @@ class _Step:
     pairs: list[tuple[Answer, Answer]]
 
 
-class OnlineDPOTrainer(PreferenceCheckpoints, TriageTrainer):
+class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
     """Generate, score, pair, train; validation, checkpoints, weight transfer and trackers are verl's."""
 
     def __init__(self, config: DictConfig):

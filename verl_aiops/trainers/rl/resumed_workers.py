@@ -1,7 +1,7 @@
 """verl's workers of GRPO and PPO, whose optimizer has this run's settings after a checkpoint was loaded.
 
 verl (0.9.0, 0.9.1) loads learning rate, weight decay and betas with the optimizer's state and has no hook behind it;
-`TriageTrainer` puts these in place of its workers where it maps roles to workers.
+`ScoredTrainer` puts these in place of its workers where it maps roles to workers.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@ serves a colocated reward model beside a rule.
 
 verl logs what a reward returns beside its score in validation only; trains on whatever number comes; and hands a
 colocated reward model's manager neither the ground truth nor the rounds.
+
+Nothing here knows what is rewarded. A reward manager that wants more of the trainer than to take its scores has a
+`RewardSide`, put into `REWARD_SIDES` by `plugin.py`.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +26,6 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
-from verl_aiops.rewards.model.combined import CombinedSettings
-from verl_aiops.rewards.model.running_stats import MomentsStore
 from verl_aiops.trainers.dpo.checkpoints import NotedCheckpoints, resume_folder
 from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic
 from verl_aiops.trainers.rl.reward_rows import (
@@ -42,17 +43,44 @@ from verl_aiops.trainers.runs.log import RunLog
 from verl_aiops.trainers.runs.note import RunNote
 from verl_aiops.trainers.runs.resume import rl_note
 
-__all__ = ["TriageTrainer", "combined_settings", "part_metrics"]
+__all__ = ["REWARD_SIDES", "RewardSide", "ScoredTrainer", "part_metrics"]
 
-COMBINED = "aiops_combined"
 NEVER_CAME = "their generation or reward raised; the errors stand further up"
 
 
-def combined_settings(config: DictConfig) -> CombinedSettings | None:
-    """The settings of the reward manager ``aiops_combined``, or None where another one is in use."""
-    if config.reward.reward_manager.name != COMBINED:
-        return None
-    return CombinedSettings.from_config(config)
+class RewardSide:
+    """What a reward manager wants of the trainer beside taking its scores. This one wants nothing."""
+
+    # Share of a step's answers that may be without a score; with more, the run ends.
+    failures_allowed = 0.0
+    # Whether that share holds for online DPO too, which otherwise has a share of its own.
+    decides_on_failures = False
+    # Whether a colocated reward model is asked through the manager, which then needs all that verl's agent loop gives
+    # it. Else verl asks the model itself, and its score is the reward.
+    asks_colocated_model = False
+
+    def start(self) -> None:
+        """At the trainer's set-up, before reward workers are started."""
+
+    def see(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        """What the reward returned for each answer of a step, its last outputs alone."""
+
+    def save(self, folder: str) -> None:
+        """Into a checkpoint's folder."""
+
+    def load(self, folder: str) -> None:
+        """From there. Raises ValueError if the folder lacks what this run needs."""
+
+    def advice(self) -> str:
+        """How to mend a step in which too many answers have no score."""
+        return (
+            "Mend the reward: every answer needs a finite score. Answers may be left out with "
+            "reward.reward_manager.name=aiops_combined, reward.combined.mode=rule_only and .on_failure=drop."
+        )
+
+
+# by the name of the reward manager, from a whole verl configuration
+REWARD_SIDES: dict[str, Callable[[DictConfig], RewardSide]] = {}
 
 
 def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
@@ -72,8 +100,11 @@ def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in parts.items()}
 
 
-class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
-    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, and what a resume uses."""
+class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
+    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, and what a resume uses.
+
+    Which of verl's methods are overridden, why, and who calls them stands in `verl_patches/overrides.py`.
+    """
 
     _note: RunNote | None = None
 
@@ -84,8 +115,7 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"  # verl's parts look it up
         super().__init__(config)
-        self.combined = combined_settings(config)
-        self.moments: MomentsStore | None = None
+        self.reward_side = REWARD_SIDES.get(config.reward.reward_manager.name, lambda config: RewardSide())(config)
         self.drawn = 0  # prompts of the step at hand
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
@@ -111,24 +141,17 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
     # --- rewards -----------------------------------------------------------------------------------------------------
 
     def _setup(self):
-        if self.combined is not None and self.combined.uses_rm and self.combined.normalise == "running":
-            self.moments = MomentsStore()
+        self.reward_side.start()
         super()._setup()
 
     def _load_checkpoint(self):
         super()._load_checkpoint()
         folder = resume_folder(self.config.trainer)
-        if self.moments is not None and folder and not self.moments.load(folder):
-            raise ValueError(
-                f"{folder} holds no running mean of the reward model's scores: it was trained without "
-                "reward.combined.normalise=running. Restore the setting, or set trainer.resume_mode=disable."
-            )
+        if folder:
+            self.reward_side.load(folder)
 
     def _save_checkpoint(self):
-        if self.moments is not None:
-            folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-            os.makedirs(folder, exist_ok=True)
-            self.moments.save(folder)
+        self.reward_side.save(self._checkpoint_folder())
         super()._save_checkpoint()
 
     def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
@@ -143,7 +166,7 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
         """Scores and the reward's parts by row.
 
         Raises:
-            RuntimeError: no answer came at all, or more are without a score, or missing, than ``reward.combined`` says.
+            RuntimeError: no answer came at all, or more have no score, or are missing, than the reward manager allows.
         """
         self._refuse_empty(batch)
         data = tq.kv_batch_get(
@@ -151,12 +174,11 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
         )
         infos = [row.get("reward_extra_info") or {} for row in data.pop("extra_fields").tolist()]
         scores = [float(row.sum()) for row in rows_of(data["rm_scores"])]
-        if self.moments is not None:
-            final = set(final_outputs(batch.keys))
-            self.moments.add(info["rm_raw"] for key, info in zip(batch.keys, infos) if key in final)
+        final = set(final_outputs(batch.keys))
+        self.reward_side.see([info for key, info in zip(batch.keys, infos) if key in final])
         failures = reward_failures(batch.keys, scores, infos, compared=False)
         asked, missing = self._asked(batch.keys)
-        if self.combined is not None and self._stops_run(failures, asked, missing):
+        if self.reward_side.decides_on_failures and self._stops_run(failures, asked, missing):
             raise RuntimeError(self._failure_text(failures, asked, missing))
         return scores, infos
 
@@ -174,13 +196,7 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
             raise RuntimeError(self._failure_text(RewardFailures((), (), (), ""), asked, missing))
 
     def _stops_run(self, failures: RewardFailures, asked: int, missing: int) -> bool:
-        return len(failures.failed) + missing > self._failures_allowed() * asked
-
-    def _failures_allowed(self) -> float:
-        """Share of answers that may be without a score."""
-        if self.combined is None or self.combined.on_failure == "fail":
-            return 0.0
-        return self.combined.max_failed_share
+        return len(failures.failed) + missing > self.reward_side.failures_allowed * asked
 
     def _with_scores(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Without the answers that have no score, and those that this leaves alone; both are counted."""
@@ -211,19 +227,13 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
     def _failure_text(self, failures: RewardFailures, asked: int, missing: int = 0) -> str:
         reason = failures.reason or NEVER_CAME
         count = len(failures.failed) + missing
-        text = f"{count} of {asked} answers of step {self.global_steps} have no score: {reason}. "
-        if self.combined is None:
-            return text + (
-                "Mend the reward: every answer needs a finite score. Answers may be left out with "
-                "reward.reward_manager.name=aiops_combined, reward.combined.mode=rule_only and .on_failure=drop."
-            )
-        if self.combined.on_failure == "fail":
-            return text + "reward.combined.on_failure=drop leaves such answers out, up to max_failed_share."
-        return text + f"That is more than reward.combined.max_failed_share={self.combined.max_failed_share} allows."
+        return f"{count} of {asked} answers of step {self.global_steps} have no score: {reason}. " + (
+            self.reward_side.advice()
+        )
 
     def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
         self._refuse_empty(batch)
-        if self.combined is None:
+        if not self.reward_side.asks_colocated_model:
             return super()._compute_reward_colocate(batch, metrics)
         fields = ["prompts", "responses", "response_mask", "extra_fields", *SCORED_FIELDS]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -248,8 +258,11 @@ class TriageTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
         )
         return batch
 
-    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts=None):
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
+    ):
         """verl's, over the answers that have a score; those that never came count as failed."""
+        infos = reward_extra_infos_dict
         kept = [at for at, score in enumerate(infos["reward"]) if np.isfinite(score)]
         failed = len(infos["reward"]) - len(kept)
         asked = max(sum((expected_acc_counts or {}).values()), len(infos["reward"]))
