@@ -101,14 +101,15 @@ def expected(of: Field[Any]) -> str:
     elif "bool" in kind:
         words = "true or false"
     elif whole or "float" in kind:
-        low, high = (end.strip() for end in how.get("within", "(-inf, inf)")[1:-1].split(","))
-        noun = "a whole number" if whole else "a number"
-        if high != "inf":
+        within = how.get("within", "(-inf, inf)")
+        low, high = (end.strip() for end in within[1:-1].split(","))
+        above = f", {low} or more" if within[0] == "[" else f" above {low}" * (low != "-inf")
+        below = f" and {'at most' if within[-1] == ']' else 'less than'} {high}" * (high != "inf")
+        words = ("a whole number" if whole and within[0] == "[" else "a number") + above + below
+        if within[0] + within[-1] == "[]":
             words = f"{'an integer' if whole else 'a number'} from {low} to {high}"
-        elif how.get("within", "(")[0] == "[":
-            words = f"{noun}, {low} or more"
-        else:
-            words = f"a number above {low}{', whole' * whole}" if low != "-inf" else noun
+        elif whole and within[0] == "(":
+            words += ", whole"
     else:
         words = "a text"
     return words + ", or null" * ("None" in kind)

@@ -224,6 +224,17 @@ def test_a_prompt_column_asked_for_by_name_must_be_there(refusal):
     assert "lacks the column(s) 'prompts'" in message and "data.prompt_key=prompt?" in message
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+@pytest.mark.parametrize("key", ["id_key", "group_key", "weight_key", "tools_key"])
+def test_an_optional_column_asked_for_by_name_must_be_somewhere(refusal, name, key):
+    assert f"no row has the column of {key}='wieght'; found: 'prompt'" in refusal([GOOD], name, **{key: "wieght"})
+
+
+def test_an_optional_column_may_begin_in_a_later_line(load, write_rows):
+    data = load(write_rows([GOOD, GOOD | {"w": 2.0}], "p.jsonl"), weight_key="w")
+    assert [item["weight"] for item in data] == [1.0, 2.0]
+
+
 def test_every_file_is_checked_before_any_row(refusal, write_rows, load):
     good, bad = write_rows([GOOD | {"weight": -1}], "good.jsonl"), write_rows([{"a": 1}], "bad.parquet")
     with pytest.raises(PreferenceDataError, match="bad.parquet lacks"):

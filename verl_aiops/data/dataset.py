@@ -159,8 +159,11 @@ class PreferenceDataset(Dataset):
         row_ids = []
         found = dict.fromkeys(name for file in files for name in file.columns or ())
         self.report.unused = [name for name in found if name not in {*columns.names(), *PROMPT_COLUMNS}]
+        absent = columns.optional_by_name()
         for batch in _batches(_selected(files, columns, limit, seed, progress), BATCH_ROWS):
             self.report.rows += len(batch)
+            if absent:
+                absent = {name: key for name, key in absent.items() if not any(name in row.values for row in batch)}
             rows = list(_parsed(batch, columns, faults))
             encoded = renderer.encode([row for _, row in rows])
             for (file_row, row), pair in zip(rows, encoded):
@@ -174,6 +177,9 @@ class PreferenceDataset(Dataset):
                     row_ids.append(row.id)
                 elif self._truncation != "drop":
                     too_long.add(file_row.where, self._length_text(pair))
+        if absent and (limit is None or self.report.rows < limit):  # rows that were not read may have it
+            lacking = ", ".join(f"{key}={name!r}" for name, key in absent.items())
+            raise PreferenceDataError(f"no row has the column of {lacking}; found: {', '.join(map(repr, found))}")
         self._raise_faults(faults, too_long, longest)
         self._store.freeze()
         self.report.kept = len(self)

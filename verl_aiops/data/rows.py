@@ -61,6 +61,11 @@ class Columns:
     def names(self) -> list[str]:
         return [getattr(self, field) for field in self.__slots__]
 
+    def optional_by_name(self) -> dict[str, str]:
+        """Columns that a file may lack but that were asked for by a name of their own: the name -> its argument."""
+        optional = {"id": self.id, "group": self.group, "weight": self.weight, "tools": self.tools}
+        return {name: f"{field}_key" for field, name in optional.items() if name != field}
+
     def check(self, place: str, found: Sequence[str]) -> None:
         """Raise PreferenceDataError if columns `found` at `place` lack an answer, or a prompt asked for by name.
 
