@@ -70,9 +70,9 @@ def python(shell, code):
 
 def test_the_page_has_an_example_of_each():
     text = "".join(block.text for block in blocks("file my_triage.py"))
-    for line in ('LOSSES["cpo"]', 'PARTS["named"]', 'READERS[".yaml"]', 'PAIRING_RULES["two_widest"]'):
+    for line in ('LOSSES["cpo"]', 'PARTS["named"]', 'READERS[".yaml"]', 'PAIRING_RULES["two_widest"]', "FAULTS.update"):
         assert line in text
-    assert len(blocks("run")) == 4 and len(blocks("train")) == 1
+    assert len(blocks("run")) == 5 and len(blocks("train")) == 1
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("run") if b.language == "python"], ids=lambda b: b.text[-40:-20])
@@ -82,9 +82,9 @@ def test_python_blocks_print_what_the_page_says(shell, block):
 
 
 def test_commands_print_what_the_page_says(shell):
-    (block,) = [b for b in blocks("run") if b.language == "console"]
-    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block.text, flags=re.MULTILINE)
-    assert len(commands) == 2
+    text = "".join(b.text for b in blocks("run") if b.language == "console")
+    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, flags=re.MULTILINE)
+    assert len(commands) == 5
     for command, expected in commands:
         assert shell(command)[1] == expected, command
 

@@ -1,21 +1,16 @@
-"""What can go wrong and how each fault shows: the table of incident types.
-
-A fault speaks in four voices. `own` are log lines of the faulty service and `metrics` its metric lines: either may be
-evidence. `remote` are lines in which a caller passes on what the faulty service said, for incidents whose own logs are
-missing. `mild` are lines of the same theme that show normal operation or something that passed: a red herring on
-another service. Words in braces are drawn by `values`.
-"""
+"""What can go wrong and how each fault shows: the incident types of data/faults.yaml, which says what an entry has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from verl_aiops.incidents.simulator.topology import APP, CACHE, DB, EDGE, QUEUE, STORE
+from verl_aiops.incidents.io.yaml_file import Entry, read_yaml
+from verl_aiops.incidents.simulator.topology import KINDS
+from verl_aiops.incidents.simulator.values import DATA, wording
 
-SLOW, ERRORS, STALE = "slow", "errors", "stale"
-ANY = (EDGE, APP, DB, CACHE, QUEUE, STORE)
-CODE = (EDGE, APP)
-DATA = (DB, CACHE, QUEUE, STORE)
+SLOW, ERRORS, STALE = EFFECTS = ("slow", "errors", "stale")
 
 
 @dataclass(frozen=True)
@@ -42,3 +37,44 @@ class Fault:
     metrics: tuple[str, ...]
     mild_metrics: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+
+@cache
+def faults() -> dict[str, Fault]:
+    """All faults by name: those of the package, and what was added to this dict."""
+    return load_faults(DATA / "faults.yaml")
+
+
+def load_faults(path: str | Path) -> dict[str, Fault]:
+    """The faults of a file such as data/faults.yaml.
+
+    Raises:
+        IncidentError: naming file and key.
+    """
+    return {name: _fault(name, entry) for name, entry in read_yaml(path).items()}
+
+
+def _fault(name: str, entry: Entry) -> Fault:
+    fields = entry.fields(("kinds", "effects", "own", "remote", "mild", "metrics"), ("mild_metrics", "aliases"))
+    return Fault(
+        Entry(name, entry.file, entry.key).label(),
+        tuple(kind.choice(*KINDS) for kind in fields["kinds"].list()),
+        tuple(effect.choice(*EFFECTS) for effect in fields["effects"].list()),
+        own=voice(fields["own"], "op"),
+        remote=voice(fields["remote"], "op", "callee"),
+        mild=voice(fields["mild"], "op"),
+        metrics=lines(fields["metrics"]),
+        mild_metrics=() if fields["mild_metrics"].absent() else lines(fields["mild_metrics"]),
+        aliases=() if fields["aliases"].absent() else tuple(alias.label() for alias in fields["aliases"].list()),
+    )
+
+
+def voice(entry: Entry, *given: str) -> Voice:
+    """The wordings in both languages; `given` are the braces that the simulator fills itself."""
+    fields = entry.fields(("en", "zh"))
+    return Voice(lines(fields["en"], *given), lines(fields["zh"], *given))
+
+
+def lines(entry: Entry, *given: str) -> tuple[str, ...]:
+    """The wordings of a list."""
+    return tuple(wording(item, given) for item in entry.list())

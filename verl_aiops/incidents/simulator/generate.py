@@ -10,29 +10,12 @@ from random import Random
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.schema import LANGUAGES, Incident
 from verl_aiops.incidents.simulator.difficulty import DIFFICULTIES, Difficulty
-from verl_aiops.incidents.simulator.faults import SLOW, Fault
-from verl_aiops.incidents.simulator.faults_data import DATA_FAULTS
-from verl_aiops.incidents.simulator.faults_host import HOST_FAULTS
-from verl_aiops.incidents.simulator.faults_link import LINK_FAULTS
-from verl_aiops.incidents.simulator.noise import (
-    BACKGROUND,
-    CALLER,
-    CALLER_METRICS,
-    ECHOES,
-    LINE_FORMATS,
-    QUIET_METRICS,
-    SYMPTOMS,
-    UNRELATED,
-)
-from verl_aiops.incidents.simulator.topology import TOPOLOGIES, Topology
+from verl_aiops.incidents.simulator.faults import SLOW, STALE, Fault, faults
+from verl_aiops.incidents.simulator.noise import noise
+from verl_aiops.incidents.simulator.topology import Topology, topologies
 from verl_aiops.incidents.simulator.values import fill
 from verl_aiops.incidents.taxonomy import System, Taxonomy
 
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*HOST_FAULTS, *DATA_FAULTS, *LINK_FAULTS)}
-_FAULTS_OF_KIND: dict[str, tuple[Fault, ...]] = {}
-for _fault in FAULTS.values():
-    for _kind in _fault.kinds:
-        _FAULTS_OF_KIND[_kind] = (*_FAULTS_OF_KIND.get(_kind, ()), _fault)
 _TWO_DIGITS = tuple(f"{number:02d}" for number in range(60))
 # In Chinese systems many programs still log in English.
 _ENGLISH_LINES_IN_CHINESE = 0.35
@@ -51,7 +34,7 @@ class Simulator:
     lang: str = "en"
     zh_share: float = 0.5
     difficulty: str | Difficulty = "medium"
-    topologies: tuple[str, ...] = field(default=tuple(TOPOLOGIES))
+    topologies: tuple[str, ...] = field(default_factory=lambda: tuple(topologies()))
 
     def __post_init__(self) -> None:
         if self.lang not in (*LANGUAGES, "mix"):
@@ -60,11 +43,12 @@ class Simulator:
             raise IncidentError(f"zh_share: expected a share from 0 to 1, found {self.zh_share}")
         if isinstance(self.difficulty, str) and self.difficulty not in (*DIFFICULTIES, "mix"):
             raise IncidentError(f"difficulty '{self.difficulty}': expected one of {', '.join(DIFFICULTIES)}, mix")
+        known = ", ".join(topologies())
         for name in self.topologies:
-            if name not in TOPOLOGIES:
-                raise IncidentError(f"topology '{name}': expected one of {', '.join(TOPOLOGIES)}")
+            if name not in topologies():
+                raise IncidentError(f"topology '{name}': expected one of {known}")
         if not self.topologies:
-            raise IncidentError(f"topologies: expected at least one of {', '.join(TOPOLOGIES)}, found none")
+            raise IncidentError(f"topologies: expected at least one of {known}, found none")
 
     def stream(self, count: int, start: int = 0) -> Iterator[Incident]:
         """Incidents start .. start + count - 1."""
@@ -76,9 +60,9 @@ class Simulator:
         if lang == "mix":
             lang = "zh" if rng.random() < self.zh_share else "en"
         name, difficulty = self._difficulty(rng)
-        topology = TOPOLOGIES[_pick(rng, self.topologies)]
+        topology = topologies()[_pick(rng, self.topologies)]
         service = _pick(rng, topology.services)
-        fault = _pick(rng, _FAULTS_OF_KIND[topology.kinds[service]])
+        fault = _pick(rng, _faults_of(topology.kinds[service]))
         return _Scene(rng, topology, service, fault, lang, difficulty).incident(
             f"sim-{topology.name}-s{self.seed}-f{index:06d}", name
         )
@@ -93,14 +77,18 @@ class Simulator:
 def simulator_taxonomy() -> Taxonomy:
     """The services and incident types of every simulated system, under its source name (`simulator/<topology>`)."""
     systems = {}
-    for topology in TOPOLOGIES.values():
-        types = {fault.name for kind in topology.kinds.values() for fault in _FAULTS_OF_KIND[kind]}
+    for topology in topologies().values():
+        types = {fault.name for kind in topology.kinds.values() for fault in _faults_of(kind)}
         systems[source_of(topology)] = System(tuple(sorted(topology.services)), tuple(sorted(types)))
     return Taxonomy(systems)
 
 
 def source_of(topology: Topology) -> str:
     return f"simulator/{topology.name}"
+
+
+def _faults_of(kind: str) -> tuple[Fault, ...]:
+    return tuple(fault for fault in faults().values() if kind in fault.kinds)
 
 
 def _pick(rng: Random, options: Sequence):
@@ -119,7 +107,8 @@ class _Scene:
         self.difficulty = difficulty
         self.effect = _pick(rng, fault.effects)
         self.start = 3600 + int(rng.random() * 75_000)
-        self.format = int(rng.random() * len(LINE_FORMATS))
+        self.noise = noise()
+        self.format = int(rng.random() * len(self.noise.line_formats))
         self.facts: defaultdict[str, dict[str, object]] = defaultdict(dict)
         self.events: list[tuple[float, str]] = []
         self.evidence: list[str] = []
@@ -145,7 +134,7 @@ class _Scene:
         self.events.sort(key=lambda event: event[0])
         flow = _pick(rng, self.topology.flows)[1 if self.lang == "zh" else 0]
         time = _clock(self.start + 20 + rng.random() * 40)[:5]
-        symptom = fill(_pick(rng, SYMPTOMS[self.effect].of(self.lang)), rng, {}, flow=flow, time=time)
+        symptom = fill(_pick(rng, self.noise.symptoms[self.effect].of(self.lang)), rng, {}, flow=flow, time=time)
         return Incident(
             id=f"{fault_name}-1",
             source=source_of(self.topology),
@@ -168,8 +157,15 @@ class _Scene:
             given["op"] = _pick(self.rng, self.topology.operations)
         message = fill(wording, self.rng, self.facts[service], **given)
         # Each program keeps its own format; neighbours differ.
-        form = LINE_FORMATS[(self.format + len(service)) % len(LINE_FORMATS)]
-        line = form(_clock(self.start + at), level, service, len(message) % 3, message)
+        forms = self.noise.line_formats
+        line = forms[(self.format + len(service)) % len(forms)].format(
+            time=_clock(self.start + at),
+            level=level,
+            lower=level.lower(),
+            service=service,
+            instance=len(message) % 3,
+            message=message,
+        )
         self.events.append((at, line))
         return line
 
@@ -212,12 +208,12 @@ class _Scene:
         for hop in range(1, len(self.chain)):
             caller, callee = self.chain[hop], self.chain[hop - 1]
             for _ in range(1 + int(rng.random() * 2)):
-                wording = _pick(rng, self._words(CALLER[self.effect]))
+                wording = _pick(rng, self._words(self.noise.callers[self.effect]))
                 self._say(
                     caller, _pick(rng, ("ERROR", "WARN")), wording, 4 + hop * 3 + rng.random() * 45, callee=callee
                 )
             if rng.random() < 0.35:
-                self._measure(caller, CALLER_METRICS[self.effect], 10 + rng.random() * 50)
+                self._measure(caller, self.noise.caller_metrics[self.effect], 10 + rng.random() * 50)
 
     def _show_decoys(self) -> list[tuple[str, str]]:
         """Lines of another theme on services off the failing path: near its wording, but normal or long over."""
@@ -226,13 +222,15 @@ class _Scene:
         decoys = []
         for _ in range(min(_between(rng, self.difficulty.decoys), len(others))):
             service = others.pop(int(rng.random() * len(others)))
-            themes = _FAULTS_OF_KIND[self.topology.kinds[service]]
+            themes = _faults_of(self.topology.kinds[service])
             theme = _pick(rng, themes)
             if theme is self.fault:
                 theme = themes[(themes.index(theme) + 1) % len(themes)]
             for _ in range(1 + int(rng.random() * 2)):
                 if rng.random() < self.difficulty.echo:
-                    wording = _pick(rng, self._words(ECHOES)).replace("{what}", _pick(rng, self._words(theme.own)))
+                    wording = _pick(rng, self._words(self.noise.echoes)).replace(
+                        "{what}", _pick(rng, self._words(theme.own))
+                    )
                 else:
                     wording = _pick(rng, self._words(theme.mild))
                 self._say(service, _pick(rng, ("WARN", "WARN", "INFO")), wording, rng.random() * 60)
@@ -248,12 +246,12 @@ class _Scene:
         healthy = [name for name in services if name not in self.chain]
         for _ in range(_between(rng, self.difficulty.noise)):
             if healthy and rng.random() < 0.2:
-                self._measure(_pick(rng, healthy), _pick(rng, QUIET_METRICS), rng.random() * 60)
+                self._measure(_pick(rng, healthy), _pick(rng, self.noise.quiet_metrics), rng.random() * 60)
             else:
-                level, voice = _pick(rng, BACKGROUND)
+                level, voice = _pick(rng, self.noise.background)
                 self._say(_pick(rng, services), level, _pick(rng, self._words(voice)), rng.random() * 60)
         for _ in range(_between(rng, self.difficulty.alarms)):
-            level, voice = _pick(rng, UNRELATED)
+            level, voice = _pick(rng, self.noise.unrelated)
             self._say(_pick(rng, services), level, _pick(rng, self._words(voice)), rng.random() * 60)
 
     def _trace(self) -> str:
@@ -266,7 +264,7 @@ class _Scene:
             # A span of the outermost service has no caller inside the system.
             caller = self.chain[hop + 1] if hop + 1 < len(self.chain) else "user"
             usual = 10 + int(rng.random() * 250) + 30 * hop
-            status = "timeout" if slow and hop else "ok" if slow else "error" if self.effect != "stale" else "ok"
+            status = "timeout" if slow and hop else "ok" if slow else "error" if self.effect != STALE else "ok"
             operation = _pick(rng, self.topology.operations)
             spans.append(f"span {caller} -> {callee} {operation} {own + 15 * hop} ms (usual {usual}) {status}")
         spans.reverse()
