@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
 __all__ = ["MOVED", "install"]
@@ -55,7 +55,9 @@ class _Moved(MetaPathFinder, Loader):
         module.__spec__, module.__loader__ = module.__spec__.loader_state
 
     def get_code(self, name):
-        return importlib.util.find_spec(MOVED[name]).loader.get_code(MOVED[name])
+        spec = importlib.util.find_spec(MOVED[name])
+        assert spec is not None and isinstance(spec.loader, InspectLoader)  # a file of ours
+        return spec.loader.get_code(MOVED[name])
 
 
 def install() -> None:
