@@ -99,8 +99,7 @@ class DPOConfig(PreferenceConfig):
         None, "another model as reference, with `cached`; null for the initial policy, or the LoRA base."
     )
     reference_cache_dir: str | None = setting(
-        None,
-        "where scores are kept; null for `$VERL_AIOPS_CACHE/reference`, or `~/.cache/verl-aiops/reference`.",
+        None, "where scores are kept; null for `$VERL_AIOPS_CACHE/reference`, or `~/.cache/verl-aiops/reference`."
     )
     reference_verify_pairs: int = setting(
         4, "so many cached pairs are scored again at the start and compared; 0 for none.", within="[0, inf)"

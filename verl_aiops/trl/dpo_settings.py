@@ -46,9 +46,7 @@ class DPOTraining(TrainingSettings):
         MISSING, "preference pairs, parquet or JSONL", metavar="FILE", trl=("dataset_num_proc",)
     )
     model: str = _files(
-        MISSING,
-        "folder or hub name of the model to start from",
-        trl=("model_init_kwargs", "trust_remote_code"),
+        MISSING, "folder or hub name of the model to start from", trl=("model_init_kwargs", "trust_remote_code")
     )
     val: tuple[str, ...] = _files((), "held-out pairs (default: none)", metavar="FILE")
     max_prompt_length: int = _files(2048, "tokens of a prompt", within="(0, inf)", trl=("max_length",))

@@ -39,11 +39,7 @@ class RewardTraining(TrainingSettings):
     max_length: int = _positive(2048, "tokens of a conversation", trl=("max_length",))
     max_too_long_share: float = _training(0.1, "of pairs that may be longer, which are left out and counted", **_SHARE)
     lora_rank: int = _training(
-        16,
-        "of all linear layers; 0: all weights",
-        within="[0, inf)",
-        expected="a number, 0 or more",
-        metavar="R",
+        16, "of all linear layers; 0: all weights", within="[0, inf)", expected="a number, 0 or more", metavar="R"
     )
     lora_alpha: int = _positive(32, "scale of LoRA", metavar="A")
     center: float | None = _training(

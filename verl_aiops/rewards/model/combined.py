@@ -57,9 +57,7 @@ class CombinedSettings(Settings):
         0.5, "weight of the reward model's shaped score in `weighted` and `gated`.", within="[0, inf)"
     )
     tiebreak_step: float = setting(
-        0.01,
-        "of `rm_tiebreak`: rules that differ by this much or more are never overruled.",
-        within="[0.000001, 1]",
+        0.01, "of `rm_tiebreak`: rules that differ by this much or more are never overruled.", within="[0.000001, 1]"
     )
     squash: str = setting(
         "sigmoid",
@@ -82,10 +80,7 @@ class CombinedSettings(Settings):
         expected="a number above 0, or null",
     )
     temperature: float = setting(
-        1.0,
-        "scale of the normalised score, by which it is divided.",
-        within="[1e-6, inf)",
-        expected="a number above 0",
+        1.0, "scale of the normalised score, by which it is divided.", within="[1e-6, inf)", expected="a number above 0"
     )
     threshold: float = setting(0.0, "the normalised score that becomes 0.5 under `sigmoid` and 0 under `tanh`.")
     clip: tuple[float, float] | None = setting(

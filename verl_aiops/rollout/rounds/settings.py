@@ -40,9 +40,7 @@ class RoundSettings(Settings):
         expected="a number of tokens for each round, [96,48]",
     )
     answer_tokens: int = setting(
-        ANSWER_TOKENS,
-        "tokens of the last round, where `data.max_response_length` is divided.",
-        within="[1, inf)",
+        ANSWER_TOKENS, "tokens of the last round, where `data.max_response_length` is divided.", within="[1, inf)"
     )
     json_schema: bool = setting(
         False, "let the engine (SGLang, vLLM) constrain the last round to the answer's JSON schema."
