@@ -65,6 +65,7 @@ class ChatTemplate:
             if bare is not message:
                 note("end_of_turn")
             safe = {"role": message["role"]} | {k: self.control.broken_up(v) for k, v in bare.items() if k != "role"}
+            # what a message writes shall be read as text: a turn that it spells would be trained, or judged, as one
             if safe != bare:
                 note("control_tokens")
             cleaned.append(safe)
@@ -114,6 +115,7 @@ class ChatTemplate:
             except Exception:
                 return None
 
+        # joined to a text, an object shows in Python's spelling, with single quotes; made JSON of, it does not
         as_object = rendered({_SENTINEL: "x"})
         if as_object is not None and f"{{'{_SENTINEL}'" not in as_object:
             return False

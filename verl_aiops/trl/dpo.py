@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from verl_aiops.trl.extra import (
     prepare_folder,
 )
 from verl_aiops.trl.options import trl_options
-from verl_aiops.trl.reward_start import pick_device
+from verl_aiops.trl.run import empty_folder, lora_of, pick_device, usual_arguments, without_adapter
 
 if TYPE_CHECKING:
     from verl_aiops.data import PreferenceDataset
@@ -145,10 +144,8 @@ def train_dpo(settings: DPOTraining, out: str, overwrite: bool = False) -> Train
     steps = trainer.state.global_step
     if val and not any("val/loss" in row and row["step"] == steps for row in _rows(folder)):
         trainer.evaluate()
-    made = _partial(folder)
-    if settings.lora_rank:
-        trainer.model.save_pretrained(made / "adapter")
-        trainer.model = trainer.model.merge_and_unload()
+    made = empty_folder(folder)
+    trainer.model = without_adapter(trainer.model, settings, made)
     _check_finite(trainer.model)
     rows = _rows(folder)
     losses = [row["actor/loss"] for row in rows if "actor/loss" in row]
@@ -186,50 +183,33 @@ def build_trainer(
         reference: the reference model, or None for the initial policy.
         resumed: whether it will go on from a checkpoint, so that the measurement before training is there already.
     """
-    from peft import LoraConfig, TaskType
     from trl import DPOConfig
 
     from verl_aiops.trl.dpo_trainer import MaskedPairCollator, MetricsFile, PairDPOTrainer
 
-    on_gpu = pick_device(settings.device) == "cuda"
-    usual = OPEN | {"dataloader_pin_memory": on_gpu}
     steps = settings.max_steps or math.ceil(settings.epochs * (len(train) // settings.batch_size))
     warmup = round(settings.warmup * steps)
     arguments = DPOConfig(
         **SETTLED,
-        **(usual | _more_options(settings)),
-        output_dir=str(folder / CHECKPOINTS),
+        **usual_arguments(settings, folder, OPEN, _more_options(settings)),
         beta=settings.beta,
         loss_type=list(settings.loss_type),
         loss_weights=None if settings.loss_weights is None else list(settings.loss_weights),
         label_smoothing=settings.label_smoothing,
         precompute_ref_log_probs=settings.reference == "cached",
-        num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        learning_rate=settings.lr,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" and warmup else settings.schedule,
         warmup_steps=warmup,
         per_device_train_batch_size=settings.micro_batch,
         per_device_eval_batch_size=settings.micro_batch,
         gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=on_gpu and settings.dtype == "float32",
-        use_cpu=not on_gpu,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        save_steps=settings.save_steps,
         eval_strategy="steps" if val and settings.eval_steps else "no",
         eval_steps=settings.eval_steps or None,
         eval_on_start=val is not None and not resumed,
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is told from answers by masks alone
-    lora = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        target_modules="all-linear",
-    )
     data = folder / CHECKPOINTS / "pairs"
     return PairDPOTrainer(
         model=model,
@@ -239,7 +219,7 @@ def build_trainer(
         train_dataset=on_disk(train, data / "train"),
         eval_dataset=on_disk(val, data / "val") if val else None,
         processing_class=tokenizer,
-        peft_config=lora if settings.lora_rank else None,
+        peft_config=lora_of(settings, "CAUSAL_LM"),
         callbacks=[MetricsFile(folder / METRICS, held_out=len(val) if val else 0)],
     )
 
@@ -255,15 +235,6 @@ def _check_finite(model) -> None:
         raise TrainingError(
             "the training diverged, its weights are not finite: choose a smaller --lr, with --overwrite"
         )
-
-
-def _partial(folder: Path) -> Path:
-    """An empty folder for what becomes the result; what an interrupted end has left is removed."""
-    made = folder / ".partial"
-    for left in (made, folder / "adapter"):
-        shutil.rmtree(left, ignore_errors=True)
-    made.mkdir()
-    return made
 
 
 def _rows(folder: Path) -> list[dict]:

@@ -7,7 +7,6 @@ The loss is that of Bradley and Terry (1952), ``-log sigmoid(r_chosen - r_reject
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 from verl_aiops.data.repeats import shared_text
 from verl_aiops.trl.calibration import Calibration, calibrate, plot_calibration
 from verl_aiops.trl.extra import (
-    CHECKPOINTS,
     TrainingError,
     check_folder,
     last_checkpoint,
@@ -28,7 +26,8 @@ from verl_aiops.trl.extra import (
 from verl_aiops.trl.options import trl_options
 from verl_aiops.trl.reward_data import RewardPairs, read_reward_pairs, split_by_group
 from verl_aiops.trl.reward_settings import RewardTraining
-from verl_aiops.trl.reward_start import chat_tokenizer, load_model, padding_token, pick_device
+from verl_aiops.trl.reward_start import chat_tokenizer, load_model, padding_token
+from verl_aiops.trl.run import empty_folder, lora_of, usual_arguments, without_adapter
 
 __all__ = ["RewardTraining", "TrainedRewardModel", "train_reward_model"]
 
@@ -112,10 +111,8 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     if checkpoint:
         print(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    made = _partial(folder)
-    if settings.lora_rank:
-        trainer.model.save_pretrained(made / "adapter")
-        trainer.model = trainer.model.merge_and_unload()  # what is measured is what is written
+    made = empty_folder(folder)
+    trainer.model = without_adapter(trainer.model, settings, made)  # what is measured is what is written
     margins, rewards = _rewards(trainer, held_out)
     if not np.isfinite(rewards).all():
         raise TrainingError(
@@ -149,45 +146,27 @@ def _pairs(settings: RewardTraining, tokenizer) -> tuple[RewardPairs, RewardPair
 
 def _trainer(settings: RewardTraining, folder: Path, tokenizer, model, train: RewardPairs) -> Any:
     from datasets import Dataset
-    from peft import LoraConfig, TaskType
     from trl import RewardConfig, RewardTrainer
 
-    on_gpu = pick_device(settings.device) == "cuda"
     model.config.pad_token_id = tokenizer.pad_token_id
     columns = {"chosen_ids": train.chosen_ids, "rejected_ids": train.rejected_ids}
     if train.margins is not None or settings.margin:
         columns["margin"] = train.margins or [settings.margin] * len(train)
-    usual = OPEN | {"dataloader_pin_memory": on_gpu}
     steps = settings.epochs * len(train) / (settings.batch_size * settings.grad_accum)
     arguments = RewardConfig(
         **SETTLED,
-        **(usual | _more_options(settings)),
-        output_dir=str(folder / CHECKPOINTS),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
+        **usual_arguments(settings, folder, OPEN, _more_options(settings)),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,
         warmup_steps=round(settings.warmup * steps),
         center_rewards_coefficient=settings.center,
-        bf16=on_gpu and settings.dtype == "float32",
-        use_cpu=not on_gpu,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        save_steps=settings.save_steps,
-    )
-    lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        target_modules="all-linear",
-        modules_to_save=["score"],
     )
     return RewardTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,
-        peft_config=lora if settings.lora_rank else None,
+        peft_config=lora_of(settings, "SEQ_CLS", modules_to_save=["score"]),
     )
 
 
@@ -217,15 +196,6 @@ def _rewards(trainer, pairs: RewardPairs) -> tuple[np.ndarray, np.ndarray]:
         rewards[rows] = logits[:, 0].float().cpu().numpy()
     model.train(was_training)
     return rewards[: len(pairs)] - rewards[len(pairs) :], rewards
-
-
-def _partial(folder: Path) -> Path:
-    """An empty folder for what becomes the result; what an interrupted end has left is removed."""
-    made = folder / ".partial"
-    for left in (made, folder / "adapter"):
-        shutil.rmtree(left, ignore_errors=True)
-    made.mkdir()
-    return made
 
 
 def _write(trainer, tokenizer, made: Path, settings: RewardTraining, result: TrainedRewardModel, note: dict) -> None:

@@ -1,15 +1,15 @@
-"""What a reward model's training starts from: tokenizer, padding, device, and the classifier."""
+"""What a reward model's training starts from: tokenizer, padding, and the classifier."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from verl_aiops.trl.extra import TrainingError, in_a_line, load_tokenizer
 from verl_aiops.trl.reward_data import RewardPairs
 from verl_aiops.trl.reward_settings import RewardTraining
+from verl_aiops.trl.run import pick_device
 
-__all__ = ["chat_tokenizer", "load_model", "padding_token", "pick_device"]
+__all__ = ["chat_tokenizer", "load_model", "padding_token"]
 
 
 def chat_tokenizer(model: str) -> Any:
@@ -35,23 +35,6 @@ def padding_token(tokenizer, *parts: RewardPairs) -> int:
         if token is not None and token not in last:
             return token
     raise TrainingError("every special token of the tokenizer ends a conversation, so none is left to pad with")
-
-
-def pick_device(asked: str) -> str:
-    """``cpu`` or ``cuda``; raises TrainingError where a run on it could not work."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError("started by a distributed launcher: one process trains, on one device")
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise TrainingError("--device cuda: torch sees no GPU here")
-    if torch.cuda.device_count() > 1:
-        raise TrainingError(
-            f"torch sees {torch.cuda.device_count()} GPUs, and one is used: set CUDA_VISIBLE_DEVICES=0, say"
-        )
-    return "cuda"
 
 
 def load_model(settings: RewardTraining, longest: int) -> Any:

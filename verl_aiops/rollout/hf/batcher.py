@@ -119,12 +119,13 @@ class Batcher(Generic[Asked, Answer]):
             while time.monotonic() - self._last < QUIET_S and time.monotonic() - started < LONGEST_WAIT_S:
                 await asyncio.sleep(QUIET_S / 5)
             batch = self._batch()
-            if not batch:
+            if not batch:  # an abort has emptied the queue while this slept
                 continue
             self.idle.clear()
-            self.abort_batch = threading.Event()
+            self.abort_batch = threading.Event()  # a new one: what ended the last batch must not end this one
             try:
                 requests = [waiting.request for waiting in batch]
+                # in a thread, so that requests, aborts and the weights' step are heard while the model computes
                 answers: Sequence[Any] = await asyncio.to_thread(self.run, requests, self.abort_batch)
             except Exception as error:
                 # the requests fail, not the server: who asked counts failures and says so
@@ -133,7 +134,7 @@ class Batcher(Generic[Asked, Answer]):
             finally:
                 self.idle.set()
             for waiting, answer in zip(batch, answers):
-                if waiting.answer.done():
+                if waiting.answer.done():  # whoever asked has gone
                     continue
                 if isinstance(answer, Exception):
                     waiting.answer.set_exception(answer)

@@ -223,6 +223,7 @@ class Engine:
         rows = [place[r.prompt_ids] for r in requests]
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
+        # padding stands on the left: generate appends on the right, where all prompts must end in one column
         for at, prompt in enumerate(prompts):
             ids[at, width - len(prompt) :] = torch.tensor(prompt)
             mask[at, width - len(prompt) :] = 1
@@ -241,8 +242,10 @@ class Engine:
             **cache,
             generation_config=GenerationConfig(
                 max_new_tokens=longest,
-                do_sample=False,
+                do_sample=False,  # the sampler has drawn; the argmax of what it returns is the draw
+                # of a row that `_Stop` has ended; `_result` cuts it off again, so any id will do
                 pad_token_id=0,
+                # rows end by `_Stop` alone, each at its own budget and whether or not it heeds stop tokens
                 eos_token_id=None,
                 bos_token_id=None,
                 # a model that a trainer saved may say no, and generate would feed the cache all tokens anew each time
@@ -256,7 +259,8 @@ class Engine:
         return [self._result(request, sampled[at], logps[at]) for at, request in enumerate(requests)]
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
-        """The keys and values of all prompt tokens but the last, which ``generate`` computes itself."""
+        """The keys and values of all prompt tokens but the last, which ``generate`` computes itself: the first sampled
+        token is drawn from its logits."""
         cache = DynamicCache(config=self.model.config)
         before = mask[:, :-1]
         self.model(
@@ -275,6 +279,7 @@ class Engine:
             self._seen_version = version
         seeds = []
         for request in requests:
+            # of what is asked, not of its place in a batch: which requests meet in one is a matter of milliseconds
             name = f"{request.sampling.seed}"
             if request.sampling.seed is None:
                 name = f"{self.seed}/{version}/{self._seen[request.prompt_ids]}"

@@ -159,6 +159,7 @@ class HFServerAdapter(BaseRollout):
         size = 0
         # every rank goes through its weights to the end: gathering them is a collective of all ranks
         for name, tensor in weights:
+            # the server is another process, and Ray's object store between them is memory of the CPU
             bucket[name] = tensor.detach().to("cpu")
             size += tensor.nbytes
             if size >= most:
