@@ -13,15 +13,6 @@ ANY_F = ["sigmoid", "robust", "hinge", "ipo", "ipo_sum", "exo_pair", "discopop",
 CHOSEN_LENGTHS, REJECTED_LENGTHS = torch.tensor([5, 3, 7, 2]), torch.tensor([4, 6, 2, 7])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors of a few numbers: further threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def options_for(name, **more):
     lengths = {"chosen_lengths": CHOSEN_LENGTHS, "rejected_lengths": REJECTED_LENGTHS}
     return {"loss_type": name, **({"label_smoothing": 1e-3} if name == "exo_pair" else {}), **lengths, **more}

@@ -15,15 +15,6 @@ cases = settings(max_examples=6, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors of a few numbers: further threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def random_pairs(seed, pairs, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     logps = [(-20 * torch.rand(pairs, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(4)]
