@@ -177,14 +177,41 @@ def test_nothing_is_told_that_follows_from_a_wrong_model_path(told, monkeypatch,
         (f"{MODEL}.lora_rank", "x"),
         ("trainer.save_freq", "often"),
         ("trainer.total_epochs", "x"),
+        (f"{ACTOR}.ulysses_sequence_parallel_size", "x"),
+        ("ray_kwargs.ray_init.num_cpus", "some"),
+        ("data.apply_chat_template_kwargs", "x"),
+        ("trainer.default_local_dir", "null"),
     ],
 )
-def test_a_number_that_is_none_is_told_alone(told, kind, key, value):
+def test_a_value_of_another_kind_is_told_alone(told, kind, key, value):
     (fault,) = told(kind, f"{key}={value}")
-    assert fault.startswith(f"{key}={'None' if value == 'null' else value}: expected a ")
+    assert fault.startswith(f"{key}={'None' if value == 'null' else value}: expected ")
 
 
-def test_what_could_not_be_looked_at_is_named(least, monkeypatch):
+@pytest.mark.parametrize("kind", ["dpo", "online_dpo", "triage"])
+def test_a_number_for_a_text_is_its_text(told, kind):
+    found = told(kind, f"{MODEL}.lora_adapter_path=3", f"{MODEL}.lora.merge=True")
+    assert "lora_adapter_path=3: no LoRA adapter" in found[0] and len(found) == 1
+    (fault,) = told(kind, f"{MODEL}.tokenizer_path=3")
+    assert "tokenizer_path=3: no such folder" in fault
+
+
+@pytest.mark.parametrize("kind", ["online_dpo", "another task", "triage"])
+def test_a_rollout_that_verl_has_not_is_told(told, kind):
+    (fault,) = told(kind, f"{ROLLOUT}.name=sglan")
+    assert "name=sglan: no such rollout (did you mean 'sglang'?)" in fault
+
+
+def test_what_verl_refuses_is_told_without_a_traceback(least, monkeypatch):
+    from verl.utils.config import validate_config
+
+    command = [*least("triage"), "trainer.n_gpus_per_node=3"]
+    monkeypatch.setattr(entry, "user_keys", lambda: {key.split("=")[0] for key in command})
+    with pytest.raises(SystemExit, match="error: verl refuses this run: real_train_batch_size .16. must be divisible"):
+        entry.with_preflight(validate_config.__wrapped__)(composed(command), False, False)
+
+
+def test_what_could_not_be_looked_at_is_named(least):
     command = [*least("dpo"), f"{MODEL}.path=/no/such/folder", "data.truncation=middle"]
     with pytest.raises(ValueError, match="not looked at before these are mended: .*the rows of data.train_files"):
         offline.prepare_offline(composed(command), set())

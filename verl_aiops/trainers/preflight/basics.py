@@ -19,7 +19,9 @@ from verl_aiops.trainers.runs.resume import start_folder
 __all__ = [
     "MACHINE",
     "check_adapter",
+    "check_folder",
     "check_keys",
+    "check_kinds",
     "check_model",
     "check_numbers",
     "check_place",
@@ -36,9 +38,20 @@ _WHOLE = {
     **dict.fromkeys(("trainer.n_gpus_per_node", "trainer.nnodes", "actor_rollout_ref.rollout.n"), (1, False)),
     **dict.fromkeys((f"{_ACTOR}.ppo_mini_batch_size", f"{_ACTOR}.ppo_epochs"), (1, False)),
     f"{_ACTOR}.ppo_micro_batch_size_per_gpu": (1, True),
+    **{f"{_ACTOR}.{of}ulysses_sequence_parallel_size": (1, True) for of in ("", "fsdp_config.")},
 }
 # of these the rollout is made
 _WIDTHS = {f"{_MODEL}.lora_rank": (0, True), "actor_rollout_ref.rollout.tensor_model_parallel_size": (1, True)}
+# and of these what Ray is asked for
+_CLUSTER = {
+    **dict.fromkeys(("ray_kwargs.ray_init.num_cpus", "ray_kwargs.ray_init.num_gpus"), (0, True)),
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units": (0, True),
+}
+_TEXTS = (
+    *(f"{_MODEL}.{name}" for name in ("lora_adapter_path", "tokenizer_path", "custom_chat_template")),
+    *("data.prompt_key", "reward.custom_reward_function.path", "trainer.default_local_dir"),
+)
+_SECTIONS = ("data.apply_chat_template_kwargs", "reward.custom_reward_function.reward_kwargs")
 _NUMBERS = (
     *("trainer.total_epochs", "trainer.total_training_steps", "trainer.save_freq", "trainer.test_freq"),
     *("data.seed", "data.train_max_samples", "data.val_max_samples"),
@@ -48,6 +61,23 @@ _NUMBERS = (
 
 def check_keys(config: DictConfig, run: Run) -> None:
     refuse_ignored_keys(config)
+
+
+def check_kinds(config: DictConfig, run: Run) -> list[str]:
+    """Texts are texts also where Hydra reads a number, and sections are sections. What is none is told and taken out of
+    the way of the checks that would stumble over it."""
+    faults = []
+    with open_dict(config):
+        for key in _TEXTS:
+            value = OmegaConf.select(config, key)
+            if value is not None and not isinstance(value, str):
+                OmegaConf.update(config, key, str(value))
+        for key in _SECTIONS:
+            value = OmegaConf.select(config, key)
+            if value is not None and not OmegaConf.is_dict(value):
+                faults.append(f"{key}={value}: expected settings by name, as in +{key}.NAME=VALUE.")
+                OmegaConf.update(config, key, None)
+    return faults
 
 
 def check_numbers(config: DictConfig, run: Run) -> list[str]:
@@ -110,6 +140,11 @@ def check_adapter(config: DictConfig, run: Run) -> None:
     run.lines += prepare_adapter(config, run.given)
 
 
+def check_folder(config: DictConfig, run: Run) -> list[str]:
+    folder = config.trainer.default_local_dir
+    return [] if folder else [f"trainer.default_local_dir={folder}: expected the folder that the run writes to."]
+
+
 def check_place(config: DictConfig, run: Run) -> None:
     run.lines += find_checkpoint(config, preference=run.preference)[1]
 
@@ -126,17 +161,23 @@ def _check_storage(config: DictConfig, run: Run) -> None:
     run.lines += check_storage(config, preference=run.preference)
 
 
-def _check_cluster(config: DictConfig, run: Run) -> None:
+def _check_cluster(config: DictConfig, run: Run) -> list[str]:
     from verl.utils import device
 
-    name = device.get_device_name()
-    if run.preference or name == "cpu":
-        run.lines += check_cluster(config, run.given, name)
+    name, reward = device.get_device_name(), config.reward.reward_model
+    if not run.preference and name != "cpu":
+        return []
+    pool = ("n_gpus_per_node", "nnodes") if reward.enable_resource_pool else ()
+    wanted = _CLUSTER | dict.fromkeys((f"reward.reward_model.{size}" for size in pool), (0, False))
+    if faults := _whole_number_faults(config, wanted):
+        return faults
+    run.lines += check_cluster(config, run.given, name)
+    return []
 
 
 # after the list of a kind of run: what it meets on this machine
 MACHINE = (
     Check(_check_health, "the files of the checkpoint", (check_numbers, check_place)),
-    Check(_check_storage, "the space on the disk", (check_numbers, check_widths)),
+    Check(_check_storage, "the space on the disk", (check_numbers, check_widths, check_folder)),
     Check(_check_cluster, "the cluster", (check_numbers,)),
 )

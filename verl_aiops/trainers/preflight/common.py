@@ -6,7 +6,7 @@ import importlib
 import os
 from types import ModuleType
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_aiops.trainers.config import ConfigError
 
@@ -65,7 +65,7 @@ def _names_triage(config: DictConfig) -> bool:
 
 def ours(path: str | None) -> bool:
     """Whether a reward function's path is one of this package, or of the example that older guides name."""
-    return bool(path) and ("verl_aiops" in path or os.path.basename(path) == "aiops_mturn.py")
+    return bool(path) and ("verl_aiops" in str(path) or os.path.basename(str(path)) == "aiops_mturn.py")
 
 
 def rollout_name(config: DictConfig) -> str | None:
@@ -75,7 +75,8 @@ def rollout_name(config: DictConfig) -> str | None:
 
 def data_files(config: DictConfig, key: str = "train_files") -> list[str]:
     files = config.data.get(key)
-    return [os.path.expanduser(str(f)) for f in ([files] if isinstance(files, str) else files or [])]
+    listed = files if isinstance(files, ListConfig | list | tuple) else [files] * bool(files)
+    return [os.path.expanduser(str(f)) for f in listed]
 
 
 def _chosen_by_data(config: DictConfig) -> bool:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.missing import error_text, require
@@ -69,7 +70,12 @@ def with_preflight(validate_config):
             install_ending()
         if kind in ("dpo", "online_dpo"):
             use_reference_policy = use_critic = False
-        return validate_config(config=config, use_reference_policy=use_reference_policy, use_critic=use_critic)
+        try:
+            return validate_config(config=config, use_reference_policy=use_reference_policy, use_critic=use_critic)
+        except (AssertionError, ValueError, HydraException) as error:
+            if not kind or not str(error):
+                raise
+            raise SystemExit(f"verl-aiops: error: verl refuses this run: {' '.join(str(error).split())}") from None
 
     checked.checks_for_verl_aiops = True
     return checked

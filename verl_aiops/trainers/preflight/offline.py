@@ -13,7 +13,9 @@ from verl_aiops.missing import why_missing
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError
 from verl_aiops.trainers.preflight.basics import (
     check_adapter,
+    check_folder,
     check_keys,
+    check_kinds,
     check_model,
     check_numbers,
     check_place,
@@ -243,6 +245,8 @@ def _check_resume(config: DictConfig, run: Run) -> None:
 _READABLE = (check_numbers, check_settings, check_tokenizer, _check_truncation)
 _CHECKS = (
     Check(check_keys, "keys that verl ignores"),
+    Check(check_kinds, "texts and sections"),
+    Check(check_folder, "the run's folder"),
     Check(check_trainer, "the trainer"),
     Check(_check_names, "the trainer"),
     Check(_check_truncation, "data.truncation"),
@@ -253,7 +257,7 @@ _CHECKS = (
     Check(_check_val_files, "data.val_files", (check_numbers,)),
     Check(check_model, "the model folder"),
     Check(_fill_in, "defaults"),
-    Check(check_place, "the checkpoint to go on from", (check_numbers,)),
+    Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
     Check(check_settings, "algorithm.dpo"),
     Check(check_vision, "the model's kind", (check_model,)),
     Check(check_adapter, "the adapter"),

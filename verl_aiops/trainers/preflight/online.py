@@ -7,7 +7,9 @@ from omegaconf import DictConfig, open_dict
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.preflight.basics import (
     check_adapter,
+    check_folder,
     check_keys,
+    check_kinds,
     check_model,
     check_numbers,
     check_place,
@@ -124,6 +126,8 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
     triage = triage_side() if of_triage(config) else None
     return (
         Check(check_keys, "keys that verl ignores"),
+        Check(check_kinds, "texts and sections"),
+        Check(check_folder, "the run's folder"),
         Check(check_trainer, "the trainer"),
         Check(check_strategy, "the engine"),
         Check(_check_kl, "the KL terms"),
@@ -132,7 +136,7 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
         Check(check_model, "the model folder"),
         *(triage.FILL_IN if triage else ()),
         Check(_fill_in, "defaults"),
-        Check(check_place, "the checkpoint to go on from", (check_numbers,)),
+        Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
         Check(check_adapter, "the adapter"),
         *REWARD_MODEL,
         *(triage.SCORING if triage else ()),

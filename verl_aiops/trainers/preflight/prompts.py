@@ -6,6 +6,7 @@ import os
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aiops.settings import nearest
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.basics import check_numbers, check_tokenizer
 from verl_aiops.trainers.preflight.checks import Check, Look, Run
@@ -16,12 +17,19 @@ __all__ = ["PROMPTS", "check_kept_text", "check_rollout", "check_rounds", "look_
 
 
 def check_rollout(config: DictConfig, run: Run) -> list[str]:
-    """A rollout is named, and ``hf`` is not asked for what it cannot do."""
+    """A rollout is named that verl has, and ``hf`` is not asked for what it cannot do."""
+    from verl.workers.rollout import base
+
     from verl_aiops.rollout.hf.limits import unsupported
 
     name, faults = rollout_name(config), []
     if name is None:
         return ["actor_rollout_ref.rollout.name is not set: sglang, vllm, or hf (any machine, small models)."]
+    known = sorted({registered for registered, _ in base._ROLLOUT_REGISTRY})
+    if name not in known:
+        return [
+            f"actor_rollout_ref.rollout.name={name}: no such rollout{nearest(name, known)}. Known: {', '.join(known)}."
+        ]
     if name != "hf":
         return []
     if wrong := unsupported(config.actor_rollout_ref.rollout, config.actor_rollout_ref.model):

@@ -6,7 +6,9 @@ from omegaconf import DictConfig, open_dict
 
 from verl_aiops.trainers.preflight.basics import (
     check_adapter,
+    check_folder,
     check_keys,
+    check_kinds,
     check_model,
     check_numbers,
     check_place,
@@ -90,13 +92,15 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
     triage = triage_side()
     return (
         Check(check_keys, "keys that verl ignores"),
+        Check(check_kinds, "texts and sections"),
+        Check(check_folder, "the run's folder"),
         Check(_check_engine, "the engine"),
         Check(check_numbers, "numbers"),
         Check(check_widths, "numbers"),
         Check(check_model, "the model folder"),
         *triage.FILL_IN,
         Check(_fill_in, "defaults"),
-        Check(check_place, "the checkpoint to go on from", (check_numbers,)),
+        Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
         Check(check_adapter, "the adapter"),
         Check(_check_packing, "packed rows", (check_model,)),
         *REWARD_MODEL,

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig, PreferenceConfig
 from verl_aiops.trainers.dpo.checkpoints import check_same_reference, export_model, exported_from, resume_folder
 from verl_aiops.trainers.reference.cache import adapter_digest, weights_digest
+from verl_aiops.trainers.runs.checkpoint_health import TRACKER, steps_in
 from verl_aiops.trainers.runs.note import RL, RL_WITH_CRITIC, Differences, RunNote, compare, read_note, run_settings
 
 __all__ = ["NothingLeft", "files_digest", "online_notes", "rl_note", "settle", "start_folder", "start_model"]
@@ -31,7 +32,7 @@ def start_folder(trainer: DictConfig) -> str | None:
         ConfigError: the run would write among the checkpoints of another one.
     """
     root = os.path.abspath(trainer.default_local_dir)
-    there, latest = _checkpoints(root), os.path.isfile(os.path.join(root, "latest_checkpointed_iteration.txt"))
+    there, latest = list(steps_in(Path(root))), os.path.isfile(os.path.join(root, TRACKER))
     if trainer.resume_mode == "resume_path":
         folder = _named_folder(trainer)
         others = [step for step in there if step > _step(folder) or os.path.dirname(folder) != root]
@@ -52,8 +53,8 @@ def start_folder(trainer: DictConfig) -> str | None:
     folder = resume_folder(trainer)
     if folder is None and there and not latest:
         print(
-            f"verl-aiops: {root} holds {_listed(there)} that never became complete (there is no "
-            "latest_checkpointed_iteration.txt): the run begins with step 1, and writes over it",
+            f"verl-aiops: {root} holds {_listed(there)} that never became complete (there is no {TRACKER}): the run "
+            "begins with step 1, and writes over it",
             flush=True,
         )
     return folder
@@ -68,13 +69,6 @@ def _named_folder(trainer: DictConfig) -> str:
             "trainer.resume_mode=resume_path."
         )
     return folder
-
-
-def _checkpoints(root: str) -> list[int]:
-    """Steps of the checkpoints, whole or not, that a folder holds."""
-    if not os.path.isdir(root):
-        return []
-    return sorted(_step(name) for name in os.listdir(root) if re.fullmatch(r"global_step_\d+", name))
 
 
 def _step(folder: str) -> int:
