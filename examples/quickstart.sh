@@ -36,7 +36,7 @@ MODEL=models/SmolLM2-135M-Instruct TRAIN="$RUN/prefs.parquet" VAL="$RUN/prefs.va
     echo "training failed; the log is $RUN/train.log" >&2; exit 1; }
 
 step "before and after on held-out incidents"
-python3 -m verl_aiops.evaluation.run.before_after --before models/SmolLM2-135M-Instruct --after "$RUN/huggingface" \
+verl-aiops before-after --before models/SmolLM2-135M-Instruct --after "$RUN/huggingface" \
   --pairs "$RUN/prefs.val.parquet" --metrics "$RUN/metrics.jsonl" --out "$RUN/report" --questions 24
 
 printf '\nmodel    %s/huggingface\nmetrics  %s/metrics.jsonl\nplot     %s/report/curves.png\nanswers  %s/report/answers.jsonl\n' \

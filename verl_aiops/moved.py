@@ -14,9 +14,9 @@ __all__ = ["MOVED", "install"]
 MOVED = {
     "verl_aiops.cli_eval": "verl_aiops.cli.evaluate",
     "verl_aiops.company": "verl_aiops.models.company",
-    "verl_aiops.evaluation.before_after": "verl_aiops.evaluation.run.before_after",
+    "verl_aiops.evaluation.before_after": "verl_aiops.cli.before_after",
     "verl_aiops.evaluation.comparison": "verl_aiops.evaluation.compare.numbers",
-    "verl_aiops.evaluation.curves": "verl_aiops.evaluation.training_curves",
+    "verl_aiops.evaluation.curves": "verl_aiops.cli.curves",
     "verl_aiops.evaluation.endpoint": "verl_aiops.evaluation.run.openai_backend",
     "verl_aiops.evaluation.generate": "verl_aiops.evaluation.run.backend",
     "verl_aiops.evaluation.metrics": "verl_aiops.evaluation.stats.metrics",

@@ -47,15 +47,15 @@ def test_everything_is_written_and_named(work, tmp_path, capsys):
     code, table, err = run(capsys, "eval/a", "eval/b", "eval/c", "--out", str(out), *options)
     assert (code, err) == (0, "")
     files = ["report.html", "comparison.json", "table.txt"]
-    images = ["differences.png", "over_setting.png", "over_k.png", "slices.png", "training.png"]
+    images = ["differences.svg", "over_setting.svg", "over_k.svg", "slices.svg", "training.svg"]
     assert table.splitlines()[-1] == f"{out}: {', '.join([*files, *images])}"
     assert sorted(file.name for file in out.iterdir()) == sorted([*files, *images])
-    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in images)
+    assert all((out / name).read_text(encoding="utf-8").startswith("<svg ") for name in images)
     assert (out / "table.txt").read_text() in table
     result = json.loads((out / "comparison.json").read_text())
     assert result["over"] == {"name": "rollout.n", "values": {"a": 4, "b": 16, "c": 8}}
     page = (out / "report.html").read_text()
-    assert page.count("<img ") == len(images) and "Against rollout.n" in page
+    assert page.count("<svg ") == len(images) and "Against rollout.n" in page
 
 
 def test_a_second_comparison_replaces_all_files_of_the_first_and_only_when_asked(work, tmp_path, capsys):
@@ -148,8 +148,8 @@ def test_different_rewards_are_noted(work, tmp_path, capsys):
 def test_points_of_a_setting_stand_where_their_numbers_are(work, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     figures = []
-    drawing = plots._png
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or drawing(figure))
+    as_svg = plots.as_svg
+    monkeypatch.setattr(plots, "as_svg", lambda figure, *said: figures.append(figure) or as_svg(figure, *said))
     out = tmp_path / "out"
     assert run(capsys, "eval/a", "eval/b", "eval/c", "--out", str(out), "--over", "rollout.n=4,16,8")[0] == 0
     result = json.loads((out / "comparison.json").read_text())
@@ -161,7 +161,7 @@ def test_points_of_a_setting_stand_where_their_numbers_are(work, tmp_path, capsy
 
 
 def test_no_two_of_many_runs_look_alike():
-    looks = [plots._look(at, plots.COLOURS) for at in range(24)]
+    looks = [plots._look(at) for at in range(24)]
     assert len(set(looks)) == 24
 
 
@@ -205,7 +205,7 @@ def test_files_and_metrics_that_the_docs_name_are_those_there_are(work, tmp_path
     from verl_aiops.evaluation.stats.metrics import In, metrics
 
     assert all(f"`{name}`" in DOC for name in (*_FILES, *_PLOTS))
-    assert set(re.findall(r"`(\w+\.(?:png|html|txt))`", DOC)) <= {*_FILES, *_PLOTS}
+    assert set(re.findall(r"`(\w+\.(?:svg|png|html|txt))`", DOC)) <= {*_FILES, *_PLOTS}
     for metric in metrics(In.COMPARE).values():
         assert metric.title.partition(",")[0] in " ".join(DOC.split()), metric.title
 

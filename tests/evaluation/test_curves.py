@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from verl_aiops.cli.main import main
 from verl_aiops.evaluation import training_curves as curves
 
 
@@ -28,7 +29,7 @@ def test_what_is_drawn(log, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(plt, "close", kept.append)
     image = tmp_path / "out.png"
-    assert curves.main([log, f"again={log}", "--keys", "reward/score,reward/json_ok", "--out", str(image)]) == 0
+    assert main(["curves", log, f"again={log}", "--keys", "reward/score,reward/json_ok", "--out", str(image)]) == 0
     assert image.read_bytes().startswith(b"\x89PNG")
     score, json_ok = kept[0].axes[:2]
     assert [line.get_label() for line in score.lines] == ["grpo", "again"]
@@ -60,12 +61,12 @@ def test_errors_name_file_line_and_key(log, tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"step": 1, "data": {}}\nstep 2\n')
     out = str(tmp_path / "x.png")
-    assert curves.main([str(broken), "--out", out]) == 2
+    assert main(["curves", str(broken), "--out", out]) == 2
     assert f"{broken}, line 2" in capsys.readouterr().err
-    assert curves.main([log, "--keys", "reward/nothing", "--out", out]) == 2
+    assert main(["curves", log, "--keys", "reward/nothing", "--out", out]) == 2
     said = capsys.readouterr().err
     assert "reward/nothing: no run has logged it" in said and "reward/score" in said
-    assert curves.main([str(tmp_path / "absent.jsonl"), "--out", out]) == 2
+    assert main(["curves", str(tmp_path / "absent.jsonl"), "--out", out]) == 2
 
 
 def test_runs_can_stand_against_the_minutes_that_their_steps_took(log, tmp_path, monkeypatch):
@@ -74,7 +75,7 @@ def test_runs_can_stand_against_the_minutes_that_their_steps_took(log, tmp_path,
 
     kept = []
     monkeypatch.setattr(plt, "close", kept.append)
-    assert curves.main([log, "--keys", "reward/json_ok", "--x", "minutes", "--out", str(tmp_path / "o.png")]) == 0
+    assert main(["curves", log, "--keys", "reward/json_ok", "--x", "minutes", "--out", str(tmp_path / "o.png")]) == 0
     line, held_out = kept[0].axes[0].lines
     assert list(line.get_xdata()) == [2 / 60, 4 / 60, 6 / 60] and list(held_out.get_xdata()) == [0, 6 / 60]
 
@@ -96,7 +97,7 @@ def test_a_null_of_the_logger_is_drawn_as_a_gap_and_said(diverged, tmp_path, mon
     kept = []
     monkeypatch.setattr(plt, "close", kept.append)
     out = str(tmp_path / "o.png")
-    assert curves.main([diverged, "--keys", "reward/score", "--x", "minutes", "--smooth", "2", "--out", out]) == 0
+    assert main(["curves", diverged, "--keys", "reward/score", "--x", "minutes", "--smooth", "2", "--out", out]) == 0
     pale, _ = kept[0].axes[0].lines
     assert [str(value) for value in pale.get_ydata()] == ["0.1", "nan", "0.3", "nan"]
     assert list(pale.get_xdata()) == [2 / 60, 2 / 60, 4 / 60, 6 / 60]
@@ -107,21 +108,36 @@ def test_a_null_of_the_logger_is_drawn_as_a_gap_and_said(diverged, tmp_path, mon
 
 def test_a_metric_that_is_never_a_number_is_said_by_name(tmp_path, capsys):
     log = write(tmp_path / "x" / "metrics.jsonl", [(1, {"actor/loss": None}), (2, {"actor/loss": None})])
-    assert curves.main([log, "--keys", "actor/loss", "--out", str(tmp_path / "o.png")]) in (0, 2)
+    assert main(["curves", log, "--keys", "actor/loss", "--out", str(tmp_path / "o.png")]) in (0, 2)
     assert "actor/loss" in capsys.readouterr().err
 
 
 def test_the_table_before_and_after_says_what_was_not_finite(diverged):
-    from types import SimpleNamespace
-
     from verl_aiops.evaluation.run.before_after import report_rows
 
     whole = {"val/logps/accuracies": 0.5, "val/logps/chosen": -1.0, "val/logps/rejected": -2.0}
     whole["val/rewards/margins"] = 0.1
-    answers = SimpleNamespace(n=4, json_ok=1.0, service_ok=0.5, type_ok=0.5, acc_main=0.25)
+    value = {"value": 0.25, "low": 0.1, "high": 0.5, "n": 4}
+    answers = dict.fromkeys(("json_ok", "service_ok", "type_ok", "acc_main"), value)
     rows = report_rows(whole, {name: float("nan") for name in whole}, 10, (answers, answers))
     assert [row[2] for row in rows[:3]] == ["not finite"] * 3 and rows[0][1].strip().startswith("50.0 %")
+    assert rows[-1] == ("both fields right (4 greedy answers)", "25.0 % [10, 50]", "25.0 % [10, 50]")
     assert curves.not_finite(curves.read_metrics(diverged)) == [
         "reward/score was not finite (null in the file) at 2 of 4 steps, first at step 2",
         "timing_s/step was not finite (null in the file) at 1 of 4 steps, first at step 2",
     ]
+
+
+def test_a_component_that_was_logged_is_drawn_by_itself(monkeypatch):
+    from verl_aiops.rewards.triage.components import PARTS, RewardPart
+
+    monkeypatch.setitem(PARTS, "polite", RewardPart(lambda reading: 1.0, weight=0.01))
+    logged = {"a": [{"step": 1, "reward/score": 0.1, "reward/polite": 0.5}]}
+    assert curves.default_keys(logged) == [*curves.RL_KEYS[:-1], "reward/polite", curves.RL_KEYS[-1]]
+    assert curves.default_keys({"a": [{"step": 1}]}) == list(curves.RL_KEYS)
+
+
+def test_the_suffix_says_which_picture(log, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main(["curves", log, "--keys", "reward/score", "--out", str(tmp_path / "a.svg")]) == 0
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<svg ")

@@ -236,8 +236,7 @@ def other_readers(folder):
     from verl_aiops.data.errors import PreferenceDataError
     from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.on_policy.answers import Sampled, check_not_seen
-    from verl_aiops.evaluation.run.answers import read_questions
-    from verl_aiops.evaluation.run.questions import read_rl_questions
+    from verl_aiops.evaluation.run.questions import read_pair_questions, read_rl_questions
     from verl_aiops.models.folders import ModelFolderError, find_model
     from verl_aiops.trainers.config import ConfigError
     from verl_aiops.trainers.rl.prompt_rows import check_rows
@@ -261,7 +260,7 @@ def other_readers(folder):
     users = (PreferenceDataError, EvaluationError, ConfigError, ValueError)
     yield Target("rl check", folder, ["rl.parquet", "rl.jsonl"], checked, users[:3])
     yield Target("questions", folder, ["prefs.parquet", "prefs.jsonl"],
-                 lambda name: read_questions(str(folder / name)) and None, users)  # fmt: skip
+                 lambda name: read_pair_questions(str(folder / name)) and None, users[:2])  # fmt: skip
     yield Target("trained on", folder, ["sft.jsonl"], lambda name: check_not_seen(asked, folder / name), users[:3])
     yield Target("model", folder, ["model/config.json"],
                  lambda name: find_model(str(folder / "model")).fingerprint() and None, (ModelFolderError,),
@@ -292,6 +291,7 @@ def dumps(folder):
 
 
 def metrics(folder, plots):
+    from verl_aiops.cli.main import main
     from verl_aiops.evaluation import training_curves as curves
 
     rows = [{"step": at, "data": {"reward/score": 0.1 * at, "actor/loss": 1.0 / (at + 1), "timing_s/step": 2.0,
@@ -307,7 +307,7 @@ def metrics(folder, plots):
     def draw(name):
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            code = curves.main([str(folder / name), "--keys", "reward/score", "--smooth", "2", "--x", "minutes",
+            code = main(["curves", str(folder / name), "--keys", "reward/score", "--smooth", "2", "--x", "minutes",
                                 "--out", str(folder / "curves.png")])  # fmt: skip
         assert code or "error:" not in errors.getvalue(), (code, errors.getvalue())
         return errors.getvalue() or None

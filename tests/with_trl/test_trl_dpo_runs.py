@@ -78,7 +78,7 @@ def test_the_result_is_a_plain_model_folder_with_its_metrics(data, held_out, tin
 
     rows = curves.read_metrics(out / "metrics.jsonl")
     assert [entry["step"] for entry in rows if "actor/loss" in entry] == list(range(1, 7))
-    before, after = before_after._held_out(rows)
+    before, after = before_after.held_out(rows)
     assert [entry["step"] for entry in rows if "val/loss" in entry] == [0, 3, 6] and after["val/pairs"] == 5
     assert before["val/loss"] == pytest.approx(math.log(2), abs=1e-5) and after["val/loss"] < before["val/loss"]
     assert after["val/rewards/margins"] > 0 and 0 <= after["val/logps/accuracies"] <= 1

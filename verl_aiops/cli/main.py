@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from verl_aiops import __version__
 from verl_aiops.cli import compare as cli_compare
@@ -19,17 +18,11 @@ from verl_aiops.cli import data as cli_data
 from verl_aiops.cli import evaluate as cli_eval
 from verl_aiops.cli import importers as cli_import
 from verl_aiops.cli import train as cli_train
+from verl_aiops.cli.before_after import BEFORE_AFTER
+from verl_aiops.cli.command import Command, users_can_mend
+from verl_aiops.cli.curves import CURVES
 from verl_aiops.extensions import load_extensions
 from verl_aiops.inputs.shown import printable
-
-
-class Command(NamedTuple):
-    """`run` returns the exit code, or None for 0. `examples` are shown below the options."""
-
-    summary: str
-    examples: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int | None]
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +121,8 @@ COMMANDS: dict[str, Command] = {
         cli_compare.compare_options,
         cli_compare.run_compare,
     ),
+    "before-after": BEFORE_AFTER,
+    "curves": CURVES,
     "doctor": Command(
         "say what works in this environment and what does not (exit code 1 for a fault)",
         "verl-aiops doctor\nverl-aiops doctor --json > environment.json",
@@ -146,21 +141,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"verl-aiops {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
     for name, command in COMMANDS.items():
-        examples = "examples:\n" + "\n".join(f"  {line}" for line in command.examples.splitlines())
-        options = commands.add_parser(
-            name,
-            help=command.summary,
-            description=command.summary[0].upper() + command.summary[1:] + ".",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_options(options)
+        command.add_options(commands.add_parser(name, help=command.summary, **command.describe()))
     return parser
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether an error is one the user can mend: our own classes, or the file system's."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "verl_aiops"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if not _is_users(error):
+        if not users_can_mend(error):
             raise
         print(f"verl-aiops: error: {printable(error)}", file=sys.stderr)
         return 2

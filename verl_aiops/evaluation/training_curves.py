@@ -1,9 +1,4 @@
-"""Training curves of one or more runs, from what verl's ``file`` logger wrote.
-
-    verl-aiops curves runs/grpo/metrics.jsonl --out runs/grpo/curves.png
-    verl-aiops curves grpo=a/metrics.jsonl ppo=b/metrics.jsonl --keys reward/score,reward/json_ok \
-        --smooth 5 --out both.png
-    verl-aiops curves grpo=a/metrics.jsonl online=b/metrics.jsonl --x minutes --out both.png
+"""Training curves of one or more runs, from what verl's ``file`` logger wrote: `verl-aiops curves`.
 
 Each key is a panel, each run a line. Where a key has a twin in validation (``val-aux/*/json_ok/mean@1`` for
 ``reward/json_ok``, ``val/loss`` for ``actor/loss``), it is drawn with markers.
@@ -11,23 +6,23 @@ Each key is a panel, each run a line. Where a key has a twin in validation (``va
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
+from verl_aiops.evaluation.report.svg import COLOURS, drawing, save
 from verl_aiops.inputs.json_text import JsonFault, read_object
 from verl_aiops.inputs.shown import brief, one_line
 from verl_aiops.inputs.sniff import refusal
 
-__all__ = ["RL_KEYS", "main", "not_finite", "plot_curves", "read_metrics"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RL_KEYS", "default_keys", "draw_curves", "not_finite", "plot_curves", "read_metrics"]
 
 RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence", "timing_s/step")
-# Okabe and Ito's colours, told apart by colour-blind readers; validation has markers for readers in print
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -118,17 +113,31 @@ def _smoothed(values: list[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in (values[max(0, at + 1 - window) : at + 1] for at in range(len(values)))]
 
 
-def plot_curves(
+def default_keys(runs: Mapping[str, list[dict]]) -> list[str]:
+    """`RL_KEYS`, and what was logged of the components that a user adds to the reward (``reward/NAME``)."""
+    from verl_aiops.rewards.triage.components import PARTS
+
+    logged = {key for rows in runs.values() for row in rows for key in row}
+    return [*RL_KEYS[:-1], *(key for name in PARTS if (key := f"reward/{name}") in logged), RL_KEYS[-1]]
+
+
+def plot_curves(runs: Mapping[str, list[dict]], keys: Mapping[str, str], path: str | Path, **look: Any) -> None:
+    """`draw_curves` into the picture ``path``: ``.svg`` that follows the reader's colours, or ``.png``."""
+    with drawing(letters=Path(path).suffix.lower() != ".svg"):
+        alt = one_line(f"Lines of {', '.join(keys.values())} of {', '.join(runs)}.")
+        save(draw_curves(runs, keys, **look), path, alt)
+
+
+def draw_curves(
     runs: Mapping[str, list[dict]],
     keys: Mapping[str, str],
-    path: str | Path | BinaryIO,
     *,
     smooth: int = 1,
     columns: int = 3,
     x: str = "step",
     looks: Sequence[tuple[str, Any, str]] | None = None,
-) -> None:
-    """Draw ``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`) into the image ``path``.
+) -> Figure:
+    """``keys`` (metric to panel title) of ``runs`` (label to rows of `read_metrics`), inside `svg.drawing`.
 
     ``smooth``: mean over so many last steps; the steps themselves stay visible, pale. ``x``: ``step``, or ``minutes``
     of training without validation. ``looks``: colour, line style and validation's marker of each run; without them runs
@@ -138,9 +147,6 @@ def plot_curves(
         ImportError: matplotlib is not installed.
         ValueError: a key that no run has.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -149,6 +155,7 @@ def plot_curves(
         if key not in names:
             raise ValueError(f"{key}: no run has logged it; there are {', '.join(sorted(names)[:200])}")
     dashed = looks is None
+    runs = {one_line(label, 80): rows for label, rows in runs.items()}
     if looks is None:
         looks = [(colour, "-", "o") for colour in COLOURS * len(runs)]
     columns = min(columns, len(keys))
@@ -173,7 +180,7 @@ def plot_curves(
                     ms=5,
                     label=held_out,
                 )
-        axis.set_title(title, fontsize=11)
+        axis.set_title(one_line(title, 80), fontsize=11)
         axis.set_xlabel("step" if x == "step" else "minutes of training")
         if x == "step":
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -184,39 +191,4 @@ def plot_curves(
     # long enough to show a line's pattern
     look = {"frameon": False, "fontsize": 9, "handlelength": 3.6, "ncols": min(len(entries), 4)}
     figure.legend(entries.values(), entries, loc="outside upper left", **look)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="verl-aiops curves",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]METRICS", help="metrics.jsonl of each run")
-    parser.add_argument("--keys", default=",".join(RL_KEYS), help="metrics to draw, default %(default)s")
-    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over the last N steps (default 1)")
-    parser.add_argument("--x", choices=("step", "minutes"), default="step", help="what to draw them against")
-    parser.add_argument("--out", required=True, metavar="FILE.png")
-    arguments = parser.parse_args(argv)
-    try:
-        named = [run.rpartition("=") for run in arguments.runs]
-        runs = {label or Path(path).parent.name or path: read_metrics(path) for label, _, path in named}
-        keys = arguments.keys.split(",")
-        plot_curves(runs, {key: key for key in keys}, arguments.out, smooth=arguments.smooth, x=arguments.x)
-    except (OSError, ValueError) as error:
-        print(f"curves: error: {error}", file=sys.stderr)
-        return 2
-    except ImportError:
-        print('curves: error: matplotlib is not installed (pip install "verl-aiops[plot]")', file=sys.stderr)
-        return 2
-    for label, rows in runs.items():
-        for line in not_finite(rows, keys):
-            print(f"curves: warning: {one_line(label, 80)}: {line}", file=sys.stderr)
-    print(arguments.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return figure

@@ -72,20 +72,20 @@ class ModelFolder:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def find_model(path: str) -> ModelFolder:
-    """The model in a folder: of transformers, or verl's ``global_step_N`` or its ``actor``.
+def find_model(path: str, option: str = "--model") -> ModelFolder:
+    """The model in a folder: of transformers, or verl's ``global_step_N`` or its ``actor``; ``option`` named it.
 
     Raises:
         ModelFolderError: there is none that can be used; the message says what was found instead.
     """
     folder = Path(path).expanduser()
-    where = f"--model {path}"
+    where = f"{option} {path}"
     if not folder.is_dir():
         raise ModelFolderError(f"{where}: no such folder. Name a model's folder, or a served model with --endpoint.")
     for place in (folder, folder / "actor"):
         shards = sorted(file for file in place.glob("model_world_size_*.pt") if _SHARD.fullmatch(file.name))
         if shards:
-            return _checkpoint(path, place, shards)
+            return _checkpoint(where, path, place, shards)
     weights = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
     if (folder / "config.json").is_file() and weights:
         _check_language_model(where, folder)
@@ -127,8 +127,7 @@ def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
     merged.save_pretrained(folder)
 
 
-def _checkpoint(path: str, place: Path, shards: list[Path]) -> ModelFolder:
-    where = f"--model {path}"
+def _checkpoint(where: str, path: str, place: Path, shards: list[Path]) -> ModelFolder:
     worlds = {int(_SHARD.fullmatch(file.name).group(1)) for file in shards}
     ranks = {int(_SHARD.fullmatch(file.name).group(2)) for file in shards}
     if len(worlds) > 1 or ranks != set(range(max(worlds))):

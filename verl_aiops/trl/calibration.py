@@ -37,7 +37,7 @@ def calibrate(margins: Sequence[float]) -> Calibration:
     Raises:
         ValueError: no margins, or one that is not finite.
     """
-    from verl_aiops.evaluation.run.answers import wilson_interval
+    from verl_aiops.evaluation.stats.bootstrap import wilson_interval
 
     values = np.asarray(margins, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():

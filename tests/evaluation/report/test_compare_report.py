@@ -1,7 +1,8 @@
 """The report of a comparison: one complete file, the same shape whatever a model writes, plots and tables to read."""
 
-import base64
 import itertools
+import re
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -15,6 +16,7 @@ from verl_aiops.evaluation.compare.pairing import pair
 from verl_aiops.evaluation.compare.read_runs import read_runs
 from verl_aiops.evaluation.report import plots, wording
 from verl_aiops.evaluation.report.html import MAX_CHARS, html_report
+from verl_aiops.evaluation.report.svg import COLOURS, drawing, save
 from verl_aiops.evaluation.report.text import render_comparison
 
 VOID = {"meta", "img", "source"}
@@ -81,13 +83,16 @@ def drawn(result):
 
 def test_nothing_is_loaded_from_anywhere(result, pairing, drawn):
     page = Page(html_report(result, pairing, drawn, shown=3))
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "svg"} & {tag for tag, _ in page.tags}
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.all("img"))
-    assert all(address.startswith("data:image/png;base64,") for address in page.all("source", "srcset"))
+    without = {"script", "link", "iframe", "object", "embed", "base", "form", "img", "image", "foreignobject", "source"}
+    assert not without & {tag for tag, _ in page.tags}
+    assert len(page.all("svg")) == 3 and all(picture["aria-label"] for picture in page.all("svg"))
     assert all(address.startswith("#") for address in page.all("a", "href"))
-    assert "url(" not in page.styles[0] and "@import" not in page.styles[0]
+    assert all(address.startswith("#") for address in page.all("use", "xlink:href"))
+    assert not any("url(" in style or "@import" in style for style in page.styles)
+    values = [value for _, attributes in page.tags for _, value in attributes if value]
+    assert all(place.startswith("#") for value in values for place in re.findall(r"url\((.*?)\)", value))
     policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert not any(key.startswith("on") for _, attributes in page.tags for key, _ in attributes)
 
 
@@ -325,25 +330,61 @@ def test_the_terminal_table_has_a_block_for_each_run(result):
 # --- plots ------------------------------------------------------------------------------------------------------------
 
 
-def test_plots_are_png_for_light_and_dark(drawn):
-    assert [plot.name for plot in drawn] == ["differences.png", "over_k.png", "slices.png"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def styles_of(picture, tag):
+    return [element.get("style", "") for element in ET.fromstring(picture).iter(SVG + tag)]
+
+
+def test_plots_are_svg_that_follow_the_readers_colours(drawn):
+    assert [plot.name for plot in drawn] == ["differences.svg", "over_k.svg", "slices.svg"]
     for plot in drawn:
-        assert plot.light.startswith(b"\x89PNG") and plot.dark.startswith(b"\x89PNG") and plot.light != plot.dark
-        assert plot.alt
+        root = ET.fromstring(plot.svg)
+        assert root.tag == SVG + "svg" and root.get("role") == "img" and root.get("aria-label")
+        sheet = root.find(SVG + "style").text
+        light, dark = sheet.split("@media screen and (prefers-color-scheme: dark)")
+        assert "color: #24292f" in light and "color: #e6e6e6" in dark
+        # every colour is the text's or of a class that both kinds of screens have one for, and nothing has a ground
+        styles = [style for tag in ("path", "use", "text", "g") for style in styles_of(plot.svg, tag)]
+        assert not re.findall(r"#[0-9a-fA-F]{3}", " ".join(styles)) and "currentColor" in " ".join(styles)
+        classes = {name for element in root.iter() for name in element.get("class", "").split()} - {root.get("class")}
+        assert classes and all(f".{name} {{ " in light and f".{name} {{ " in dark for name in classes)
+        assert {element.get("stroke") for element in root.iter()} - {None} <= {colour.lower() for colour in COLOURS}
 
 
-def test_pictures_stand_in_the_page(result, pairing, drawn):
+def test_text_of_plots_is_text_in_the_readers_fonts(drawn, result):
+    titles = " ".join(ET.fromstring(drawn[0].svg).itertext())
+    for name in ("acc_main", "json_ok", "abstained"):
+        assert result["metrics"][name]["title"] in titles
+    assert all("sans-serif" in style and "currentColor" in style for style in styles_of(drawn[0].svg, "text"))
+
+
+def test_pictures_stand_in_the_page_side_by_side(result, pairing, drawn):
     text = html_report(result, pairing, drawn, shown=0)
-    for plot in drawn:
-        assert (
-            text.count(base64.b64encode(plot.light).decode()) == text.count(base64.b64encode(plot.dark).decode()) == 1
-        )
+    assert all(text.count(plot.svg) == 1 for plot in drawn)
+    ids = re.findall(r'\bid="([^"]*)"', "".join(plot.svg for plot in drawn))
+    assert ids and len(ids) == len(set(ids))
+    assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink)\")", "".join(plot.svg for plot in drawn))
+
+
+def test_a_picture_by_itself_is_one_too(tmp_path, result):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    for name in ("x.svg", "x.png"):
+        with drawing():
+            figure, axis = pyplot.subplots()
+            axis.plot([0, 1], label="\x1b<b>")
+            axis.legend()
+            save(figure, tmp_path / name, "a\x1bb")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    root = ET.fromstring((tmp_path / "x.svg").read_text(encoding="utf-8"))
+    assert "\ufffd<b>" in "".join(root.itertext()) and root.get("aria-label") == "a\ufffdb"
 
 
 def test_runs_differ_in_colour_marker_and_line(result, monkeypatch):
     pytest.importorskip("matplotlib")
     figures = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(plots, "as_svg", lambda figure, *said: figures.append(figure) or "")
     plots.comparison_plots(result)
     over_k = next(figure for figure in figures if len(figure.axes) == 3)
     lines = over_k.axes[0].lines
@@ -365,7 +406,7 @@ def test_runs_differ_in_colour_marker_and_line(result, monkeypatch):
 def test_intervals_are_drawn_where_the_numbers_are(result, monkeypatch):
     pytest.importorskip("matplotlib")
     figures = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(plots, "as_svg", lambda figure, *said: figures.append(figure) or "")
     plots.comparison_plots(result)
     drawn = [sorted(line.get_xdata()) for line in figures[0].axes[0].lines if len(line.get_xdata()) == 2]
     for label in ("grpo", "ppo"):
@@ -377,7 +418,7 @@ def test_next_to_nothing_is_not_drawn_large(pairing, monkeypatch):
     pytest.importorskip("matplotlib")
     same = pair([replace(pairing.runs[0], label=label) for label in ("a", "b")])
     figures = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(plots, "as_svg", lambda figure, *said: figures.append(figure) or "")
     plots.comparison_plots(comparison_of(same))
     low, high = figures[0].axes[0].get_xlim()
     assert low <= -1.9 and high >= 1.9

@@ -16,16 +16,18 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.report.html import html_report
 from verl_aiops.evaluation.report.plots import comparison_plots, need_matplotlib, training_plot
 from verl_aiops.evaluation.report.text import render_comparison
-from verl_aiops.evaluation.training_curves import RL_KEYS, not_finite, read_metrics
+from verl_aiops.evaluation.training_curves import RL_KEYS, default_keys, not_finite, read_metrics
 from verl_aiops.files import write_atomically
 
 __all__ = ["CURVES", "Options", "compare"]
 
-CURVES = (*RL_KEYS[:-1], "actor/loss", "rewards/accuracies", "rewards/margins", "actor/kl_loss", "critic/vf_loss")
-"""Drawn by default, as far as a run has logged them."""
+CURVES = ("actor/loss", "rewards/accuracies", "rewards/margins", "actor/kl_loss", "critic/vf_loss")
+"""Drawn by default, as far as a run has logged them, after the reward and its components (`default_keys`)."""
 
 _FILES = ("report.html", "comparison.json", "table.txt")
-_PLOTS = ("differences.png", "over_setting.png", "over_k.png", "slices.png", "training.png")
+_PLOTS = ("differences.svg", "over_setting.svg", "over_k.svg", "slices.svg", "training.svg")
+# as earlier comparisons wrote them
+_OLD_PLOTS = tuple(name.replace(".svg", ".png") for name in _PLOTS)
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,10 @@ def compare(
         table += "\n" + "\n".join(lines) + "\n"
     page = html_report(result, pairing, plots, options.examples)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*_FILES, *_PLOTS):
+    for name in (*_FILES, *_PLOTS, *_OLD_PLOTS):
         (folder / name).unlink(missing_ok=True)
     for plot in plots:
-        write_atomically(folder / plot.name, plot.light)
+        write_atomically(folder / plot.name, plot.svg)
     write_atomically(folder / "table.txt", table)
     write_atomically(folder / "comparison.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     write_atomically(folder / "report.html", page)
@@ -107,7 +109,7 @@ def compare(
 def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise EvaluationError(f"--out {folder}: expected a folder, found a file")
-    there = [name for name in (*_FILES, *_PLOTS) if (folder / name).exists()]
+    there = [name for name in (*_FILES, *_PLOTS, *_OLD_PLOTS) if (folder / name).exists()]
     if there and not overwrite:
         raise EvaluationError(f"--out {folder}: {there[0]} is there already; choose another folder, or add --overwrite")
 
@@ -159,10 +161,10 @@ def _curve_keys(runs: Mapping[str, list[dict]], asked: Sequence[str]) -> list[st
                 f"--curves {missing[0]}: no run has logged it; there are {close or ', '.join(sorted(logged)[:8])}"
             )
         return list(asked)
-    keys = [key for key in CURVES if key in logged]
+    keys = [key for key in (*default_keys(runs)[:-1], *CURVES) if key in logged]
     if not keys:
         raise EvaluationError(
-            f"--metrics: none of {', '.join(CURVES)} was logged; name what to draw with --curves, from "
-            f"{', '.join(sorted(logged)[:8])}, ..."
+            f"--metrics: none of {', '.join((*RL_KEYS[:-1], *CURVES))} was logged; name what to draw with --curves, "
+            f"from {', '.join(sorted(logged)[:8])}, ..."
         )
     return keys

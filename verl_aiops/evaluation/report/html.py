@@ -1,12 +1,12 @@
 """A comparison as one HTML file that needs nothing else: no script, no address, pictures inside.
 
-Models' texts are hostile. Everything that the template prints passes `wording.visible` and is escaped; the page's
+Models' texts are hostile. Everything that the template prints passes `wording.visible` and is escaped, but for the
+pictures, which are our own elements with escaped texts (`svg.as_svg`); the page's
 content security policy forbids scripts and any loading besides.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +51,7 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         shown: examples in each direction for each comparison.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("verl_aiops.evaluation.report", "templates"),
@@ -61,7 +62,7 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         lstrip_blocks=True,
     )
     environment.filters.update(
-        value=wording.value_parts, change=wording.change_parts, p=wording.p_text, counted=wording.counted, data=_data
+        value=wording.value_parts, change=wording.change_parts, p=wording.p_text, counted=wording.counted
     )
     labels = [run["label"] for run in result["runs"]]
     return environment.get_template("comparison.html.j2").render(
@@ -69,7 +70,7 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         labels=labels,
         first=labels[0],
         others=labels[1:],
-        plots={plot.name.partition(".")[0]: plot for plot in plots},
+        plots={plot.name.partition(".")[0]: Markup(plot.svg) for plot in plots},
         verdicts=[wording.verdict(result, label) for label in labels[1:]],
         settings=_settings(result),
         left_out=wording.left_out(result),
@@ -91,10 +92,6 @@ def _shown_as(value: Any) -> Any:
 
     # a macro's output, whose parts came through here one by one
     return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _data(png: bytes) -> str:
-    return base64.b64encode(png).decode("ascii")
 
 
 def _tone(difference: Mapping[str, Any], better: str | None = "higher") -> str:

@@ -1,21 +1,19 @@
-"""The figures of a comparison, each as a light PNG for files and print and a dark one for dark screens.
+"""The figures of a comparison, as SVG that follows the reader's colours.
 
 Runs differ in colour, marker and line style, so that colour-blind readers and grey prints tell them apart.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.report.fonts import user_fonts
+from verl_aiops.evaluation.report.svg import COLOURS, as_svg, drawing
 from verl_aiops.evaluation.report.wording import listed, visible
 from verl_aiops.evaluation.stats.metrics import MAIN, METRICS, In, metrics, over_k_titles
-from verl_aiops.evaluation.training_curves import COLOURS, plot_curves
+from verl_aiops.evaluation.training_curves import draw_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,33 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Plot", "comparison_plots", "need_matplotlib", "training_plot"]
 
-# The same hues; on a dark ground the dark blue and the vermilion come last.
-_DARK_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#4A90C2")
 # Other numbers of them than of colours: no two runs look alike.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":", (0, (8, 3)))
-_DARK = {
-    "figure.facecolor": "#1a1d21",
-    "axes.facecolor": "#1a1d21",
-    "savefig.facecolor": "#1a1d21",
-    "axes.edgecolor": "#8b949e",
-    "axes.labelcolor": "#e6e6e6",
-    "text.color": "#e6e6e6",
-    "xtick.color": "#c3c8ce",
-    "ytick.color": "#c3c8ce",
-    "grid.color": "#8b949e",
-}
 _SLICES_DRAWN = 40
 
 
 @dataclass(frozen=True)
 class Plot:
-    """``name`` is the file's; ``alt`` says in words what is seen; ``light`` and ``dark`` are PNG data."""
+    """``name`` is the file's; ``svg`` the picture, which says in words what is seen (`svg.as_svg`)."""
 
     name: str
-    alt: str
-    light: bytes
-    dark: bytes
+    svg: str
 
 
 def need_matplotlib() -> None:
@@ -66,19 +49,19 @@ def need_matplotlib() -> None:
 
 def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
     """The figures that a comparison (`numbers.comparison_of`) has data for."""
-    plots = [_both("differences", _alt_differences(result), lambda colours: _differences(result, colours))]
+    plots = [_plot("differences", _alt_differences(result), lambda: _differences(result))]
     if result["over"] is not None:
         name = visible(result["over"]["name"])
         shown = listed([metric.title for metric in metrics(In.HEADLINE).values()])
         alt = f"{shown[0].upper()}{shown[1:]} against {name}, with 95 % intervals."
-        plots.append(_both("over_setting", alt, lambda colours: _over_setting(result, colours)))
+        plots.append(_plot("over_setting", alt, lambda: _over_setting(result)))
     if result["over_k"] is not None:
         alt = f"Lines against k, with 95 % bands: {listed(list(over_k_titles().values()))}."
-        plots.append(_both("over_k", alt, lambda colours: _over_k(result, colours)))
+        plots.append(_plot("over_k", alt, lambda: _over_k(result)))
     slices = _slices_drawn(result)
     if slices:
         alt = f"Differences of {METRICS[MAIN].title}, by source, language and difficulty, with 95 % intervals."
-        plots.append(_both("slices", alt, lambda colours: _slices(result, slices, colours)))
+        plots.append(_plot("slices", alt, lambda: _slices(result, slices)))
     return plots
 
 
@@ -92,61 +75,32 @@ def training_plot(
     """
     extra = [label for label in runs if label not in compared]
     places = {label: at for at, label in enumerate([*compared, *extra])}
-
-    def draw(colours: Sequence[str]) -> bytes:
-        looks = [_look(places[label], colours) for label in runs]
-        stream = io.BytesIO()
-        plot_curves(runs, {key: key for key in keys}, stream, smooth=smooth, looks=looks)
-        return stream.getvalue()
-
+    looks = [_look(places[label]) for label in runs]
     alt = f"Lines of {', '.join(keys)} against the training step, one for each of {', '.join(runs)}."
     try:
-        with _theme({}):
-            light = draw(COLOURS)
-        with _theme(_DARK):
-            return Plot("training.png", alt, light, draw(_DARK_COLOURS))
+        return _plot("training", alt, lambda: draw_curves(runs, {key: key for key in keys}, smooth=smooth, looks=looks))
     except ValueError as error:
         raise EvaluationError(f"--curves {error}") from None
 
 
-def _look(at: int, colours: Sequence[str]) -> tuple[str, Any, str]:
-    return colours[at % len(colours)], _LINES[at % len(_LINES)], _MARKERS[at % len(_MARKERS)]
+def _plot(name: str, alt: str, draw: Callable[[], Figure]) -> Plot:
+    with drawing():
+        return Plot(f"{name}.svg", as_svg(draw(), name, alt))
 
 
-def _both(name: str, alt: str, draw: Callable[[Sequence[str]], Figure]) -> Plot:
-    with _theme({}):
-        light = _png(draw(COLOURS))
-    with _theme(_DARK):
-        return Plot(f"{name}.png", alt, light, _png(draw(_DARK_COLOURS)))
+def _look(at: int) -> tuple[str, Any, str]:
+    return COLOURS[at % len(COLOURS)], _LINES[at % len(_LINES)], _MARKERS[at % len(_MARKERS)]
 
 
-@contextmanager
-def _theme(colours: Mapping[str, str]) -> Iterator[None]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    with user_fonts(), matplotlib.rc_context({"font.size": 10, **colours}):
-        yield
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib import pyplot as plt
-
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=140, format="png")
-    plt.close(figure)
-    return stream.getvalue()
-
-
-def _style(at: int, colours: Sequence[str]) -> dict[str, Any]:
-    colour, _, marker = _look(at, colours)
+def _style(at: int) -> dict[str, Any]:
+    colour, _, marker = _look(at)
     return {"color": colour, "marker": marker}
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
-def _differences(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+def _differences(result: Mapping[str, Any]) -> Figure:
     rows = {}
     for name in (name for name, metric in metrics(In.PLOT).items() if metric.digits is None):
         metric = result["metrics"][name]
@@ -154,7 +108,7 @@ def _differences(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
         if any(change["value"] is not None for change in changes.values()):
             arrow = "" if metric["better"] == "higher" else "\n(less is better)"
             rows[metric["title"] + arrow] = changes
-    return _forest(result, rows, colours)
+    return _forest(result, rows)
 
 
 def _alt_differences(result: Mapping[str, Any]) -> str:
@@ -175,11 +129,11 @@ def _slices_drawn(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: part[MAIN]["differences"] for name, part in found if any(part is other for _, other in kept)}
 
 
-def _slices(result: Mapping[str, Any], slices: Mapping[str, Any], colours: Sequence[str]) -> Figure:
-    return _forest(result, {_short(name): changes for name, changes in slices.items()}, colours)
+def _slices(result: Mapping[str, Any], slices: Mapping[str, Any]) -> Figure:
+    return _forest(result, {_short(name): changes for name, changes in slices.items()})
 
 
-def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], colours: Sequence[str]) -> Figure:
+def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Points with intervals, in percentage points; one line for each row and run."""
     from matplotlib import pyplot as plt
 
@@ -189,7 +143,7 @@ def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], co
     # the points of one row stand closer than the rows
     step = min(0.24, 0.6 / len(others))
     for row in range(0, len(rows), 2):
-        axis.axhspan(row - 0.5, row + 0.5, color=plt.rcParams["grid.color"], alpha=0.1, lw=0)
+        axis.axhspan(row - 0.5, row + 0.5, color=plt.rcParams["grid.color"], alpha=0.07, lw=0)
     for at, label in enumerate(others, 1):
         shift = step * (at - (len(others) + 1) / 2)
         for row, changes in enumerate(rows.values()):
@@ -198,12 +152,12 @@ def _forest(result: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], co
                 continue
             centre = 100 * change["value"]
             low, high = (100 * change[end] if change[end] is not None else centre for end in ("low", "high"))
-            style = _style(at, colours)
+            style = _style(at)
             axis.plot([low, high], [row + shift] * 2, color=style["color"], lw=1.8, solid_capstyle="butt")
             # an open marker has no interval
             face = style["color"] if change["low"] is not None else "none"
             axis.plot([centre], [row + shift], ls="", ms=6.5, markerfacecolor=face, **style)
-        axis.plot([], [], ls="-", ms=6.5, label=f"{_short(label)} − {_short(first)}", **_style(at, colours))
+        axis.plot([], [], ls="-", ms=6.5, label=f"{_short(label)} − {_short(first)}", **_style(at))
     axis.axvline(0, color=plt.rcParams["axes.edgecolor"], lw=1)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -241,7 +195,7 @@ def _short(name: str, most: int = 34) -> str:
 # --- against a setting of the runs -----------------------------------------------------------------------------------
 
 
-def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+def _over_setting(result: Mapping[str, Any]) -> Figure:
     """A point with its interval for each run, in the order of their numbers."""
     from matplotlib import pyplot as plt
 
@@ -257,8 +211,8 @@ def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
             [100 * (mean[end] if mean[end] is not None else mean["value"]) for mean in means]
             for end in ("value", "low", "high")
         )
-        axis.plot(numbers, centre, color=colours[0], marker="o", ms=6, lw=1.2)
-        axis.vlines(numbers, low, high, color=colours[0], lw=1.8)
+        axis.plot(numbers, centre, color=COLOURS[0], marker="o", ms=6, lw=1.2)
+        axis.vlines(numbers, low, high, color=COLOURS[0], lw=1.8)
         axis.set_title(result["metrics"][name]["title"], fontsize=10.5)
         # numbers such as 2, 4, 8, 16 would crowd on the left
         if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
@@ -275,7 +229,7 @@ def _over_setting(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
 # --- several answers --------------------------------------------------------------------------------------------------
 
 
-def _over_k(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
+def _over_k(result: Mapping[str, Any]) -> Figure:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -286,7 +240,7 @@ def _over_k(result: Mapping[str, Any], colours: Sequence[str]) -> Figure:
     for axis, name in zip(axes.flat, drawn, strict=True):
         for at, label in enumerate(labels):
             ks, centre, low, high = _points(result, name, label)
-            style = _style(at, colours)
+            style = _style(at)
             text = _short(label, 26) if axis is axes.flat[0] else None
             axis.plot(ks, centre, lw=1.6, ls=_LINES[at % len(_LINES)], ms=5, label=text, **style)
             axis.fill_between(ks, low, high, color=style["color"], alpha=0.14, lw=0)

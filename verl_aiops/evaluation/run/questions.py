@@ -15,7 +15,15 @@ from verl_aiops.incidents.build.files import UNKNOWN_DIFFICULTY
 from verl_aiops.incidents.prompts import Candidates, lists_candidates
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth
 
-__all__ = ["Question", "fingerprint", "incident_questions", "offered_names", "read_rl_questions", "sampled"]
+__all__ = [
+    "Question",
+    "fingerprint",
+    "incident_questions",
+    "offered_names",
+    "read_pair_questions",
+    "read_rl_questions",
+    "sampled",
+]
 
 Message = dict[str, str]
 DIFFICULTY = "extra_info.difficulty"
@@ -117,7 +125,7 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
     info = _mapping(row.get("extra_info"), "extra_info", {})
     name = _text(info.get("id"), "extra_info.id") or f"row-{number}"
     text = _text(info.get("incident_text"), "extra_info.incident_text") or ""
-    truth = _truth(_mapping(row.get("reward_model"), "reward_model", None).get("ground_truth"))
+    truth = _truth(_mapping(row.get("reward_model"), "reward_model", None).get("ground_truth"), "reward_model.")
     for item in read_ground_truth(truth).evidence:
         if item not in text:
             raise EvaluationError(
@@ -135,6 +143,10 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
         incident_text=text,
         ground_truth=truth,
     )
+    return _of_whole_characters(question)
+
+
+def _of_whole_characters(question: Question) -> Question:
     try:
         _as_json(question).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -142,6 +154,56 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
             f"expected valid Unicode, found the lone surrogate U+{ord(error.object[error.start]):04X}"
         ) from None
     return question
+
+
+def read_pair_questions(path: str) -> list[Question]:
+    """The prompts of a preference file of `verl-aiops build-prefs`, each once; there is one answer to each, the last.
+
+    Raises:
+        PreferenceDataError: the file cannot be read.
+        EvaluationError: a row cannot be used, or has no ground truth to hold an answer to; names file, row and key.
+    """
+    import numpy as np
+
+    from verl_aiops.data.reading import open_files
+
+    (file,) = open_files(path)
+    asked: dict[str, Question] = {}
+    ids: set[str] = set()
+    columns = ["prompt", "ground_truth", "id", "group", "source", "lang", "incident_text"]
+    for number, record in enumerate(file.records(columns, np.arange(file.rows))):
+        try:
+            if record.fault:
+                raise EvaluationError(record.fault)
+            missing = [key for key in columns[:2] if record.values.get(key) is None]
+            if missing:
+                raise EvaluationError(
+                    f"{missing[0]}: found none; answers can be scored for files made by `verl-aiops build-prefs`"
+                )
+            question = _of_whole_characters(_pair_question(record.values, number))
+        except ValueError as error:
+            raise EvaluationError(f"{record.where}: {error}") from None
+        prompt = json.dumps(question.messages, sort_keys=True)
+        if prompt not in asked:
+            # ids of pairs need not tell prompts apart, those of answers must
+            asked[prompt] = replace(question, id=f"{question.id}#row-{number}") if question.id in ids else question
+            ids.add(question.id)
+    return list(asked.values())
+
+
+def _pair_question(row: Mapping[str, Any], number: int) -> Question:
+    name = _text(row.get("id"), "id") or f"row-{number}"
+    return Question(
+        id=name,
+        group=_text(row.get("group"), "group") or name,
+        source=_text(row.get("source"), "source"),
+        lang=_text(row.get("lang"), "lang"),
+        difficulty=None,
+        messages=_messages(row["prompt"]),
+        rounds=(),
+        incident_text=_text(row.get("incident_text"), "incident_text") or "",
+        ground_truth=_truth(row["ground_truth"]),
+    )
 
 
 def _mapping(value: Any, key: str, default: Mapping | None) -> Mapping[str, Any]:
@@ -158,12 +220,12 @@ def _text(value: Any, key: str) -> str | None:
     raise EvaluationError(f"{key}: expected text, found {_shown(value)}")
 
 
-def _truth(value: Any) -> dict[str, Any]:
+def _truth(value: Any, within: str = "") -> dict[str, Any]:
     """As an object that JSON can hold; what is in it is checked by the reward's own reader."""
     try:
         read_ground_truth(value)
     except ValueError as error:
-        raise EvaluationError(f"reward_model.{error}") from None
+        raise EvaluationError(f"{within}{error}") from None
     return json.loads(value) if isinstance(value, str) else dict(value)
 
 

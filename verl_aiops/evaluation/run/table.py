@@ -7,7 +7,7 @@ from typing import Any
 
 from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, metrics
 
-__all__ = ["as_columns", "one_line", "render", "without_text_said"]
+__all__ = ["as_columns", "one_line", "render", "share_text", "without_text_said"]
 
 Cells = Sequence[str]
 
@@ -64,7 +64,7 @@ def _slices(key: str, slices: Mapping[str, Any]) -> str:
     shown = {name: metric for name, metric in metrics(In.SLICES).items() if metric.digits is None}
     rows = [(key, "answers", *(metric.head for metric in shown.values()))]
     for name, section in slices.items():
-        cells = [_share(section["metrics"][metric]) if section["metrics"] else "-" for metric in shown]
+        cells = [share_text(section["metrics"][metric]) if section["metrics"] else "-" for metric in shown]
         rows.append((one_line(name), f"{section['answers']:,}", *cells))
     return as_columns(rows)
 
@@ -85,7 +85,7 @@ def _several(section: Mapping[str, Any]) -> str:
     for k, value in section["pass_at_k"].items():
         best = section["best_of_n"][k]
         cells = (_shown(best[name], metric) for name, metric in shown.items())
-        rows.append((k, f"{value['n']:,}", _share(value), *cells))
+        rows.append((k, f"{value['n']:,}", share_text(value), *cells))
     return as_columns(rows)
 
 
@@ -96,7 +96,7 @@ def _drop(summary: Mapping[str, Any]) -> str:
     rows = [("labels swapped", "own names", "swapped", "drop", "answers")]
     for name, value in summary["drop"]["metrics"].items():
         if value is not None:
-            cells = (_percent(value["before"]), _percent(value["after"]), _share(value), f"{value['n']:,}")
+            cells = (_percent(value["before"]), _percent(value["after"]), share_text(value), f"{value['n']:,}")
             rows.append((names[name], *cells))
     counts = summary["drop"]
     left = "".join(f"; {count:,} left out: {reason}" for reason, count in counts["left_out"].items())
@@ -118,14 +118,15 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _share(value: Mapping[str, Any]) -> str:
+def share_text(value: Mapping[str, Any]) -> str:
+    """`61.2 % [54, 68]`, the interval where there is one."""
     if value["value"] is None or value["low"] is None:
         return _percent(value["value"])
     return f"{_percent(value['value'])} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
 
 
 def _shown(value: Mapping[str, Any], metric: Metric) -> str:
-    return _share(value) if metric.digits is None else _number(value, metric.digits)
+    return share_text(value) if metric.digits is None else _number(value, metric.digits)
 
 
 def _number(value: Mapping[str, Any], digits: int) -> str:

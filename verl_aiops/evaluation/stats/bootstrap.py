@@ -6,11 +6,12 @@ Where all groups agree, resampling them says nothing: every draw is the same. Su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["DRAWS", "LEVEL", "NO_WIDTH", "intervals", "of_constant"]
+__all__ = ["DRAWS", "LEVEL", "NO_WIDTH", "intervals", "of_constant", "wilson_interval"]
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -62,3 +63,13 @@ def of_constant(value: float, groups: int, lowest: float, highest: float, level:
     """
     other = 1 - ((1 - level) / 2) ** (1 / groups)
     return value - other * (value - lowest), value + other * (highest - value)
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of which only the count is known, its trials taken as independent (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
