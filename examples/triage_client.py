@@ -17,7 +17,8 @@ import json
 import sys
 from pathlib import Path
 
-from verl_aiops.cli.evaluate import api_key, round_tokens
+from verl_aiops.cli.evaluate import api_key
+from verl_aiops.cli.values import round_tokens
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions
 from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions

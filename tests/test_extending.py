@@ -70,9 +70,9 @@ def python(shell, code):
 
 def test_the_page_has_an_example_of_each():
     text = "".join(block.text for block in blocks("file my_triage.py"))
-    for line in ('LOSSES["cpo"]', 'PARTS["named"]', 'READERS[".yaml"]', 'PAIRING_RULES["two_widest"]', "FAULTS.update"):
+    for line in ('LOSSES["cpo"]', 'PARTS["named"]', 'METRICS["long"]', 'READERS[".yaml"]', 'PAIRING_RULES["two_widest"]', "FAULTS.update"):
         assert line in text
-    assert len(blocks("run")) == 5 and len(blocks("train")) == 1
+    assert len(blocks("run")) == 6 and len(blocks("train")) == 1
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("run") if b.language == "python"], ids=lambda b: b.text[-40:-20])

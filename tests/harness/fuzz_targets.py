@@ -235,7 +235,7 @@ def other_readers(folder):
 
     from verl_aiops.data.errors import PreferenceDataError
     from verl_aiops.evaluation.errors import EvaluationError
-    from verl_aiops.evaluation.on_policy.answers import Sampled, check_not_seen
+    from verl_aiops.evaluation.on_policy.sampled import Sampled, check_not_seen
     from verl_aiops.evaluation.run.questions import read_pair_questions, read_rl_questions
     from verl_aiops.models.folders import ModelFolderError, find_model
     from verl_aiops.trainers.config import ConfigError

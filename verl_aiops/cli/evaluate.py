@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.data import add_prompt_options, prompts_from
+from verl_aiops.cli.values import json_object, reward_settings, round_tokens
 
 if TYPE_CHECKING:
     from verl_aiops.evaluation.run.backend import Backend, SamplingOptions
@@ -146,7 +146,7 @@ def run_eval(args: argparse.Namespace) -> int:
     plan = EvaluationPlan(
         samples=args.n,
         seed=args.seed,
-        reward=_reward(args.reward),
+        reward=reward_settings(args.reward),
         max_failed_share=args.max_failed_share,
         rename=args.rename,
         rename_labels=args.rename_labels,
@@ -157,7 +157,7 @@ def run_eval(args: argparse.Namespace) -> int:
         max_response_length=args.max_response_length,
         round_tokens=round_tokens(args.round_tokens),
         answer_tokens=args.answer_tokens,
-        chat_template_kwargs=_json_object("--chat-template-kwargs", args.chat_template_kwargs),
+        chat_template_kwargs=json_object("--chat-template-kwargs", args.chat_template_kwargs),
     )
     # what the user may have mistyped comes before reading files, files before the model
     model, make_backend = _backend(args, options)
@@ -258,50 +258,3 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
     options = {name: value for name, value in vars(prompts).items() if name != "measure"}
     where = {"incidents": args.incidents, "taxonomy": args.taxonomy, "limit": args.limit, "prompts": options}
     return sampled(incident_questions(source, prompts), args.limit, args.seed), where
-
-
-def round_tokens(text: str | None) -> tuple[int, ...] | None:
-    """`320,64` or `[320,64]` as numbers."""
-    from verl_aiops.evaluation.errors import EvaluationError
-
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.strip("[]").split(","))
-    except ValueError:
-        raise EvaluationError(f"--round-tokens {text}: expected numbers of tokens such as 320,64") from None
-
-
-def _json_object(name: str, text: str | None) -> dict[str, Any]:
-    from verl_aiops.evaluation.errors import EvaluationError
-
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise EvaluationError(f"{name}: expected a JSON object, found {text[:80]!r}")
-    return value
-
-
-def _reward(text: str | None) -> dict[str, Any]:
-    """Settings of the reward from `name=value,name=value`, checked as the reward itself checks them."""
-    from verl_aiops.evaluation.errors import EvaluationError
-    from verl_aiops.rewards.triage.settings import read_settings
-
-    settings = {}
-    for part in (text or "").split(",") if text else []:
-        name, _, value = part.partition("=")
-        try:
-            settings[name.strip()] = json.loads(value)
-        except ValueError:
-            if name.strip() != "reasoning":
-                raise EvaluationError(f"--reward {part}: expected name=value with a number, true or false") from None
-            settings[name.strip()] = value.strip()
-    try:
-        read_settings(settings)
-    except ValueError as error:
-        raise EvaluationError(f"--reward: {error}") from None
-    return settings

@@ -22,7 +22,7 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions, seed_of
 from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.questions import fingerprint, incident_questions, read_rl_questions, sampled
-from verl_aiops.evaluation.run.results import line_of, read_lines
+from verl_aiops.evaluation.run.results import Folder, line_of, read_lines
 from verl_aiops.incidents import PromptOptions, Simulator, build_rl, file_source, simulator_source, write_incidents
 from verl_aiops.rewards.aiops_mturn import compute_score
 
@@ -159,6 +159,18 @@ def test_another_setting_is_refused_by_its_name(questions, tmp_path, key, value)
     backend = Knowing()
     run(questions, backend, tmp_path, settings={**SETTINGS, key: value}, overwrite=True)
     assert len(backend.asked) == 12
+
+
+@pytest.mark.parametrize("earlier, now", [({"rename": 3}, {}), ({}, {"rename": 3})])
+def test_a_setting_that_only_one_side_has_is_a_difference(tmp_path, earlier, now):
+    """Also one that only the earlier evaluation had, such as an option that was given then and is left out now."""
+    with Folder(tmp_path / "out", {"model": "m", **earlier}):
+        pass
+    message = f"rename was {earlier.get('rename', 'null')}, is {now.get('rename', 'null')}. Restore"
+    with pytest.raises(EvaluationError, match=message):
+        Folder(tmp_path / "out", {"model": "m", **now})
+    with Folder(tmp_path / "out", {"model": "m", **earlier}):
+        pass
 
 
 def test_answers_without_settings_are_not_touched(questions, tmp_path):

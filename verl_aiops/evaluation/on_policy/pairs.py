@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.on_policy.answers import (
+from verl_aiops.evaluation.on_policy.sampled import (
     OwnAnswer,
     Sampled,
     check_held_out,
