@@ -99,3 +99,14 @@ def test_lines_that_were_scored_without_the_component_are_compared_without_it(ru
 def test_a_component_with_the_name_of_a_metric_has_a_line_of_its_own(monkeypatch):
     monkeypatch.setitem(PARTS, "cut", RewardPart(polite, weight=0.01))
     assert metrics()["cut"] is METRICS["cut"] and metrics()["reward/cut"].title == "cut"
+
+
+def test_a_place_brings_those_that_it_stands_on_and_amounts_are_not_drawn(runs, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(METRICS, "only", Metric("only a headline", lambda line: 1.0, In.HEADLINE))
+    monkeypatch.setitem(METRICS, "much", Metric("an amount", lambda line: 7.0, In.HEADLINE | In.PLOT, digits=1))
+    assert "only" in metrics(In.SLICES) and "only" in metrics(In.COMPARE) and "only" not in metrics(In.EVAL)
+    assert "much" not in metrics(In.PLOT) and "much" not in metrics(In.HEADLINE)
+    table, files = compare([str(runs / "sft"), str(runs / "dpo")], runs / "out", Options(over="n=1,2"))
+    assert "only a headline" in table and "over_setting.svg" in files
+    assert "only a headline" in (runs / "out" / "over_setting.svg").read_text()

@@ -102,7 +102,7 @@ def _style(at: int) -> dict[str, Any]:
 
 def _differences(result: Mapping[str, Any]) -> Figure:
     rows = {}
-    for name in (name for name, metric in metrics(In.PLOT).items() if metric.digits is None):
+    for name in metrics(In.PLOT):
         metric = result["metrics"][name]
         changes = {label: entry["difference"] for label, entry in metric["comparisons"].items()}
         if any(change["value"] is not None for change in changes.values()):

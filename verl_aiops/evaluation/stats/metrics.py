@@ -88,7 +88,7 @@ class In(Flag):
     BEST = auto()
     """the best of k answers, in ``summary.json`` and the table of `verl-aiops eval`"""
     HEADLINE = auto()
-    """plots against a setting and against k, and beside the slices of a report: few"""
+    """plots against a setting and against k, and beside the slices of a report: few, shares alone"""
 
 
 _SHOWN = In.EVAL | In.COMPARE | In.PLOT
@@ -124,6 +124,20 @@ class Metric:
     @property
     def head(self) -> str:
         return self.short or self.title
+
+    @property
+    def places(self) -> In:
+        """Where it is shown: ``at`` without what it cannot be drawn in, and with what stands on other figures."""
+        places = self.at
+        if self.digits is not None:
+            places &= ~(In.PLOT | In.HEADLINE)
+        if self.classes:
+            places &= In.EVAL | In.COMPARE | In.PLOT
+        if In.HEADLINE in places:
+            places |= In.SLICES
+        if places & (In.PLOT | In.SLICES):
+            places |= In.COMPARE
+        return places
 
 
 # --- from a line to a value -------------------------------------------------------------------------------------------
@@ -231,7 +245,7 @@ def metrics(at: In | None = None) -> dict[str, Metric]:
         f"reward/{name}" if name in METRICS else name: Metric(name, scored(name), better=-1 if part.costs else 1)
         for name, part in PARTS.items()
     }
-    return {name: metric for name, metric in (METRICS | parts).items() if at is None or at in metric.at}
+    return {name: metric for name, metric in (METRICS | parts).items() if at is None or at in metric.places}
 
 
 def is_share(name: str) -> bool:
