@@ -17,6 +17,8 @@ from eval_harness import Knowing, questions_of, quoting, right_answer
 
 from verl_aiops.cli import evaluate as cli_eval
 from verl_aiops.cli import main as cli
+from verl_aiops.cli.before_after import BEFORE_AFTER
+from verl_aiops.cli.curves import CURVES
 from verl_aiops.evaluation.answer_line import KEYS
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions, seed_of
@@ -443,8 +445,13 @@ def test_the_docs_name_every_key_and_file():
     docs = (Path(__file__).parents[3] / "docs" / "evaluate.md").read_text(encoding="utf-8")
     for name in (*KEYS, "generations.jsonl", "renamed.jsonl", "summary.json", "table.txt", "settings.json"):
         assert f"`{name}`" in docs, name
-    options = set(re.findall(r"--[a-z][a-z-]+", docs))
-    parser = argparse.ArgumentParser()
-    cli_eval.eval_options(parser)
-    known = {option for action in parser._actions for option in action.option_strings}
-    assert options - known == {"--taxonomy-out"}  # of another command
+    sections = re.split(r"^## ", docs, flags=re.MULTILINE)
+    own = {"Before and after DPO": BEFORE_AFTER.add_options, "Training curves": CURVES.add_options}
+    unknown = set()
+    for section in sections:
+        parser = argparse.ArgumentParser()
+        own.get(section.partition("\n")[0], cli_eval.eval_options)(parser)
+        known = {option for action in parser._actions for option in action.option_strings}
+        unknown |= set(re.findall(r"--[a-z][a-z-]+", section)) - known
+    assert unknown == {"--taxonomy-out"}  # of another command
+    assert {section.partition("\n")[0] for section in sections} >= set(own)
