@@ -57,7 +57,7 @@ args=(
   trainer.save_freq=50                # a killed run goes on from the last checkpoint in OUT when started again
   trainer.max_actor_ckpt_to_keep=2
   trainer.default_local_dir="$(text "$OUT")"
-  trainer.rollout_data_dir="$(text "$OUT/rollouts")"         # every answer, its rounds and the parts of its reward
+  trainer.rollout_data_dir="$(text "$OUT/rollouts")"         # every answer, its rounds and the components of its reward
   trainer.validation_data_dir="$(text "$OUT/validation")"
   trainer.logger='[console,tensorboard]'         # add wandb for Weights & Biases
 )

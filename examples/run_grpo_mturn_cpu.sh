@@ -24,7 +24,7 @@ export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$OUT/metrics.jsonl}
 # round_tokens        tokens the model may write in round 1 and round 2
 # use_kl_loss         the term of GRPO's paper needs a reference pass; a short run does without
 # save_freq           a checkpoint every so many steps, and at the last one; a killed run goes on from it
-# rollout_data_dir    every answer with its rounds and the parts of its reward, one file per step
+# rollout_data_dir    every answer with its rounds and the components of its reward, one file per step
 exec python3 -m verl.trainer.main_ppo "+verl_aiops=[$PRESET,cpu]" \
   data.train_files="$(files "$TRAIN")" \
   data.val_files="$(files "$VAL")" \

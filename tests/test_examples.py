@@ -126,3 +126,25 @@ def test_no_script_hands_a_path_to_hydra_bare():
         for line in script.read_text(encoding="utf-8").splitlines():
             bare = [f'="${name}' for name in PLACES if f'="${name}' in line]
             assert not bare or "bash" in line or line.startswith(("MODEL=", "#")), f"{script.name}: {line}"
+
+
+@pytest.mark.parametrize("script, device", [("train_rm.sh", "cuda"), ("train_rm_cpu.sh", "cpu")])
+def test_later_options_win_in_both_scripts_that_train_a_reward_model(script, device, tmp_path):
+    import argparse
+
+    from verl_aiops.cli.train import reward_model_options
+
+    (tmp_path / "verl-aiops").write_text(WRITE)
+    (tmp_path / "verl-aiops").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SEEN": str(tmp_path / "seen.json")}
+    env |= {"MODEL": "m o", "DATA": "d", "VAL": "v", "OUT": "o"}
+    subprocess.run(["bash", str(EXAMPLES / script), "--lr", "3e-4"], env=env, check=True, timeout=60)
+    command, *words = json.loads((tmp_path / "seen.json").read_text())
+    parser = argparse.ArgumentParser()
+    reward_model_options(parser)
+    args = parser.parse_args(words)
+    assert (command, args.model, args.lr, args.device) == ("train-rm", "m o", 3e-4, device)
+    small = device == "cpu"
+    assert (args.batch_size, args.max_length, args.save_steps) == ((2, 1024, 25) if small else (8, 2048, 50))
+    assert (args.epochs, args.grad_accum, args.lora_rank, args.lora_alpha, args.seed) == (1, 4, 16, 32, 1)
+    assert (args.center, args.dtype) == (0.01, "float32")

@@ -1,4 +1,4 @@
-"""Modules of a user's own that add to our tables (losses, parts of the reward, readers of incidents).
+"""Modules of a user's own that add to our tables (losses, components of the reward, readers of incidents).
 
 verl imports the modules that ``VERL_USE_EXTERNAL_MODULES`` names in each of its processes; here the commands do so too.
 """

@@ -138,11 +138,18 @@ def test_a_dry_run_names_the_merged_folder_and_merges_nothing(engine, run_folder
     assert not Path(f"{actor}_merged").exists()
 
 
-def test_every_knob_stands_in_the_docs_and_in_both_scripts():
+def test_every_knob_stands_in_the_docs_and_in_the_script_of_both_engines(tiny_model_dir):
     page = (ROOT / "docs" / "12-serving.md").read_text(encoding="utf-8")
+    text = (ROOT / "examples" / "serve.sh").read_text(encoding="utf-8")
+    assert re.findall(r"^([A-Z_]+)=\$\{", text, flags=re.MULTILINE) == ["ENGINE", *KNOBS]
     for engine in FLAGS:
-        text = (ROOT / "examples" / f"serve_{engine}.sh").read_text(encoding="utf-8")
-        assert re.findall(r"^([A-Z_]+)=\$\{", text, flags=re.MULTILINE) == KNOBS
+        assert f'ENGINE={engine} exec bash "$(dirname "$0")/serve.sh" "$@"\n' in (
+            (ROOT / "examples" / f"serve_{engine}.sh").read_text(encoding="utf-8")
+        )
+    command = ["bash", str(ROOT / "examples" / "serve.sh")]
+    knobs = environment(MODEL=tiny_model_dir, ENGINE="trt", DRY_RUN=1)
+    made = subprocess.run(command, env=knobs, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 2 and made.stderr == "serve: ENGINE=trt: expected sglang or vllm\n"
     for knob in KNOBS:
         assert f"`{knob}`" in page, knob
 

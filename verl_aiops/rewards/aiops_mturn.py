@@ -17,13 +17,13 @@ With P the sum of the four weights that pay (so that weights are relative and a 
                     - length_weight        * overlong ) / P )
 
 ====================  =======  =====================================================================================
-part                  default  what it is
+component             default  what it is
 ====================  =======  =====================================================================================
 `json_ok`                0.05  the answer is exactly one JSON object, see `answer.parse_answer`
 `service_ok`             0.40  the service is the true one or one of its aliases, see `answer.normalise_label`
 `type_ok`                0.40  the same for the incident type
 `evidence`               0.15  quality of the quotations, 0 unless both fields are right, see `evidence.Judgement`
-`early_verdict`         -0.05  a round before the last gives a verdict or JSON, see `discipline`
+`early_verdict`         -0.05  a round before the last gives a verdict or JSON, see `early_verdict`
 `invented`              -0.05  quotations that are not in the incident, four or more cost it all
 `overlong`              -0.05  0 up to `length_budget` characters of all rounds, rising to 1 at twice as many
 ====================  =======  =====================================================================================
@@ -34,8 +34,8 @@ JSON asked for 0.
 
 Weights may be changed (`settings.RewardSettings`), but only so that the five smaller ones together stay below each of
 the two field weights; other weights raise ValueError. Whatever the quotations, the form and the length, one more right
-field therefore always earns more. Parts that are added (`parts.PARTS`) are paid or taken in the same sum, and their
-weights count among the smaller ones.
+field therefore always earns more. Components that are added (`components.PARTS`) are paid or taken in the same sum, and
+their weights count among the smaller ones.
 
 What is read where
 ------------------
@@ -79,7 +79,7 @@ def compute_score(
     Args:
         data_source: ignored; verl passes the row's.
         solution_str: the decoded response; the answer where there are no turns.
-        ground_truth: a mapping or its JSON text, see `truth.read_ground_truth`.
+        ground_truth: a mapping or its JSON text, see `ground_truth.read_ground_truth`.
         extra_info: a mapping, of which `turns` (list, tuple or array of str) and `incident_text` (str) are used.
         **kwargs: fields of `settings.RewardSettings`, and whatever verl's reward managers pass, which is ignored.
 
@@ -89,7 +89,7 @@ def compute_score(
         `evidence_recall`, also of wrong answers; `early_verdict`; `overlong`. Counts: `quotes`, distinct verbatim
         quotations; `invented`, distinct others; `rounds`; `chars`, of all rounds; `reasoning`, characters of reasoning
         blocks, which are in none of the others; `reasoning_cut`, whether the last round's block was not closed. Then
-        what each part of `parts.PARTS` measured, from 0 to 1.
+        what each one of `components.PARTS` measured, from 0 to 1.
 
     Raises:
         ValueError: faulty ground truth, turns, incident text, settings or parts; never because of what the model wrote.
@@ -97,8 +97,8 @@ def compute_score(
     settings = read_settings(kwargs)
     truth = read_ground_truth(ground_truth)
     *written, incident_text = _texts(solution_str, extra_info)
-    rounds = [shown(text, settings) for text in written]
-    *early, final = (text.text for text in rounds)
+    turns = [shown(text, settings) for text in written]
+    *early, final = (turn.text for turn in turns)
     answer = parse_answer(final, allow_fence=settings.allow_fence)
     service_ok = answer.ok and match_label(answer.service, truth.service)
     type_ok = answer.ok and match_label(answer.incident_type, truth.incident_type)
@@ -138,14 +138,14 @@ def compute_score(
         "overlong": overlong,
         "rounds": float(len(early) + 1),
         "chars": float(chars),
-        "reasoning": float(sum(text.hidden for text in rounds)),
-        "reasoning_cut": float(rounds[-1].cut),
+        "reasoning": float(sum(turn.hidden for turn in turns)),
+        "reasoning_cut": float(turns[-1].cut),
         **more,
     }
 
 
 def shown(text: str, settings: RewardSettings) -> Visible:
-    """What a round says after its reasoning, as far as the settings know of any."""
+    """What a turn says after its reasoning, as far as the settings know of any."""
     opened = settings.reasoning_opened or (None if settings.reasoning == ANY else False)
     return visible(text, settings.reasoning, opened)
 
@@ -157,7 +157,7 @@ def read_answer(text: str, reward: Mapping[str, Any]) -> ParsedAnswer:
 
 
 def _texts(solution_str: Any, extra_info: Any) -> list[str]:
-    """The rounds' texts, then the incident's text."""
+    """The assistant's turns, then the incident's text."""
     if extra_info is None:
         extra_info = {}
     elif not isinstance(extra_info, Mapping):

@@ -1,6 +1,6 @@
 """How answers are generated for verl: conversations of several rounds, and a small rollout on transformers.
 
-`turns` and `agent_loop` are for any engine; `hf_engine`, `hf_server` and `hf_replica` are the rollout named ``hf``.
+`rounds` is for any engine; `hf` is the rollout of that name.
 """
 
 # First, and here: verl loads the plug-in while it is imported, and the plug-in waits for modules of this package. If

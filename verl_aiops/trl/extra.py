@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from verl_aiops.files import write_atomically
+from verl_aiops.files import move_into_place, write_atomically
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 
 __all__ = [
@@ -136,5 +136,5 @@ def move_into(folder: Path, made: Path, last: str) -> None:
     """
     end = ["config.json", last]
     for path in sorted(made.iterdir(), key=lambda path: (end.index(path.name) if path.name in end else -1, path.name)):
-        os.replace(path, folder / path.name)
+        move_into_place(path, folder / path.name)
     made.rmdir()

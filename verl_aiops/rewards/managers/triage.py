@@ -17,7 +17,7 @@ ROUND_COLUMNS = 4
 
 
 def turn_columns(turns: list[str] | None) -> dict[str, str]:
-    """``round_1`` to ``round_4``: what verl writes into dumped generations beside the reward's parts.
+    """``round_1`` to ``round_4``: what verl writes into dumped generations beside the reward's components.
 
     Always all of them, empty where there was no such round: verl takes a batch's columns from its first row, and rows
     may differ in their rounds. Rounds after the fourth stand in its column, each under its number.

@@ -1,6 +1,6 @@
 """A rule's reward and a reward model's, made one: the settings under ``reward.combined`` and the formulas.
 
-With ``rule`` the rule's score, ``rm`` the shaped score of the reward model (`shaping`), and ``a``, ``b`` the shares
+With ``rule`` the rule's score, ``rm`` the shaped score of the reward model (`transform`), and ``a``, ``b`` the shares
 ``rule_weight`` and ``rm_weight`` have of their sum:
 
     rule_only     rule
@@ -140,7 +140,7 @@ class CombinedSettings(Settings):
         """What raw scores are normalised by at first, and under ``stored`` always.
 
         Raises:
-            ValueError: ``stored`` without numbers, see `shaping.read_stats`.
+            ValueError: ``stored`` without numbers, see `transform.read_stats`.
         """
         if self.normalise == "none":
             return Moments()

@@ -33,7 +33,7 @@ _OF_MANAGERS = ("rule", "rm", "rm_raw", "rm_failed", "rm_error")  # what the man
 
 
 class Reading(NamedTuple):
-    """One answer as the reward has read it, for a part to measure.
+    """One answer as the reward has read it, for a component to measure.
 
     Attributes:
         answer: the last round's answer.
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
 
 
 class RewardPart(NamedTuple):
-    """A part of the reward.
+    """A component of the reward.
 
     Attributes:
         measure: from a reading to a number from 0 to 1. What it reads is the model's: it must not raise, and must take
