@@ -12,7 +12,7 @@ from import_harness import NEZHA_DAY, REPLICAS, check_incidents, make_nezha, nez
 from verl_aiops.incidents import IncidentError, fault_id
 from verl_aiops.incidents.importers import built_in, import_incidents
 from verl_aiops.incidents.importers.nezha import Scene, metric_evidence
-from verl_aiops.incidents.importers.nezha_files import Day, Fault, Line, Reading, Span, service_of
+from verl_aiops.incidents.importers.nezha_files import Day, Injection, Line, PodReading, Span, service_of
 
 CODE, CPU = nezha_fault("10:00:30", "ts-cart", "return"), nezha_fault("10:00:40", "ts-cart", "cpu_contention")
 
@@ -162,7 +162,7 @@ def test_log_messages_are_unwrapped(tmp_path):
     header = ["Timestamp", "TimeUnixNano", "Node", "PodName", "Container", "TraceID", "SpanID", "Log"]
     write_csv(path, header, [[f"{n}Z", 0, "", REPLICAS["ts-mail"], "", "t", "", log] for n, log in enumerate(logs)])
     day = Day(path.parents[1], lambda: None)
-    lines = day.lines(Fault(0, datetime(2023, 1, 29, 10, 0), "ts-mail", "x").minute(1))
+    lines = day.lines(Injection(0, datetime(2023, 1, 29, 10, 0), "ts-mail", "x").minute(1))
     said = [line.text.split(" ts-mail ")[1] for line in lines]
     assert said == ["a b", "warn two words", "bare text", "[1]", "[1]", '{"severity": 3}']
 
@@ -177,7 +177,7 @@ def span(name, service, duration, usual=1000.0, parent="", start=0):
 
 
 def scene(*spans, rule="latency", lines=(), statements=()):
-    return Scene(Fault(0, None, "cart", "x"), rule, statements, None, spans, lines)
+    return Scene(Injection(0, None, "cart", "x"), rule, statements, None, spans, lines)
 
 
 def test_a_call_is_evidence_of_a_delay_when_the_wire_took_at_least_half_of_it():
@@ -231,6 +231,6 @@ def test_which_metric_makes_the_line_evidence(rule, name, expected):
     usual = dict.fromkeys(
         ("CpuUsageRate(%)", "MemoryUsageRate(%)", "PodServerLatencyP90(s)", "PodClientLatencyP90(s)"), 1.0
     )
-    reading = Reading("cart", {**usual, name: 1.6}, usual)
+    reading = PodReading("cart", {**usual, name: 1.6}, usual)
     assert bool(metric_evidence(reading, rule)) is expected
-    assert not metric_evidence(Reading("cart", {**usual, name: 1.5}, usual), rule)
+    assert not metric_evidence(PodReading("cart", {**usual, name: 1.5}, usual), rule)

@@ -27,7 +27,7 @@ _MAX_PROPOSALS = 64
 _LENGTH_WEIGHT = 0.05
 
 
-class Answer(NamedTuple):
+class NearMiss(NamedTuple):
     """A wrong answer; `source` is the system that its wrong names belong to."""
 
     service: str
@@ -174,7 +174,7 @@ class PairMaker:
             pairs.append(self._pair(case, kind, answer))
         return pairs
 
-    def _next(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> tuple[str, Answer] | None:
+    def _next(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> tuple[str, NearMiss] | None:
         source = case.incident.source
         total = sum(self.options.kinds.values())
 
@@ -183,7 +183,7 @@ class PairMaker:
             return self.kinds[kind] - (self.pairs + 1) * self.options.kinds[kind] / total + one_sided
 
         for kind in sorted((kind for kind, share in self.options.kinds.items() if share > 0), key=excess):
-            proposals = [Answer(*names, source) for names in KINDS[kind].propose(case) if names not in used]
+            proposals = [NearMiss(*names, source) for names in KINDS[kind].propose(case) if names not in used]
             if proposals:
                 return kind, self._best(case, proposals, rng)
         proposals = self._from_other_systems(case, rng, used)
@@ -191,10 +191,10 @@ class PairMaker:
             return None
         return OTHER_SYSTEM, self._best(case, proposals, rng)
 
-    def _from_other_systems(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> list[Answer]:
+    def _from_other_systems(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> list[NearMiss]:
         """For a system with a single possible answer: the names of all others, both wrong."""
         answers = [
-            Answer(service, incident_type, source)
+            NearMiss(service, incident_type, source)
             for source, system in self.taxonomy.systems.items()
             for service in system.services
             for incident_type in system.incident_types
@@ -203,7 +203,7 @@ class PairMaker:
         answers = [answer for answer in answers if answer[:2] not in used]
         return rng.sample(answers, _MAX_PROPOSALS) if len(answers) > _MAX_PROPOSALS else answers
 
-    def _best(self, case: Case, proposals: list[Answer], rng: random.Random) -> Answer:
+    def _best(self, case: Case, proposals: list[NearMiss], rng: random.Random) -> NearMiss:
         incident = case.incident
         if rng.random() < self.options.hard_share:
             hard = [
@@ -213,7 +213,7 @@ class PairMaker:
         right_length = len(incident.service) + len(incident.incident_type)
         surplus = self.lengths[1] - self.lengths[0]
 
-        def merit(answer: Answer) -> float:
+        def merit(answer: NearMiss) -> float:
             owed = 0
             if answer.service != incident.service:
                 owed += self._owed[answer.source, "service", answer.service]
@@ -224,7 +224,7 @@ class PairMaker:
 
         return max(proposals, key=merit)
 
-    def _pair(self, case: Case, kind: str, answer: Answer) -> Pair:
+    def _pair(self, case: Case, kind: str, answer: NearMiss) -> Pair:
         rejected = answer_json(answer.service, answer.incident_type)
         self.pairs += 1
         self.kinds[kind] += 1

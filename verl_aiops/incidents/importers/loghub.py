@@ -36,7 +36,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class System:
+class LogSystem:
     """How one system is read: `services` maps components by the first pattern that fits, `types` event ids to types."""
 
     name: str
@@ -59,7 +59,7 @@ class System:
         return None
 
 
-def check_mapping(entry: Entry) -> tuple[Limits, tuple[System, ...]]:
+def check_mapping(entry: Entry) -> tuple[Limits, tuple[LogSystem, ...]]:
     """The limits and systems of a mapping file; raises IncidentError."""
     parts = entry.fields(("window", "systems"))
     names = ("shortest", "longest", "per_type", "evidence", "line_chars", "min_records")
@@ -72,7 +72,7 @@ def check_mapping(entry: Entry) -> tuple[Limits, tuple[System, ...]]:
     return limits, tuple(_system(name, value) for name, value in parts["systems"].items())
 
 
-def _system(name: str, entry: Entry) -> System:
+def _system(name: str, entry: Entry) -> LogSystem:
     parts = entry.fields(("place", "services", "types"), ("level", "label_column", "component", "templates"))
     types: dict[str, str] = {}
     kinds = []
@@ -95,7 +95,7 @@ def _system(name: str, entry: Entry) -> System:
                 f"a name or a template for its pattern ({error})", "write \\1 for the first group"
             ) from None
         services.append((compiled, service.label()))
-    return System(
+    return LogSystem(
         name,
         parts["place"].text(),
         None if parts["level"].absent() else parts["level"].text(),
@@ -112,13 +112,13 @@ def _system(name: str, entry: Entry) -> System:
 class Sample:
     """A system's lines as text (label column removed), the structured row of each, and its type or None."""
 
-    system: System
+    system: LogSystem
     lines: tuple[str, ...]
     rows: tuple[Mapping[str, str], ...]
     kinds: tuple[str | None, ...]
 
 
-def read_sample(folder: Path, system: System, limits: Limits) -> Sample:
+def read_sample(folder: Path, system: LogSystem, limits: Limits) -> Sample:
     """The files of one system; raises IncidentError where they do not fit together or are not those of the mapping."""
     structured = sorted(folder.glob("*_2k.log_structured.csv"))
     if len(structured) != 1:
@@ -147,7 +147,7 @@ def read_sample(folder: Path, system: System, limits: Limits) -> Sample:
     )
 
 
-def _check_templates(path: Path, system: System) -> None:
+def _check_templates(path: Path, system: LogSystem) -> None:
     templates = {row["EventId"]: row["EventTemplate"] for row in read_table(path, ("EventId", "EventTemplate"))}
     unknown = sorted(set(system.types).difference(templates))
     if unknown:
@@ -226,7 +226,7 @@ def window_fields(sample: Sample, kind: str, start: int, stop: int, limits: Limi
 def read(job: Job) -> Iterator[Incident]:
     """Incidents of all systems that are both in the folder and in the mapping."""
     limits, systems = job.mapping
-    found: list[tuple[System, list[dict[str, Any]]]] = []
+    found: list[tuple[LogSystem, list[dict[str, Any]]]] = []
     for system in job.track(systems, "system"):
         folder = job.root / system.name
         if folder.is_dir():

@@ -13,7 +13,7 @@ from typing import Any
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.importers.job import Job, Source
 from verl_aiops.incidents.importers.mapping import Entry
-from verl_aiops.incidents.importers.nezha_files import CPU, LATENCIES, Day, Fault, Line, Reading, Span
+from verl_aiops.incidents.importers.nezha_files import CPU, LATENCIES, Day, Injection, Line, PodReading, Span
 from verl_aiops.incidents.importers.tables import read_json
 from verl_aiops.incidents.schema import Incident
 
@@ -35,7 +35,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 @dataclass(frozen=True)
-class Plan:
+class NezhaMapping:
     """The checked mapping: applications by day, ids of days, what each fault is, and how many records to make."""
 
     application_of: Mapping[str, str]
@@ -48,8 +48,8 @@ class Plan:
     per_type: int
 
 
-def check_mapping(entry: Entry) -> Plan:
-    """The plan of a mapping file; raises IncidentError."""
+def check_mapping(entry: Entry) -> NezhaMapping:
+    """What a mapping file says; raises IncidentError."""
     parts = entry.fields(("applications", "faults", "records"))
     application_of: dict[str, str] = {}
     number_of: dict[str, int] = {}
@@ -72,14 +72,14 @@ def check_mapping(entry: Entry) -> Plan:
         type_of[name], rule_of[name] = fields["type"].label(), fields["evidence"].choice("cpu", "latency", "statements")
     records = parts["records"].fields(("minutes", "traces", "per_type"))
     sizes = {name: records[name].count() for name in ("minutes", "traces", "per_type")}
-    return Plan(application_of, number_of, labels, type_of, rule_of, **sizes)
+    return NezhaMapping(application_of, number_of, labels, type_of, rule_of, **sizes)
 
 
 @dataclass(frozen=True)
 class Scene:
     """What a record is made of: one trace of one minute, and the minute's log lines."""
 
-    fault: Fault
+    fault: Injection
     rule: str
     statements: tuple[str, ...]
     minute: datetime
@@ -136,13 +136,13 @@ def _is_error(text: str) -> bool:
     return bool(_ERROR.search(text)) or "xception" in text
 
 
-def metric_evidence(reading: Reading, rule: str) -> list[str]:
+def metric_evidence(reading: PodReading, rule: str) -> list[str]:
     """The faulty pod's metric line if its CPU rate (or one of its latencies) is conspicuous."""
     names = {"cpu": (CPU,), "latency": LATENCIES}[rule]
     return [str(reading)] if any(reading.now[name] > HIGH * reading.usual[name] for name in names) else []
 
 
-def find_evidence(scene: Scene, reading: Reading) -> list[str]:
+def find_evidence(scene: Scene, reading: PodReading) -> list[str]:
     """The lines and spans that point to the fault, by the rule of its kind."""
     if scene.rule == "statements":
         return scene.statement_lines()
@@ -152,13 +152,13 @@ def find_evidence(scene: Scene, reading: Reading) -> list[str]:
 
 def read(job: Job) -> Iterator[Incident]:
     """Incidents of all days that are both in the folder and in the mapping, by application, day and fault."""
-    plan: Plan = job.mapping
+    mapping: NezhaMapping = job.mapping
     folders = {path.name: path for path in job.folders("rca_data/*", "a folder rca_data with one folder for each day")}
     for name in folders:
-        if name not in plan.application_of:
+        if name not in mapping.application_of:
             job.leave_out(f"days: '{name}' is not in the mapping")
-    for application in dict.fromkeys(plan.application_of.values()):
-        days = [day for day, owner in plan.application_of.items() if owner == application]
+    for application in dict.fromkeys(mapping.application_of.values()):
+        days = [day for day, owner in mapping.application_of.items() if owner == application]
         for day in days:
             if day not in folders:
                 job.leave_out(f"days: no folder of the mapping's '{day}'")
@@ -190,13 +190,13 @@ def _keep(job: Job, records: list[Record]) -> Iterator[Incident]:
 
 
 def _read_day(job: Job, day: Day, application: str) -> Iterator[Record]:
-    plan: Plan = job.mapping
-    path = job.root / "construct_data" / plan.labels[application]
+    mapping: NezhaMapping = job.mapping
+    path = job.root / "construct_data" / mapping.labels[application]
     labels = read_json(path)
     if not isinstance(labels, dict):
         raise IncidentError(f"{path}: expected an object of services; fetch the file anew")
     for fault in job.track(day.faults(), "fault"):
-        if fault.kind not in plan.type_of:
+        if fault.kind not in mapping.type_of:
             job.leave_out(f"faults: the kind '{fault.kind}' is not in the mapping")
             continue
         of_service = labels.get(fault.service)
@@ -204,9 +204,9 @@ def _read_day(job: Job, day: Day, application: str) -> Iterator[Record]:
         # Two statements joined by an underline; a metric's name has none.
         parts = label.split("_") if isinstance(label, str) and "_" in label else []
         statements = tuple(part for part in parts if part)
-        name = f"nezha-{application}-f{plan.number_of[day.folder.name]}{fault.index:02}"
+        name = f"nezha-{application}-f{mapping.number_of[day.folder.name]}{fault.index:02}"
         rank = 0
-        for later in range(1, plan.minutes + 1):
+        for later in range(1, mapping.minutes + 1):
             for scene in _scenes(job, day, fault, statements, fault.minute(later)):
                 rank += 1
                 yield name, rank, _fields(job, day, application, scene, f"{name}-{rank}")
@@ -214,7 +214,7 @@ def _read_day(job: Job, day: Day, application: str) -> Iterator[Record]:
             job.leave_out("faults: no record, since no minute after the injection could be used")
 
 
-def _scenes(job: Job, day: Day, fault: Fault, statements: tuple[str, ...], minute: datetime) -> list[Scene]:
+def _scenes(job: Job, day: Day, fault: Injection, statements: tuple[str, ...], minute: datetime) -> list[Scene]:
     """The most anomalous traces of a minute that touch the faulty service, the first one first."""
     rule = job.mapping.rule_of[fault.kind]
     traces = day.traces(minute)

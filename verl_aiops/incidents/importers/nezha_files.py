@@ -31,7 +31,7 @@ def service_of(pod: str) -> str:
 
 
 @dataclass(frozen=True)
-class Fault:
+class Injection:
     """An injected fault; `index` is its place in the day's list."""
 
     index: int
@@ -77,7 +77,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PodReading:
     """A pod's metrics in one minute and their medians over the day; a missing value counts as 0."""
 
     service: str
@@ -99,7 +99,7 @@ class Day:
     def __init__(self, folder: Path, damaged: Callable[[], None]):
         self.folder, self.damaged = folder, damaged
 
-    def faults(self) -> list[Fault]:
+    def faults(self) -> list[Injection]:
         """The day's injected faults in the order of the list."""
         path = self.folder / f"{self.folder.name}-fault_list.json"
         hours = read_json(path)
@@ -159,11 +159,11 @@ class Day:
             metrics[service_of(path.name.removesuffix("_metric.csv"))] = _series(path, SHOWN)
         return metrics
 
-    def reading(self, service: str, minute: datetime) -> Reading | None:
+    def reading(self, service: str, minute: datetime) -> PodReading | None:
         """A service's metrics in a minute; None if there are none."""
         by_minute, usual = self._metrics.get(service, ({}, {}))
         now = by_minute.get(f"{minute:%Y-%m-%d %H:%M}")
-        return None if now is None else Reading(service, now, usual)
+        return None if now is None else PodReading(service, now, usual)
 
     def services(self, minute: datetime) -> list[str]:
         """The services with metrics in a minute, sorted."""
@@ -180,7 +180,7 @@ class Day:
         return None if now is None else (now[_FRONT[0]], usual[_FRONT[0]], now[_FRONT[1]])
 
 
-def _fault(path: Path, index: int, fault: Any) -> Fault:
+def _fault(path: Path, index: int, fault: Any) -> Injection:
     keys = ("inject_time", "inject_pod", "inject_type")
     if not isinstance(fault, dict) or not all(isinstance(fault.get(key), str) for key in keys):
         raise IncidentError(f"{path}, fault {index}: expected the keys {', '.join(keys)}; fetch the file anew")
@@ -191,7 +191,7 @@ def _fault(path: Path, index: int, fault: Any) -> Fault:
         raise IncidentError(
             f"{path}, fault {index}: expected an inject_time like 2022-08-22 03:53:54, found {fault['inject_time']!r}"
         ) from None
-    return Fault(index, when, service_of(fault["inject_pod"]), fault["inject_type"])
+    return Injection(index, when, service_of(fault["inject_pod"]), fault["inject_type"])
 
 
 def _span_rows(path: Path):

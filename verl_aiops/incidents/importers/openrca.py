@@ -32,7 +32,7 @@ _ANSWER = re.compile(r"root cause (?:component|reason) is ([^\n]+)")
 
 
 @dataclass(frozen=True)
-class Plan:
+class OpenrcaMapping:
     """The checked mapping: `systems` are (name, folder, place)."""
 
     zone: timezone
@@ -40,8 +40,8 @@ class Plan:
     type_of: Mapping[str, str]
 
 
-def check_mapping(entry: Entry) -> Plan:
-    """The plan of a mapping file; raises IncidentError."""
+def check_mapping(entry: Entry) -> OpenrcaMapping:
+    """What a mapping file says; raises IncidentError."""
     parts = entry.fields(("utc_offset_hours", "systems", "reasons"))
     hours = parts["utc_offset_hours"]
     if hours.count(-12) > 14:
@@ -55,7 +55,7 @@ def check_mapping(entry: Entry) -> Plan:
         if _plain(reason) in type_of:
             raise kind.fail("a reason named once", "remove one; case and spaces around it do not matter")
         type_of[_plain(reason)] = kind.label()
-    return Plan(timezone(timedelta(hours=hours.value)), tuple(systems), type_of)
+    return OpenrcaMapping(timezone(timedelta(hours=hours.value)), tuple(systems), type_of)
 
 
 def _plain(reason: str) -> str:
@@ -116,10 +116,10 @@ def read_failures(folder: Path) -> list[Failure]:
 
 def read(job: Job) -> Iterator[Incident]:
     """Incidents of all systems that are both in the folder and in the mapping, in the order of their records."""
-    plan: Plan = job.mapping
+    mapping: OpenrcaMapping = job.mapping
     base = job.root / "dataset" if (job.root / "dataset").is_dir() else job.root
     found = False
-    for name, place, description in job.track(plan.systems, "system"):
+    for name, place, description in job.track(mapping.systems, "system"):
         folder = base / place
         if not (folder / "record.csv").is_file():
             job.leave_out(f"systems: no {place}/record.csv")
@@ -129,7 +129,7 @@ def read(job: Job) -> Iterator[Incident]:
         failures = read_failures(folder)
         company = Counter(failure.half_hour for failure in failures)
         for failure in failures:
-            if _plain(failure.reason) in plan.type_of:
+            if _plain(failure.reason) in mapping.type_of:
                 usable.append(failure)
             else:
                 job.leave_out(f"failures: the reason '{failure.reason}' is not in the mapping")

@@ -29,7 +29,7 @@ Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PetshopMapping:
     """The checked mapping."""
 
     service: re.Pattern[str]
@@ -37,8 +37,8 @@ class Plan:
     scenarios: tuple[str, ...]
 
 
-def check_mapping(entry: Entry) -> Plan:
-    """The plan of a mapping file; raises IncidentError."""
+def check_mapping(entry: Entry) -> PetshopMapping:
+    """What a mapping file says; raises IncidentError."""
     parts = entry.fields(("service", "commands", "scenarios"))
     service = parts["service"].pattern()
     if service.groups < 1:
@@ -47,7 +47,7 @@ def check_mapping(entry: Entry) -> Plan:
     for item in parts["commands"].list():
         fields = item.fields(("find", "type"))
         commands.append((fields["find"].pattern(), fields["type"].label()))
-    return Plan(service, tuple(commands), tuple(item.label() for item in parts["scenarios"].list()))
+    return PetshopMapping(service, tuple(commands), tuple(item.label() for item in parts["scenarios"].list()))
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Change:
 
 def read(job: Job) -> Iterator[Incident]:
     """Incidents of all issues whose scenario has its fault-free run, by scenario and path."""
-    plan: Plan = job.mapping
+    mapping: PetshopMapping = job.mapping
     folders = {
         path.name: path for path in job.folders("dataset/*", "a folder dataset with one folder for each scenario")
     }
     for name in folders:
-        if name not in plan.scenarios:
+        if name not in mapping.scenarios:
             job.leave_out(f"scenarios: '{name}' is not in the mapping")
     count = 0
-    for name in job.track(plan.scenarios, "scenario"):
+    for name in job.track(mapping.scenarios, "scenario"):
         issues = sorted(folders[name].glob("*/issue_*")) if name in folders else []
         reference = folders[name] / "noissue" / "metrics.csv" if name in folders else None
         if not issues or reference is None or not reference.is_file():
@@ -115,7 +115,7 @@ def read_metrics(path: Path) -> dict[Key, list[float]]:
 
 def _fields(job: Job, folder: Path, usual: dict[Key, float], name: str) -> dict[str, Any] | None:
     """An incident's fields, or None after counting why there are none."""
-    plan: Plan = job.mapping
+    mapping: PetshopMapping = job.mapping
     issue = read_json(folder / "target.json")
     try:
         node, metric, statistic = (issue["target"][key] for key in ("node", "metric", "agg"))
@@ -132,8 +132,8 @@ def _fields(job: Job, folder: Path, usual: dict[Key, float], name: str) -> dict[
     if metric not in ("latency", "availability"):
         job.leave_out(f"issues: the alarmed metric '{metric}' is neither latency nor availability")
         return None
-    kind = next((kind for pattern, kind in plan.commands if pattern.search(command)), None)
-    service = plan.service.fullmatch(root)
+    kind = next((kind for pattern, kind in mapping.commands if pattern.search(command)), None)
+    service = mapping.service.fullmatch(root)
     if kind is None or service is None:
         what = f"the command '{command[:60]}'" if kind is None else f"the node '{root}'"
         job.leave_out(f"issues: no pattern of the mapping fits {what}")

@@ -16,7 +16,7 @@ Maker = Callable[[Random], object]
 
 
 @dataclass(frozen=True)
-class Value:
+class Filler:
     """`make` draws one; a `fact` does not change from one line of a service to the next."""
 
     make: Maker
@@ -24,24 +24,24 @@ class Value:
 
 
 @cache
-def values() -> dict[str, Value]:
+def values() -> dict[str, Filler]:
     """All values by name, as data/values.yaml has them."""
     return {name: _value(entry) for name, entry in read_yaml(DATA / "values.yaml").items()}
 
 
-def _value(entry: Entry) -> Value:
+def _value(entry: Entry) -> Filler:
     fields = entry.fields((), ("whole", "decimal", "digits", "choice", "hex", "text", "fact"))
     fact = not fields["fact"].absent() and fields["fact"].flag()
     if not fields["choice"].absent():
-        return Value(_choice([option.text() for option in fields["choice"].list()]), fact)
+        return Filler(_choice([option.text() for option in fields["choice"].list()]), fact)
     if not fields["hex"].absent():
-        return Value(_hex(fields["hex"].count(most=64)), fact)
+        return Filler(_hex(fields["hex"].count(most=64)), fact)
     if not fields["decimal"].absent():
         low, high = _bounds(fields["decimal"])
-        return Value(_decimal(low, high, fields["digits"].count(most=15)), fact)
+        return Filler(_decimal(low, high, fields["digits"].count(most=15)), fact)
     if fields["text"].absent():
-        return Value(_whole(*_bounds(fields["whole"])), fact)
-    return Value(_text(fields["text"].text(), [_bounds(entry) for entry in fields["whole"].list()]), fact)
+        return Filler(_whole(*_bounds(fields["whole"])), fact)
+    return Filler(_text(fields["text"].text(), [_bounds(entry) for entry in fields["whole"].list()]), fact)
 
 
 def _bounds(entry: Entry) -> tuple[float, float]:
