@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,43 @@ from verl_aiops.inputs.sniff import refusal
 _LABEL = re.compile(rf"\S(?:.{{0,{MAX_LABEL_CHARS - 2}}}\S)?")
 
 
+def _load(text: str) -> Any:
+    """The value of YAML text; raises yaml.YAMLError."""
+    import yaml
+
+    def loader(base: Any) -> Any:
+        class Loader(base):
+            """Refuses a key given twice, of which plain YAML silently keeps the last."""
+
+            def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+                seen = set()
+                for key, _ in node.value:
+                    if isinstance(key, yaml.ScalarNode):
+                        if key.value in seen:
+                            raise yaml.MarkedYAMLError(
+                                problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                            )
+                        seen.add(key.value)
+                return super().construct_mapping(node, deep)
+
+        return Loader
+
+    # libyaml's parser is ten times as fast, but PyYAML may be without it, and it names other places of mistakes
+    with suppress(AttributeError, yaml.YAMLError):
+        return yaml.load(text, loader(yaml.CSafeLoader))
+    return yaml.load(text, loader(yaml.SafeLoader))
+
+
 def read_yaml(path: str | Path) -> Entry:
     """The contents of a file; raises FileNotFoundError, or IncidentError with file and line."""
     import yaml
-
-    # libyaml's parser is ten times as fast; PyYAML can be installed without it
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        """Refuses a key given twice, of which plain YAML silently keeps the last."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen:
-                        raise yaml.MarkedYAMLError(
-                            problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
-                        )
-                    seen.add(key.value)
-            return super().construct_mapping(node, deep)
 
     path = Path(path)
     try:
         unfit = refusal(path, "text")
         if unfit:
             raise IncidentError(f"{path} {unfit}")
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        value = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
