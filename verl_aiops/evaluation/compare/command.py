@@ -63,10 +63,10 @@ class Options:
 def compare(
     runs: Sequence[str], out: str | Path, options: Options | None = None, *, overwrite: bool = False
 ) -> tuple[str, list[str]]:
-    """Compare runs with the first of them; see `comparison` for the numbers.
+    """Compare runs with the first of them; see `numbers` for the figures.
 
     Args:
-        runs: ``FOLDER`` or ``LABEL=FOLDER`` (`runs.read_runs`).
+        runs: ``FOLDER`` or ``LABEL=FOLDER`` (`read_runs.read_runs`).
         out: the folder to write.
 
     Returns:

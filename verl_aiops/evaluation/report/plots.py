@@ -53,7 +53,7 @@ def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
     if result["over"] is not None:
         name = visible(result["over"]["name"])
         shown = listed([metric.title for metric in metrics(In.HEADLINE).values()])
-        alt = f"{shown[0].upper()}{shown[1:]} against {name}, with 95 % intervals."
+        alt = f"{_sentence(shown)} against {name}, with 95 % intervals."
         plots.append(_plot("over_setting", alt, lambda: _over_setting(result)))
     if result["over_k"] is not None:
         alt = f"Lines against k, with 95 % bands: {listed(list(over_k_titles().values()))}."
@@ -114,7 +114,11 @@ def _differences(result: Mapping[str, Any]) -> Figure:
 def _alt_differences(result: Mapping[str, Any]) -> str:
     change = result["metrics"][MAIN]["comparisons"]
     said = ", ".join(f"{label} {100 * entry['difference']['value']:+.1f} points" for label, entry in change.items())
-    return f"Differences to {result['runs'][0]['label']} with 95 % intervals. {METRICS[MAIN].title}: {said}."
+    return f"Differences to {result['runs'][0]['label']} with 95 % intervals. {_sentence(METRICS[MAIN].title)}: {said}."
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _slices_drawn(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

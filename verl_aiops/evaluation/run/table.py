@@ -43,7 +43,7 @@ def _head(summary: Mapping[str, Any]) -> str:
 
 
 def without_text_said(counts: Mapping[str, int]) -> str:
-    """What follows the number of failed answers; `records.without_text`."""
+    """What follows the number of failed answers; `results.without_text`."""
     if not counts:
         return ""
     sorts = ", ".join(f"{count:,} {one_line(sort)}" for sort, count in counts.items())
