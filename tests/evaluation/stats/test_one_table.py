@@ -23,7 +23,9 @@ def polite(reading):
 def registered(monkeypatch):
     """What an extension does: one component of the reward, one metric."""
     monkeypatch.setitem(PARTS, "polite", RewardPart(polite, weight=0.02, costs=True))
-    monkeypatch.setitem(METRICS, "two_turns", Metric("wrote two turns", lambda line: float(len(line["rounds"]) == 2)))
+    monkeypatch.setitem(
+        METRICS, "two_turns", Metric("wrote two turns", lambda line: float(len(line["rounds"]) == 2), better=0)
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_both_stand_in_text_report_plots_and_json_of_compare(runs, monkeypatch):
         assert any(line.startswith(f"{title}  ") for line in table.splitlines()), title
         assert f'<th scope="row">{title}' in (runs / "out" / "report.html").read_text()
         assert any(label.splitlines()[0] == title for label in labels)
-    assert "polite\n(less is better)" in labels
+    assert "polite\n(less is better)" in labels and "wrote two turns" in labels  # neither better nor worse
     result = json.loads((runs / "out" / "comparison.json").read_text())
     assert result["metrics"]["polite"]["better"] == "lower"
     difference = result["metrics"]["polite"]["comparisons"]["dpo"]["difference"]

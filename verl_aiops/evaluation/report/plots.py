@@ -106,7 +106,7 @@ def _differences(result: Mapping[str, Any]) -> Figure:
         metric = result["metrics"][name]
         changes = {label: entry["difference"] for label, entry in metric["comparisons"].items()}
         if any(change["value"] is not None for change in changes.values()):
-            arrow = "" if metric["better"] == "higher" else "\n(less is better)"
+            arrow = "\n(less is better)" if metric["better"] == "lower" else ""
             rows[metric["title"] + arrow] = changes
     return _forest(result, rows)
 
