@@ -47,7 +47,10 @@ PRIVATE: tuple[Private, ...] = (
         "platform/cpu.py plugin.py",
         _private=("ray", "whether this process is one of Ray's workers: public functions warn in those that are not"),
     ),
-    *_of("plugin.py", _ROLLOUT_REGISTRY=("verl.workers.rollout.base", "rollouts of workers have no `register`")),
+    *_of(
+        "plugin.py trainers/preflight/prompts.py",
+        _ROLLOUT_REGISTRY=("verl.workers.rollout.base", "rollouts of workers have no `register`, and no list of names"),
+    ),
     *_of(
         "plugin.py doctor/registration.py trainers/rl/prompt_rows.py",
         _agent_loop_registry=("verl.experimental.agent_loop.agent_loop", "its `register` takes the class, imported"),
