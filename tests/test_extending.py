@@ -177,9 +177,9 @@ def test_a_module_that_cannot_be_imported_is_one_clear_error(shell, folder, name
 def test_files_and_names_that_the_page_sends_editors_to_exist():
     for path in re.findall(r"`(verl_aiops/[\w/]+(?:\.py|/))`|`(tests/\w+\.py)`", PAGE):
         assert (ROOT / "".join(path)).exists(), path
-    losses = ROOT / "verl_aiops" / "losses"
-    for file in ("terms.py", "dpo.py", "validate.py"):
-        assert f"`{file}`" in PAGE and (losses / file).is_file()
+    for file, name in (("settings.py", "class LossSettings:"), ("table.py", "class LossSpec")):
+        assert f"`verl_aiops/losses/{file}`" in PAGE
+        assert name in (ROOT / "verl_aiops" / "losses" / file).read_text(encoding="utf-8")
     support = (ROOT / "verl_aiops" / "trainers" / "logprobs" / "support.py").read_text(encoding="utf-8")
     for name in ("choose_backend", "longest_pair"):
         assert f"`{name}`" in PAGE and f"def {name}(" in support
