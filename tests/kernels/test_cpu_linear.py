@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from verl_aiops.kernels import cpu_linear
 from verl_aiops.kernels.cpu_linear import LEAST_WORK, onednn_is_faster, use_onednn
-from verl_aiops.trainers.logprobs.shared_prompt import _head_gives_log_probs
+from verl_aiops.trainers.logprobs.head import head_gives_log_probs
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
@@ -143,11 +143,9 @@ def test_a_head_that_gave_log_probs_computes_as_before(products):
     head = nn.Linear(128, 400)
     usual = nn.Linear(128, 400)
     use_onednn(head)
-    layout = SimpleNamespace(
-        label_sources=torch.arange(100), label_ids=torch.arange(100), label_sources_on_host=torch.arange(100).numpy()
-    )
     for module in (head, usual):
-        with _head_gives_log_probs(module, layout):
+        model = SimpleNamespace(get_output_embeddings=lambda module=module: module)
+        with head_gives_log_probs(model, torch.arange(100), torch.arange(100)):
             assert module(torch.randn(1, 100, 128)).shape == (100,)
         assert module(torch.randn(1, 100, 128)).shape == (1, 100, 400)
     # twice: inside, and after

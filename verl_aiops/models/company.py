@@ -221,7 +221,9 @@ def company_of(module: nn.Module) -> Company:
 
 def is_compared(model: nn.Module) -> bool:
     """Whether a model need not be tried."""
-    return type(model).__module__.startswith("transformers.") and model.config.model_type in COMPARED_MODELS
+    # FSDP2 gives each model that it shards a class of its own, a subclass of transformers'
+    kind = next(cls for cls in type(model).__mro__ if not cls.__module__.startswith("torch."))
+    return kind.__module__.startswith("transformers.") and model.config.model_type in COMPARED_MODELS
 
 
 def depends(

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from verl.utils import tensordict_utils as tu
 
-from verl_aiops.trainers.dpo import offline
+from verl_aiops.trainers.dpo import ahead
 from verl_aiops.trainers.dpo.offline import OfflineDPOTrainer
 from verl_aiops.trainers.worker import worker as worker_module
 from verl_aiops.trainers.worker.worker import PreferenceWorker
@@ -23,12 +23,12 @@ def events(monkeypatch):
     The workers give a step's metrics with its result, or if they run ahead with the next one's.
     """
 
-    def run(*, sync_steps=0, ahead=False, **settings):
+    def run(*, sync_steps=0, late=False, **settings):
         happened, launched = [], []
 
         def get(sent):
             happened.append(("result", sent))
-            return [{sent - ahead: {"loss": sent - ahead}}]
+            return [{sent - late: {"loss": sent - late}}]
 
         def update_pairs(parts):
             happened.append(("sent", parts))
@@ -39,7 +39,7 @@ def events(monkeypatch):
             happened.append(("finish", launched[-1]))
             return [{launched[-1]: {"loss": launched[-1]}}]
 
-        monkeypatch.setattr(offline.ray, "get", get)
+        monkeypatch.setattr(ahead.ray, "get", get)
 
         trainer = OfflineDPOTrainer.__new__(OfflineDPOTrainer)
         trainer.dpo = SimpleNamespace(uses_reference=True, reference="cached", reference_sync_steps=sync_steps)
@@ -92,7 +92,7 @@ def test_profiled_runs_send_nothing_ahead(events):
 
 
 def test_workers_that_run_ahead_are_asked_for_the_step_after_and_finish_the_last(events):
-    happened = events(ahead=True)
+    happened = events(late=True)
     assert [event for event in happened if event[0] == "finish"] == [("finish", STEPS)]
     results = {step: at for at, (what, step) in reversed(list(enumerate(happened))) if what == "result"}
     sent = {step: at for at, (what, step) in enumerate(happened) if what == "sent"}
@@ -102,7 +102,7 @@ def test_workers_that_run_ahead_are_asked_for_the_step_after_and_finish_the_last
 
 @pytest.mark.parametrize("settings", BETWEEN)
 def test_workers_that_run_ahead_finish_what_comes_before_something_else(events, settings):
-    happened = events(ahead=True, **settings)
+    happened = events(late=True, **settings)
     assert [step for what, step in happened if what == "finish"] == [3, 6, STEPS]
     for step in (3, 6):
         assert happened.index(("finish", step)) < happened.index(("sent", step + 1))
@@ -169,7 +169,7 @@ def test_the_steps_that_follow_at_once_say_so():
     trainer._step_batch = lambda step: (tu.get_tensordict({"row": torch.zeros(1)}), 1)
     parts = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline.ray, "put", parts.append)
+        patch.setattr(ahead.ray, "put", parts.append)
         for number in range(1, 7):
             trainer._step_parts(number)
     assert [tu.get_non_tensor_data(part, "step", None) for part in parts] == [1, 2, 3, 4, 5, 6]

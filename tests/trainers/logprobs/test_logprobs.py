@@ -10,6 +10,7 @@ from logprob_pairs import assert_same, hard_pairs, ids, log_probs_and_gradients,
 from omegaconf import OmegaConf
 from tiny import make_tiny_model
 from tiny_lms import VOCABULARY, tiny_config, tiny_lm
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 from verl_aiops.trainers.config import ConfigError, DPOConfig
@@ -181,6 +182,87 @@ def test_no_more_logits_at_once_than_allowed():
         watched, hidden, torch.arange(23), torch.zeros(23, dtype=torch.int64), vocabulary=50, logits_at_once=250
     ).sum().backward()
     assert max(widest) <= 250 and len(widest) == 10  # five chunks, each once more in the backward pass
+
+
+@pytest.fixture
+def positions(monkeypatch):
+    """positions(model, backend, pairs, **arguments): how many the head computes logits for, and the log-probs."""
+
+    def seen(model, backend, pairs, packed=False):
+        head, counted = model.get_output_embeddings(), []
+        forward = type(head).forward
+
+        def counting(self, hidden):
+            if self is head:
+                counted.append(hidden[..., 0].numel())
+            return forward(self, hidden)
+
+        monkeypatch.setattr(type(head), "forward", counting)
+        batch = pair_batch(pairs, mini_pairs=len(pairs), logprob_backend=backend)
+        with torch.no_grad():
+            values = LOGPROB_BACKENDS[backend](model, batch, packed=packed, device="cpu").values()
+        monkeypatch.undo()
+        return sum(counted), values
+
+    return seen
+
+
+def long_and_short_prompts():
+    """Answers of 4 tokens each, to prompts of 250 and of 3: no stretch of columns has all labels and little else."""
+    g = torch.Generator().manual_seed(4)
+    return [pair(ids(g, prompt), ids(g, 4), ids(g, 4)) for prompt in (250, 3, 120, 60)]
+
+
+@pytest.mark.parametrize("backend, packed", [("rows", False), ("rows", True), ("shared_prompt", False)])
+def test_the_head_computes_no_logits_where_no_label_is(positions, backend, packed):
+    pairs = long_and_short_prompts()
+    count, values = positions(tiny_lm("qwen2"), backend, pairs, packed)
+    assert len(values) == 8 * 4
+    # where the prompt ends, both answers of a pair begin
+    assert count == len(values) - (len(pairs) if backend == "shared_prompt" else 0)
+
+
+def test_answers_that_begin_alike_share_positions_of_the_head(positions):
+    count, _ = positions(tiny_lm("qwen2"), "shared_prompt", hard_pairs())
+    rows, values = positions(tiny_lm("qwen2"), "rows", hard_pairs())
+    assert count < rows == len(values)
+
+
+@pytest.mark.parametrize("kind, settings", [("gemma3_text", {"final_logit_softcapping": 5.0}), ("granite", {})])
+@pytest.mark.parametrize("packed", [False, True])
+def test_models_that_change_or_may_change_their_logits_after_the_head_are_asked_for_logits(
+    positions, kind, settings, packed
+):
+    model, pairs = tiny_lm(kind, **settings).eval(), long_and_short_prompts()
+    _, values = positions(model, "rows", pairs, packed)
+    exact = []
+    with torch.no_grad():
+        for p in pairs:
+            for answer in (p["chosen_ids"], p["rejected_ids"]):
+                logits = model(input_ids=torch.cat([p["prompt_ids"], answer])[None]).logits[0, -len(answer) - 1 : -1]
+                exact.append(logits.log_softmax(-1).gather(1, answer[:, None]).squeeze(1))
+    torch.testing.assert_close(values, torch.cat(exact), rtol=0, atol=2e-5)
+
+
+def test_a_forward_pass_that_goes_past_the_head_is_told():
+    model = tiny_lm()
+    head = model.lm_head
+    model.forward = lambda **_: SimpleNamespace(logits=torch.zeros(1, 9, VOCABULARY))
+    with pytest.raises(RuntimeError, match="LlamaForCausalLM used its head 0 times.*use_fused_kernels"):
+        log_probs_and_gradients(model, "rows")
+    assert "forward" not in vars(head)
+
+
+def test_a_model_that_fsdp2_has_wrapped_is_as_compared_as_before():
+    """It has another class then, which is no reason to try it."""
+    from verl_aiops.models.company import is_compared
+
+    model = tiny_lm()
+    assert is_compared(model)
+    model.__class__ = type("FSDPLlama", (FSDPModule, type(model)), {"__module__": FSDPModule.__module__})
+    assert is_compared(model)
+    model.__class__ = type("Llama", (type(tiny_lm()),), {"__module__": "transformers_modules.of_a_hub"})
+    assert not is_compared(model)
 
 
 def test_half_precision_logits_are_summed_in_float32():

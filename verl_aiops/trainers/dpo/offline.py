@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
-from verl.protocol import BatchData
 from verl.single_controller.ray import (
     RayClassWithInitArgs,
     RayWorkerGroup,
@@ -20,19 +18,17 @@ from verl.single_controller.ray import (
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
-from verl.utils.debug import marked_timer
-from verl.utils.metric import reduce_metrics
 
 from verl_aiops.trainers.config import DPOConfig
-from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints
+from verl_aiops.trainers.dpo.ahead import StepsAhead
 from verl_aiops.trainers.dpo.likelihood_displacement import ChosenWatch
 from verl_aiops.trainers.dpo.pairs import arrange, data_lines, load_pairs, pair_batch, pair_order, pair_tokens
+from verl_aiops.trainers.dpo.training import PreferenceTraining
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.reference.scorer import ReferenceScorer
-from verl_aiops.trainers.runs.finite import NotFiniteError, check_scores
+from verl_aiops.trainers.runs.finite import NotFiniteError
 from verl_aiops.trainers.runs.note import RunNote, run_settings
 from verl_aiops.trainers.runs.resume import start_model
-from verl_aiops.trainers.worker.objective import PreferenceObjective
 from verl_aiops.trainers.worker.worker import PreferenceWorker
 
 logger = logging.getLogger(__name__)
@@ -48,7 +44,7 @@ class NoRollouts:
         return None
 
 
-class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
+class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
     """Preference pairs instead of rollouts; verl's engine, checkpoints, trackers and profiler as they are.
 
     Only the training workers are started: no rollout server, reward worker, critic or reference worker.
@@ -64,11 +60,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         self.use_critic = self.use_reference_policy = False
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
-        # batches made while the workers compute, and what the workers have been sent: both by step
-        self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch")
-        self._prepared: dict[int, Future] = {}
-        self._sent: dict[int, tuple[list[ray.ObjectRef], int]] = {}
-        self._results: dict[int, dict[str, Any]] = {}
+        self._prepare_ahead()
         self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
@@ -87,15 +79,11 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         if self.dpo.reference_path:
             self._score_with_other_model()
         self.actor_rollout_wg = self.spawn_workers(self.config.actor_rollout_ref)
-        objective = PreferenceObjective(loss_settings=self.dpo.loss_settings(), ld_alpha=self.dpo.ld_alpha)
-        self.actor_rollout_wg.set_loss_fn(objective)
-        self.check_weights(f"of {self.config.actor_rollout_ref.model.path}")
+        self._begin_training()
         if self.dpo.uses_reference and not self.dpo.reference_path:
-            # before the checkpoint is loaded: the workers still hold the initial policy
+            # now, while the workers still hold the initial policy: a checkpoint's weights are no reference
             live = self.dpo.reference == "live"
-            # without adapters a LoRA policy is the base: the reference, unless it starts from a trained adapter
-            if self._starts_from_adapter or (live and (not self._is_lora or self.dpo.reference_sync_steps)):
-                self.actor_rollout_wg.sync_reference(1.0)
+            self._keep_reference(is_lora=self._is_lora, live=live)
             if not live:
                 self.reference.fill(self.actor_rollout_wg)
         self._load_checkpoint()
@@ -104,10 +92,6 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
     def _is_lora(self) -> bool:
         model = self.config.actor_rollout_ref.model
         return model.lora_rank > 0 or model.lora_adapter_path is not None
-
-    @property
-    def _starts_from_adapter(self) -> bool:
-        return self.config.actor_rollout_ref.model.lora_adapter_path is not None
 
     def _init_dataloader(self):
         data = self.config.data
@@ -166,6 +150,7 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         """Fill the cache with ``algorithm.dpo.reference_path``, then give its workers back."""
         if not self.dpo.uses_reference or self.reference.complete_without_model():
             return
+        # a copy of the policy's settings, so that both compute alike, but for what makes the policy
         settings = OmegaConf.create(OmegaConf.to_container(self.config.actor_rollout_ref, resolve=True))
         settings.model.path = self.dpo.reference_path
         settings.model.lora_rank, settings.model.lora_adapter_path = 0, None
@@ -237,88 +222,20 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
             **self.batch_settings(),
         )
         if with_reference and self.dpo.uses_reference and self.dpo.reference == "live":
-            scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
-            check_scores([scored["answer_log_probs"]], f"live reference before step {self.global_steps}", "")
-            batch["ref_log_probs"] = scored["answer_log_probs"]
+            self._add_live_reference(batch)
         return batch
 
     def _step_batch(self, step: int):
         """The batch of a step, and the tokens that it costs as rows."""
         indices = self.arranged(self.train_dataset, self.train_dataloader.step(step), self.mini_pairs)
         batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
-        tu.assign_non_tensor(
-            batch,
-            mini_batch_size=2 * self.mini_pairs,
-            epochs=1,
-            seed=self.config.actor_rollout_ref.actor.data_loader_seed,
-            dataloader_kwargs={"shuffle": False},
-        )
+        self._for_update(batch, mini_pairs=self.mini_pairs, epochs=1)
         return batch, int(pair_tokens(self.train_dataset)[indices].sum())
 
-    def _step_parts(self, step: int):
-        """As `_step_batch`, cut for the workers and in Ray's store."""
-        batch, tokens = self._step_batch(step)
-        tu.assign_non_tensor(batch, step=step, follows=step > 1 and self._next_follows_at_once(step - 1))
-        return [ray.put(part) for part in BatchData(batch).chunk(self.ranks)], tokens
-
-    def _update(self, timing_raw: dict) -> dict[str, Any]:
-        """Train on this step's pairs; returns the workers' metrics."""
-        live = self.dpo.uses_reference and self.dpo.reference == "live"
-        if live or self.ranks != self.actor_rollout_wg.world_size:
-            # the batch needs the workers, or several of them share a part
-            with marked_timer("batch", timing_raw):
-                batch, self._tokens = self._step_batch(self.global_steps)
-            with marked_timer("update_actor", timing_raw, color="red"):
-                return tu.get(self.actor_rollout_wg.update_actor(batch), "metrics")
-        step = self.global_steps
-        with marked_timer("batch", timing_raw):
-            if step not in self._sent:
-                self._send(step)
-            # they wait at the workers, who begin them without a word from here
-            for before in (step, step + 1):
-                if not self._next_follows_at_once(before):
-                    break
-                if before + 1 not in self._sent:
-                    self._send(before + 1)
-        with marked_timer("update_actor", timing_raw, color="red"):
-            return self._result(step)
-
-    def _result(self, step: int) -> dict[str, Any]:
-        """The metrics of a step that the workers have been sent. See `PreferenceWorker.update_pairs`."""
-        running, self._tokens = self._sent.pop(step)
-        self._results.update(ray.get(running)[0])
-        if step not in self._results:
-            later = self._sent.get(step + 1)
-            self._results.update(ray.get(later[0])[0] if later else self.actor_rollout_wg.finish_updates()[0])
-        return self._results.pop(step)
-
-    def _send(self, step: int) -> None:
-        """Give the workers a step's batch, and have the batch after it made meanwhile."""
-        prepared = self._prepared.pop(step, None)
-        parts, tokens = prepared.result() if prepared else self._step_parts(step)
-        self._sent[step] = self.actor_rollout_wg.update_pairs(parts), tokens
-        if step < self.total_training_steps:
-            self._prepared[step + 1] = self._ahead.submit(self._step_parts, step + 1)
-
-    def _next_follows_at_once(self, step: int) -> bool:
-        """Whether the workers do nothing between a step and the next: save, validate, move the reference, profile."""
-        trainer = self.config.trainer
-        between = (trainer.save_freq, trainer.test_freq, self.dpo.reference_sync_steps)
-        return (
-            step < self.total_training_steps
-            and not any(every and every > 0 and step % every == 0 for every in between)
-            and OmegaConf.select(self.config, "global_profiler.steps") is None
-        )
-
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        values = reduce_metrics(dict(self._update(timing_raw)))
-        for name, value in values.items():
-            prefix = "" if name.split("/")[0] in ("rewards", "logps", "perf") else "actor/"
-            metrics[prefix + name] = float(value)
+        metrics.update(self._worker_metrics(self._update(timing_raw)))
         self.watch_finite(metrics)
-        if self.dpo.reference_sync_steps and self.global_steps % self.dpo.reference_sync_steps == 0:
-            with marked_timer("sync_reference", timing_raw):
-                self.actor_rollout_wg.sync_reference(self.dpo.reference_mixup)
+        self._move_reference(timing_raw)
         warning = self.watch.see(metrics["rewards/chosen"], metrics["rewards/margins"])
         if warning:
             logger.warning(warning)
@@ -329,7 +246,8 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
     def _validate(self) -> dict[str, float]:
         if self.val_dataset is None:
             return {}
-        # whole mini-batches of the training shape; the last one is filled up with pairs that do not count
+        # Whole mini-batches of the training shape; the last one is filled up with pairs that do not count. What comes
+        # back is a mean over those that do, so it weighs as many as they are.
         size = self.mini_pairs * max(1, 64 // self.mini_pairs)
         total = len(self.val_dataset)
         sums: dict[str, float] = {}
@@ -352,18 +270,11 @@ class OfflineDPOTrainer(PreferenceCheckpoints, PPOTrainer):
         # workers that are sent steps ahead have done one before or after this process waits for it: their clock counts
         worked = metrics.get("perf/device_seconds")
         timing = timing_raw if worked is None else timing_raw | {"step": worked, "update_actor": worked}
-        seconds, update_seconds = timing["step"], timing["update_actor"]
-        gpus = self.resource_pool_manager.get_n_gpus()
-        metrics.update({f"timing_s/{name}": value for name, value in timing.items()})
         metrics.update(
             {
-                "training/global_step": global_steps,
-                "training/epoch": epoch,
-                "perf/total_num_tokens": self._tokens,
-                "perf/time_per_step": seconds,
-                "perf/throughput": self._tokens / seconds / gpus,
-                "perf/tokens_per_s": self._tokens / update_seconds,
-                "perf/pairs_per_s": self.config.data.train_batch_size / update_seconds,
+                **self._loop_metrics(timing, self._tokens, global_steps, epoch),
+                "perf/tokens_per_s": self._tokens / timing["update_actor"],
+                "perf/pairs_per_s": self.config.data.train_batch_size / timing["update_actor"],
                 **{f"pairs/dropped/{why}": n for why, n in self.train_dataset.report.dropped.items()},
                 **self.reference.metrics,
             }

@@ -15,22 +15,19 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
-from verl.utils.metric import reduce_metrics
 
 from verl_aiops.losses import Labels, label_groups
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.rollout.rounds.turns import TemplateTurns
 from verl_aiops.trainers.config import OnlineDPOConfig
-from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.dpo.online_pairs import Answer, labelled, laid_out, pair_example, plan_batch, self_play_pairs
 from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
+from verl_aiops.trainers.dpo.training import PreferenceTraining
 from verl_aiops.trainers.logprobs.support import choose_backend
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.rl.reward_rows import final_outputs, rows_of
 from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer, part_metrics
-from verl_aiops.trainers.runs.finite import check_scores
 from verl_aiops.trainers.runs.resume import online_notes
-from verl_aiops.trainers.worker.objective import PreferenceObjective
 from verl_aiops.trainers.worker.worker import PreferenceWorker
 
 __all__ = ["OnlineDPOTrainer"]
@@ -45,7 +42,7 @@ class _Step:
     pairs: list[tuple[Answer, Answer]]
 
 
-class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
+class OnlineDPOTrainer(PreferenceTraining, ScoredTrainer):
     """Generate, score, pair, train; validation, checkpoints, weight transfer and trackers are verl's."""
 
     def __init__(self, config: DictConfig):
@@ -73,18 +70,10 @@ class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
         self.role_worker_mapping = {role: ray.remote(PreferenceWorker) for role in self.role_worker_mapping}
 
     def _load_checkpoint(self):
-        # the last part of verl's set-up; before it the workers hold the initial policy
-        objective = PreferenceObjective(
-            loss_settings=self.dpo.loss_settings(),
-            ld_alpha=self.dpo.ld_alpha,
-            importance_clip=self.dpo.importance_clip,
-        )
-        self.actor_rollout_wg.set_loss_fn(objective)
-        self.check_weights(f"of {self.config.actor_rollout_ref.model.path}")
-        # without adapters a LoRA policy is the base: the reference, unless it starts from a trained adapter
-        adapter = self.config.actor_rollout_ref.model.get("lora_adapter_path")
-        if self.dpo.uses_reference and (not self.ref_in_actor or adapter or self.dpo.reference_sync_steps):
-            self.actor_rollout_wg.sync_reference(1.0)
+        # the last part of verl's set-up, which cannot be had in pieces: until here the workers hold the initial policy
+        self._begin_training()
+        if self.dpo.uses_reference:
+            self._keep_reference(is_lora=self.ref_in_actor, live=True)
         super()._load_checkpoint()
 
     def reference_note(self) -> dict:
@@ -104,6 +93,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
         if self.reward_loop_manager.reward_loop_worker_handles is None:
             with marked_timer("reward", timing_raw, color="yellow"):
                 batch = self._compute_reward_colocate(batch, metrics=metrics)
+        # for what it refuses, and what the reward manager keeps; the scores are read again, with the answers
         self._take_in(batch)
         with marked_timer("pairs", timing_raw):
             answers = self._answers(batch)
@@ -120,15 +110,14 @@ class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
         metrics["pairs/failed_rows"] = float(labels.failed_rows + missing)
         self._check_failures(labels.failed_rows + missing, max(asked, len(answers)))
         if not pairs:
+            # verl's loop clears TransferQueue by this batch's keys, so it goes back whole
             print(
                 f"verl-aiops: step {self.global_steps}: no prompt has a preference, nothing is trained on", flush=True
             )
             return batch
         with marked_timer("update_actor", timing_raw, color="red"):
             metrics.update(self._train(pairs))
-        if self.dpo.reference_sync_steps and self.global_steps % self.dpo.reference_sync_steps == 0:
-            with marked_timer("sync_reference", timing_raw):
-                self.actor_rollout_wg.sync_reference(self.dpo.reference_mixup)
+        self._move_reference(timing_raw)
         return batch
 
     def _answers(self, batch: KVBatchMeta) -> list[Answer]:
@@ -166,6 +155,7 @@ class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
     def _train(self, pairs: list[tuple[Answer, Answer]]) -> dict[str, float]:
         """One optimizer step per mini-batch and epoch; returns verl's metrics, averaged over them."""
         actor = self.config.actor_rollout_ref.actor
+        # answers are sorted by prompt, whichever came first; mini-batches in that order would be of like prompts
         order = np.random.default_rng([self.global_steps]).permutation(len(pairs))
         plan = plan_batch(
             len(pairs),
@@ -192,20 +182,9 @@ class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
             logprob_backend=self.backend,
         )
         if self.dpo.uses_reference:
-            scored = self.actor_rollout_wg.reference_log_probs(batch.copy())
-            check_scores([scored["answer_log_probs"]], f"live reference before step {self.global_steps}", "")
-            batch["ref_log_probs"] = scored["answer_log_probs"]
-        tu.assign_non_tensor(
-            batch,
-            mini_batch_size=2 * plan.mini_pairs,
-            epochs=actor.ppo_epochs,
-            seed=actor.data_loader_seed,
-            dataloader_kwargs={"shuffle": False},
-        )
-        output = self.actor_rollout_wg.update_actor(batch)
-        values = reduce_metrics(dict(tu.get(output, "metrics")))
-        plain = ("rewards", "logps", "perf")
-        named = {name if name.split("/")[0] in plain else f"actor/{name}": float(v) for name, v in values.items()}
+            self._add_live_reference(batch)
+        self._for_update(batch, mini_pairs=plan.mini_pairs, epochs=actor.ppo_epochs)
+        named = self._worker_metrics(tu.get(self.actor_rollout_wg.update_actor(batch), "metrics"))
         if self.dpo.uses_reference and not self.dpo.self_play:
             # over answers that the policy sampled, the mean log-ratio estimates its KL divergence from the reference
             named["kl/reference"] = (named["rewards/chosen"] + named["rewards/rejected"]) / (2 * self.dpo.beta)
@@ -235,20 +214,15 @@ class OnlineDPOTrainer(PreferenceCheckpoints, ScoredTrainer):
         return values
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
-        step, seconds = self._last, timing_raw["step"]
-        metrics.update({f"timing_s/{name}": value for name, value in timing_raw.items()})
+        step = self._last
         tokens = sum(len(a.prompt_ids) + len(a.response_ids) for a in step.answers)
         scores = [a.score for a in step.answers if np.isfinite(a.score)]
         metrics.update(
             {
-                "training/global_step": global_steps,
-                "training/epoch": epoch,
+                **self._loop_metrics(timing_raw, tokens, global_steps, epoch),
                 "score/mean": float(np.mean(scores)) if scores else float("nan"),
                 "response_length/mean": float(np.mean([len(a.response_ids) for a in step.answers])),
                 "prompt_length/mean": float(np.mean([len(a.prompt_ids) for a in step.answers])),
-                "perf/total_num_tokens": tokens,
-                "perf/time_per_step": seconds,
-                "perf/throughput": tokens / seconds / self.resource_pool_manager.get_n_gpus(),
                 **part_metrics([a.extra for a in step.answers]),
             }
         )

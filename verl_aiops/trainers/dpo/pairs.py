@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
 from verl_aiops.data.repeats import count_shared, count_untrained, shared_text
+from verl_aiops.trainers.batch import ROWS_PER_PAIR, AnswerBatch, nested
 from verl_aiops.trainers.reference.cache import default_cache_dir
 
 __all__ = [
@@ -27,9 +27,6 @@ __all__ = [
     "pair_order",
     "pair_tokens",
 ]
-
-# force_group_size of verl's micro-batching: rows that always stay together
-ROWS_PER_PAIR = 2
 
 
 def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = None) -> PreferenceDataset:
@@ -171,16 +168,13 @@ def arrange(lengths: Sequence[int], mini_pairs: int, ranks: int) -> list[int]:
     for start in range(0, len(lengths), mini_pairs):
         mini = list(range(start, start + mini_pairs))
         if ranks == 1:
+            # nothing to balance, and pairs stay in the order of the data
             parts[0] += mini
             continue
         shares = get_seqlen_balanced_partitions([lengths[i] for i in mini], ranks, equal_size=True)
         for part, share in zip(parts, shares, strict=True):
             part += [mini[i] for i in sorted(share)]
     return [i for part in parts for i in part]
-
-
-def _nested(rows: list[torch.Tensor]) -> torch.Tensor:
-    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
 def pair_batch(
@@ -209,49 +203,48 @@ def pair_batch(
         settings: non-tensor entries (micro-batch size and the like).
 
     Returns:
-        TensorDict with nested ``input_ids``, ``position_ids``, ``prompts``, ``responses``, ``response_mask``,
-        ``loss_mask`` (and ``ref_log_probs``, ``behaviour_log_probs``), and per row ``prompt_lengths``, ``pair_weight``,
-        ``counted``, ``mean_chosen_length`` (trained tokens of the chosen answers, mean over the mini-batch) and
-        ``global_pairs`` (pairs of the mini-batch that count).
+        the columns of `batch.AnswerBatch`.
     """
     counted = [True] * len(examples) if counted is None else list(counted)
-    columns: dict[str, list[torch.Tensor]] = {k: [] for k in ("input_ids", "position_ids", "prompts", "responses")}
-    masks, weights, is_counted, chosen_tokens = [], [], [], []
+    inputs, prompts, answers, masks, weights = [], [], [], [], []
+    numbers: dict[bytes, int] = {}
+    prompt_number: list[int] = []
     shares = logprob_backend == "shared_prompt"
-    for example, real in zip(examples, counted, strict=True):
+    for example in examples:
         for side in ("chosen", "rejected"):
+            # answers that were sampled each bring the prompt that they were given
             prompt = torch.as_tensor(example.get(f"{side}_prompt_ids", example.get("prompt_ids")), dtype=torch.int64)
             answer = torch.as_tensor(example[f"{side}_ids"], dtype=torch.int64)
-            seen = shares and side == "rejected" and torch.equal(prompt, columns["prompts"][-1])
-            columns["input_ids"].append(answer if seen else torch.cat([prompt, answer]))
-            columns["position_ids"].append(torch.arange(len(columns["input_ids"][-1])))
-            columns["prompts"].append(prompt)
-            columns["responses"].append(answer)
+            prompt_number.append(numbers.setdefault(prompt.numpy().tobytes(), len(numbers)))
+            # a pair's prompt goes through the model once, and is counted as often; other pairs of the same prompt may
+            # be in other micro-batches
+            seen = shares and side == "rejected" and prompt_number[-1] == prompt_number[-2]
+            inputs.append(answer if seen else torch.cat([prompt, answer]))
+            prompts.append(prompt)
+            answers.append(answer)
             masks.append(torch.as_tensor(example[f"{side}_mask"], dtype=torch.float32))
             weights.append(float(example["weight"]))
-            is_counted.append(float(real))
-        chosen_tokens.append(float(masks[-2].sum()))
-    batch = {name: _nested(rows) for name, rows in columns.items()}
-    batch["response_mask"] = _nested(masks)
-    batch["loss_mask"] = batch["response_mask"]
-    batch["prompt_lengths"] = torch.tensor([len(p) for p in columns["prompts"]])
-    batch["pair_weight"] = torch.tensor(weights)
-    batch["counted"] = torch.tensor(is_counted)
+    chosen_tokens = [float(mask.sum()) for mask in masks[0::ROWS_PER_PAIR]]
     means, counts = _per_mini_batch(chosen_tokens, mini_pairs, ranks, counted)
-    batch["mean_chosen_length"], batch["global_pairs"] = means, counts
-    if reference is not None:
-        batch["ref_log_probs"] = _nested([torch.as_tensor(side) for pair in reference for side in pair])
-    if behaviour is not None:
-        batch["behaviour_log_probs"] = _nested([side.float() for pair in behaviour for side in pair])
-    td = tu.get_tensordict(batch)
-    tu.assign_non_tensor(
-        td,
-        force_group_size=ROWS_PER_PAIR,
-        temperature=1.0,
-        logprob_backend=logprob_backend,
-        **settings,
+    batch = AnswerBatch(
+        input_ids=nested(inputs),
+        position_ids=nested([torch.arange(len(ids)) for ids in inputs]),
+        prompts=nested(prompts),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        prompt_number=torch.tensor(prompt_number),
+        responses=nested(answers),
+        response_mask=nested(masks),
+        beats=torch.tensor([[1], [0]]).repeat(len(examples), 1),
+        pair_weight=torch.tensor(weights),
+        counted=torch.tensor([float(real) for real in counted]).repeat_interleave(ROWS_PER_PAIR),
+        mean_chosen_length=means,
+        global_pairs=counts,
     )
-    return td
+    if reference is not None:
+        batch.ref_log_probs = nested([torch.as_tensor(side) for pair in reference for side in pair])
+    if behaviour is not None:
+        batch.behaviour_log_probs = nested([side.float() for pair in behaviour for side in pair])
+    return batch.to_tensordict(force_group_size=ROWS_PER_PAIR, logprob_backend=logprob_backend, **settings)
 
 
 def _per_mini_batch(
@@ -259,6 +252,7 @@ def _per_mini_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean chosen length and number of counted pairs of each row's mini-batch, both (rows,), for pairs arranged as
     :func:`arrange` does."""
+    # on each rank the first `share` pairs are its part of the first mini-batch, and so on
     share = mini_pairs // ranks
     per_rank = len(chosen_tokens) // ranks
     tokens = np.asarray(chosen_tokens)

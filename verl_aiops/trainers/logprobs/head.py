@@ -2,16 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["LOGITS_AT_ONCE", "label_log_probs"]
+__all__ = ["LOGITS_AT_ONCE", "changed_after_head", "head_gives_log_probs", "label_log_probs", "log_probs_of"]
 
 # 256 MiB in float32
 LOGITS_AT_ONCE = 1 << 26
+
+# What transformers' models may be set to do to the logits after the head, and what leaves them as they are.
+_AFTER_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
+
+
+def changed_after_head(config) -> str | None:
+    """The setting, as text, by which a model of this transformers configuration changes its logits after the head."""
+    for name, neutral in _AFTER_HEAD.items():
+        value = getattr(config, name, neutral)
+        if value not in (None, neutral):
+            return f"{name}={value}"
+    return None
+
+
+@contextmanager
+def head_gives_log_probs(
+    model: torch.nn.Module,
+    positions: torch.Tensor,
+    label_ids: torch.Tensor,
+    *,
+    label_sources: torch.Tensor | None = None,
+    sources_on_host: np.ndarray | None = None,
+) -> Iterator[None]:
+    """Within, a forward pass of the model returns log-probs of labels, (labels,), as its ``logits``.
+
+    It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered. The caller knows
+    that the model does nothing to its logits after the head (`changed_after_head`).
+
+    Args:
+        model: transformers' model, unwrapped.
+        positions: (positions,) that predict a label, counted over the rows of the model's input, one after another.
+        label_ids: (labels,) token ids.
+        label_sources: (labels,) the entry of ``positions`` that predicts each label, ascending. Default: one label a
+            position, in order.
+        sources_on_host: as `label_log_probs` takes it.
+
+    Raises:
+        RuntimeError: the forward pass does not use the head, once.
+    """
+    if label_sources is None:
+        sources_on_host = np.arange(len(label_ids))
+        label_sources = torch.arange(len(label_ids), device=label_ids.device)
+    head = model.get_output_embeddings()
+    logits, replaced, calls = head.forward, vars(head).get("forward"), []
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(hidden.shape)
+        return label_log_probs(
+            logits,
+            hidden.flatten(0, -2)[positions],
+            label_sources,
+            label_ids,
+            vocabulary=head.weight.shape[0],
+            sources_on_host=sources_on_host,
+        )
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        # `forward` may have been replaced in the instance before, by `cpu_linear` for one
+        if replaced is None:
+            del head.forward
+        else:
+            head.forward = replaced
+    if len(calls) != 1:
+        raise RuntimeError(
+            f"the forward pass of {type(model).__name__} used its head {len(calls)} times: something has replaced it "
+            "(actor_rollout_ref.model.use_fused_kernels?)"
+        )
 
 
 def label_log_probs(
@@ -66,7 +137,12 @@ def label_log_probs(
     return torch.cat(parts)
 
 
-def _chunk(head, hidden: torch.Tensor, label_sources: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
-    logits = head(hidden).float()
+def log_probs_of(logits: torch.Tensor, label_sources: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+    """(labels,) float32, nats: log-softmax of the logits (positions, vocabulary) at the labels."""
+    logits = logits.float()
     # not log_softmax: over a vocabulary of 49,152 its CPU kernel is off by 1e-5 per token, always to the same side
     return logits[label_sources, label_ids] - logits.logsumexp(dim=-1)[label_sources]
+
+
+def _chunk(head, hidden: torch.Tensor, label_sources: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+    return log_probs_of(head(hidden), label_sources, label_ids)

@@ -50,6 +50,7 @@ class SharedLayout:
         self.key_lengths: list[int] = []
         self.trunks: list[int | None] = []
 
+        # by their tokens, not by which pair they belong to: pairs of one prompt in one micro-batch share it too
         groups: dict[bytes, list[int]] = {}
         for row, prompt in enumerate(prompts):
             groups.setdefault(prompt.numpy().tobytes(), []).append(row)
@@ -61,11 +62,13 @@ class SharedLayout:
         self.answer_tokens = 0
         for prompt, answer, mask, place in zip(prompts, answers, masks, places, strict=True):
             labelled = np.flatnonzero(mask.numpy() > 0)
+            # a token is predicted from the place before it; that of the first is the prompt's last
             predicted_from.append(place[len(prompt) - 1 + labelled])
             ids.append(answer.numpy()[labelled])
             slots.append(self.answer_tokens + labelled)
             self.answer_tokens += len(answer)
         source = np.concatenate(predicted_from)
+        # ascending, so that the head can take positions in chunks, each with the labels that lie in it
         order = np.argsort(source, kind="stable")
         sources, label_sources = np.unique(source[order], return_inverse=True)
 
@@ -73,6 +76,7 @@ class SharedLayout:
         self.position_ids = torch.from_numpy(np.concatenate(self._positions))
         keys = np.concatenate(self._keys)
         self.keys = torch.from_numpy(keys)
+        # the same keys from the other side: the gradient of a token's key is the sum over all segments that used it
         by_token = np.argsort(keys, kind="stable")
         self.use_places = torch.from_numpy(by_token)
         self.use_starts = torch.from_numpy(np.searchsorted(keys[by_token], np.arange(self._tokens)))
@@ -89,8 +93,10 @@ class SharedLayout:
 
     def _add_group(self, rows, prompts, answers, places) -> None:
         sequences = {row: torch.cat([prompts[row], answers[row]]).numpy()[:-1] for row in rows}
+        # without the last token, which predicts nothing; equal rows, as online pairs have them, are one
         different = {sequence.tobytes(): sequence for sequence in sequences.values()}
         trunk = _common_length(list(different.values()))
+        # answers of which one is empty may leave no trunk where the prompt is one token: it was the last one
         number = len(self.trunks) if trunk else None
         trunk_keys = self._add_segment(next(iter(different.values()))[:trunk], 0, np.empty(0, np.int64), None)
         branch_keys = {
@@ -115,6 +121,7 @@ class SharedLayout:
     def to(self, device: torch.device | str) -> SharedLayout:
         """Move the tensors, in place."""
         for name, value in vars(self).items():
+            # what attention asks of Python (lengths, trunks) stays lists: read off a GPU it would have to be waited for
             if isinstance(value, torch.Tensor):
                 setattr(self, name, value.to(device, non_blocking=True))
         return self

@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDict
 
 from verl_aiops.models.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
+from verl_aiops.trainers.batch import nested
+from verl_aiops.trainers.logprobs.head import changed_after_head, head_gives_log_probs, log_probs_of
 from verl_aiops.verl_patches.vision import only_text
 
 __all__ = ["rows_answer_log_probs"]
@@ -43,9 +45,10 @@ def rows_answer_log_probs(
 ) -> torch.Tensor:
     """Two rows per pair, each prompt and answer on its own; any Hugging Face causal language model.
 
-    The vocabulary projection runs only where an answer token is predicted, and the log-probs are taken in
-    float32 whatever dtype the model computes in: DPO compares sums over whole answers, and bfloat16 log-probs
-    lose three digits of them.
+    The log-probs are taken in float32 whatever dtype the model computes in: DPO compares sums over whole answers, and
+    bfloat16 log-probs lose three digits of them. In decoders that were compared (`models.company.COMPARED_MODELS`) the
+    head computes where an answer token is predicted and nowhere else, a part at a time (`head.py`), unless they are set
+    to change their logits after it. Others are asked for the logits of the columns that have a label in any row.
 
     Args:
         module: the (FSDP-wrapped) model.
@@ -76,44 +79,53 @@ def rows_answer_log_probs(
 def _log_probs(module: torch.nn.Module, batch: TensorDict, packed: bool, device) -> torch.Tensor:
     """One forward pass; (answer tokens,), answer after answer."""
     batch = batch.to(device)
-    input_ids = batch["input_ids"]
-    responses = batch["responses"]
-    offsets = responses.offsets()
-    rows, columns = _labelled_positions(batch["prompt_lengths"], offsets.diff())
-    keep = _takes_logits_to_keep(module)
+    input_ids, labels = batch["input_ids"], batch["responses"].values()
+    rows, columns = _labelled_positions(batch["prompt_lengths"], batch["responses"].offsets().diff())
     if packed:
-        flat = input_ids.offsets()[rows] + columns
+        starts = input_ids.offsets()[rows]
         arguments = {
             "input_ids": input_ids.values().unsqueeze(0),
             "attention_mask": None,
             "position_ids": _positions(module, batch["position_ids"].values().unsqueeze(0)),
         }
-        if keep:
-            logits = module(**arguments, use_cache=False, logits_to_keep=flat).logits.squeeze(0)
-        else:
-            logits = module(**arguments, use_cache=False).logits.squeeze(0)[flat]
     else:
         lengths = input_ids.offsets().diff()
         width = int(lengths.max())
+        starts = rows * width
         mask = torch.arange(width, device=lengths.device).unsqueeze(0) < lengths.unsqueeze(1)
+        shape = (len(lengths), width)
         arguments = {
-            "input_ids": torch.nested.to_padded_tensor(input_ids, padding=0, output_size=(len(lengths), width)),
+            "input_ids": torch.nested.to_padded_tensor(input_ids, padding=0, output_size=shape),
             "attention_mask": mask.long(),
             "position_ids": _positions(
-                module,
-                torch.nested.to_padded_tensor(batch["position_ids"], padding=0, output_size=(len(lengths), width)),
+                module, torch.nested.to_padded_tensor(batch["position_ids"], padding=0, output_size=shape)
             ),
         }
-        if keep:
-            # one stretch of columns serves every row of the micro-batch
-            low, high = int(columns.min()), int(columns.max()) + 1
-            wanted = torch.arange(low, high, device=lengths.device)
-            logits = module(**arguments, use_cache=False, logits_to_keep=wanted).logits[rows, columns - low]
-        else:
-            logits = module(**arguments, use_cache=False).logits[rows, columns]
-    logits = logits.float()
-    # not log_softmax: over a vocabulary of 49,152 its CPU kernel is off by 1e-5 per token, always to the same side
-    return logits.gather(-1, responses.values().unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
+    model = unwrapped(module)
+    if is_compared(model) and changed_after_head(model.config) is None:
+        with head_gives_log_probs(model, starts + columns, labels):
+            return module(**arguments, use_cache=False).logits
+    logits = _logits(module, arguments, starts, columns)
+    return log_probs_of(logits, torch.arange(len(labels), device=labels.device), labels)
+
+
+def _logits(module: torch.nn.Module, arguments: dict, starts: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(labels, vocabulary) of a model of which nothing is known but that it returns logits for the positions that
+    ``logits_to_keep`` names, or for all where it has no such argument.
+
+    Args:
+        starts: (labels,) where the label's row begins, over the rows one after another.
+        columns: (labels,) the position in it that predicts the label.
+    """
+    if not _takes_logits_to_keep(module):
+        return module(**arguments, use_cache=False).logits.flatten(0, 1)[starts + columns]
+    rows, width = arguments["input_ids"].shape
+    if rows == 1:
+        return module(**arguments, use_cache=False, logits_to_keep=starts + columns).logits.squeeze(0)
+    # one stretch of columns serves every row of the micro-batch
+    low, high = int(columns.min()), int(columns.max()) + 1
+    wanted = torch.arange(low, high, device=columns.device)
+    return module(**arguments, use_cache=False, logits_to_keep=wanted).logits[starts // width, columns - low]
 
 
 # --- models whose rows depend on their company ------------------------------------------------------------------------
@@ -151,11 +163,8 @@ def _group_by_group(module, batch: TensorDict, groups: list[list[int]], packed: 
 
 
 def _batch_of(columns: dict, prompt_lengths: torch.Tensor, rows: list[int]) -> TensorDict:
-    nested = {
-        name: torch.nested.as_nested_tensor([values[row] for row in rows], layout=torch.jagged)
-        for name, values in columns.items()
-    }
-    return TensorDict({**nested, "prompt_lengths": prompt_lengths[rows]}, batch_size=[len(rows)])
+    picked = {name: nested([values[row] for row in rows]) for name, values in columns.items()}
+    return TensorDict({**picked, "prompt_lengths": prompt_lengths[rows]}, batch_size=[len(rows)])
 
 
 def _settled(module: torch.nn.Module, packed: bool, device) -> Company:

@@ -7,14 +7,13 @@ same result.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 from tensordict import TensorDict
 
 from verl_aiops.models.company import company_of, forget_lengths, unwrapped
+from verl_aiops.trainers.batch import AnswerBatch, nested
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
-from verl_aiops.trainers.logprobs.head import label_log_probs
+from verl_aiops.trainers.logprobs.head import head_gives_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 
@@ -35,7 +34,9 @@ def shared_answer_log_probs(
     Returns:
         nested (rows, answer length), float32; 0 where ``response_mask`` is 0.
     """
-    columns = [batch[name].cpu().unbind() for name in ("prompts", "responses", "response_mask")]
+    answers = AnswerBatch.of(batch)
+    # on the host: which rows share what is decided by their tokens
+    columns = [column.cpu().unbind() for column in (answers.prompts, answers.responses, answers.response_mask)]
     company = company_of(module)
     if company.limit is not None:
         if max(len(prompt) + len(answer) for prompt, answer in zip(*columns[:2])) > company.limit:
@@ -44,21 +45,27 @@ def shared_answer_log_probs(
             forget_lengths(module)
     # whatever goes to the GPU goes before the forward pass: afterwards a copy waits for it
     layout = SharedLayout(*columns).to(device)
-    offsets = batch["responses"].offsets().to(device, non_blocking=True)
+    offsets = answers.responses.offsets().to(device, non_blocking=True)
     model = unwrapped(module)
     if model.config._attn_implementation != SHARED_ATTENTION:
         model.set_attn_implementation(SHARED_ATTENTION)
-    with _head_gives_log_probs(model.get_output_embeddings(), layout):
+    with head_gives_log_probs(
+        model,
+        layout.sources,
+        layout.label_ids,
+        # answers that begin alike have several labels at one position
+        label_sources=layout.label_sources,
+        sources_on_host=layout.label_sources_on_host,
+    ):
         values = module(
             input_ids=layout.input_ids.unsqueeze(0),
             attention_mask=None,
             position_ids=layout.position_ids.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=layout.sources,
             shared_layout=layout,
         ).logits
-    answers = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
-    return torch.nested.nested_tensor_from_jagged(answers, offsets)
+    flat = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
+    return torch.nested.nested_tensor_from_jagged(flat, offsets)
 
 
 def _by_rows(module: torch.nn.Module, columns: list, limit: int, device) -> torch.Tensor:
@@ -69,47 +76,13 @@ def _by_rows(module: torch.nn.Module, columns: list, limit: int, device) -> torc
         )
     prompts, answers, masks = columns
     ids = [torch.cat(row) for row in zip(prompts, answers)]
-    nested = {
-        "input_ids": ids,
-        "position_ids": [torch.arange(len(row)) for row in ids],
-        "responses": list(answers),
-    }
-    batch = TensorDict(
-        {
-            **{name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in nested.items()},
-            "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts]),
-        },
-        batch_size=[len(ids)],
-    )
+    columns = AnswerBatch(
+        input_ids=nested(ids),
+        position_ids=nested([torch.arange(len(row)) for row in ids]),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        responses=nested(list(answers)),
+    ).columns()
+    batch = TensorDict(columns, batch_size=[len(ids)])
     log_probs = rows_answer_log_probs(module, batch, packed=False, device=device)
     labelled = torch.cat([mask > 0 for mask in masks]).to(log_probs.device)
     return torch.nested.nested_tensor_from_jagged(log_probs.values() * labelled, log_probs.offsets())
-
-
-@contextmanager
-def _head_gives_log_probs(head: torch.nn.Module, layout: SharedLayout):
-    """Within, the model's head turns hidden states into the layout's label log-probs instead of logits.
-
-    It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered.
-    """
-    logits = head.forward
-    replaced = vars(head).get("forward")
-
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        return label_log_probs(
-            logits,
-            hidden.squeeze(0),
-            layout.label_sources,
-            layout.label_ids,
-            vocabulary=head.weight.shape[0],
-            sources_on_host=layout.label_sources_on_host,
-        )
-
-    head.forward = forward
-    try:
-        yield
-    finally:
-        if replaced is None:
-            del head.forward
-        else:
-            head.forward = replaced

@@ -13,6 +13,7 @@ from verl.utils.fs import copy_to_local
 
 from verl_aiops.models.company import COMPARED_MODELS, rotary_limit
 from verl_aiops.trainers.config import ConfigError, PreferenceConfig
+from verl_aiops.trainers.logprobs.head import changed_after_head
 from verl_aiops.trainers.preflight.defaults import sequence_parallel_size
 
 __all__ = ["SHARED_PROMPT_MODELS", "choose_backend", "longest_pair", "settle_backend", "why_not_shared"]
@@ -24,8 +25,6 @@ SHARED_PROMPT_MODELS = COMPARED_MODELS
 
 # Of those, the ones whose windows of attention are in a mask alone, which sharing does without.
 _WINDOW_IN_MASK = ("olmoe", "qwen2_moe")
-# What models of a listed type may be set to do to the logits after the head, and what leaves them as they are.
-_AFTER_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
 
 _TORCH_WITH_VARLEN = Version("2.10")
@@ -51,9 +50,8 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
     for name in _DROPOUTS:
         if getattr(model, name, 0.0):
             return f"the model trains with {name}={getattr(model, name)}"
-    for name, neutral in _AFTER_HEAD.items():
-        if getattr(model, name, neutral) not in (None, neutral):
-            return f"the model changes its logits after the head ({name}={getattr(model, name)})"
+    if changed := changed_after_head(model):
+        return f"the model changes its logits after the head ({changed})"
     if model.model_type in _WINDOW_IN_MASK and getattr(model, "sliding_window", None):
         if getattr(model, "use_sliding_window", True):
             return f"its attention has a window of {model.sliding_window} tokens, which only the mask knows"

@@ -78,6 +78,7 @@ class ReferenceScorer:
         if self.config.reference == "cached":
             root = self.config.reference_cache_dir or default_cache_dir()
             self.cache = ReferenceCache(os.path.expanduser(root), self.identity)
+            # by what a pair's tokens and masks are, so that other files with the same pairs find them
             for dataset in self._datasets():
                 self._keys[id(dataset)] = [bytes(digest) for digest in dataset.row_digests()]
             wanted = {key for keys in self._keys.values() for key in keys}
@@ -139,6 +140,7 @@ class ReferenceScorer:
         batches = []
         for dataset in self._datasets():
             if dataset is self.trainer.train_dataset:
+                # whole, with the pairs that fill no step of the first epoch
                 order = self.trainer.train_dataloader.epoch(0)
             else:
                 order = np.arange(len(dataset))
@@ -165,6 +167,7 @@ class ReferenceScorer:
 
     def _score(self, workers, dataset, indices: np.ndarray):
         mini = self.trainer.mini_pairs
+        # to the shape of a training batch; what only fills up is scored again, to the same numbers
         filled = np.concatenate([indices, np.full(mini - len(indices), indices[0])])
         arranged = self.trainer.arranged(dataset, filled, mini)
         batch = self.trainer.build_batch(dataset, arranged, mini_pairs=mini, with_reference=False)

@@ -220,6 +220,7 @@ class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
         )
         if len(failures.kept) == len(batch.keys):
             return batch
+        # nobody else will: verl's loop clears the keys of the batch that a step returns
         kept = set(failures.kept)
         tq.kv_clear(keys=[key for key in batch.keys if key not in kept], partition_id=batch.partition_id)
         return batch.select_keys(list(failures.kept))
@@ -239,6 +240,7 @@ class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         columns = {name: rows_of(data[name]) for name in data.keys()}
         rows = {key: {name: column[at] for name, column in columns.items()} for at, key in enumerate(batch.keys)}
+        # one score a session, whatever number of outputs it has; each of its rows gets it
         final = final_outputs(batch.keys)
         output = self.reward_loop_manager.compute_rm_score(
             scoring_batch([rows[key] for key in final], self.global_steps)
@@ -273,6 +275,7 @@ class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
             everything = RewardFailures(("",) * failed, (), (), reason)
             if self._stops_run(everything, asked, missing) or not kept:
                 raise RuntimeError("validation: " + self._failure_text(everything, asked, missing))
+            # what is left out here is not expected any more: verl would count it as wrong
             if expected_acc_counts:
                 expected_acc_counts = dict(expected_acc_counts)
                 for at in set(range(len(infos["reward"]))) - set(kept):
@@ -295,6 +298,7 @@ class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        # `_balance_batch` may have added rows that only fill the batch up
         real = [key for key, tag in zip(batch.keys, batch.tags) if not tag.get("is_padding", False)]
         metrics.update(part_metrics(self._extra_fields(real or batch.keys, batch.partition_id)))
 

@@ -16,8 +16,8 @@ from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
 from verl_aiops.kernels.cpu_linear import use_onednn
 from verl_aiops.kernels.fused_layers import fuse_layers, layer_kernels
+from verl_aiops.trainers.batch import ROWS_PER_PAIR
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
-from verl_aiops.trainers.dpo.pairs import ROWS_PER_PAIR
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.runs.finite import names_not_finite
 from verl_aiops.trainers.worker.objective import columns_for_loss
@@ -118,11 +118,13 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             object.__setattr__(config, "wrap_policy", {**config.wrap_policy, "disable": True})
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        # verl counts micro-batches in units of `force_group_size` rows; ours are pairs
         rows = ROWS_PER_PAIR * (tu.get_non_tensor_data(data, key="micro_batch_size_per_gpu", default=None) or 0)
         dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
         if forward_only or dynamic or rows != len(data) or self.use_ulysses_sp or self.scaler is not None:
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
         # one micro-batch: nothing to be cut, and cutting nested tensors costs a small model a tenth of its step
+        # what verl's own way through here would have put in for the loss
         tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())
         loss, output = self.forward_step(data, loss_function=loss_function, forward_only=False)
         loss.backward()
@@ -131,6 +133,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
         if self.use_ulysses_sp:
+            # a row's tokens lie on several ranks: no backend of ours, and verl's forward pass gives `log_probs`
             tu.assign_non_tensor(micro_batch, temperature=1.0)
             return super().forward_step(micro_batch, loss_function, forward_only)
         backend = LOGPROB_BACKENDS[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
@@ -141,9 +144,11 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
         )
         if loss_function is not None:
+            # before the forward pass: a copy that is asked for after it waits until the device has done it
             columns = columns_for_loss(micro_batch, get_device_id())
         with autocast:
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
+        # autocast ends here: sums and losses are float32
         model_output = {"answer_log_probs": log_probs}
         if loss_function is None:
             loss, metrics = torch.zeros((), device=get_device_name()), {}
@@ -204,6 +209,7 @@ class FSDPPreferenceEngine(FSDPEngineWithLMHead):
             norm = self.module.clip_grad_norm_(most)
         else:
             norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), most)
+        # as `torch.amp.GradScaler` tells a fused optimizer, whose kernel looks at it on the device
         self.optimizer.found_inf = (~torch.isfinite(norm)).float()
         try:
             self.optimizer.step()

@@ -12,14 +12,9 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aiops.losses import compute_dpo_loss, sum_logps
+from verl_aiops.trainers.batch import AnswerBatch
 
 __all__ = ["PairFacts", "PreferenceObjective", "columns_for_loss"]
-
-# of a batch of pairs: what the model needs, and what becomes `PairFacts`
-_NOT_FOR_LOSS = {
-    *("input_ids", "position_ids", "prompts", "responses", "loss_mask", "prompt_lengths"),
-    *("counted", "mean_chosen_length", "global_pairs"),
-}
 
 METRICS = (
     "rewards/chosen",
@@ -76,31 +71,49 @@ def _partial_sums(values: torch.Tensor, scale: float) -> dict[str, Metric]:
     return {name: _LateSum([(sums, at)]) for at, name in enumerate(METRICS)}
 
 
+# of rows that are chosen, rejected, chosen, ...: slices, where a list of numbers would have to travel to the device
+_EVERY_CHOSEN, _EVERY_REJECTED = slice(0, None, 2), slice(1, None, 2)
+
+
 @dataclass(frozen=True)
 class PairFacts:
     """What Python must know of a micro-batch of pairs.
 
     Attributes:
         width: tokens of the longest answer.
-        kept: numbers of the pairs that count, None for all.
+        chosen: rows of the pairs that count, in order.
+        rejected: likewise, of the same pairs.
+        pairs: number of those pairs.
         mean_chosen_length: trained tokens of a chosen answer, mean over the mini-batch.
         global_pairs: pairs of the mini-batch that count, over all ranks.
     """
 
     width: int
-    kept: list[int] | None
+    chosen: slice | list[int]
+    rejected: slice | list[int]
+    pairs: int
     mean_chosen_length: float
     global_pairs: float
 
     @classmethod
     def of(cls, data: TensorDict) -> PairFacts:
-        """From the columns of `pairs.pair_batch`; quick where they are on the host."""
-        kept = (data["counted"][0::2] > 0).nonzero().flatten().tolist()
+        """From the columns of an `AnswerBatch`; quick where they are on the host."""
+        batch = AnswerBatch.of(data)
+        places = batch.beats.nonzero()
+        places = places[batch.counted[places[:, 0]] > 0]
+        chosen = places[:, 0].tolist()
+        rejected = (places[:, 0] + batch.beats[places[:, 0], places[:, 1]]).tolist()
+        pairs, rows = len(chosen), len(batch.counted)
+        if chosen == list(range(0, rows, 2)) and rejected == list(range(1, rows, 2)):
+            chosen, rejected = _EVERY_CHOSEN, _EVERY_REJECTED
         return cls(
-            width=int(data["response_mask"].offsets().diff().max()),
-            kept=None if 2 * len(kept) == len(data["counted"]) else kept,
-            mean_chosen_length=float(data["mean_chosen_length"][0]),
-            global_pairs=float(data["global_pairs"][0]),
+            width=int(batch.response_mask.offsets().diff().max()),
+            chosen=chosen,
+            rejected=rejected,
+            pairs=pairs,
+            # the same in each row: `AnswerBatch`
+            mean_chosen_length=float(batch.mean_chosen_length[0]),
+            global_pairs=float(batch.global_pairs[0]),
         )
 
 
@@ -118,11 +131,10 @@ def columns_for_loss(data: TensorDict, device: torch.device | str) -> TensorDict
     Nested columns are padded before, as PyTorch's own copy of a nested tensor waits until the device has nothing to do.
     """
     facts = PairFacts.of(data)
-    columns = {}
-    for name, column in data.items():
-        if isinstance(column, torch.Tensor) and name not in _NOT_FOR_LOSS:
-            dense = _padded(column, facts.width) if column.is_nested else column
-            columns[name] = dense.to(device, non_blocking=True)
+    columns = {
+        name: _padded(column, facts.width).to(device, non_blocking=True)
+        for name, column in AnswerBatch.of(data).columns(loss=True).items()
+    }
     result = tu.get_tensordict(columns)
     tu.assign_non_tensor(result, pair_facts=facts, dp_size=data["dp_size"])
     return result
@@ -130,11 +142,14 @@ def columns_for_loss(data: TensorDict, device: torch.device | str) -> TensorDict
 
 @dataclass
 class PreferenceObjective:
-    """Loss function for verl's engines, called once per micro-batch on rows chosen, rejected, chosen, ...
+    """Loss function for verl's engines, called once per micro-batch of an `AnswerBatch`.
 
-    The engines sum losses over micro-batches and average gradients over data-parallel ranks, so each pair's loss
-    is scaled by ``dp_size / global_pairs``: the result is the mean over the pairs of the whole mini-batch, however
-    it was split. Metrics are partial sums scaled the same way.
+    What it returns is not the micro-batch's mean. The engines add up the losses of all micro-batches of a mini-batch,
+    on each data-parallel rank, and then average gradients over the ranks, whatever each of them held. So a pair's loss
+    is multiplied by ``dp_size / global_pairs``: with ``global_pairs`` pairs in the mini-batch over all ranks, the
+    average of the ranks' sums is the mean over its pairs, however it was split, also where a rank has more pairs that
+    count than another. Metrics are partial sums scaled the same way, which `Metric` adds up over micro-batches and
+    averages over ranks.
 
     Args:
         loss_settings: keyword arguments of :func:`verl_aiops.losses.compute_dpo_loss`.
@@ -151,34 +166,35 @@ class PreferenceObjective:
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
         facts = tu.get_non_tensor_data(data, key="pair_facts", default=None) or PairFacts.of(data)
-        mask = _padded(data["response_mask"], facts.width)
-        policy = self._sums(self._token_logps(model_output, data, facts.width), mask)
-        reference = None
-        if "ref_log_probs" in data.keys():
-            reference = self._sums(_padded(data["ref_log_probs"], facts.width), mask)
-        lengths = mask.sum(dim=-1)
-        if facts.kept == []:
+        columns = AnswerBatch.of(data)
+        mask = _padded(columns.response_mask, facts.width)
+        policy = self._sums(self._token_logps(model_output, data, facts.width), mask, facts)
+        if not facts.pairs:
+            # a graph to the model's output all the same: a worker without a gradient would leave the others waiting
             return policy.sum() * 0.0, _partial_sums(policy.new_zeros(len(METRICS), 1), 0.0)
-
-        def side(values: torch.Tensor | None, first: int) -> torch.Tensor | None:
-            # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
-            if values is None or facts.kept is None:
-                return None if values is None else values[first::2]
-            return values[first::2][facts.kept]
-
+        # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
+        policy_chosen, policy_rejected = policy[facts.chosen], policy[facts.rejected]
+        reference_chosen = reference_rejected = None
+        if columns.ref_log_probs is not None:
+            reference = self._sums(_padded(columns.ref_log_probs, facts.width), mask, facts)
+            reference_chosen, reference_rejected = reference[facts.chosen], reference[facts.rejected]
+        lengths = mask.sum(dim=-1)
+        weight = columns.pair_weight[facts.chosen]
+        if self.importance_clip is not None:
+            weight = weight * self._importance(policy, _padded(columns.behaviour_log_probs, facts.width), mask, facts)
         losses, chosen_rewards, rejected_rewards = compute_dpo_loss(
-            side(policy, 0),
-            side(policy, 1),
-            side(reference, 0),
-            side(reference, 1),
-            weight=side(data["pair_weight"], 0) * self._importance(side, policy, data, mask, facts.width),
+            policy_chosen,
+            policy_rejected,
+            reference_chosen,
+            reference_rejected,
+            weight=weight,
             mean_chosen_length=facts.mean_chosen_length,
-            chosen_lengths=side(lengths, 0),
-            rejected_lengths=side(lengths, 1),
+            chosen_lengths=lengths[facts.chosen],
+            rejected_lengths=lengths[facts.rejected],
             **self.loss_settings,
         )
         scale = data["dp_size"] / facts.global_pairs
-        chosen, rejected = side(policy, 0).detach(), side(policy, 1).detach()
+        chosen, rejected = policy_chosen.detach(), policy_rejected.detach()
         values = [
             chosen_rewards,
             rejected_rewards,
@@ -192,19 +208,20 @@ class PreferenceObjective:
         return losses.sum() * scale, _partial_sums(torch.stack([value.float() for value in values]), scale)
 
     def _importance(
-        self, side, policy: torch.Tensor, data: TensorDict, mask: torch.Tensor, width: int
-    ) -> torch.Tensor | float:
-        """(pairs,) weights of pairs whose answers an older policy sampled; 1 without `importance_clip`."""
-        if self.importance_clip is None:
-            return 1.0
-        ratios = policy.detach() - sum_logps(_padded(data["behaviour_log_probs"], width), mask)
-        return (side(ratios, 0) + side(ratios, 1)).exp().clamp(max=self.importance_clip)
+        self, policy: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor, facts: PairFacts
+    ) -> torch.Tensor:
+        """(pairs,) weights of pairs whose answers an older policy sampled."""
+        ratios = policy.detach() - sum_logps(behaviour, mask)
+        return (ratios[facts.chosen] + ratios[facts.rejected]).exp().clamp(max=self.importance_clip)
 
-    def _sums(self, token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _sums(self, token_logps: torch.Tensor, mask: torch.Tensor, facts: PairFacts) -> torch.Tensor:
+        """(rows,) sums over answers; with ``ld_alpha`` tokens beyond the shorter one of a pair count less."""
         if self.ld_alpha is None:
             return sum_logps(token_logps, mask)
-        lengths = mask.sum(dim=-1)
-        public = torch.minimum(lengths[0::2], lengths[1::2]).repeat_interleave(2)
+        public = mask.sum(dim=-1)
+        shorter = torch.minimum(public[facts.chosen], public[facts.rejected])
+        public[facts.chosen] = shorter
+        public[facts.rejected] = shorter
         return sum_logps(token_logps, mask, ld_alpha=self.ld_alpha, public_lengths=public)
 
     @staticmethod

@@ -73,6 +73,7 @@ class PairTrainingWorker(TrainingWorker):
         tokens = data["input_ids"].offsets().diff().tolist()
         size = self.engine.get_data_parallel_size()
         if size > 1:
+            # for verl's count of FLOPs alone, which is over all ranks
             parts: list[list[int]] = [[] for _ in range(size)]
             torch.distributed.all_gather_object(parts, tokens, self.engine.get_data_parallel_group())
             tokens = list(chain.from_iterable(parts))
@@ -103,6 +104,7 @@ class PairTrainingWorker(TrainingWorker):
             # nothing was launched since: what comes now is no part of the next step
             self._last_end = None
         seconds = launched.ended.seconds_since(launched.began)
+        # verl would give the time that launching took
         how = {**launched.how, "delta_time": seconds}
         self.engine.reads_alone = True
         try:
@@ -117,4 +119,5 @@ class PairTrainingWorker(TrainingWorker):
     def _postprocess_output(self, output: dict, **how):
         if not self.engine.runs_ahead:
             return super()._postprocess_output(output, **how)
+        # verl's would read every number here; `finish` lets it, with the same arguments, when they are there
         return _Launched(output, how)

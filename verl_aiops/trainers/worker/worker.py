@@ -36,6 +36,7 @@ class PreferenceWorker(ActorRolloutRefWorker):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not self._is_rollout:
+            # with a rollout in the same process verl itself decides on its memory
             keep_memory()
         # the step that the device was left with, by its number
         self._launched: dict[int, Any] = {}
@@ -63,6 +64,7 @@ class PreferenceWorker(ActorRolloutRefWorker):
         size = self.actor.engine.get_data_parallel_size()
         one_mini_batch = tu.get_non_tensor_data(data, key="mini_batch_size", default=None) == size * len(data)
         if one_mini_batch:
+            # one optimizer step: nothing to be cut, and the whole step can be left to the device
             self.actor.as_one_mini_batch(data)
             if self._runs_ahead():
                 before, self._launched = self._launched, {step: self.actor.launch(data)}
@@ -93,11 +95,13 @@ class PreferenceWorker(ActorRolloutRefWorker):
         """Answer log-probs under the reference: the kept copy if there is one, else the present weights with
         LoRA adapters off."""
         engine = self.actor.engine
+        # the objective would want the log-probs that this is to make
         tu.assign_non_tensor(data, compute_loss=False)
         if engine.reference_state_kept:
             with engine.reference_weights():
                 output = self.actor.infer_batch(data)
         else:
+            # verl's worker takes the adapters off around the forward pass; without LoRA it has none to take off
             tu.assign_non_tensor(data, no_lora_adapter=engine._is_lora)
             output = self.actor.infer_batch(data)
         return output.cpu() if output is not None else None
