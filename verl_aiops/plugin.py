@@ -141,7 +141,7 @@ def _scored_trainer(module):
     _register_trainer("aiops_sync", module.ScoredTrainer, ResumedActor, ResumedCritic)
 
 
-@when("verl_aiops.trainers.rl.scored_trainer", "reward manager aiops_combined")
+@when("verl_aiops.trainers.rl.reward_side", "reward manager aiops_combined")
 def _combined_side(module):
     # here the trainers, which know nothing of what is rewarded, meet the reward: no import leads from one to the other
     def side(config):

@@ -16,7 +16,8 @@ from verl_aiops.trainers.rl.reward_rows import (
     scoring_batch,
     session_of,
 )
-from verl_aiops.trainers.rl.scored_trainer import RewardSide, ScoredTrainer
+from verl_aiops.trainers.rl.reward_side import RewardSide
+from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer
 from verl_aiops.trainers.triage.combined_side import CombinedSide
 
 NAN = math.nan

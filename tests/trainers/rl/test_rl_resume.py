@@ -18,7 +18,8 @@ from verl_aiops.trainers.preflight.online import prepare_online
 from verl_aiops.trainers.preflight.rl import prepare_triage
 from verl_aiops.trainers.rl import scored_trainer
 from verl_aiops.trainers.rl.prompt_counts import untrained_notes
-from verl_aiops.trainers.rl.scored_trainer import RewardSide, ScoredTrainer
+from verl_aiops.trainers.rl.reward_side import RewardSide
+from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer
 from verl_aiops.trainers.runs.note import read_note, write_note
 from verl_aiops.trainers.runs.resume import NothingLeft, online_notes, rl_note
 

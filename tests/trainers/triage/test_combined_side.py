@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from verl_aiops.trainers.rl.scored_trainer import REWARD_SIDES, RewardSide
+from verl_aiops.trainers.rl.reward_side import REWARD_SIDES, RewardSide
 from verl_aiops.trainers.triage import combined_side
 from verl_aiops.trainers.triage.combined_side import CombinedSide
 

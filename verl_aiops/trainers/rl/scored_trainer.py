@@ -4,14 +4,12 @@ serves a colocated reward model beside a rule.
 verl logs what a reward returns beside its score in validation only; trains on whatever number comes; and hands a
 colocated reward model's manager neither the ground truth nor the rounds.
 
-Nothing here knows what is rewarded. A reward manager that wants more of the trainer than to take its scores has a
-`RewardSide`, put into `REWARD_SIDES` by `plugin.py`.
+Nothing here knows what is rewarded: see `reward_side.py`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,49 +36,15 @@ from verl_aiops.trainers.rl.reward_rows import (
     scoring_batch,
     session_of,
 )
+from verl_aiops.trainers.rl.reward_side import REWARD_SIDES, RewardSide
 from verl_aiops.trainers.runs.finite import FiniteRun
 from verl_aiops.trainers.runs.log import RunLog
 from verl_aiops.trainers.runs.note import RunNote
 from verl_aiops.trainers.runs.resume import rl_note
 
-__all__ = ["REWARD_SIDES", "RewardSide", "ScoredTrainer", "part_metrics"]
+__all__ = ["ScoredTrainer", "part_metrics"]
 
 NEVER_CAME = "their generation or reward raised; the errors stand further up"
-
-
-class RewardSide:
-    """What a reward manager wants of the trainer beside taking its scores. This one wants nothing."""
-
-    # Share of a step's answers that may be without a score; with more, the run ends.
-    failures_allowed = 0.0
-    # Whether that share holds for online DPO too, which otherwise has a share of its own.
-    decides_on_failures = False
-    # Whether a colocated reward model is asked through the manager, which then needs all that verl's agent loop gives
-    # it. Else verl asks the model itself, and its score is the reward.
-    asks_colocated_model = False
-
-    def start(self) -> None:
-        """At the trainer's set-up, before reward workers are started."""
-
-    def see(self, infos: Sequence[Mapping[str, Any]]) -> None:
-        """What the reward returned for each answer of a step, its last outputs alone."""
-
-    def save(self, folder: str) -> None:
-        """Into a checkpoint's folder."""
-
-    def load(self, folder: str) -> None:
-        """From there. Raises ValueError if the folder lacks what this run needs."""
-
-    def advice(self) -> str:
-        """How to mend a step in which too many answers have no score."""
-        return (
-            "Mend the reward: every answer needs a finite score. Answers may be left out with "
-            "reward.reward_manager.name=aiops_combined, reward.combined.mode=rule_only and .on_failure=drop."
-        )
-
-
-# by the name of the reward manager, from a whole verl configuration
-REWARD_SIDES: dict[str, Callable[[DictConfig], RewardSide]] = {}
 
 
 def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:

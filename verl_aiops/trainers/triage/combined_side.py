@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rewards.model.running_stats import MomentsStore
-from verl_aiops.trainers.rl.scored_trainer import RewardSide
+from verl_aiops.trainers.rl.reward_side import RewardSide
 
 __all__ = ["CombinedSide"]
 
