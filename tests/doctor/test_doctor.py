@@ -162,7 +162,11 @@ def test_a_package_that_is_only_on_the_path_is_a_fault(with_version):
 @pytest.fixture
 def ray_at(monkeypatch):
     """Function: the address of the cluster that Ray would join."""
+    from verl.plugin.platform import get_platform
+
     from verl_aiops.platform import cluster, cpu
+
+    get_platform()  # chosen once a process: with a cluster that is not there it would be another, for all tests to come
 
     def use(address):
         for module in (cluster, cpu):
