@@ -3,6 +3,7 @@
 import os
 import socket
 import traceback
+from contextlib import contextmanager
 
 import torch
 import torch.multiprocessing as mp
@@ -63,22 +64,11 @@ def build_worker(model_dir, **options):
     return worker
 
 
-def _rank_main(rank, world, port, model_dir, options, function, arguments, results):
-    # logical ranks share two cores; one thread each keeps them from fighting
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "VERL_PLATFORM": "cpu",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+def _rank_main(rank, function, arguments, results):
     try:
         import verl  # noqa: F401  (loads the plug-in)
 
-        worker = build_worker(model_dir, **options)
-        results.put((rank, "ok", function(worker, *arguments)))
+        results.put((rank, "ok", function(*arguments)))
     except BaseException:
         results.put((rank, "error", traceback.format_exc()))
     finally:
@@ -86,21 +76,46 @@ def _rank_main(rank, world, port, model_dir, options, function, arguments, resul
             torch.distributed.destroy_process_group()
 
 
-def run_workers(model_dir, world, function, *arguments, **options):
-    """``[function(worker, *arguments) on rank 0, on rank 1, ...]``; function must be importable."""
+@contextmanager
+def _environment(**variables):
+    """What a process that is started within inherits. verl takes its platform from it as soon as it is imported, which
+    a child does while it reads what it is to run: on a machine with a GPU it would be CUDA by then."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def run_ranks(world, function, *arguments):
+    """``[function(*arguments) on rank 0, on rank 1, ...]`` on CPUs, a process each; function must be importable."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(
-            target=_rank_main, args=(rank, world, port, model_dir, options, function, arguments, results), daemon=True
-        )
+        context.Process(target=_rank_main, args=(rank, function, arguments, results), daemon=True)
         for rank in range(world)
     ]
-    for process in processes:
-        process.start()
+    for rank, process in enumerate(processes):
+        with _environment(
+            RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            VERL_PLATFORM="cpu",
+            GLOO_SOCKET_IFNAME="lo",
+            # logical ranks share two cores; one thread each keeps them from fighting
+            OMP_NUM_THREADS="1",
+        ):
+            process.start()
     try:
         answers = sorted(results.get(timeout=240) for _ in processes)
     finally:
@@ -110,3 +125,12 @@ def run_workers(model_dir, world, function, *arguments, **options):
     for rank, state, answer in answers:
         assert state == "ok", f"rank {rank}:\n{answer}"
     return [answer for _, _, answer in answers]
+
+
+def _with_worker(model_dir, options, function, arguments):
+    return function(build_worker(model_dir, **options), *arguments)
+
+
+def run_workers(model_dir, world, function, *arguments, **options):
+    """``[function(worker, *arguments) on rank 0, on rank 1, ...]``; function must be importable."""
+    return run_ranks(world, _with_worker, model_dir, options, function, arguments)
