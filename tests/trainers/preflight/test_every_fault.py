@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
+from prepared import prepare_offline
 
 from verl_aiops.trainers.preflight import entry, offline, online, rl
 from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
@@ -214,7 +215,7 @@ def test_what_verl_refuses_is_told_without_a_traceback(least, monkeypatch):
 def test_what_could_not_be_looked_at_is_named(least):
     command = [*least("dpo"), f"{MODEL}.path=/no/such/folder", "data.truncation=middle"]
     with pytest.raises(ValueError, match="not looked at before these are mended: .*the rows of data.train_files"):
-        offline.prepare_offline(composed(command), set())
+        prepare_offline(composed(command), set())
 
 
 def test_runs_without_a_fault_are_let_through(least, monkeypatch):
@@ -295,13 +296,13 @@ from verl.utils import config as verl_config
 import verl_aiops.trainers.preflight as preflight
 for file in sorted(pathlib.Path(preflight.__file__).parent.glob("*.py")):
     importlib.import_module(f"verl_aiops.trainers.preflight.{file.stem}")
-from verl_aiops.trainers.preflight.offline import prepare_offline
-from verl_aiops.trainers.preflight.online import prepare_online
+from verl_aiops.trainers.preflight import offline, online
+from verl_aiops.trainers.preflight.checks import Run, run_checks
 
-for prepare, command in zip((prepare_offline, prepare_online), json.loads(sys.argv[1])):
+for kind, room, command in zip(("dpo", "online_dpo"), (offline, online), json.loads(sys.argv[1])):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", overrides=command)
-    prepare(config, {key.split("=")[0] for key in command})
+    run_checks(room.checks(config), config, Run(kind, {key.split("=")[0] for key in command}))
     print("READY", config.trainer.v1.trainer_mode, config.reward.reward_manager.name)
 print(sorted(name for name in sys.modules if name.startswith(("verl_aiops.rewards", "verl_aiops.incidents"))))
 """

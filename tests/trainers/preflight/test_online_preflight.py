@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
+from prepared import prepare_online
 
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
-from verl_aiops.trainers.preflight.online import prepare_online
 
 # of the lines that a run prints, those that depend on the batch or the optimizer
 DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf, open_dict
+from prepared import prepare_offline
 
 from verl_aiops.platform.cluster import ClusterError
 from verl_aiops.trainers.config import ConfigError
@@ -12,7 +13,6 @@ from verl_aiops.trainers.preflight import defaults, offline
 from verl_aiops.trainers.preflight import entry as preflight
 from verl_aiops.trainers.preflight.checks import Check
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, apply_defaults, data_parallel_size, user_keys
-from verl_aiops.trainers.preflight.offline import prepare_offline
 
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 ACTOR = "actor_rollout_ref.actor"

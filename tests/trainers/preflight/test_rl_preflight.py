@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from prepared import prepare_triage
 
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.common import first_rows, is_triage_run, refuse_ignored_keys
 from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAULTS, TRIAGE_DEFAULTS
-from verl_aiops.trainers.preflight.rl import prepare_triage
 
 # of the lines that a run prints, those that depend on the batch or the optimizer
 DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}

@@ -10,12 +10,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from prepared import prepare_online, prepare_triage
 from tiny import make_tiny_model
 
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
 from verl_aiops.trainers.dpo.checkpoints import write_reference_note
-from verl_aiops.trainers.preflight.online import prepare_online
-from verl_aiops.trainers.preflight.rl import prepare_triage
 from verl_aiops.trainers.rl import scored_trainer
 from verl_aiops.trainers.rl.prompt_counts import untrained_notes
 from verl_aiops.trainers.rl.reward_side import RewardSide

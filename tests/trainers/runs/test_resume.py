@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
+from prepared import prepare_offline
 
 from verl_aiops.trainers.config import ConfigError, DPOConfig
 from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints, exported_from, write_reference_note
 from verl_aiops.trainers.preflight import entry as preflight
 from verl_aiops.trainers.preflight.common import load_tokenizer
-from verl_aiops.trainers.preflight.offline import prepare_offline
 from verl_aiops.trainers.runs.note import RunNote, compare, read_note, run_settings, write_note
 from verl_aiops.trainers.runs.resume import NothingLeft, start_folder, start_model
 from verl_aiops.trainers.worker.optimizer import use_settings

@@ -83,6 +83,7 @@ def run_checks(checks: Sequence[Check], config: DictConfig, run: Run) -> list[st
 
     Raises:
         ConfigError: everything that is wrong, in one message. A single fault that was raised is raised as it is.
+        NothingLeft: the run is finished.
     """
     faults: list[str | Exception] = []
     left: list[str] = []

@@ -24,7 +24,7 @@ from verl_aiops.trainers.preflight.basics import (
     check_widths,
     fill_in,
 )
-from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
+from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, data_parallel_size, sequence_parallel_size
 from verl_aiops.trainers.preflight.preference import (
     check_backend,
@@ -36,23 +36,9 @@ from verl_aiops.trainers.preflight.preference import (
     counts,
 )
 
-__all__ = ["check_vision", "checks", "prepare_offline"]
+__all__ = ["check_vision", "checks"]
 
 NO_ROLLOUTS = "verl_aiops.trainers.dpo.offline.NoRollouts"
-
-
-def prepare_offline(config: DictConfig, given: set[str]) -> list[str]:
-    """Turn a verl configuration into one that offline DPO can run, or refuse it.
-
-    Returns:
-        one line per key that was filled in.
-
-    Raises:
-        ConfigError: everything that cannot work, together.
-        PreferenceDataError: a data file that cannot work, where that is all.
-        NothingLeft: the run is finished.
-    """
-    return run_checks(checks(config), config, Run("dpo", given))
 
 
 def _check_names(config: DictConfig, run: Run) -> list[str]:

@@ -18,7 +18,7 @@ from verl_aiops.trainers.preflight.basics import (
     check_widths,
     fill_in,
 )
-from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
+from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import first_rows, of_triage, triage_side
 from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAULTS
 from verl_aiops.trainers.preflight.preference import (
@@ -33,20 +33,7 @@ from verl_aiops.trainers.preflight.preference import (
 from verl_aiops.trainers.preflight.prompts import PROMPTS, check_rollout, check_rounds
 from verl_aiops.trainers.preflight.reward_model import REWARD_MODEL, check_code, verl_has_rule
 
-__all__ = ["checks", "prepare_online"]
-
-
-def prepare_online(config: DictConfig, given: set[str]) -> list[str]:
-    """Turn a verl configuration into one that online DPO can run, or refuse it.
-
-    Returns:
-        one line per key that was filled in.
-
-    Raises:
-        ConfigError: everything that cannot work, together.
-        NothingLeft: the run is finished.
-    """
-    return run_checks(checks(config), config, Run("online_dpo", given))
+__all__ = ["checks"]
 
 
 def _check_kl(config: DictConfig, run: Run) -> list[str]:

@@ -17,7 +17,7 @@ from verl_aiops.trainers.preflight.basics import (
     check_widths,
     fill_in,
 )
-from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
+from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import MODE, REWARD, triage_side
 from verl_aiops.trainers.preflight.defaults_rl import RL_DEFAULTS
 from verl_aiops.trainers.preflight.prompts import check_rollout, check_rounds
@@ -25,20 +25,7 @@ from verl_aiops.trainers.preflight.reward_model import REWARD_MODEL, check_code
 from verl_aiops.trainers.rl.packing import pad_where_packing_leaks
 from verl_aiops.trainers.rl.second_run import check_second_run
 
-__all__ = ["checks", "prepare_triage"]
-
-
-def prepare_triage(config: DictConfig, given: set[str]) -> list[str]:
-    """Complete and check a run on triage data.
-
-    Returns:
-        one line per key that was filled in.
-
-    Raises:
-        ConfigError: everything that cannot work, together.
-        NothingLeft: the run is finished.
-    """
-    return run_checks(checks(config), config, Run("triage", given))
+__all__ = ["checks"]
 
 
 def _check_engine(config: DictConfig, run: Run) -> list[str]:
