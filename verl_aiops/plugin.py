@@ -58,28 +58,31 @@ def _algorithms(module):
 
 
 ENGINE = "engine preference_language_model"
+# policy and critic of GRPO and PPO
+ROWS_ENGINES = ("engine shared_prompt_language_model", "engine shared_prompt_value_model")
+_FSDP = "verl.workers.engine.fsdp.transformer_impl"
 
 
-def _register_engine(engine):
+def _register_engine(name: str, engine):
     from verl.workers.engine.base import EngineRegistry
 
-    # PREFERENCE_MODEL_TYPE
-    register = EngineRegistry.register("preference_language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu"])
-    register(engine)
+    EngineRegistry.register(name.split()[-1], backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(engine)
 
 
-def _no_engine(raises):
-    from verl.workers.engine.base import BaseEngine
+def _no_engine(*names: str):
+    def register(raises):
+        from verl.workers.engine.base import BaseEngine
 
-    _register_engine(type("MissingEngine", (BaseEngine,), {"__new__": raises}))
+        for name in names:
+            _register_engine(name, type("MissingEngine", (BaseEngine,), {"__new__": raises}))
+
+    return register
 
 
-_bring(
-    "verl_aiops.trainers.worker.engine", ENGINE, after="verl.workers.engine.fsdp.transformer_impl", instead=_no_engine
-)
+_bring("verl_aiops.trainers.worker.engine", ENGINE, after=_FSDP, instead=_no_engine(ENGINE))
 
 
-@when("verl_aiops.trainers.worker.engine", ENGINE, instead=_no_engine)
+@when("verl_aiops.trainers.worker.engine", ENGINE, instead=_no_engine(ENGINE))
 def _engines(module):
     from verl_aiops.trainers.worker.run_ahead import PairTrainingWorker
     from verl_aiops.trainers.worker.worker import PreferenceWorker
@@ -88,7 +91,29 @@ def _engines(module):
     # a worker of ours is nothing without the engine
     for ours in (module.FSDPPreferenceEngine, PairTrainingWorker, PreferenceWorker):
         check_overrides(ours)
-    _register_engine(module.FSDPPreferenceEngine)
+    _register_engine(ENGINE, module.FSDPPreferenceEngine)
+
+
+_bring("verl_aiops.trainers.worker.rows_engine", *ROWS_ENGINES, after=_FSDP, instead=_no_engine(*ROWS_ENGINES))
+
+
+@when("verl_aiops.trainers.worker.rows_engine", *ROWS_ENGINES, instead=_no_engine(*ROWS_ENGINES))
+def _rows_engines(module):
+    from verl_aiops.verl_patches.overrides import check_overrides
+
+    for name, engine in zip(ROWS_ENGINES, (module.SharedPolicyEngine, module.SharedValueEngine), strict=True):
+        check_overrides(engine)
+        _register_engine(name, engine)
+
+
+@when(_FSDP, "micro-batches as planned")
+def _micro_batches(module):
+    # What: a batch that says which rows make up its micro-batches is cut so. Why: verl cuts by each row's own tokens
+    # and tears rows apart that share their prompt. verl 0.9.x; other batches are passed through.
+    from verl_aiops.verl_patches.micro_batches import cut_as_planned
+
+    require_parameters(module.prepare_micro_batches, "data", "dp_group", "same_micro_num_in_dp")
+    module.prepare_micro_batches = cut_as_planned(module.prepare_micro_batches)
 
 
 def _no_trainer(*modes: str):

@@ -140,9 +140,23 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     # --- the engine
     *_of(
-        "trainers.worker.engine:FSDPPreferenceEngine",
+        "trainers.worker.module:FastModule",
         _FSDP,
         _build_fsdp_module=("_build_model_optimizer", "kernels, dropout and units are settled before FSDP wraps"),
+    ),
+    *_of(
+        "trainers.worker.rows_engine:SharedRows",
+        _FSDP,
+        forward_backward_batch=(f"{_ENGINE}.train_batch {_ENGINE}.infer_batch", "rows that share stay together"),
+    ),
+    *_of(
+        "trainers.worker.rows_engine:SharedRows",
+        "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
+        forward_step=(f"{_FSDP}.forward_backward_batch", "what rows share goes through the model once"),
+    ),
+    *_of(
+        "trainers.worker.engine:FSDPPreferenceEngine",
+        _FSDP,
         forward_backward_batch=(f"{_ENGINE}.train_batch {_ENGINE}.infer_batch", "one micro-batch needs no cutting"),
         optimizer_step=(f"{_ENGINE}.train_batch", "verl's waits for the norm of the gradients"),
         get_data_parallel_group=(

@@ -208,9 +208,9 @@ def positions(monkeypatch):
 
 
 def long_and_short_prompts():
-    """Answers of 4 tokens each, to prompts of 250 and of 3: no stretch of columns has all labels and little else."""
+    """Answers of 4 tokens each, to prompts of 250 and of 12: no stretch of columns has all labels and little else."""
     g = torch.Generator().manual_seed(4)
-    return [pair(ids(g, prompt), ids(g, 4), ids(g, 4)) for prompt in (250, 3, 120, 60)]
+    return [pair(ids(g, prompt), ids(g, 4), ids(g, 4)) for prompt in (250, 12, 120, 60)]
 
 
 @pytest.mark.parametrize("backend, packed", [("rows", False), ("rows", True), ("shared_prompt", False)])

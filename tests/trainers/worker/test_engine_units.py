@@ -7,8 +7,8 @@ import pytest
 import torch
 from worker_harness import run_workers
 
-from verl_aiops.trainers.worker import engine
-from verl_aiops.trainers.worker.engine import FSDPPreferenceEngine, decoder_layers
+from verl_aiops.trainers.worker import module
+from verl_aiops.trainers.worker.module import FastModule, decoder_layers
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +16,13 @@ def small_model():
     return torch.nn.Linear(2, 2)
 
 
-def wrap_policy(monkeypatch, module, *, world=1, lora=False, policy=None, **config):
+def wrap_policy(monkeypatch, model, *, world=1, lora=False, policy=None, **config):
     """`wrap_policy` after the engine has looked at it."""
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
     settings = {"strategy": "fsdp", "param_offload": False, "forward_only": False}
     settings |= {"wrap_policy": {"min_num_params": 0} if policy is None else policy} | config
     holder = SimpleNamespace(engine_config=SimpleNamespace(**settings), _is_lora=lora)
-    FSDPPreferenceEngine._one_unit_on_one_gpu(holder, module)
+    FastModule._one_unit_on_one_gpu(holder, model)
     return dict(holder.engine_config.wrap_policy)
 
 
@@ -46,7 +46,7 @@ def test_otherwise_the_policy_stands(monkeypatch, small_model, settings):
 
 
 def test_large_models_keep_a_unit_a_layer(monkeypatch, small_model):
-    monkeypatch.setattr(engine, "MOST_PARAMETERS_OF_ONE_UNIT", 6)
+    monkeypatch.setattr(module, "MOST_PARAMETERS_OF_ONE_UNIT", 6)
     assert "disable" not in wrap_policy(monkeypatch, small_model)
 
 

@@ -1,8 +1,8 @@
 """Attention over a `layout.SharedLayout`, as one of transformers' attention implementations.
 
-Each segment (a trunk or a branch) attends to its own keys, causally and aligned at the end. So no mask over the whole
-sequence is ever made, and nothing is computed that the mask would throw away. On GPUs in half precision one call of a
-variable-length kernel does all segments; elsewhere one call of PyTorch's SDPA each.
+Each segment attends to the tokens before it in its rows and to its own, causally and aligned at the end. So no mask
+over the whole sequence is ever made, and nothing is computed that the mask would throw away. On GPUs in half precision
+one call of a variable-length kernel does all segments; elsewhere one call of PyTorch's SDPA each.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def _segment_by_segment(query, key, value, scaling, window, layout: SharedLayout
     # split, not slices: the gradient of a slice is as large as what it was cut from
     queries, keys, values = (t.split(layout.query_lengths, dim=2) for t in (query, key, value))
     outputs = []
-    for number, trunk in enumerate(layout.trunks):
+    for number, ancestors in enumerate(layout.ancestors):
         own_key, own_value = keys[number], values[number]
-        if trunk is not None:
-            own_key = torch.cat([keys[trunk], own_key], dim=2)
-            own_value = torch.cat([values[trunk], own_value], dim=2)
+        if ancestors:
+            own_key = torch.cat([*(keys[at] for at in ancestors), own_key], dim=2)
+            own_value = torch.cat([*(values[at] for at in ancestors), own_value], dim=2)
         asking, seen = layout.query_lengths[number], layout.key_lengths[number]
-        plain = trunk is None and (window is None or seen <= window)
+        plain = not ancestors and (window is None or seen <= window)
         outputs.append(
             functional.scaled_dot_product_attention(
                 queries[number],

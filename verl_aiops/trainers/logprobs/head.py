@@ -35,8 +35,11 @@ def head_gives_log_probs(
     *,
     label_sources: torch.Tensor | None = None,
     sources_on_host: np.ndarray | None = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
 ) -> Iterator[None]:
-    """Within, a forward pass of the model returns log-probs of labels, (labels,), as its ``logits``.
+    """Within, a forward pass of the model returns log-probs of labels as its ``logits``: (labels,), or with
+    ``entropy`` (labels, 2), log-probs and entropies.
 
     It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered. The caller knows
     that the model does nothing to its logits after the head (`changed_after_head`).
@@ -47,7 +50,7 @@ def head_gives_log_probs(
         label_ids: (labels,) token ids.
         label_sources: (labels,) the entry of ``positions`` that predicts each label, ascending. Default: one label a
             position, in order.
-        sources_on_host: as `label_log_probs` takes it.
+        sources_on_host, temperature, entropy: as `label_log_probs` takes them.
 
     Raises:
         RuntimeError: the forward pass does not use the head, once.
@@ -67,6 +70,8 @@ def head_gives_log_probs(
             label_ids,
             vocabulary=head.weight.shape[0],
             sources_on_host=sources_on_host,
+            temperature=temperature,
+            entropy=entropy,
         )
 
     head.forward = forward
@@ -94,6 +99,8 @@ def label_log_probs(
     vocabulary: int,
     sources_on_host: np.ndarray | None = None,
     logits_at_once: int = LOGITS_AT_ONCE,
+    temperature: float = 1.0,
+    entropy: bool = False,
 ) -> torch.Tensor:
     """Log-softmax of the head's logits at the labels, in float32 whatever the model computes in.
 
@@ -108,13 +115,15 @@ def label_log_probs(
         vocabulary: entries of a row of logits.
         sources_on_host: ``label_sources`` where the GPU need not be waited for to read them.
         logits_at_once: most logits in a chunk; a chunk has one position at least.
+        temperature: that logits are divided by.
+        entropy: whether the entropy of the distribution that each label is drawn from is wanted too.
 
     Returns:
-        (labels,) float32, nats.
+        (labels,) float32, nats; with ``entropy`` (labels, 2), log-probs and entropies.
     """
     size = max(1, logits_at_once // vocabulary)
     if len(hidden) <= size:
-        return _chunk(head, hidden, label_sources, label_ids)
+        return _chunk(head, hidden, label_sources, label_ids, temperature, entropy)
     places = label_sources.cpu().numpy() if sources_on_host is None else sources_on_host
     borders = np.searchsorted(places, np.arange(0, len(hidden) + size, size)).tolist()
     parts = []
@@ -129,6 +138,8 @@ def label_log_probs(
                 hidden[start : start + size],
                 label_sources[first:last] - start,
                 label_ids[first:last],
+                temperature,
+                entropy,
                 use_reentrant=False,
                 # nothing random in it, and keeping the state waits for the GPU
                 preserve_rng_state=False,
@@ -144,5 +155,12 @@ def log_probs_of(logits: torch.Tensor, label_sources: torch.Tensor, label_ids: t
     return logits[label_sources, label_ids] - logits.logsumexp(dim=-1)[label_sources]
 
 
-def _chunk(head, hidden: torch.Tensor, label_sources: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
-    return log_probs_of(head(hidden), label_sources, label_ids)
+def _chunk(head, hidden, label_sources, label_ids, temperature: float, entropy: bool) -> torch.Tensor:
+    logits = head(hidden).float()
+    if temperature != 1:
+        logits = logits / temperature
+    log_probs = log_probs_of(logits, label_sources, label_ids)
+    if not entropy:
+        return log_probs
+    entropies = logits.logsumexp(dim=-1) - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
+    return torch.stack([log_probs, entropies[label_sources]], dim=-1)

@@ -1,8 +1,8 @@
-"""One sequence for many answers: each prompt once, every answer after it, none seeing another.
+"""One sequence for many rows: what rows begin with in common once, what follows after it, no row seeing another.
 
-Rows of a micro-batch with the same prompt share the tokens with which all of them begin (the prompt, and what their
-answers have in common, as JSON answers do). Those tokens are the group's trunk; what follows in a row is its branch.
-Equal rows share everything. The last token of a row predicts nothing, so it is no input at all.
+The rows of a micro-batch are a tree over their token ids: instructions that all prompts begin with, a prompt with its
+answers, a first round that several conversations go on from. Each stretch between two forks is a segment, and goes
+through the model once. Equal rows share everything. The last token of a row predicts nothing, so it is no input at all.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["SharedLayout"]
+__all__ = ["LEAST_SAVED", "SharedLayout"]
+
+# A segment of its own costs a call of the attention kernel in each layer on a CPU and copies of its keys on a GPU, as
+# much as a few tokens do. Rows that share less than that in all begin apart.
+LEAST_SAVED = 8
 
 
 class SharedLayout:
     """Where every token, key and label of the shared sequence stands. Attributes (tensors int64):
 
     - ``input_ids``, ``position_ids`` (tokens,): the sequence; positions are those in the token's own row.
-    - ``query_lengths``: tokens of each segment (a trunk or a branch); segments follow one another in the sequence.
-    - ``trunks``: for each segment the number of the segment that it continues, None for a trunk.
+    - ``query_lengths``: tokens of each segment; segments follow one another in the sequence, a segment after those that
+      it continues.
+    - ``ancestors``: for each segment the numbers of the segments before it in its rows, from the root on.
     - ``keys`` (all keys,), ``key_lengths``: the tokens that each segment attends to, itself last; within them attention
       is causal, aligned at the end.
     - ``query_ends``, ``key_ends`` (segments + 1,) int32: 0 and the running sums of those lengths.
@@ -48,27 +53,25 @@ class SharedLayout:
         self._tokens = 0
         self.query_lengths: list[int] = []
         self.key_lengths: list[int] = []
-        self.trunks: list[int | None] = []
+        self.ancestors: list[tuple[int, ...]] = []
 
-        # by their tokens, not by which pair they belong to: pairs of one prompt in one micro-batch share it too
-        groups: dict[bytes, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt.numpy().tobytes(), []).append(row)
-        places: list[np.ndarray] = [np.empty(0)] * len(prompts)
-        for rows in groups.values():
-            self._add_group(rows, prompts, answers, places)
+        # by their tokens, not by which pair or group they belong to; without the last token, which predicts nothing
+        rows = [torch.cat(row).numpy()[:-1] for row in zip(prompts, answers, strict=True)]
+        # equal rows, as online pairs have them, are one
+        different = {row.tobytes(): row for row in rows}
+        places_of: dict[bytes, np.ndarray] = {}
+        self._grow(different, 0, np.empty(0, np.int64), (), places_of)
+        places = [places_of[row.tobytes()] for row in rows]
 
         predicted_from, ids, slots = [], [], []
         self.answer_tokens = 0
         for prompt, answer, mask, place in zip(prompts, answers, masks, places, strict=True):
             labelled = np.flatnonzero(mask.numpy() > 0)
-            # a token is predicted from the place before it; that of the first is the prompt's last
             predicted_from.append(place[len(prompt) - 1 + labelled])
             ids.append(answer.numpy()[labelled])
             slots.append(self.answer_tokens + labelled)
             self.answer_tokens += len(answer)
         source = np.concatenate(predicted_from)
-        # ascending, so that the head can take positions in chunks, each with the labels that lie in it
         order = np.argsort(source, kind="stable")
         sources, label_sources = np.unique(source[order], return_inverse=True)
 
@@ -76,7 +79,6 @@ class SharedLayout:
         self.position_ids = torch.from_numpy(np.concatenate(self._positions))
         keys = np.concatenate(self._keys)
         self.keys = torch.from_numpy(keys)
-        # the same keys from the other side: the gradient of a token's key is the sum over all segments that used it
         by_token = np.argsort(keys, kind="stable")
         self.use_places = torch.from_numpy(by_token)
         self.use_starts = torch.from_numpy(np.searchsorted(keys[by_token], np.arange(self._tokens)))
@@ -91,45 +93,65 @@ class SharedLayout:
         self.slots = torch.from_numpy(np.concatenate(slots)[order])
         del self._ids, self._positions, self._keys
 
-    def _add_group(self, rows, prompts, answers, places) -> None:
-        sequences = {row: torch.cat([prompts[row], answers[row]]).numpy()[:-1] for row in rows}
-        # without the last token, which predicts nothing; equal rows, as online pairs have them, are one
-        different = {sequence.tobytes(): sequence for sequence in sequences.values()}
-        trunk = _common_length(list(different.values()))
-        # answers of which one is empty may leave no trunk where the prompt is one token: it was the last one
-        number = len(self.trunks) if trunk else None
-        trunk_keys = self._add_segment(next(iter(different.values()))[:trunk], 0, np.empty(0, np.int64), None)
-        branch_keys = {
-            name: self._add_segment(sequence[trunk:], trunk, trunk_keys, number) for name, sequence in different.items()
-        }
-        for row, sequence in sequences.items():
-            places[row] = np.concatenate([trunk_keys, branch_keys[sequence.tobytes()]])
+    def _grow(
+        self,
+        rows: dict[bytes, np.ndarray],
+        start: int,
+        before: np.ndarray,
+        ancestors: tuple[int, ...],
+        places: dict[bytes, np.ndarray],
+    ) -> None:
+        """Lay out what different rows hold from ``start`` on, up to where they are one.
 
-    def _add_segment(self, ids: np.ndarray, position: int, before: np.ndarray, trunk: int | None) -> np.ndarray:
-        """Returns the places of the segment's tokens in the sequence."""
-        own = np.arange(self._tokens, self._tokens + len(ids))
-        if len(ids):
-            self._ids.append(ids)
-            self._positions.append(np.arange(position, position + len(ids)))
-            self._keys.append(np.concatenate([before, own]))
-            self.query_lengths.append(len(ids))
-            self.key_lengths.append(len(before) + len(ids))
-            self.trunks.append(trunk)
-            self._tokens += len(ids)
-        return own
+        Args:
+            rows: ids of each row, by their bytes.
+            start: tokens that are laid out already, the same in all of them.
+            before: (start,) where those stand in the sequence.
+            ancestors: the segments that they are in.
+            places: filled in: for each row, where its tokens stand.
+        """
+        if len(rows) == 1:
+            ((name, row),) = rows.items()
+            places[name], _ = self._add_segment(row[start:], before, ancestors)
+            return
+        common = _common_length(list(rows.values()), start)
+        fork = start + common
+        if common * (len(rows) - 1) >= LEAST_SAVED:
+            before, ancestors = self._add_segment(next(iter(rows.values()))[start:fork], before, ancestors)
+            start = fork
+        branches: dict[int | None, dict[bytes, np.ndarray]] = {}
+        for name, row in rows.items():
+            branches.setdefault(int(row[fork]) if len(row) > fork else None, {})[name] = row
+        for branch in branches.values():
+            self._grow(branch, start, before, ancestors, places)
+
+    def _add_segment(
+        self, ids: np.ndarray, before: np.ndarray, ancestors: tuple[int, ...]
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Returns the places of all tokens up to the segment's end, and the segments that they are in."""
+        if not len(ids):
+            return before, ancestors
+        keys = np.concatenate([before, np.arange(self._tokens, self._tokens + len(ids))])
+        self._ids.append(ids)
+        self._positions.append(np.arange(len(before), len(keys)))
+        self._keys.append(keys)
+        self.query_lengths.append(len(ids))
+        self.key_lengths.append(len(keys))
+        self.ancestors.append(ancestors)
+        self._tokens += len(ids)
+        return keys, (*ancestors, len(self.ancestors) - 1)
 
     def to(self, device: torch.device | str) -> SharedLayout:
         """Move the tensors, in place."""
         for name, value in vars(self).items():
-            # what attention asks of Python (lengths, trunks) stays lists: read off a GPU it would have to be waited for
             if isinstance(value, torch.Tensor):
                 setattr(self, name, value.to(device, non_blocking=True))
         return self
 
 
-def _common_length(sequences: list[np.ndarray]) -> int:
-    """Length of the longest common beginning."""
+def _common_length(sequences: list[np.ndarray], start: int) -> int:
+    """How many tokens from ``start`` on all sequences have in common."""
     shortest = min(len(sequence) for sequence in sequences)
-    stacked = np.stack([sequence[:shortest] for sequence in sequences])
+    stacked = np.stack([sequence[start:shortest] for sequence in sequences])
     differs = (stacked != stacked[0]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else shortest
+    return int(differs.argmax()) if differs.any() else shortest - start

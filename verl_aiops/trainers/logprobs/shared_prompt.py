@@ -17,7 +17,7 @@ from verl_aiops.trainers.logprobs.head import head_gives_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 
-__all__ = ["shared_answer_log_probs"]
+__all__ = ["label_values", "shared_answer_log_probs", "state_values"]
 
 
 def shared_answer_log_probs(
@@ -46,26 +46,60 @@ def shared_answer_log_probs(
     # whatever goes to the GPU goes before the forward pass: afterwards a copy waits for it
     layout = SharedLayout(*columns).to(device)
     offsets = answers.responses.offsets().to(device, non_blocking=True)
-    model = unwrapped(module)
-    if model.config._attn_implementation != SHARED_ATTENTION:
-        model.set_attn_implementation(SHARED_ATTENTION)
+    values = label_values(module, layout)
+    flat = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
+    return torch.nested.nested_tensor_from_jagged(flat, offsets)
+
+
+def label_values(
+    module: torch.nn.Module, layout: SharedLayout, *, temperature: float = 1.0, entropy: bool = False
+) -> torch.Tensor:
+    """What the model says of a layout's labels.
+
+    Args:
+        module: the (FSDP-wrapped) model, on the layout's device.
+        layout: of all rows of a micro-batch.
+        temperature: that logits are divided by.
+        entropy: whether entropies are wanted too.
+
+    Returns:
+        (labels,) log-probs, or with ``entropy`` (labels, 2) log-probs and entropies; float32, nats.
+    """
     with head_gives_log_probs(
-        model,
+        _ready(module),
         layout.sources,
         layout.label_ids,
         # answers that begin alike have several labels at one position
         label_sources=layout.label_sources,
         sources_on_host=layout.label_sources_on_host,
+        temperature=temperature,
+        entropy=entropy,
     ):
-        values = module(
-            input_ids=layout.input_ids.unsqueeze(0),
-            attention_mask=None,
-            position_ids=layout.position_ids.unsqueeze(0),
-            use_cache=False,
-            shared_layout=layout,
-        ).logits
-    flat = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
-    return torch.nested.nested_tensor_from_jagged(flat, offsets)
+        return module(**_inputs(layout)).logits
+
+
+def state_values(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
+    """(labels,) float32: what a critic with a token head says of the state that each label is drawn in."""
+    _ready(module)
+    return module(**_inputs(layout)).logits.squeeze(0).squeeze(-1)[layout.sources[layout.label_sources]].float()
+
+
+def _ready(module: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, whose attention understands layouts."""
+    model = unwrapped(module)
+    if model.config._attn_implementation != SHARED_ATTENTION:
+        model.set_attn_implementation(SHARED_ATTENTION)
+    return model
+
+
+def _inputs(layout: SharedLayout) -> dict:
+    return {
+        "input_ids": layout.input_ids.unsqueeze(0),
+        "attention_mask": None,
+        "position_ids": layout.position_ids.unsqueeze(0),
+        "use_cache": False,
+        "shared_layout": layout,
+    }
 
 
 def _by_rows(module: torch.nn.Module, columns: list, limit: int, device) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""How our engines build the model that verl trains: its kernels, its FSDP units, and whether it needs FSDP at all."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from verl.utils.device import get_device_name
+
+from verl_aiops.kernels.cpu_linear import use_onednn
+from verl_aiops.kernels.fused_layers import fuse_layers, layer_kernels
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["FastModule", "decoder_layers"]
+
+MOST_PARAMETERS_OF_ONE_UNIT = 2_000_000_000
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that FSDP wraps one by one, as transformers names their classes."""
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in classes]
+
+
+class FastModule:
+    """Stands before verl's FSDP engine in the bases of an engine."""
+
+    def _prepare_module(self, module: torch.nn.Module) -> None:
+        """What an engine changes in a model before it is compiled and sharded."""
+
+    def _build_fsdp_module(self, module):
+        kernels = layer_kernels(
+            get_device_name(),
+            use_liger=self.model_config.use_liger,
+            use_torch_compile=self.engine_config.use_torch_compile,
+        )
+        if kernels == "fused":
+            logger.info("in fewer kernels: %s", fuse_layers(module) or "nothing")
+        elif kernels == "plain" and get_device_name() == "cpu":
+            logger.info("linear layers computed by oneDNN: %d", use_onednn(module))
+        self._prepare_module(module)
+        if self.engine_config.use_torch_compile:
+            # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
+            for layer in decoder_layers(module):
+                layer.forward = torch.compile(layer.forward, dynamic=True)
+        if self._alone_on_cpu():
+            self._autocast_dtype, self.scaler = torch.float32, None
+            return module.to(get_device_name())
+        self._one_unit_on_one_gpu(module)
+        return super()._build_fsdp_module(module)
+
+    def _alone_on_cpu(self) -> bool:
+        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step.
+        verl's engine and checkpoints know plain modules."""
+        config = self.engine_config
+        return (
+            get_device_name() == "cpu"
+            and torch.distributed.get_world_size() == 1
+            and config.strategy == "fsdp2"
+            and dict(config.mixed_precision or {}).get("param_dtype") in ("fp32", "float32")
+            and not (self._is_lora or config.offload_policy or config.forward_only)
+        )
+
+    def _one_unit_on_one_gpu(self, module: torch.nn.Module) -> None:
+        """FSDP1 with nothing to shard: one unit for the whole model instead of one a layer, whose hooks cost a small
+        model more time than its kernels. The price is the weights and gradients in half precision, whole, so large
+        models keep a unit a layer. What the user says of `wrap_policy.disable` stands."""
+        config = self.engine_config
+        if (
+            config.strategy == "fsdp"
+            and torch.distributed.get_world_size() == 1
+            and not (self._is_lora or config.param_offload or config.forward_only)
+            and "disable" not in config.wrap_policy
+            and sum(p.numel() for p in module.parameters()) < MOST_PARAMETERS_OF_ONE_UNIT
+        ):
+            # verl's configurations are frozen
+            object.__setattr__(config, "wrap_policy", {**config.wrap_policy, "disable": True})
