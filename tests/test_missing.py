@@ -133,6 +133,11 @@ def imported_names():
     return sorted(found)
 
 
+ENGINES = [
+    "engine preference_language_model",
+    "engine shared_prompt_language_model",
+    "engine shared_prompt_value_model",
+]
 # what our hooks reach by attribute, and methods that ours override; and what is missing without
 REACHED = {
     ("conceal", "verl.plugin.platform", "PlatformRegistry"): ["platform cpu"],
@@ -150,9 +155,8 @@ REACHED = {
     ("conceal", "verl.utils.import_utils", "is_trl_available"): ["verl beside TRL 1"],
     ("conceal", "verl.utils.model", "load_valuehead_model"): ["critic without flash-attn"],
     ("conceal", "transfer_queue", "kv_clear"): ["steps that queue nothing"],
-    ("rename", "verl.workers.engine.fsdp.transformer_impl", "FSDPEngine._build_fsdp_module"): [
-        "engine preference_language_model"
-    ],
+    ("rename", "verl.workers.engine.fsdp.transformer_impl", "FSDPEngine._build_fsdp_module"): ENGINES,
+    ("conceal", "verl.workers.engine.fsdp.transformer_impl", "prepare_micro_batches"): ["micro-batches as planned"],
     ("rename", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._init_dataloader"): ["trainer mode dpo"],
     ("rename", "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._val_metrics_update"): [
         *("trainer mode aiops_sync", "trainer mode online_dpo"),
@@ -163,7 +167,8 @@ REACHED = {
 }
 # a few of the names that are imported, and what is missing without
 IMPORTED = {
-    ("hide", "verl.workers.engine.utils", "detach_tree"): ["engine preference_language_model"],
+    ("hide", "verl.workers.engine.utils", "detach_tree"): ENGINES,
+    ("hide", "verl.workers.utils.padding", "response_from_nested"): ENGINES[1:],
     ("hide", "verl.trainer.ppo.v1.trainer_base", "register_trainer"): [
         *("trainer mode aiops_sync", "trainer mode dpo", "trainer mode online_dpo"),
     ],

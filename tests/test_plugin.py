@@ -64,6 +64,7 @@ FIRST = ["verl", "verl_aiops.plugin", "verl_aiops.platform.cpu"]
 FIRST += [
     "verl_aiops.trainers.dpo.offline",
     "verl_aiops.trainers.worker.engine",
+    "verl_aiops.trainers.worker.rows_engine",
     "verl_aiops.trainers.rl.scored_trainer",
 ]
 FIRST += ["verl_aiops.trainers.dpo.online"]
@@ -86,7 +87,12 @@ OURS = {
     "rollouts": {"hf/async": "verl_aiops.rollout.hf.replica.HFServerAdapter"},
     "replicas": {"hf": "verl_aiops.plugin"},
     "engines": {
-        f"preference_language_model/{backend}/{device}": "verl_aiops.trainers.worker.engine.FSDPPreferenceEngine"
+        f"{model}/{backend}/{device}": f"verl_aiops.trainers.worker.{engine}"
+        for model, engine in {
+            "preference_language_model": "engine.FSDPPreferenceEngine",
+            "shared_prompt_language_model": "rows_engine.SharedPolicyEngine",
+            "shared_prompt_value_model": "rows_engine.SharedValueEngine",
+        }.items()
         for backend in ("fsdp", "fsdp2")
         for device in ("cuda", "npu")
     },

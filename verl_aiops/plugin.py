@@ -101,8 +101,11 @@ _bring("verl_aiops.trainers.worker.rows_engine", *ROWS_ENGINES, after=_FSDP, ins
 def _rows_engines(module):
     from verl_aiops.verl_patches.overrides import check_overrides
 
-    for name, engine in zip(ROWS_ENGINES, (module.SharedPolicyEngine, module.SharedValueEngine), strict=True):
+    engines = (module.SharedPolicyEngine, module.SharedValueEngine)
+    # both before either is registered: where one does not fit, what stands in their place takes both names
+    for engine in engines:
         check_overrides(engine)
+    for name, engine in zip(ROWS_ENGINES, engines, strict=True):
         _register_engine(name, engine)
 
 
@@ -112,7 +115,8 @@ def _micro_batches(module):
     # and tears rows apart that share their prompt. verl 0.9.x; other batches are passed through.
     from verl_aiops.verl_patches.micro_batches import cut_as_planned
 
-    require_parameters(module.prepare_micro_batches, "data", "dp_group", "same_micro_num_in_dp")
+    takes = ("data", "dp_group", "num_batches_divided_by", "same_micro_num_in_dp", "min_num_micro_batch")
+    require_parameters(module.prepare_micro_batches, *takes, "use_dynamic_bsz_balance")
     module.prepare_micro_batches = cut_as_planned(module.prepare_micro_batches)
 
 

@@ -149,6 +149,8 @@ NAMES: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("trainer mode", "online_dpo", _trainer_mode),
     ("trainer mode", "aiops_sync", _trainer_mode),
     ("engine", "preference_language_model", _engine),
+    ("engine", "shared_prompt_language_model", _engine),
+    ("engine", "shared_prompt_value_model", _engine),
     ("reward manager", "aiops_mturn", _reward_manager),
     ("reward manager", "aiops_combined", _reward_manager),
     ("agent loop", "aiops_mturn", _agent_loop),

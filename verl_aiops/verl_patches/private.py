@@ -67,12 +67,21 @@ PRIVATE: tuple[Private, ...] = (
         "trainers/worker/worker.py",
         _is_rollout=("verl.workers.engine_workers:ActorRolloutRefWorker", "the role that verl gave the worker"),
     ),
-    *_of("trainers/worker/engine.py trainers/worker/worker.py", _is_lora=(_FSDP, "whether there are adapters")),
+    *_of(
+        "trainers/worker/module.py trainers/worker/worker.py",
+        _is_lora=(_FSDP, "whether there are adapters"),
+    ),
+    *_of(
+        "trainers/worker/engine.py trainers/worker/rows_engine.py trainers/worker/module.py",
+        _autocast_dtype=(_FSDP, "what verl's own forward pass computes in"),
+    ),
+    *_of(
+        "trainers/worker/module.py",
+        _no_split_modules=("transformers.modeling_utils:PreTrainedModel", "the layers that FSDP wraps"),
+    ),
     *_of(
         "trainers/worker/engine.py",
-        _autocast_dtype=(_FSDP, "what verl's own forward pass computes in"),
         _qat_enabled=(_FSDP, "its optimizer step does more there than ours would"),
-        _no_split_modules=("transformers.modeling_utils:PreTrainedModel", "the layers that FSDP wraps"),
         _step_supports_amp_scaling=("torch.optim.adamw:AdamW", "what `torch.amp.GradScaler` asks of an optimizer"),
     ),
     *_of(
