@@ -152,6 +152,7 @@ REACHED = {
     ("conceal", "verl.utils.distributed", "initialize_global_process_group_ray"): [
         "process groups of the platform cpu"
     ],
+    ("conceal", "verl.workers.engine.fsdp.transformer_impl", "CPUOffloadPolicy"): ["references of the platform cpu"],
     ("conceal", "verl.utils.import_utils", "is_trl_available"): ["verl beside TRL 1"],
     ("conceal", "verl.utils.model", "load_valuehead_model"): ["critic without flash-attn"],
     ("conceal", "transfer_queue", "kv_clear"): ["steps that queue nothing"],

@@ -288,6 +288,16 @@ def _process_groups(module):
     module.initialize_global_process_group = on_cpu_use_gloo_torchrun(module.initialize_global_process_group)
 
 
+@when(_FSDP, "references of the platform cpu")
+def _references(module):
+    # What: FSDP2's offloading pins no memory on the CPU platform. Why: verl offloads every reference policy into pinned
+    # memory, which PyTorch has only beside an accelerator. verl 0.9.x; other platforms are passed through.
+    from verl_aiops.verl_patches.offload import unpinned_on_cpu
+
+    require(module, "CPUOffloadPolicy")
+    module.CPUOffloadPolicy = unpinned_on_cpu(module.CPUOffloadPolicy)
+
+
 @when("verl.utils.import_utils", "verl beside TRL 1")
 def _trl(module):
     # What: verl sees TRL only where TRL has AutoModelForCausalLMWithValueHead. Why: TRL 1.x dropped that class, and

@@ -6,6 +6,7 @@ from torch.distributed.tensor import DTensor
 
 VOCABULARY = 500
 ENGINE = {"strategy": "fsdp2", "param_dtype": "fp32", "lora_rank": 0, "gradient_checkpointing": False}
+ENGINE |= {"forward_only": False, "model_dtype": "fp32"}
 
 
 def rows_of(seed=0, prompts=3, n=4, first=3, second=2):
@@ -103,6 +104,8 @@ def engine_of(model_dir, model_type, **options):
             ),
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
+                forward_only=options["forward_only"],
+                model_dtype=options["model_dtype"],
                 mixed_precision={"param_dtype": options["param_dtype"], "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
             ),
             optimizer_config=FSDPOptimizerConfig(lr=1e-3, weight_decay=0.0, total_training_steps=100),

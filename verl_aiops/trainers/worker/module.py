@@ -46,20 +46,21 @@ class FastModule:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
         if self._alone_on_cpu():
             self._autocast_dtype, self.scaler = torch.float32, None
-            return module.to(get_device_name())
+            # verl may load a reference in bfloat16; FSDP2 would compute with its weights in float32
+            return (module.float() if self.engine_config.forward_only else module).to(get_device_name())
         self._one_unit_on_one_gpu(module)
         return super()._build_fsdp_module(module)
 
     def _alone_on_cpu(self) -> bool:
-        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step.
-        verl's engine and checkpoints know plain modules."""
+        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step, nor
+        offloading for a reference. verl's engine and checkpoints know plain modules."""
         config = self.engine_config
         return (
             get_device_name() == "cpu"
             and torch.distributed.get_world_size() == 1
             and config.strategy == "fsdp2"
             and dict(config.mixed_precision or {}).get("param_dtype") in ("fp32", "float32")
-            and not (self._is_lora or config.offload_policy or config.forward_only)
+            and not (self._is_lora or config.offload_policy)
         )
 
     def _one_unit_on_one_gpu(self, module: torch.nn.Module) -> None:
