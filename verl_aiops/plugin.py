@@ -165,9 +165,9 @@ _bring(
 
 @when("verl_aiops.trainers.rl.scored_trainer", "trainer mode aiops_sync", instead=_no_trainer("aiops_sync"))
 def _scored_trainer(module):
-    from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic
+    from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic, SharedCritic
 
-    _register_trainer("aiops_sync", module.ScoredTrainer, ResumedActor, ResumedCritic)
+    _register_trainer("aiops_sync", module.ScoredTrainer, ResumedActor, ResumedCritic, SharedCritic)
 
 
 @when("verl_aiops.trainers.rl.reward_side", "reward manager aiops_combined")

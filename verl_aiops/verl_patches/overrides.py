@@ -92,6 +92,13 @@ OVERRIDES: tuple[Override, ...] = (
         _log_rollout_data=("fit", "verl's does not dump them"),
     ),
     *_of(
+        "trainers.rl.shared_steps:SharedPromptSteps",
+        _PPO,
+        _balance_batch=("_step_once", "verl's balances single rows, which tears prompts over workers"),
+        _compute_old_log_prob=("_step_once", "a pass that the only update on a batch can do without"),
+        _update_actor=("_step_once", "what that pass would have logged, and what the engine counted"),
+    ),
+    *_of(
         "trainers.dpo.online:OnlineDPOTrainer",
         _PPO,
         _setup=("init", "a checkpoint against another reference is refused before anything starts"),

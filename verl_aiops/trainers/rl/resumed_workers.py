@@ -6,12 +6,15 @@ verl (0.9.0, 0.9.1) loads learning rate, weight decay and betas with the optimiz
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from verl_aiops.trainers.worker.optimizer import use_settings
 
-__all__ = ["ResumedActor", "ResumedCritic"]
+__all__ = ["ResumedActor", "ResumedCritic", "SharedCritic"]
 
 
 class ResumedCritic(TrainingWorker):
@@ -22,6 +25,16 @@ class ResumedCritic(TrainingWorker):
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         engine = self.engine
         use_settings(engine.optimizer, engine.lr_scheduler, engine.optimizer_config)
+
+
+class SharedCritic(ResumedCritic):
+    """A critic whose engine computes each prompt once. verl's trainer writes the model type of a critic down itself."""
+
+    def __init__(self, config: TrainingWorkerConfig):
+        # imported where it is used: the engine's module registers engines
+        from verl_aiops.trainers.worker.rows_engine import SHARED_VALUE
+
+        super().__init__(replace(config, model_type=SHARED_VALUE))
 
 
 class ResumedActor(ActorRolloutRefWorker):

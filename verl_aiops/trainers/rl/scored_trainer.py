@@ -25,7 +25,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
 from verl_aiops.trainers.dpo.checkpoints import NotedCheckpoints, resume_folder
-from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic
+from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic, SharedCritic
 from verl_aiops.trainers.rl.reward_rows import (
     SCORED_FIELDS,
     RewardFailures,
@@ -37,6 +37,7 @@ from verl_aiops.trainers.rl.reward_rows import (
     session_of,
 )
 from verl_aiops.trainers.rl.reward_side import REWARD_SIDES, RewardSide
+from verl_aiops.trainers.rl.shared_steps import SharedPromptSteps, shares_prompts
 from verl_aiops.trainers.runs.finite import FiniteRun
 from verl_aiops.trainers.runs.log import RunLog
 from verl_aiops.trainers.runs.note import RunNote
@@ -64,8 +65,9 @@ def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in parts.items()}
 
 
-class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
-    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, and what a resume uses.
+class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, SharedPromptSteps, PPOTrainerSync):
+    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, what a resume uses, and
+    steps whose actor shares prompts.
 
     Which of verl's methods are overridden, why, and who calls them stands in `verl_patches/overrides.py`.
     """
@@ -97,9 +99,9 @@ class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, PPOTrainerSync):
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
         if self.config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2"):
+            critic = SharedCritic if shares_prompts(self.config, "critic") else ResumedCritic
             self.role_worker_mapping = {
-                role: ray.remote(ResumedCritic if role == Role.Critic else ResumedActor)
-                for role in self.role_worker_mapping
+                role: ray.remote(critic if role == Role.Critic else ResumedActor) for role in self.role_worker_mapping
             }
 
     # --- rewards -----------------------------------------------------------------------------------------------------

@@ -50,9 +50,19 @@ class SharedRows(FastModule):
         # verl restores the order of rows in what it cuts dynamically
         tu.assign_non_tensor(data, use_dynamic_bsz=True, **{PLANNED: tuple(plan.rows)})
         output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        output["metrics"]["shared_tokens_ratio"] = [plan.seen / plan.tokens]
-        output["metrics"]["torn_prompts"] = [float(plan.torn)]
+        seen, tokens, torn = self._over_workers([plan.seen, plan.tokens, plan.torn])
+        output["metrics"]["shared_tokens_ratio"] = [seen / tokens]
+        output["metrics"]["torn_prompts"] = [float(torn)]
         return output
+
+    def _over_workers(self, counts: list[int]) -> list[int]:
+        """Sums, the same on every worker: a mean of the workers' own ratios would not be that of all tokens."""
+        group = self.get_data_parallel_group()
+        if torch.distributed.get_world_size(group) == 1:
+            return counts
+        summed = torch.tensor(counts, device=get_device_id())
+        torch.distributed.all_reduce(summed, group=group)
+        return summed.tolist()
 
     def _shares(self, data: TensorDict) -> bool:
         temperature = data["temperature"] if "temperature" in data.keys() else 1.0
