@@ -69,6 +69,63 @@ def test_a_state_of_another_loader_is_refused():
         _order().load_state_dict({"_snapshot": {}, "_steps_since_snapshot": 3})
 
 
+# --- prompts with several examples ---------------------------------------------------------------------------------
+
+
+def _prompts_of(sizes, seed=0):
+    """Prompt numbers of a file in which a prompt's examples do not stand side by side."""
+    prompts = np.repeat(np.arange(len(sizes)), sizes)
+    return np.random.default_rng(seed).permutation(prompts)
+
+
+def _together(sizes, batch=4, *, seed=7, shuffle=True):
+    prompts = _prompts_of(sizes)
+    return PairOrder(len(prompts), batch, seed=seed, shuffle=shuffle, data_digest="data", prompts=prompts), prompts
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_data_in_which_no_prompt_repeats_is_taken_in_the_order_that_it_always_was(shuffle):
+    known = {True: [[15, 4, 18, 3], [14, 10, 20, 19]], False: [[0, 1, 2, 3], [0, 1, 2, 3]]}[shuffle]
+    plain = _order(shuffle=shuffle)
+    numbered = PairOrder(23, 4, seed=7, shuffle=shuffle, data_digest="data", prompts=np.arange(23)[::-1])
+    assert [plain.step(step).tolist() for step in (1, 6)] == known
+    assert [numbered.step(step).tolist() for step in range(1, 20)] == [plain.step(s).tolist() for s in range(1, 20)]
+    assert numbered.state_dict() == plain.state_dict() and numbered.prompts is None
+    assert np.random.default_rng([7, 0]).permutation(23).tolist() == _order().epoch(0).tolist()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_prompts_examples_are_in_one_step(shuffle):
+    order, prompts = _together([2] * 6 + [4, 1, 3, 2, 2, 4], shuffle=shuffle)
+    for epoch in range(4):
+        steps = [order.step(1 + epoch * order.steps_per_epoch + at) for at in range(order.steps_per_epoch)]
+        taken = np.concatenate(steps)
+        assert len(set(taken.tolist())) == len(taken)
+        of_step = [set(prompts[step].tolist()) for step in steps]
+        assert sum(map(len, of_step)) == len(set.union(*of_step))
+    assert sorted(order.epoch(2).tolist()) == list(range(len(prompts)))
+
+
+def test_prompts_are_shuffled_and_an_epoch_is_the_same_however_it_is_come_to():
+    order, _ = _together([2] * 10)
+    epochs = [order.epoch(number).tolist() for number in (0, 1, 2)]
+    assert len(set(map(tuple, epochs))) == 3
+    other, _ = _together([2] * 10)
+    assert [other.epoch(number).tolist() for number in (2, 0, 1)] == [epochs[2], epochs[0], epochs[1]]
+    other.epoch(0)[:] = 0
+    assert other.epoch(0).tolist() == epochs[0]
+
+
+def test_a_checkpoint_of_data_that_was_taken_pair_by_pair_is_refused_with_the_reason():
+    order, _ = _together([2] * 10)
+    state = {k: v for k, v in order.state_dict().items() if k != "prompts"}
+    with pytest.raises(ValueError, match="one by one, where a prompt's are taken together now: 10 prompts have 20"):
+        order.load_state_dict(state)
+    order.load_state_dict(order.state_dict())
+    plain = _order()
+    plain.load_state_dict({"pairs": 23, "batch": 4, "seed": 7, "shuffle": True, "data_digest": "data"})
+
+
 # --- arrangement over ranks ----------------------------------------------------------------------------------------
 
 
@@ -97,6 +154,23 @@ def test_tokens_are_balanced_over_ranks_inside_a_mini_batch():
     lengths = [1000, 1000, 10, 10] * 2  # in plain order rank 0 would get both long pairs of a mini-batch
     for shares in _mini_batches_on_ranks(arrange(lengths, 4, 2), 4, 2):
         assert [sum(lengths[i] for i in share) for share in shares] == [1010, 1010]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_prompts_examples_are_on_one_rank_and_in_one_mini_batch(ranks):
+    prompts = np.repeat(np.arange(12), [2, 1, 2, 1, 1, 1] * 2)
+    lengths = np.random.default_rng(ranks).integers(10, 300, size=len(prompts)).tolist()
+    arranged = arrange(lengths, 8, ranks, prompts=prompts.tolist(), cost=lambda pairs: sum(lengths[at] for at in pairs))
+    minis = _mini_batches_on_ranks(arranged, 8, ranks)
+    assert [sorted(sum(shares, [])) for shares in minis] == [list(range(8)), list(range(8, 16))]
+    for shares in minis:
+        of_rank = [set(prompts[share].tolist()) for share in shares]
+        assert sum(map(len, of_rank)) == len(set.union(*of_rank)) and {len(share) for share in shares} == {8 // ranks}
+
+
+def test_a_prompt_waits_for_a_mini_batch_that_holds_all_of_it():
+    arranged = arrange([1] * 8, 4, 1, prompts=list("aaabbbcd"))
+    assert arranged == [0, 1, 2, 6, 3, 4, 5, 7]
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

@@ -67,3 +67,44 @@ def test_as_many_micro_batches_as_another_worker_needs(number):
     found = cut(prompts, answers, at_least=number)
     assert len(found.rows) == number and all(found.rows)
     assert found.torn == max(0, number - 2)
+
+
+def units_of(rng, prompts, unit):
+    """Rows of several prompts, `unit` of one prompt side by side, some of them equal."""
+    beginnings = [rng.integers(0, 50, 12 + rng.integers(4)) for _ in range(prompts)]
+    units = [(p, [rng.integers(0, 3, rng.integers(1, 4)) for _ in range(unit)]) for p in beginnings for _ in range(4)]
+    rng.shuffle(units)
+    return [p for p, answers in units for _ in answers], [answer for _, answers in units for answer in answers]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("shares", [True, False])
+def test_units_never_part_and_what_the_model_sees_is_counted(seed, shares):
+    rng = np.random.default_rng(seed)
+    unit = int(rng.integers(1, 5))
+    prompts, answers = units_of(rng, int(rng.integers(1, 5)), unit)
+    rows = [np.concatenate(row) for row in zip(prompts, answers)]
+
+    def seen(part):
+        if shares:
+            return tree_tokens([rows[at] for at in part])
+        return sum(map(len, {tuple(rows[at].tolist()) for at in part}))
+
+    for limits in ({"most_tokens": int(rng.choice([40, 80, 160]))}, {"most_rows": 2 * unit}, {"at_least": 3}):
+        found = cut(prompts, answers, unit=unit, shares=shares, **limits)
+        assert sorted(itertools.chain(*found.rows)) == list(range(len(rows)))
+        assert sum(map(seen, found.rows)) == found.seen
+        for part in found.rows:
+            starts = part[::unit]
+            assert part == [start + row for start in starts for row in range(unit)]
+            assert all(start % unit == 0 for start in starts)
+            assert len(part) <= limits.get("most_rows", len(rows))
+            assert seen(part) <= limits.get("most_tokens", found.tokens) or len(part) == unit
+        assert len(found.rows) >= limits.get("at_least", 1)
+
+
+def test_a_prompt_that_another_begins_with_is_not_torn_by_it():
+    """In the order of tokens, the longer prompt's rows stand between those of the shorter."""
+    short, longer = np.array([1, 2]), np.array([1, 2, 5])
+    found = cut([short, longer, short], [np.array([3]), np.array([1]), np.array([9])], most_rows=2)
+    assert sorted(map(sorted, found.rows)) == [[0, 2], [1]] and found.torn == 0

@@ -21,14 +21,17 @@ from verl.utils import tensordict_utils as tu
 
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.ahead import StepsAhead
+from verl_aiops.trainers.dpo.examples import rows_of, tokens_seen
 from verl_aiops.trainers.dpo.likelihood_displacement import ChosenWatch
-from verl_aiops.trainers.dpo.pairs import arrange, data_lines, load_pairs, pair_batch, pair_order, pair_tokens
+from verl_aiops.trainers.dpo.order import data_lines, pair_order, prompt_numbers
+from verl_aiops.trainers.dpo.pairs import arrange, load_pairs, pair_batch, pair_tokens
 from verl_aiops.trainers.dpo.training import PreferenceTraining
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.reference.scorer import ReferenceScorer
 from verl_aiops.trainers.runs.finite import NotFiniteError
 from verl_aiops.trainers.runs.note import RunNote, run_settings
 from verl_aiops.trainers.runs.resume import start_model
+from verl_aiops.trainers.together import in_blocks
 from verl_aiops.trainers.worker.worker import PreferenceWorker
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,10 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
 
     Only the training workers are started: no rollout server, reward worker, critic or reference worker.
     """
+
+    # (examples,) number of each one's prompt; None where no prompt is there twice
+    train_prompts: np.ndarray | None = None
+    val_prompts: np.ndarray | None = None
 
     def __init__(self, config: DictConfig):
         super().__init__(config)
@@ -98,6 +105,10 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
         self.train_dataset = load_pairs(data, self.tokenizer, "train")
         self.val_dataset = load_pairs(data, self.tokenizer, "val") if data.val_files else None
         self.train_dataloader = pair_order(self.train_dataset, data)
+        self.train_prompts = self.train_dataloader.prompts
+        if self.val_dataset is not None:
+            numbers = prompt_numbers(self.val_dataset)
+            self.val_prompts = numbers if len(set(numbers.tolist())) < len(numbers) else None
         self.steps_per_epoch = self.train_dataloader.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -208,7 +219,21 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
 
     def arranged(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
         """``indices`` in the order in which the ranks get them."""
-        return np.asarray(indices)[arrange(pair_tokens(dataset)[indices].tolist(), mini_pairs, self.ranks)]
+        return np.asarray(indices)[self._arrangement(dataset, indices, mini_pairs)]
+
+    def _arrangement(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
+        """Positions in ``indices``, in that order."""
+        lengths = pair_tokens(dataset)[indices].tolist()
+        prompts = self.val_prompts if dataset is self.val_dataset else self.train_prompts
+        if prompts is None:
+            return np.asarray(arrange(lengths, mini_pairs, self.ranks))
+        shares = self.reference.backend == "shared_prompt"
+
+        def cost(places: list[int]) -> int:
+            return tokens_seen([row for at in places for row in rows_of(dataset[int(indices[at])])], shares=shares)
+
+        keys = prompts[indices].tolist()
+        return np.asarray(arrange(lengths, mini_pairs, self.ranks, prompts=keys, cost=cost))
 
     def build_batch(self, dataset, indices: np.ndarray, *, mini_pairs: int, counted=None, with_reference: bool = True):
         """TensorDict of the pairs ``indices``, which are arranged for the ranks already."""
@@ -250,11 +275,12 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
         # back is a mean over those that do, so it weighs as many as they are.
         size = self.mini_pairs * max(1, 64 // self.mini_pairs)
         total = len(self.val_dataset)
+        whole = np.arange(total) if self.val_prompts is None else np.array(in_blocks(self.val_prompts.tolist(), size))
         sums: dict[str, float] = {}
         for start in range(0, total, size):
-            real = np.arange(start, min(start + size, total))
+            real = whole[start : start + size]
             filled = np.concatenate([real, np.full(size - len(real), real[0])])
-            order = np.asarray(arrange(pair_tokens(self.val_dataset)[filled].tolist(), size, self.ranks))
+            order = self._arrangement(self.val_dataset, filled, size)
             batch = self.build_batch(
                 self.val_dataset, filled[order], mini_pairs=size, counted=(order < len(real)).tolist()
             )

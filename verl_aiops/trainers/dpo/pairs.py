@@ -1,20 +1,19 @@
-"""Pairs on their way to the workers: loading, order, and batches in which a pair is never torn apart."""
+"""Pairs on their way to the workers: loading, and batches in which a pair is never torn apart."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
-from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
-from verl_aiops.data.repeats import count_shared, count_untrained, shared_text
 from verl_aiops.trainers.batch import ROWS_PER_PAIR, AnswerBatch, nested
+from verl_aiops.trainers.dpo.order import PairOrder, check_saved_order, data_lines, order_seed, pair_order
 from verl_aiops.trainers.reference.cache import default_cache_dir
+from verl_aiops.trainers.together import in_blocks, shared_out
 
 __all__ = [
     "PairOrder",
@@ -68,113 +67,50 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
     return pairs
 
 
-def order_seed(data: DictConfig) -> int:
-    """``data.seed``, or 1 where it is null: runs that set nothing are repeatable too."""
-    return data.seed if data.seed is not None else 1
-
-
-class PairOrder:
-    """Which pairs make up which step: a function of the seed and the step number alone, so that a resumed run
-    sees exactly the data that an uninterrupted one would have seen.
-
-    Args:
-        pairs: number of pairs in the data set.
-        batch: pairs per step; the remainder of an epoch is left to other epochs' shuffles.
-        seed: of the shuffles; ignored without ``shuffle``.
-        shuffle: a new permutation every epoch, or the file's order every time.
-        data_digest: identity of the tokenised data, kept in the checkpoint.
-    """
-
-    def __init__(self, pairs: int, batch: int, *, seed: int, shuffle: bool, data_digest: str):
-        self.pairs, self.batch, self.seed, self.shuffle, self.data_digest = pairs, batch, seed, shuffle, data_digest
-        self.steps_per_epoch = pairs // batch
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """All pairs in the order of that epoch (0-based)."""
-        if not self.shuffle:
-            return np.arange(self.pairs)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.pairs)
-
-    def step(self, step: int) -> np.ndarray:
-        """Pairs of a step (1-based, counted over the whole run)."""
-        epoch, position = divmod(step - 1, self.steps_per_epoch)
-        return self.epoch(epoch)[position * self.batch : (position + 1) * self.batch]
-
-    def state_dict(self) -> dict:
-        return {k: getattr(self, k) for k in ("pairs", "batch", "seed", "shuffle", "data_digest")}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Refuse a checkpoint that was made on other data or in another order."""
-        own = self.state_dict()
-        changed = [f"{k}: {state.get(k)!r} then, {own[k]!r} now" for k in own if state.get(k) != own[k]]
-        if changed:
-            raise ValueError(
-                "the checkpoint was made with other training data or another order of it (" + "; ".join(changed) + "). "
-                "Resuming would repeat or skip pairs. Use the same files and data settings, or start anew with "
-                "trainer.resume_mode=disable and another trainer.default_local_dir."
-            )
-
-
-def pair_order(train: PreferenceDataset, data: DictConfig) -> PairOrder:
-    """The order in which a run takes its training pairs; ``data`` is verl's section."""
-    return PairOrder(
-        len(train), data.train_batch_size, seed=order_seed(data), shuffle=data.shuffle, data_digest=train.identity()
-    )
-
-
-def check_saved_order(folder: str, order: PairOrder) -> None:
-    """Raises ValueError if a checkpoint was made on other data or in another order, by what verl has saved of it."""
-    path = os.path.join(folder, "data.pt")
-    if os.path.isfile(path):
-        order.load_state_dict(torch.load(path, weights_only=True))
-
-
-def data_lines(train: PreferenceDataset, val: PreferenceDataset | None, order: PairOrder, steps: int) -> list[str]:
-    """What is to be said of a run's data: pairs that no step trains on, and held-out pairs that are trained on."""
-    lines = []
-    untrained = count_untrained(len(train), order.batch, steps, order.epoch)
-    if untrained:
-        lines.append(
-            f"{untrained} of {len(train)} training pairs are in none of the {steps} steps of {order.batch} pairs (an "
-            f"epoch has {order.steps_per_epoch} steps)"
-        )
-    shared = count_shared(map(bytes, val.row_digests()), map(bytes, train.row_digests())) if val else 0
-    if shared:
-        lines.append(shared_text(shared, len(val)))
-    return lines
-
-
 def pair_tokens(dataset: PreferenceDataset) -> np.ndarray:
     """(pairs,) tokens that a pair costs as two rows."""
     prompt, chosen, rejected = dataset.lengths.T
     return 2 * prompt + chosen + rejected
 
 
-def arrange(lengths: Sequence[int], mini_pairs: int, ranks: int) -> list[int]:
+def arrange(
+    lengths: Sequence[int],
+    mini_pairs: int,
+    ranks: int,
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    cost: Callable[[list[int]], int] | None = None,
+) -> list[int]:
     """Order of a step's pairs in which every data-parallel rank gets its share of every mini-batch.
 
     Workers receive contiguous, equal parts and cut their own part into mini-batches, so a plain order would give
-    mini-batches of other pairs for another number of workers. Inside a mini-batch tokens are balanced over ranks.
+    mini-batches of other pairs for another number of workers. Inside a mini-batch tokens are balanced over ranks, and
+    a prompt's examples are on one rank wherever equal numbers allow it.
 
     Args:
         lengths: tokens of each pair, in the step's order.
         mini_pairs: pairs per optimizer step, all ranks together; divides ``len(lengths)``.
         ranks: data-parallel size; divides ``mini_pairs``.
+        prompts: of each pair. Default: no prompt is there twice.
+        cost: tokens that the model sees of the pairs at these positions, which have one prompt. Default: all of theirs.
 
     Returns:
         positions into the step's pairs: rank 0's mini-batches one after another, then rank 1's, ...
     """
+    if prompts is None or len(set(prompts)) == len(prompts):
+        prompts, cost = range(len(lengths)), None
+    weigh = cost or (lambda pairs: sum(lengths[at] for at in pairs))
     parts: list[list[int]] = [[] for _ in range(ranks)]
-    for start in range(0, len(lengths), mini_pairs):
-        mini = list(range(start, start + mini_pairs))
-        if ranks == 1:
-            # nothing to balance, and pairs stay in the order of the data
-            parts[0] += mini
-            continue
-        shares = get_seqlen_balanced_partitions([lengths[i] for i in mini], ranks, equal_size=True)
+    # the same mini-batches whatever the number of ranks
+    order = in_blocks(prompts, mini_pairs)
+    for start in range(0, len(order), mini_pairs):
+        mini = order[start : start + mini_pairs]
+        shares = shared_out(
+            [prompts[at] for at in mini], ranks, lambda items, mini=mini: weigh([mini[item] for item in items])
+        )
         for part, share in zip(parts, shares, strict=True):
-            part += [mini[i] for i in sorted(share)]
-    return [i for part in parts for i in part]
+            part += [mini[item] for item in share]
+    return [at for part in parts for at in part]
 
 
 def pair_batch(

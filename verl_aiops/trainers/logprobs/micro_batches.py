@@ -29,33 +29,38 @@ def cut(
     most_tokens: int | None = None,
     most_rows: int | None = None,
     at_least: int = 1,
+    unit: int = 1,
+    shares: bool = True,
 ) -> MicroBatches:
     """Cut rows into micro-batches that tear as few prompts as the limits allow.
 
-    In the order of their tokens rows that share most stand side by side, and a stretch of that order costs the model
-    its rows' tokens less what each shares with the one before: so stretches are what is cut. A micro-batch ends before
-    a prompt whose rows no longer fit, if they fit into one of their own.
+    In the order of their tokens units that share most stand side by side, and stretches of that order are what is cut.
+    A micro-batch ends before a prompt whose units no longer fit, if they fit into one of their own.
 
     Args:
         prompts, answers: ids of each row.
-        most_tokens: that the model sees in a micro-batch; a row longer than that has one of its own.
+        most_tokens: that the model sees in a micro-batch; a unit longer than that has one of its own.
         most_rows: in a micro-batch.
-        at_least: micro-batches, no more than there are rows; workers of one sharded model all need the same number.
+        at_least: micro-batches, no more than there are units; workers of one sharded model all need the same number.
+        unit: rows side by side that never part: 1, or those of an example of preference learning. Its prompt is the
+            first row's.
+        shares: whether the model sees what rows begin with in common once; else it does so with equal rows alone.
     """
     rows = [np.concatenate(row) for row in zip(prompts, answers, strict=True)]
-    # big-endian, so that bytes are ordered as the ids are
-    order = sorted(range(len(rows)), key=lambda at: rows[at].astype(">i8").tobytes())
-    shared = [0] + [_common(rows[a], rows[b]) for a, b in zip(order, order[1:])]
-    groups = _stretches([prompts[at].tobytes() for at in order])
-
-    fresh = np.cumsum([0] + [len(rows[at]) - common for at, common in zip(order, shared)])
+    seen_of = _Seen(rows, unit, shares)
+    names = [prompt.tobytes() for prompt in prompts[::unit]]
+    earliest: dict[bytes, int] = {}
+    for name, places in zip(names, seen_of.places):
+        earliest[name] = min(earliest.get(name, len(rows)), int(places.min()))
+    order = sorted(range(len(names)), key=lambda at: (earliest[names[at]], int(seen_of.places[at].min())))
+    groups = _stretches([names[at] for at in order])
 
     def cost(first: int, last: int) -> int:
-        """Tokens seen of a stretch of the order, whose first row shares nothing with the one before."""
-        return int(fresh[last] - fresh[first]) + shared[first]
+        """Tokens seen of a stretch of the order."""
+        return seen_of.units(order[first:last])
 
     def fits(first: int, last: int) -> bool:
-        return (most_rows is None or last - first <= most_rows) and (
+        return (most_rows is None or (last - first) * unit <= most_rows) and (
             most_tokens is None or cost(first, last) <= most_tokens
         )
 
@@ -74,11 +79,38 @@ def cut(
     stretches = list(zip(borders, borders[1:]))
     starts = {first for first, _ in groups}
     return MicroBatches(
-        rows=[[order[at] for at in range(*stretch)] for stretch in stretches],
+        rows=[[order[at] * unit + row for at in range(*stretch) for row in range(unit)] for stretch in stretches],
         seen=sum(cost(*stretch) for stretch in stretches),
         tokens=sum(map(len, rows)),
         torn=sum(first not in starts for first, _ in stretches),
     )
+
+
+class _Seen:
+    """How many tokens the model sees of any units together.
+
+    Rows in the order of their tokens are the leaves of a tree from left to right: a row adds what it does not share
+    with the one before it, and where others stand between the two, that is the least that neighbours share.
+    """
+
+    def __init__(self, rows: list[np.ndarray], unit: int, shares: bool):
+        # big-endian, so that bytes are ordered as the ids are
+        order = sorted(range(len(rows)), key=lambda at: rows[at].astype(">i8").tobytes())
+        self._lengths = np.array([len(rows[at]) for at in order])
+        self._shared = np.zeros(len(rows), dtype=np.int64)
+        for place, (one, other) in enumerate(zip(order, order[1:])):
+            common = _common(rows[one], rows[other])
+            if shares or common == len(rows[one]) == len(rows[other]):
+                self._shared[place] = common
+        places = np.empty(len(rows), dtype=np.int64)
+        places[order] = np.arange(len(rows))
+        # (units, unit): where each row stands in that order
+        self.places = places.reshape(-1, unit)
+
+    def units(self, units: list[int]) -> int:
+        """Tokens seen of these units together."""
+        places = np.sort(self.places[units], axis=None)
+        return int(self._lengths[places].sum() - np.minimum.reduceat(self._shared, places)[:-1].sum())
 
 
 def _one_more(borders: list[int], starts: set[int], cost) -> list[int]:

@@ -97,6 +97,7 @@ _DATA = {
     "seed": "data.seed",
     "shuffle": "data.shuffle",
     "data_digest": "tokens of data.train_files (other rows, template or lengths)",
+    "prompts": "prompts whose examples are taken together (None where they were taken one by one)",
 }
 
 
@@ -207,8 +208,9 @@ def compare(then: RunNote, now: RunNote) -> Differences:
         return Differences([f"trainer: {then.trainer} -> {now.trainer}"], [])
     refused = [
         f"{_DATA.get(name, name)}: {_said(before)} -> {_said(now.data.get(name))}"
-        for name, before in then.data.items()
-        if before != now.data.get(name)
+        # what a checkpoint from before says nothing of is refused where the order has become another by it
+        for name in dict.fromkeys([*then.data, *(name for name in now.data if name in _DATA)])
+        if (before := then.data.get(name)) != now.data.get(name)
     ]
     used = []
     same_verl = then.versions.get("verl") == now.versions.get("verl")
