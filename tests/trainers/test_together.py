@@ -1,121 +1,115 @@
-"""What belongs to one prompt stays together where a batch is cut: brute force and properties."""
+"""Which rows stand side by side when a batch is cut for workers and mini-batches."""
 
 import itertools
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from verl_aiops.trainers.together import by_prompt, in_blocks, shared_out, torn
-
-
-def blocks(order, room):
-    return [order[at : at + room] for at in range(0, len(order), room)]
+from verl_aiops.trainers.together import times_torn, together
 
 
-def data(seed, sizes=(1, 2, 3, 4, 6)):
-    """Prompts with numbers of items of those sizes, the items of a prompt not side by side."""
-    rng = np.random.default_rng(seed)
-    prompts = [number for number in range(rng.integers(2, 12)) for _ in range(rng.choice(sizes))]
-    rng.shuffle(prompts)
-    return prompts, rng
-
-
-def test_items_are_found_by_their_prompt():
-    assert by_prompt("abcab") == [[0, 3], [1, 4], [2]]
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_every_item_is_in_one_block_and_no_prompt_is_torn_for_want_of_looking(seed):
-    prompts, rng = data(seed)
-    room = int(rng.integers(1, 9))
-    order = in_blocks(prompts, room)
-    assert sorted(order) == list(range(len(prompts)))
-    # a prompt's items keep their order
-    for items in by_prompt(prompts):
-        assert [at for at in order if at in set(items)] == items
-    # at most one prompt goes on from a block to the next, and only where none of those left fill the block to the end
-    cut = blocks(order, room)
-    for number, (one, other) in enumerate(itertools.pairwise(cut)):
-        crossing = {prompts[at] for at in one} & {prompts[at] for at in other}
-        assert len(crossing) <= 1
-        if crossing:
-            there = list(itertools.chain(*cut[number:]))
-            sizes = [len(items) for items in by_prompt([prompts[at] for at in there])]
-            assert room not in made_up(sizes) or sizes[0] > room
-
-
-def made_up(sizes):
-    """Brute force: the sums of all choices."""
-    return {sum(chosen) for number in range(len(sizes) + 1) for chosen in itertools.combinations(sizes, number)}
-
-
-def test_prompts_that_are_there_once_stay_where_they_are():
-    assert in_blocks([5, 3, 9, 1], 3) == [0, 1, 2, 3]
-
-
-def test_a_prompt_waits_for_a_block_that_it_fits_into():
-    assert in_blocks("aabbbcc", 4) == [0, 1, 5, 6, 2, 3, 4]
-    # the first alone would leave a place that none of the others fits into
-    assert in_blocks("aaabbcc", 4) == [3, 4, 5, 6, 0, 1, 2]
-
-
-def test_a_prompt_that_no_block_holds_is_torn_once_a_block():
-    assert in_blocks("aaaaab", 4) == [0, 1, 2, 3, 4, 5]
-
-
-def cost_of(prompts, own, shared=100):
-    return lambda items: shared + sum(own[at] for at in items)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_parts_are_equal_and_hold_every_item_once(seed):
-    prompts, rng = data(seed)
-    parts = int(rng.choice([1, 2, 3, 4]))
-    prompts += list(range(100, 100 + -len(prompts) % parts))
-    own = rng.integers(1, 50, len(prompts)).tolist()
-    shares = shared_out(prompts, parts, cost_of(prompts, own))
-    assert sorted(itertools.chain(*shares)) == list(range(len(prompts)))
-    assert {len(share) for share in shares} == {len(prompts) // parts}
-    assert all(share == sorted(share) for share in shares)
-
-
-def least_torn(sizes, parts):
-    """Brute force over whole prompts: 0 where some way of giving them out tears none, else None."""
-    room = sum(sizes) // parts
-    for way in itertools.product(range(parts), repeat=len(sizes)):
-        if all(sum(s for s, part in zip(sizes, way) if part == number) == room for number in range(parts)):
-            return 0
-    return None
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_two_parts_tear_no_prompt_where_none_need_be_torn(seed):
-    prompts, _ = data(seed)
-    prompts += [99] * (len(prompts) % 2)
-    sizes = [len(items) for items in by_prompt(prompts)]
-    shares = shared_out(prompts, 2, cost_of(prompts, [1] * len(prompts)))
-    if least_torn(sizes, 2) == 0:
-        assert torn(prompts, shares) == 0
+@st.composite
+def batches(draw, equal=False):
+    """(prompts of the rows, in any order; tokens of each row's prompt and answer; workers; mini-batches)."""
+    workers, minis = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    parts = workers * minis
+    if equal:
+        n = draw(st.integers(1, 5))
+        sizes = [n] * (parts * draw(st.integers(1, 4)))
     else:
-        assert torn(prompts, shares) >= 1
+        sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+        # rows that only fill the batch up are a prompt of their own
+        sizes += [-sum(sizes) % parts] if sum(sizes) % parts else []
+    prompts = draw(st.permutations([prompt for prompt, size in enumerate(sizes) for _ in range(size)]))
+    lengths = draw(st.lists(st.integers(1, 2000), min_size=len(sizes), max_size=len(sizes)))
+    answers = draw(st.lists(st.integers(1, 400), min_size=len(prompts), max_size=len(prompts)))
+    return prompts, [lengths[prompt] for prompt in prompts], answers, workers, minis
 
 
-def test_prompts_go_to_one_part_where_largest_first_would_tear_one():
-    shares = shared_out("aaabbbccddee", 2, len)
-    assert torn("aaabbbccddee", shares) == 0
+def arranged(batch):
+    prompts, lengths, answers, workers, minis = batch
+    order = together(prompts, lengths, answers, workers=workers, mini_batches=minis)
+    return order, [prompts[at] for at in order]
 
 
-def test_tokens_are_balanced_as_the_model_sees_them():
-    """Six items of a long prompt cost it once: by their rows it would be six times as long."""
-    prompts = ["long"] * 4 + ["b"] * 4 + ["c"] * 4 + ["d"] * 4
-    shared = {"long": 1000, "b": 900, "c": 100, "d": 10}
-    shares = shared_out(prompts, 2, lambda items: shared[prompts[items[0]]] + len(items))
-    assert {frozenset(prompts[at] for at in share) for share in shares} == {
-        frozenset(("long", "d")),
-        frozenset(("b", "c")),
-    }
+@given(batches())
+def test_every_row_is_there_once_and_few_prompts_are_torn(batch):
+    prompts, _, _, workers, minis = batch
+    order, placed = arranged(batch)
+    assert sorted(order) == list(range(len(prompts)))
+    assert times_torn(placed, workers * minis) <= workers * minis - 1
+    # over workers alone it is a matter of the workers alone
+    assert times_torn(placed, workers) <= workers - 1
 
 
-def test_a_prompt_with_more_items_than_a_part_holds_is_spread():
-    shares = shared_out("aaaaaab" + "c", 4, len)
-    assert sorted(map(len, shares)) == [2] * 4 and torn("aaaaaabc", shares) == 2
+@given(batches(equal=True))
+def test_none_is_torn_where_it_divides(batch):
+    prompts, _, _, workers, minis = batch
+    _, placed = arranged(batch)
+    assert times_torn(placed, workers * minis) == 0
+    # and the rows of one stand side by side
+    assert len(list(itertools.groupby(placed))) == len(set(prompts))
+
+
+@given(batches())
+def test_rows_of_a_prompt_keep_their_order_and_stand_side_by_side_in_each_part(batch):
+    prompts, _, _, workers, minis = batch
+    order, placed = arranged(batch)
+    size = len(prompts) // (workers * minis)
+    for start in range(0, len(prompts), size):
+        part = placed[start : start + size]
+        assert len(list(itertools.groupby(part))) == len(set(part))
+        for _, rows in itertools.groupby(order[start : start + size], key=lambda at: prompts[at]):
+            rows = list(rows)
+            assert rows == sorted(rows)
+
+
+def seen(batch, order, parts):
+    """Tokens that the model sees of each part."""
+    prompts, lengths, answers, _, _ = batch
+    size = len(prompts) // parts
+    cut = [order[at * size : (at + 1) * size] for at in range(parts)]
+    return [sum(answers[at] for at in part) + sum({prompts[at]: lengths[at] for at in part}.values()) for part in cut]
+
+
+def test_tokens_are_balanced_with_each_prompt_counted_once():
+    # by rows, prompts 0 and 1 weigh the same as 2 and 3: 2 x (1000 + 10); with the prompt once they do not
+    lengths = [1000, 1000, 10, 10]
+    answers = [10, 10, 1000, 1000]
+    prompts = [prompt for prompt in range(4) for _ in range(2)]
+    batch = (prompts, [lengths[p] for p in prompts], [answers[p] for p in prompts], 2, 1)
+    order, _ = arranged(batch)
+    assert seen(batch, order, 2) == [3030, 3030]
+
+
+@pytest.mark.parametrize("missing", [0, 1, 5])
+def test_workers_have_about_as_many_tokens_as_each_other(missing):
+    lengths = [100 + 53 * at % 900 for at in range(32)]
+    prompts = [prompt for prompt in range(32) for _ in range(8)][missing:] + [32] * missing
+    batch = (prompts, [*lengths, 127], [50 + 31 * at % 200 for at in range(len(prompts))], 4, 2)
+    batch = (prompts, [batch[1][p] for p in prompts], *batch[2:])
+    order, placed = arranged(batch)
+    assert times_torn(placed, 8) <= (7 if missing else 0)
+    for parts in (4, 8):
+        tokens = seen(batch, order, parts)
+        assert max(tokens) < 1.1 * min(tokens)
+
+
+def test_a_fault_is_torn_as_little_as_possible():
+    """Three prompts of four rows on two workers: one of them in halves."""
+    prompts = [0] * 4 + [1] * 4 + [2] * 4
+    batch = (prompts, [100, 100, 100, 100, 200, 200, 200, 200, 50, 50, 50, 50], [10] * 12, 2, 1)
+    _, placed = arranged(batch)
+    assert times_torn(placed, 2) == 1
+    # the cheapest prompt
+    assert len(set(placed[:6]) & set(placed[6:]) - {2}) == 0
+
+
+def test_rows_that_cannot_be_cut_are_refused():
+    with pytest.raises(ValueError, match="7 rows do not make 2 x 2 parts"):
+        together([0] * 7, [1] * 7, [1] * 7, workers=2, mini_batches=2)
+
+
+def test_torn_prompts_are_counted_by_how_often_they_come_again():
+    assert times_torn("aabb", 2) == 0 and times_torn("abab", 2) == 2 and times_torn("aaaa", 4) == 3

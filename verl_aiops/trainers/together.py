@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
-__all__ = ["by_prompt", "in_blocks", "shared_out", "torn"]
+__all__ = ["by_prompt", "in_blocks", "shared_out", "times_torn", "together", "torn"]
 
 # prompts beyond those that would fill a block, among which `in_blocks` looks for such as fill it to the last place
 _LOOK_AHEAD = 64
@@ -27,6 +27,53 @@ def torn(prompts: Sequence[Hashable], parts: Sequence[Sequence[int]]) -> int:
     """How often a prompt's items are in one part more: 0 where each prompt is in one."""
     of_parts = [{prompts[at] for at in part} for part in parts]
     return sum(map(len, of_parts)) - len(set().union(*of_parts))
+
+
+def times_torn(prompts: Sequence[Hashable], parts: int) -> int:
+    """`torn`, where items in this order are cut into equal parts."""
+    size = len(prompts) // parts
+    return torn(prompts, [range(at * size, (at + 1) * size) for at in range(parts)])
+
+
+def together(
+    prompts: Sequence[Hashable],
+    prompt_tokens: Sequence[int],
+    answer_tokens: Sequence[int],
+    *,
+    workers: int,
+    mini_batches: int = 1,
+) -> list[int]:
+    """An order of rows that tears few prompts when it is cut into equal parts, as verl cuts it: one after another, a
+    part for each worker, and each of these into mini-batches.
+
+    Tokens are balanced as the model sees them, a part's prompts once. Where all prompts have equally many rows and a
+    part is a multiple of that, none is torn; however they are, no more than
+    ``workers * mini_batches - 1`` times (see `shared_out`).
+
+    Args:
+        prompts: what is equal for the rows of one prompt.
+        prompt_tokens, answer_tokens: of each row.
+        workers: data-parallel ranks.
+        mini_batches: of each worker.
+
+    Returns:
+        positions of rows.
+
+    Raises:
+        ValueError: the rows cannot be cut into parts of one size.
+    """
+    if len(prompts) % (workers * mini_batches):
+        raise ValueError(f"{len(prompts)} rows do not make {workers} x {mini_batches} parts of one size")
+
+    def cost(rows: list[int]) -> int:
+        return max(prompt_tokens[at] for at in rows) + sum(answer_tokens[at] for at in rows)
+
+    order = []
+    for share in shared_out(prompts, workers, cost):
+        of_share = [prompts[at] for at in share]
+        parts = shared_out(of_share, mini_batches, lambda rows, share=share: cost([share[row] for row in rows]))
+        order += [share[part[at]] for part in parts for rows in by_prompt([of_share[at] for at in part]) for at in rows]
+    return order
 
 
 def in_blocks(prompts: Sequence[Hashable], room: int) -> list[int]:
@@ -87,6 +134,9 @@ def _fill(waiting: list[list[int]], room: int) -> list[int]:
 
 def shared_out(prompts: Sequence[Hashable], parts: int, cost: Callable[[list[int]], int]) -> list[list[int]]:
     """Items shared out in equal numbers: a prompt's to one part as far as the numbers allow, tokens balanced.
+
+    What fits into no part whole is cut: each cut fills a part up, and the last part is filled by what is left, so there
+    are fewer cuts than parts.
 
     Args:
         prompts: of each item.

@@ -13,7 +13,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.rl.reward_rows import session_of
-from verl_aiops.trainers.rl.together import times_torn, together
+from verl_aiops.trainers.together import times_torn, together
 
 __all__ = ["SharedPromptSteps", "shares_prompts", "why_old_log_probs"]
 
