@@ -1,12 +1,14 @@
 """What the README says of settings and files is what the code has."""
 
+import contextlib
+import io
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES
+from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES, LOSSES
 from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
@@ -80,3 +82,23 @@ def test_links_between_pages_lead_somewhere():
     for page, text in {ROOT / "README.md": README, **PAGES}.items():
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_loss_stands_in_the_page_of_its_kind():
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    titles = {"pair": "Pairs", "list": "Ranked lists", "single": "Single answers with yes or no"}
+    for kind, title in titles.items():
+        section = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        named = [name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall(r"`(\w+)`", row)]
+        assert sorted(named) == sorted(name for name, spec in LOSSES.items() if spec.of == kind)
+    gap = page.partition("It is for losses of a difference: ")[2].partition(". ")[0]
+    assert re.findall(r"`(\w+)`", gap) == [name for name, spec in LOSSES.items() if spec.has_gap]
+
+
+def test_advice_that_the_page_prints():
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    code, _, printed = page.partition("```python\n")[2].partition("```\n```text\n")
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        exec(code, {})
+    assert told.getvalue() == printed.partition("```")[0]

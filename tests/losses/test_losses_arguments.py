@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from verl_aiops.losses import (
-    LOSS_TYPES,
+    LOSSES,
     compute_dpo_loss,
     needs_lengths,
     needs_reference,
@@ -14,8 +14,9 @@ from verl_aiops.losses import (
     validate_loss_args,
 )
 
+PAIR_LOSSES = [name for name, spec in LOSSES.items() if spec.of == "pair"]
 NO_F = ["nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "dpop"]
-NO_SMOOTHING = sorted(set(LOSS_TYPES) - {"sigmoid", "robust", "exo_pair", "aot", "aot_unpaired"})
+NO_SMOOTHING = sorted(set(PAIR_LOSSES) - {"sigmoid", "robust", "exo_pair", "aot", "aot_unpaired"})
 LOGPS = [torch.zeros(2)] * 4
 LENGTHS = {"chosen_lengths": torch.tensor([3, 4]), "rejected_lengths": torch.tensor([5, 2])}
 
@@ -70,7 +71,7 @@ def test_bad_settings(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"loss_type": name} for name in LOSS_TYPES if name != "exo_pair"),
+        *({"loss_type": name} for name in PAIR_LOSSES if name != "exo_pair"),
         {"loss_type": "exo_pair", "label_smoothing": 1e-3},
         {"loss_type": "robust", "label_smoothing": 0},
         {"loss_type": ("sigmoid", "bco_pair"), "label_smoothing": 0.5, "loss_weights": (1, 0)},
@@ -90,7 +91,7 @@ def test_the_check_and_the_loss_agree_on_names_and_defaults():
     assert {name: p.default for name, p in check.items()} == {name: loss[name].default for name in check}
     assert set(loss) - set(check) == {
         *(f"{model}_{answer}_logps" for model in ("policy", "reference") for answer in ("chosen", "rejected")),
-        *("chosen_lengths", "rejected_lengths", "mean_chosen_length", "weight"),
+        *("chosen_lengths", "rejected_lengths", "mean_chosen_length", "weight", "score_gap"),
     }
 
 
@@ -137,7 +138,7 @@ def test_bad_lengths_and_weights(options, message):
         compute_dpo_loss(*LOGPS, **options)
 
 
-@pytest.mark.parametrize("name", LOSS_TYPES)
+@pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_needs_are_what_the_loss_asks_for(name):
     """A loss runs without what it does not need, and only then."""
     smoothing = {"label_smoothing": 1e-3} if name == "exo_pair" else {}
@@ -153,9 +154,9 @@ def test_needs_are_what_the_loss_asks_for(name):
 
 
 def test_needs_of_several_losses():
-    assert {name for name in LOSS_TYPES if needs_whole_batch(name)} == {"aot", "aot_unpaired"}
-    assert {name for name in LOSS_TYPES if not needs_reference(name)} == {"simpo", "sft", "sft_seq"}
-    assert {n for n in LOSS_TYPES if needs_lengths(n)} == {"ipo", "sigmoid_norm", "simpo", "sft", "sft_seq"}
+    assert {name for name in PAIR_LOSSES if needs_whole_batch(name)} == {"aot", "aot_unpaired"}
+    assert {name for name in PAIR_LOSSES if not needs_reference(name)} == {"simpo", "sft", "sft_seq"}
+    assert {n for n in PAIR_LOSSES if needs_lengths(n)} == {"ipo", "sigmoid_norm", "simpo", "sft", "sft_seq"}
     assert needs_whole_batch(["sigmoid", "aot"]) and not needs_whole_batch(["sigmoid", "sft"])
     assert needs_reference(["simpo", "hinge"]) and not needs_reference(["simpo", "sft"])
     assert needs_lengths(["hinge", "ipo"]) and not needs_lengths(["hinge", "sigmoid"])

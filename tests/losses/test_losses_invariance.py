@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES, compute_dpo_loss, needs_reference, needs_whole_batch
+from verl_aiops.losses import F_DIVERGENCES, LOSSES, compute_dpo_loss, needs_reference, needs_whole_batch
 
-SEPARABLE = [name for name in LOSS_TYPES if not needs_whole_batch(name)]
+PAIR_LOSSES = [name for name, spec in LOSSES.items() if spec.of == "pair"]
+SEPARABLE = [name for name in PAIR_LOSSES if not needs_whole_batch(name)]
 ANY_F = {"sigmoid", "robust", "hinge", "ipo", "ipo_sum", "exo_pair", "discopop", "sigmoid_norm"}
 cases = settings(max_examples=6, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -42,7 +43,7 @@ def objective_gradient(name, logps, lengths, parts, **options):
     return total, policy.grad
 
 
-@pytest.mark.parametrize("name", LOSS_TYPES)
+@pytest.mark.parametrize("name", PAIR_LOSSES)
 @cases
 @given(seed=seeds, pairs=st.integers(2, 9))
 def test_order_of_pairs(name, seed, pairs):
@@ -90,7 +91,7 @@ def test_only_log_ratios_count(name, seed, shift):
         torch.testing.assert_close(before, after, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", LOSS_TYPES)
+@pytest.mark.parametrize("name", PAIR_LOSSES)
 @cases
 @given(seed=seeds)
 def test_float32_follows_float64(name, seed):
@@ -132,7 +133,7 @@ def test_gradient_flows_through_the_policy_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("name", "divergence"),
-    [(name, kind) for name in LOSS_TYPES for kind in (F_DIVERGENCES if name in ANY_F else ["reverse_kl"])],
+    [(name, kind) for name in PAIR_LOSSES for kind in (F_DIVERGENCES if name in ANY_F else ["reverse_kl"])],
 )
 def test_extremes_stay_finite(name, divergence, dtype):
     """All corners of answers at 0, -1e3 and -1e4 nats under policy and reference, one token long or many."""
@@ -176,7 +177,7 @@ def test_the_straight_continuation_has_no_step():
     assert slopes[1] / slopes[0] == pytest.approx(1.001, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", LOSS_TYPES)
+@pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_no_pairs_give_no_losses(name):
     empty = torch.zeros(0)
     for result in losses_of(name, [empty] * 4, [empty, empty]):

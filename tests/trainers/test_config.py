@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_aiops.losses import compute_dpo_loss, validate_loss_args
-from verl_aiops.trainers.config import ConfigError, DPOConfig, nearest
+from verl_aiops.trainers.config import ConfigError, DPOConfig, OnlineDPOConfig, nearest
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(DPOConfig)}
 
@@ -83,6 +83,21 @@ def test_a_reference_is_used_where_the_loss_compares_with_one():
         ({"reference_mixup": 0.5, "reference": "live"}, "has no effect without algorithm.dpo.reference_sync_steps"),
         ({"reference_mixup": "all"}, "algorithm.dpo.reference_mixup='all'"),
         ({"reference": "live", "reference_path": "m"}, "algorithm.dpo.reference_path works with"),
+        ({"comparisons": "some"}, "algorithm.dpo.comparisons='some': expected one of all, best, adjacent"),
+        ({"comparisons": "best", "loss_type": "listwise"}, "comparisons=best is about pairs, and algorithm.dpo.loss"),
+        ({"gap_weight": 1}, "algorithm.dpo.gap_weight=1: expected true or false"),
+        ({"gap_weight": True, "loss_type": "kto"}, "loss_type=kto is no loss of pairs. Remove gap_weight"),
+        ({"yes_from_score": 0.5}, "algorithm.dpo.loss_type=sigmoid takes as pairs"),
+        ({"yes_from_score": 0.5, "loss_type": "plackett_luce"}, "loss_type=plackett_luce takes as lists"),
+        (
+            {"yes_from_score": 0.5, "loss_type": ["sigmoid", "kto"]},
+            "takes as pairs. Remove it, or use losses of single",
+        ),
+        ({"yes_from_score": "high", "loss_type": "kto"}, "algorithm.dpo.yes_from_score='high': expected a number"),
+        ({"ld_alpha": 0.5, "loss_type": "kto"}, "algorithm.dpo.ld_alpha=0.5 shortens the longer answer of a pair"),
+        ({"loss_type": ["sigmoid", "plackett_luce"]}, "plackett_luce takes a group of answers as one list"),
+        ({"desirable_weight": 2.0}, "desirable_weight=2.0 has no effect"),
+        ({"score_margin": -1.0}, "score_margin must be >= 0"),
     ],
 )
 def test_what_cannot_work_is_a_config_error_that_names_the_key(given, said):
@@ -99,11 +114,21 @@ def test_what_cannot_work_is_a_config_error_that_names_the_key(given, said):
         {"ld_alpha": 0.0},
         {"ld_alpha": 1},
         {"preflight_rows": 0, "reference_verify_pairs": 0},
+        {"comparisons": "adjacent", "gap_weight": True, "score_margin": 0.5},
+        {"loss_type": "kto", "yes_from_score": 0, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+        {"loss_type": ["sigmoid", "kto"], "loss_weights": [1.0, 0.5], "ld_alpha": 0.5, "comparisons": "best"},
+        {"loss_type": ["listwise", "plackett_luce"], "score_temperature": 0.1},
     ],
 )
 def test_what_works_is_let_through(given):
     dpo = DPOConfig.from_config(_config(**given))
     assert {name: getattr(dpo, name) for name in given} == given
+
+
+@pytest.mark.parametrize("loss_type", ["kto", "listwise", ["sigmoid", "bco"]])
+def test_online_dpo_takes_losses_of_pairs_alone(loss_type):
+    with pytest.raises(ConfigError, match=r"algorithm.online_dpo.loss_type=.*online DPO makes pairs of the answers"):
+        OnlineDPOConfig.from_config({"loss_type": loss_type})
 
 
 def test_settings_cannot_change_after_they_were_checked():

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verl_aiops.losses.arguments import check_logps, constant
 from verl_aiops.losses.settings import takes_settings
-from verl_aiops.losses.sums import require_full_precision
 from verl_aiops.losses.table import LOSSES, needs_lengths, needs_reference, needs_whole_batch
 from verl_aiops.losses.terms import PairTerms, per_token
-from verl_aiops.losses.validate import build_settings, check_number, weighted_losses
+from verl_aiops.losses.validate import build_settings, check_number, terms_of
 
 
 @takes_settings
@@ -26,6 +26,7 @@ def compute_dpo_loss(
     rejected_lengths: Tensor | Sequence[int] | None = None,
     mean_chosen_length: Tensor | float | None = None,
     weight: Tensor | Sequence[float] | None = None,
+    score_gap: Tensor | Sequence[float] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The preference loss of each pair, with the implicit rewards of its two answers.
@@ -45,8 +46,9 @@ def compute_dpo_loss(
             the ``chosen_lengths`` of this call.
         weight: (pairs,) factors of the pairs' losses, taken as constants; the objective stays a mean over pairs, it is
             not divided by the sum of the weights. Rewards are not weighted.
+        score_gap: (pairs,) the chosen answer's score minus the rejected one's, for ``score_margin``.
         settings: the fields of ``LossSettings``, each by its name: ``beta``, ``loss_type``, ``label_smoothing``, ...;
-            ``settings.py`` has their defaults, ranges and meaning.
+            ``settings.py`` has their defaults, ranges and meaning. Of losses of several kinds those of pairs are taken.
 
     Returns:
         (losses, chosen_rewards, rejected_rewards), each (pairs,): losses not reduced; rewards detached, beta *
@@ -55,13 +57,14 @@ def compute_dpo_loss(
 
     Raises:
         TypeError: log-probs that are not float32 or float64; a keyword that does not exist.
-        ValueError: settings that ``check_settings`` refuses; shapes that differ; a reference or lengths missing;
-            a ``weight`` other than 1 for a loss that couples pairs.
+        ValueError: settings that ``check_settings`` refuses, or without a loss of pairs; shapes that differ; a
+            reference, lengths or score gaps missing; a ``weight`` other than 1 for a loss that couples pairs.
     """
     given = build_settings(**settings)
-    terms = weighted_losses(given.loss_type, given.loss_weights, given.sft_weight)
+    terms = terms_of("pair", given)
     names = [name for name, _ in terms]
-    _check_logps(
+    check_logps(
+        "pairs",
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
         reference_chosen_logps=reference_chosen_logps,
@@ -76,14 +79,17 @@ def compute_dpo_loss(
         policy_rejected=policy_rejected_logps,
         reference_chosen=None if reference_chosen_logps is None else reference_chosen_logps.detach(),
         reference_rejected=None if reference_rejected_logps is None else reference_rejected_logps.detach(),
-        chosen_lengths=_per_pair("chosen_lengths", chosen_lengths, policy_chosen_logps),
-        rejected_lengths=_per_pair("rejected_lengths", rejected_lengths, policy_chosen_logps),
+        chosen_lengths=constant("chosen_lengths", chosen_lengths, policy_chosen_logps),
+        rejected_lengths=constant("rejected_lengths", rejected_lengths, policy_chosen_logps),
         mean_chosen_length=mean_chosen_length,
+        score_gap=constant("score_gap", score_gap, policy_chosen_logps),
     )
+    if given.score_margin and pairs.score_gap is None:
+        raise ValueError(f"score_margin={given.score_margin!r} needs score_gap")
     _check_lengths(names, pairs)
 
     losses = reduce(torch.add, (factor * LOSSES[name].formula(pairs, given) for name, factor in terms))
-    factors = _per_pair("weight", weight, losses)
+    factors = constant("weight", weight, losses)
     if factors is not None:
         if needs_whole_batch(names) and not (factors == 1).all():
             raise ValueError(
@@ -113,25 +119,6 @@ def compute_online_dpo_loss(
 
 # So that help() and anything which reads a signature show the shared keywords rather than **options.
 compute_online_dpo_loss.__signature__ = inspect.signature(compute_dpo_loss)  # type: ignore[attr-defined]
-
-
-def _check_logps(**logps: Tensor | None) -> None:
-    given = {name: tensor for name, tensor in logps.items() if tensor is not None}
-    for name, tensor in given.items():
-        require_full_precision(name, tensor)
-    shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ValueError(f"log-probs must all have the same shape (pairs,), got {shapes}")
-
-
-def _per_pair(name: str, values: Tensor | Sequence[float] | None, like: Tensor) -> Tensor | None:
-    """``values`` as a constant tensor of the type, device and shape of ``like``."""
-    if values is None:
-        return None
-    tensor = torch.as_tensor(values, dtype=like.dtype, device=like.device).detach()
-    if tensor.shape != like.shape:
-        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
-    return tensor
 
 
 def _check_lengths(names: list[str], pairs: PairTerms) -> None:

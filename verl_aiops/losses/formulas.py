@@ -1,9 +1,12 @@
-"""The loss formulas: each takes a batch of pairs and gives one value per pair.
+"""The loss formulas: each takes a batch of pairs, of single answers or of ranked lists, and gives one value for each.
 
 Notation: w is the chosen answer, l the rejected one; pi the policy, ref the reference; all log-probs are sums over the
 answer's tokens, |y| is an answer's length in tokens.
 
     r_w = log pi(w) - log ref(w),   r_l = log pi(l) - log ref(l),   d = r_w - r_l,   S = the logistic function
+
+Single answers and those of a list have r alike. A ``score_margin`` m makes beta d of a pair with score gap g to
+beta d - m g wherever the formula has it (``PairTerms.beyond_gap``).
 
 Where a formula says "any f", an f-divergence replaces r by f'(pi / ref) (``divergence.py``). An equation number is
 given where a public implementation cites it for the formula that is written here; a bare paper means that the formula
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from verl_aiops.losses.divergence import capped_exp
 from verl_aiops.losses.settings import LossSettings
-from verl_aiops.losses.terms import PairTerms, given, per_token
+from verl_aiops.losses.terms import AnswerTerms, ListTerms, PairTerms, given, per_token
 
 
 def _smoothed_logistic(logits: Tensor, smoothing: float) -> Tensor:
@@ -166,7 +169,7 @@ def simpo(p: PairTerms, k: LossSettings) -> Tensor:
     """
     chosen = per_token(p.policy_chosen, p.chosen_lengths)
     rejected = per_token(p.policy_rejected, p.rejected_lengths)
-    return -F.logsigmoid(k.beta * (chosen - rejected) - k.simpo_gamma)
+    return -F.logsigmoid(k.beta * p.beyond_gap(chosen - rejected, k) - k.simpo_gamma)
 
 
 def dpop(p: PairTerms, k: LossSettings) -> Tensor:
@@ -194,3 +197,60 @@ def sft_seq(p: PairTerms, k: LossSettings) -> Tensor:
     The normalisation of Iterative RPO's likelihood term, arXiv 2404.19733, over the answer alone.
     """
     return -per_token(p.policy_chosen, p.chosen_lengths)
+
+
+# --- single answers: y was found good or bad; a formula's factor lambda_y is put on by compute_answer_loss ------------
+
+
+def kto(p: AnswerTerms, k: LossSettings) -> Tensor:
+    """1 - S(beta (r - z)) of a good answer, 1 - S(beta (z - r)) of a bad one; z >= 0 estimates KL(pi || ref).
+
+    KTO, arXiv 2402.01306, Eq. 8: lambda_y - v, with lambda_y as a factor in front. z is a constant: no gradient.
+    """
+    return torch.sigmoid(-k.beta * p.signed(p.logratios - given(p.kl)))
+
+
+def apo_zero_unpaired(p: AnswerTerms, k: LossSettings) -> Tensor:
+    """1 - S(beta r) of a good answer, S(beta r) of a bad one: the halves of ``apo_zero`` (arXiv 2408.06266, Eq. 7).
+
+    As TRL. It is ``kto`` with z = 0, for good answers that are better than the model's own.
+    """
+    return torch.sigmoid(-k.beta * p.signed(p.logratios))
+
+
+def bco(p: AnswerTerms, k: LossSettings) -> Tensor:
+    """-log S(beta r - delta) of a good answer, -log S(-(beta r - delta)) of a bad one.
+
+    BCO, arXiv 2404.04656, without its density ratio for differing prompts; delta, the reward shift, is a running mean
+    of the rewards beta r of good and bad answers alike, as TRL had it.
+    """
+    return -F.logsigmoid(p.signed(k.beta * p.logratios - given(p.shift)))
+
+
+# --- lists: the answers to one prompt, ranked -------------------------------------------------------------------------
+
+
+def plackett_luce(p: ListTerms, k: LossSettings) -> Tensor:
+    """sum over answers i of -log(exp(beta r_i) / (exp(beta r_i) + sum over j ranked below i of exp(beta r_j))).
+
+    Without ties it is -log of the probability of the ranking, DPO's paper (arXiv 2305.18290), appendix A.3, Eq. 20.
+    Answers of equal rank are not compared: neither stands in the other's denominator. One best answer and several
+    worse of equal rank give S-DPO, arXiv 2406.09215; two answers ``sigmoid``; a list of ties 0.
+    """
+    rewards = (k.beta * p.logratios).masked_fill(~p.present, 0.0)
+    itself = torch.eye(rewards.shape[1], dtype=torch.bool, device=rewards.device)
+    rivals = rewards.unsqueeze(1).masked_fill(~(p.worse | itself), -torch.inf)
+    return (torch.logsumexp(rivals, dim=2) - rewards).sum(dim=1)
+
+
+def listwise(p: ListTerms, k: LossSettings) -> Tensor:
+    """-sum over answers i of t_i log(exp(beta r_i) / sum over j of exp(beta r_j)), t = softmax(score / tau).
+
+    InfoNCA, arXiv 2402.05369; tau is its reward temperature alpha (``score_temperature``). The cross entropy of two
+    softmaxes is that of ListNet and of LiPO's softmax loss (arXiv 2402.01878), which take other targets. A target
+    on one answer alone gives S-DPO.
+    """
+    rewards = (k.beta * p.logratios).masked_fill(~p.present, -torch.inf)
+    targets = torch.softmax((p.scores / k.score_temperature).masked_fill(~p.present, -torch.inf), dim=1)
+    # 0 in place of -inf where no answer stands, whose target is 0
+    return -(targets * torch.log_softmax(rewards, dim=1).masked_fill(~p.present, 0.0)).sum(dim=1)

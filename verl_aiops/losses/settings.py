@@ -38,7 +38,8 @@ class LossSettings:
     loss_type: str | list[str] = knob(
         "sigmoid",
         "",
-        "the loss (formula and paper of each: `verl_aiops/losses/formulas.py`), or a list of losses to be summed.",
+        "the loss (formula and paper of each: `verl_aiops/losses/formulas.py`; which to take: `docs/losses.md`), or a "
+        "list of losses to be summed.",
     )
     loss_weights: list[float] | None = knob(None, "", "weights of a list of losses, one each, >= 0; null for 1 each.")
     sft_weight: float = knob(
@@ -49,6 +50,18 @@ class LossSettings:
         "in [0, 0.5]",
         "share of labels believed wrong, for `sigmoid` (cDPO), `robust`, `aot`, `aot_unpaired` and (positive) "
         "`exo_pair`.",
+    )
+    score_margin: float = knob(
+        0.0,
+        ">= 0",
+        "the chosen answer's reward must exceed the rejected one's by this times the gap of their scores (margin loss "
+        "of Llama 2, arXiv 2307.09288, eq. 2; ODPO, arXiv 2402.10571); for losses of a difference between two answers, "
+        "on data with scores.",
+    )
+    desirable_weight: float = knob(1.0, ">= 0", "factor of the loss of answers with a yes (KTO's lambda_D).")
+    undesirable_weight: float = knob(1.0, ">= 0", "factor of the loss of answers with a no (KTO's lambda_U).")
+    score_temperature: float = knob(
+        1.0, "> 0", "`listwise` aims at softmax(score / this): small for the best answer alone.", ("listwise",)
     )
     simpo_gamma: float = knob(0.5, ">= 0", "target margin of `simpo`, in units of reward.", ("simpo",))
     dpop_lambda: float = knob(50.0, ">= 0", "penalty of `dpop` on chosen answers that grow less likely.", ("dpop",))

@@ -3,54 +3,73 @@
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from verl_aiops.losses import formulas as pairwise
+from verl_aiops.losses import formulas
 from verl_aiops.losses.settings import LossSettings
-from verl_aiops.losses.terms import PairTerms
+
+# What one term of a loss is made of: two answers, one answer with a yes or a no, or a prompt's ranked answers.
+KINDS = ("pair", "single", "list")
 
 
 @dataclass(frozen=True)
 class LossSpec:
     """A loss formula and its needs.
 
+    of: one of ``KINDS``; the formula is given `PairTerms`, `AnswerTerms` or `ListTerms`.
     smoothing: the range of ``label_smoothing`` as text, None where the formula has none.
     any_f: an f-divergence may replace the reverse KL. The partition function of f-DPO cancels only in a difference of
         the two answers' scores, so losses which look at one answer alone (or sort) have no such form.
+    gap: it has a difference of the two answers' rewards, from which ``score_margin`` takes; None: as ``any_f``.
+    kl, shift: it needs an estimate of the policy's KL to the reference, or a running mean of rewards.
     own_knobs: settings that the package has for another loss (``settings.py``) and this formula takes too.
     """
 
-    formula: Callable[[PairTerms, LossSettings], Tensor]
+    formula: Callable[[Any, LossSettings], Tensor]
+    of: str = "pair"
     smoothing: str | None = None
     any_f: bool = False
     reference: bool = True
     lengths: bool = False
     whole_batch: bool = False
+    gap: bool | None = None
+    kl: bool = False
+    shift: bool = False
     own_knobs: tuple[str, ...] = ()
+
+    @property
+    def has_gap(self) -> bool:
+        return self.any_f if self.gap is None else self.gap
 
 
 # One line for each; a module of a user's own may add to it, see docs/extending.md.
 LOSSES: dict[str, LossSpec] = {
-    "sigmoid": LossSpec(pairwise.sigmoid, smoothing="[0, 0.5]", any_f=True),
-    "robust": LossSpec(pairwise.robust, smoothing="[0, 0.5)", any_f=True),
-    "hinge": LossSpec(pairwise.hinge, any_f=True),
-    "ipo": LossSpec(pairwise.ipo, any_f=True, lengths=True),
-    "ipo_sum": LossSpec(pairwise.ipo_sum, any_f=True),
-    "exo_pair": LossSpec(pairwise.exo_pair, smoothing="(0, 0.5]", any_f=True),
-    "nca_pair": LossSpec(pairwise.nca_pair),
-    "bco_pair": LossSpec(pairwise.bco_pair),
-    "sppo_hard": LossSpec(pairwise.sppo_hard),
-    "aot": LossSpec(pairwise.aot, smoothing="[0, 0.5]", whole_batch=True),
-    "aot_unpaired": LossSpec(pairwise.aot_unpaired, smoothing="[0, 0.5]", whole_batch=True),
-    "apo_zero": LossSpec(pairwise.apo_zero),
-    "apo_down": LossSpec(pairwise.apo_down),
-    "discopop": LossSpec(pairwise.discopop, any_f=True),
-    "sigmoid_norm": LossSpec(pairwise.sigmoid_norm, any_f=True, lengths=True),
-    "simpo": LossSpec(pairwise.simpo, reference=False, lengths=True),
-    "dpop": LossSpec(pairwise.dpop),
-    "sft": LossSpec(pairwise.sft, reference=False, lengths=True),
-    "sft_seq": LossSpec(pairwise.sft_seq, reference=False, lengths=True),
+    "sigmoid": LossSpec(formulas.sigmoid, smoothing="[0, 0.5]", any_f=True),
+    "robust": LossSpec(formulas.robust, smoothing="[0, 0.5)", any_f=True),
+    "hinge": LossSpec(formulas.hinge, any_f=True),
+    "ipo": LossSpec(formulas.ipo, any_f=True, lengths=True),
+    "ipo_sum": LossSpec(formulas.ipo_sum, any_f=True),
+    "exo_pair": LossSpec(formulas.exo_pair, smoothing="(0, 0.5]", any_f=True),
+    "nca_pair": LossSpec(formulas.nca_pair),
+    "bco_pair": LossSpec(formulas.bco_pair),
+    "sppo_hard": LossSpec(formulas.sppo_hard),
+    "aot": LossSpec(formulas.aot, smoothing="[0, 0.5]", whole_batch=True),
+    "aot_unpaired": LossSpec(formulas.aot_unpaired, smoothing="[0, 0.5]", whole_batch=True),
+    "apo_zero": LossSpec(formulas.apo_zero),
+    "apo_down": LossSpec(formulas.apo_down),
+    "discopop": LossSpec(formulas.discopop, any_f=True),
+    "sigmoid_norm": LossSpec(formulas.sigmoid_norm, any_f=True, lengths=True),
+    "simpo": LossSpec(formulas.simpo, reference=False, lengths=True, gap=True),
+    "dpop": LossSpec(formulas.dpop),
+    "sft": LossSpec(formulas.sft, reference=False, lengths=True),
+    "sft_seq": LossSpec(formulas.sft_seq, reference=False, lengths=True),
+    "plackett_luce": LossSpec(formulas.plackett_luce, of="list"),
+    "listwise": LossSpec(formulas.listwise, of="list"),
+    "kto": LossSpec(formulas.kto, of="single", kl=True),
+    "apo_zero_unpaired": LossSpec(formulas.apo_zero_unpaired, of="single"),
+    "bco": LossSpec(formulas.bco, of="single", shift=True),
 }
 
 # those of the package
@@ -64,7 +83,11 @@ _ALSO_KNOWN_AS = {
     "slic": "hinge",
     "exo": "exo_pair",
     "nca": "nca_pair",
-    "bco": "bco_pair",
+    "pl": "plackett_luce",
+    "s_dpo": "plackett_luce",
+    "sdpo": "plackett_luce",
+    "listnet": "listwise",
+    "infonca": "listwise",
     "sppo": "sppo_hard",
     "lrml": "discopop",
 }
@@ -112,3 +135,19 @@ def needs_whole_batch(loss_type: str | Sequence[str]) -> bool:
     on an unknown name.
     """
     return any(LOSSES[name].whole_batch for name in loss_names(loss_type))
+
+
+def kinds_of(loss_type: str | Sequence[str]) -> tuple[str, ...]:
+    """The kinds of examples that the losses are of, in the order of ``KINDS``. Raises ValueError on an unknown name."""
+    found = {LOSSES[name].of for name in loss_names(loss_type)}
+    return tuple(kind for kind in KINDS if kind in found)
+
+
+def needs_kl(loss_type: str | Sequence[str]) -> bool:
+    """Whether any of the losses needs an estimate of the policy's KL. Raises ValueError on an unknown name."""
+    return any(LOSSES[name].kl for name in loss_names(loss_type))
+
+
+def needs_shift(loss_type: str | Sequence[str]) -> bool:
+    """Whether any of the losses needs a running mean of rewards. Raises ValueError on an unknown name."""
+    return any(LOSSES[name].shift for name in loss_names(loss_type))

@@ -9,7 +9,9 @@ from typing import Any
 
 from verl_aiops.losses.divergence import F_DIVERGENCES
 from verl_aiops.losses.settings import LossSettings, takes_settings
-from verl_aiops.losses.table import LOSSES, LossSpec, loss_names
+from verl_aiops.losses.table import LOSSES, LossSpec, kinds_of, loss_names
+
+_PLURAL = {"pair": "pairs", "single": "single answers", "list": "ranked lists"}
 
 _RANGES: dict[str, Callable[[float], bool]] = {
     "a finite number": lambda x: True,
@@ -55,6 +57,22 @@ def weighted_losses(
     return (*terms, ("sft", sft_weight))
 
 
+def terms_of(kind: str, settings: LossSettings) -> tuple[tuple[str, float], ...]:
+    """The losses of one kind of example among the settings' (``table.KINDS``), each with its weight.
+
+    Raises:
+        ValueError: there is none, with the name of the function that computes those that there are.
+    """
+    terms = weighted_losses(settings.loss_type, settings.loss_weights, settings.sft_weight)
+    found = tuple((name, weight) for name, weight in terms if LOSSES[name].of == kind)
+    if not found:
+        names = [name for name, _ in terms]
+        functions = {"pair": "compute_dpo_loss", "single": "compute_answer_loss", "list": "compute_list_loss"}
+        others = " and ".join(functions[other] for other in kinds_of(names))
+        raise ValueError(f"loss_type {names} has no loss of {_PLURAL[kind]}; {others} computes what it has")
+    return found
+
+
 def build_settings(**given: Any) -> LossSettings:
     """Settings from keyword arguments, checked.
 
@@ -75,7 +93,7 @@ def build_settings(**given: Any) -> LossSettings:
 
 @takes_settings
 def validate_loss_args(**settings: Any) -> None:
-    """Check the scalar arguments of ``compute_dpo_loss``, which have the same names, defaults and meaning there.
+    """Check the settings of the losses, which have the same names, defaults and meaning in each function that computes.
 
     Raises:
         TypeError, ValueError: as ``build_settings``.
@@ -91,10 +109,23 @@ def check_settings(settings: LossSettings) -> None:
     Raises:
         ValueError: an unknown loss or f-divergence (the message lists those that exist); a number out of range (it
             names the range) or not a number; weights that do not match the losses; a setting that differs from its
-            default while no chosen loss uses it; an f-divergence together with a loss that has no such form.
+            default while no chosen loss uses it; an f-divergence together with a loss that has no such form; losses of
+            pairs together with losses of ranked lists, as a group of answers gives one or the other.
     """
     names = tuple(name for name, _ in weighted_losses(settings.loss_type, settings.loss_weights, settings.sft_weight))
     specs = [LOSSES[name] for name in names]
+    kinds = kinds_of(names)
+    if settings.sft_weight and "pair" not in kinds_of(settings.loss_type):
+        raise ValueError(
+            f"sft_weight={settings.sft_weight!r} adds a loss of pairs' chosen answers, and loss_type "
+            f"{list(names[:-1])} has no loss of pairs"
+        )
+    if "pair" in kinds and "list" in kinds:
+        lists = [name for name in names if LOSSES[name].of == "list"]
+        raise ValueError(
+            f"loss_type {list(names)}: {' and '.join(lists)} take{'s' * (len(lists) == 1)} a group of answers as "
+            "one list, the others take it as pairs. Use losses of one kind"
+        )
 
     for field in fields(LossSettings):
         if allowed := field.metadata["allowed"]:
@@ -116,6 +147,9 @@ def check_settings(settings: LossSettings) -> None:
     # each setting that not every loss looks at: whether one of these does, and who would
     effect = {
         "label_smoothing": (any(spec.smoothing for spec in specs), _those(lambda s: s.smoothing)),
+        "score_margin": (any(spec.has_gap for spec in specs), _those(lambda s: s.has_gap)),
+        "desirable_weight": ("single" in kinds, _those(lambda s: s.of == "single")),
+        "undesirable_weight": ("single" in kinds, _those(lambda s: s.of == "single")),
         "f_divergence_type": (any(spec.any_f for spec in specs), _those(lambda s: s.any_f)),
         "f_alpha_divergence_coef": (divergence == "alpha_divergence", "f_divergence_type='alpha_divergence'"),
     }

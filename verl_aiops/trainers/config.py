@@ -13,6 +13,8 @@ __all__ = ["PREFERENCE_MODEL_TYPE", "SELF_PLAY", "ConfigError", "DPOConfig", "On
 # the engine registry's key for engines that give answer log-probs
 PREFERENCE_MODEL_TYPE = "preference_language_model"
 SELF_PLAY = "self_play"
+# which answers of a ranked group are compared
+COMPARISONS = ("all", "best", "adjacent")
 LOGPROB_BACKENDS = ("auto", "rows", "shared_prompt")
 RULES = (*losses.PAIRING_RULES, SELF_PLAY)
 
@@ -68,6 +70,11 @@ class PreferenceConfig(losses.LossSettings, Settings):
             losses.check_settings(self)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
+        if self.ld_alpha is not None and "pair" not in losses.kinds_of(self.loss_type):
+            raise ConfigError(
+                f"{where}.ld_alpha={self.ld_alpha} shortens the longer answer of a pair, and {where}.loss_type="
+                f"{self.loss_type} is no loss of pairs. Remove ld_alpha."
+            )
         if self.reference_mixup != 1.0 and not self.reference_sync_steps:
             raise ConfigError(
                 f"{where}.reference_mixup={self.reference_mixup} has no effect without "
@@ -89,6 +96,22 @@ class DPOConfig(PreferenceConfig):
 
     section = "algorithm.dpo"
 
+    comparisons: str = setting(
+        "all",
+        "which answers of a ranked group make pairs. `all`: every two of different rank; `best`: the best against each "
+        "worse one; `adjacent`: each against those of the next rank. Equal ranks make none.",
+        choices=COMPARISONS,
+    )
+    gap_weight: bool = setting(
+        False,
+        "multiply a pair's loss by its gap of scores over the mean gap of its group's pairs, or of the file's where "
+        "each row is a pair.",
+    )
+    yes_from_score: float | None = setting(
+        None,
+        "with losses of single answers: a group's answers with at least this score count as yes, the others as no; "
+        "null refuses groups.",
+    )
     reference: str = setting(
         "cached",
         "`cached`: every pair is scored once by the reference and kept on disk; `live`: scored at every step.",
@@ -110,6 +133,7 @@ class DPOConfig(PreferenceConfig):
 
     def check_together(self) -> None:
         super().check_together()
+        self._check_examples()
         if self.reference_sync_steps and self.reference != "live":
             raise ConfigError(
                 "algorithm.dpo.reference_sync_steps is set, so the reference moves during training, but "
@@ -119,6 +143,22 @@ class DPOConfig(PreferenceConfig):
             raise ConfigError(
                 "algorithm.dpo.reference_path works with algorithm.dpo.reference=cached (each pair is scored once by "
                 "that model); a live reference starts as a copy of the policy. Remove one of the two settings."
+            )
+
+    def _check_examples(self) -> None:
+        """Refuse settings of examples that the losses do not take."""
+        kinds = losses.kinds_of(self.loss_type)
+        of_pairs = {"comparisons": self.comparisons != "all", "gap_weight": self.gap_weight}
+        for name in (name for name, is_set in of_pairs.items() if is_set and "pair" not in kinds):
+            raise ConfigError(
+                f"algorithm.dpo.{name}={getattr(self, name)} is about pairs, and algorithm.dpo.loss_type="
+                f"{self.loss_type} is no loss of pairs. Remove {name}."
+            )
+        if self.yes_from_score is not None and kinds != ("single",):
+            raise ConfigError(
+                f"algorithm.dpo.yes_from_score={self.yes_from_score} makes single answers of groups, which "
+                f"algorithm.dpo.loss_type={self.loss_type} takes as {'lists' if 'list' in kinds else 'pairs'}. Remove "
+                "it, or use losses of single answers alone."
             )
 
 
@@ -161,6 +201,11 @@ class OnlineDPOConfig(PreferenceConfig):
 
     def check_together(self) -> None:
         super().check_together()
+        if losses.kinds_of(self.loss_type) != ("pair",):
+            raise ConfigError(
+                f"{self.section}.loss_type={self.loss_type}: online DPO makes pairs of the answers it samples. Use "
+                "losses of pairs; the others are for offline DPO (algorithm.dpo)."
+            )
         if losses.needs_whole_batch(self.loss_type):
             raise ConfigError(
                 f"{self.section}.loss_type={self.loss_type} sorts over a whole batch of pairs, but a step of online "
