@@ -28,10 +28,13 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-__all__ = ["ROWS_PER_PAIR", "AnswerBatch", "nested"]
+__all__ = ["ROWS_LOG_PROBS", "ROWS_PER_PAIR", "AnswerBatch", "nested"]
 
 # force_group_size of verl's micro-batching: rows that always stay together
 ROWS_PER_PAIR = 2
+
+# entry of a batch to be updated on, and the metric that it asks for: log-probs of the answers, an array a row, in order
+ROWS_LOG_PROBS = "rows_log_probs"
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

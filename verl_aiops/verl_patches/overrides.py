@@ -96,6 +96,7 @@ OVERRIDES: tuple[Override, ...] = (
         _PPO,
         _balance_batch=("_step_once", "verl's balances single rows, which tears prompts over workers"),
         _compute_old_log_prob=("_step_once", "a pass that the only update on a batch can do without"),
+        _compute_advantage=("_step_once", "verl's compares the rollout with log-probs that are not there yet"),
         _update_actor=("_step_once", "what that pass would have logged, and what the engine counted"),
     ),
     *_of(
@@ -160,6 +161,11 @@ OVERRIDES: tuple[Override, ...] = (
         "trainers.worker.rows_engine:SharedRows",
         "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
         forward_step=(f"{_FSDP}.forward_backward_batch", "what rows share goes through the model once"),
+    ),
+    *_of(
+        "trainers.worker.rows_engine:SharedPolicyEngine",
+        _FSDP,
+        forward_backward_batch=(f"{_ENGINE}.train_batch {_ENGINE}.infer_batch", "the only update's old log-probs"),
     ),
     *_of(
         "trainers.worker.engine:FSDPPreferenceEngine",

@@ -1,7 +1,9 @@
 """Steps of the trainer on an actor that shares prompts: the order of rows, the passes, what is logged. Workers are
 fakes; the trainer's parts, and verl's beneath them, are not."""
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 from stock_runs import GRPO
@@ -10,11 +12,13 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
+from verl_aiops.trainers.batch import ROWS_LOG_PROBS
+from verl_aiops.trainers.rl import shared_steps
 from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer
 from verl_aiops.trainers.rl.shared_steps import why_old_log_probs
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-SHARED = ["+algorithm.logprob_backend=shared_prompt", f"{ROLLOUT}.calculate_log_probs=False"]
+SHARED = ["+algorithm.logprob_backend=shared_prompt"]
 # 16 prompts, 4 answers to each
 N4 = [f"{ROLLOUT}.n=4", "trainer.critic_warmup=0"]
 
@@ -36,6 +40,8 @@ class Workers:
         metrics = {"mfu": [0.1], "actor/pg_loss": [0.5], "ppo_kl": [0.0], "pg_clipfrac": [0.0], "grad_norm": [1.0]}
         if batch.extra_info["calculate_entropy"]:
             metrics["actor/entropy_loss"] = [3.0]
+        if batch.extra_info.get(ROWS_LOG_PROBS):
+            metrics[ROWS_LOG_PROBS] = [np.full(tag["response_len"], -1.0, np.float32) for tag in batch.tags]
         metrics |= {"shared_tokens_ratio": [0.25, 0.35], "torn_prompts": [1.0, 0.0]}
         return tu.get_tensordict({}, non_tensor_dict={"metrics": metrics})
 
@@ -114,7 +120,8 @@ def test_old_log_probs_are_left_to_the_only_update_which_says_so_once(monkeypatc
 @pytest.mark.parametrize(
     "override, named",
     [
-        (f"{ROLLOUT}.calculate_log_probs=True", "calculate_log_probs=True"),
+        ("algorithm.rollout_correction.rollout_is=token", "rollout_correction.rollout_is"),
+        ("algorithm.rollout_correction.rollout_rs=token_k1", "rollout_correction.rollout_rs"),
         ("algorithm.rollout_correction.bypass_mode=True", "bypass_mode=True"),
         ("algorithm.use_kl_in_reward=True", "use_kl_in_reward=True"),
         (f"{ACTOR}.ppo_epochs=2", "ppo_epochs=2"),
@@ -157,8 +164,11 @@ def test_estimators_that_read_old_log_probs_are_those_that_are_named():
     assert reading == set(READ_OLD_LOG_PROBS)
 
 
+UNCOMPARED = [*SHARED, f"{ROLLOUT}.calculate_log_probs=False"]
+
+
 def test_the_entropy_of_the_pass_that_was_left_out_is_that_of_the_update():
-    made, metrics = trainer(*SHARED), {}
+    made, metrics = trainer(*UNCOMPARED), {}
     rows, _ = balanced(made, batch())
     made._compute_old_log_prob(rows, metrics)
     made._update_actor(rows, metrics)
@@ -171,6 +181,48 @@ def test_the_entropy_of_the_pass_that_was_left_out_is_that_of_the_update():
     metrics = {}
     made._update_actor(rows, metrics)
     assert metrics["actor/entropy_loss"] == metrics["actor/entropy"] == 3.0
+    assert not any(update.get(ROWS_LOG_PROBS) for update in made.actor_rollout_wg.updates)
+
+
+def test_what_verl_compares_with_the_rollout_is_compared_with_the_update(monkeypatch):
+    """The rollout said -1.5 of each token, the update -1."""
+    made, metrics = trainer(*SHARED), {}
+    rows, _ = balanced(made, batch())
+    seen = []
+
+    def get(keys, partition_id, select_fields):
+        lengths = [tag["response_len"] for tag in rows.tags]
+        assert keys == rows.keys
+        columns = {
+            "responses": [torch.ones(n, dtype=torch.int64) for n in lengths],
+            # the last token of each answer is the rounds' instruction, where a rollout has no log-prob
+            "response_mask": [torch.tensor([1] * (n - 1) + [0]) for n in lengths],
+            "rollout_log_probs": [torch.tensor([-1.5] * (n - 1) + [0.0]) for n in lengths],
+        }
+        seen.append(select_fields)
+        nested = {n: torch.nested.as_nested_tensor(column, layout=torch.jagged) for n, column in columns.items()}
+        return tu.get_tensordict({name: nested[name] for name in select_fields})
+
+    monkeypatch.setattr(shared_steps.tq, "kv_batch_get", get)
+    workers = made.actor_rollout_wg
+    made._compute_old_log_prob(rows, metrics)
+    made._update_actor(rows, metrics)
+    assert made.actor_rollout_wg is workers and seen
+    assert metrics["training/rollout_probs_diff_mean"] == pytest.approx(np.exp(-1) - np.exp(-1.5), abs=1e-6)
+    assert metrics["training/rollout_probs_diff_max"] == pytest.approx(np.exp(-1) - np.exp(-1.5), abs=1e-6)
+    assert metrics["rollout_corr/kl"] == pytest.approx(-0.5) and metrics["rollout_corr/training_log_ppl"] == 1.0
+    assert not [name for name in metrics if ROWS_LOG_PROBS in name]
+
+
+def test_advantages_do_not_look_for_log_probs_that_are_not_there(monkeypatch):
+    made = trainer(*SHARED)
+    seen = []
+    monkeypatch.setattr(
+        PPOTrainer, "_compute_advantage", lambda self, *_: seen.append(self.config.algorithm.rollout_correction)
+    )
+    for made._old_by_update in (True, False):
+        made._compute_advantage(batch(), {})
+    assert seen[0] is None and seen[1] == made.config.algorithm.rollout_correction is not None
 
 
 def test_what_was_shared_and_what_was_torn_are_logged_under_one_name_each():

@@ -5,12 +5,25 @@ Where ``algorithm.logprob_backend`` is not ``shared_prompt`` every method here i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
+from verl import DataProto
 from verl.trainer.distillation import is_distillation_enabled
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
+from verl_aiops.trainers.batch import ROWS_LOG_PROBS
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.rl.reward_rows import session_of
 from verl_aiops.trainers.together import times_torn, together
@@ -43,7 +56,9 @@ def why_old_log_probs(config: DictConfig, rows: int | None = None, padded: bool 
     correction = config.algorithm.get("rollout_correction") or {}
     reasons = {
         "algorithm.rollout_correction.bypass_mode=True": correction.get("bypass_mode"),
-        "actor_rollout_ref.rollout.calculate_log_probs=True": rollout.calculate_log_probs,
+        # weights and masks of the update itself; mere comparisons with the rollout's log-probs can wait for it
+        "algorithm.rollout_correction.rollout_is": correction.get("rollout_is"),
+        "algorithm.rollout_correction.rollout_rs": correction.get("rollout_rs"),
         "algorithm.use_kl_in_reward=True": config.algorithm.use_kl_in_reward,
         f"algorithm.adv_estimator={config.algorithm.adv_estimator}": config.algorithm.adv_estimator
         in READ_OLD_LOG_PROBS,
@@ -121,24 +136,31 @@ class SharedPromptSteps(PPOTrainer):
             self._said = text
             print(f"verl-aiops: from step {self.global_steps} on: {text}", flush=True)
 
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if not self._old_by_update:
+            return super()._compute_advantage(batch, metrics)
+        # verl compares old log-probs with the rollout's here, for metrics alone (`why_old_log_probs`)
+        with _set(self.config.algorithm, "rollout_correction", None):
+            return super()._compute_advantage(batch, metrics)
+
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if not shares_prompts(self.config):
             return super()._update_actor(batch, metrics)
         actor = self.config.actor_rollout_ref.actor
-        asked = actor.calculate_entropy
-        # verl logs the entropy of the pass that was left out
-        with open_dict(actor):
-            actor.calculate_entropy = asked or self._old_by_update
-        try:
+        if not self._old_by_update:
             batch = super()._update_actor(batch, metrics)
-        finally:
-            with open_dict(actor):
-                actor.calculate_entropy = asked
-        if self._old_by_update:
+        else:
+            compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
+            batch.extra_info[ROWS_LOG_PROBS] = compared
+            # verl logs the entropy of the pass that was left out
+            with _set(actor, "calculate_entropy", True), self._rows_taken() as rows:
+                batch = super()._update_actor(batch, metrics)
             # aggregated as verl aggregates it there, over one mini-batch that is all rows
             metrics["actor/entropy"] = metrics["actor/entropy_loss"]
-            if not asked and actor.entropy_coeff == 0:
+            if not actor.calculate_entropy and actor.entropy_coeff == 0:
                 del metrics["actor/entropy_loss"]
+            if compared:
+                metrics.update(self._beside_rollout(batch, rows))
         if "actor/shared_tokens_ratio" in metrics:
             metrics["perf/shared_tokens_ratio"] = metrics.pop("actor/shared_tokens_ratio")
             workers = data_parallel_size(self.config)
@@ -146,6 +168,47 @@ class SharedPromptSteps(PPOTrainer):
             # the workers count what micro-batches tear, on all of them together, in the mean of mini-batches
             metrics["perf/torn_prompts"] = float(self._torn + metrics.pop("actor/torn_prompts") * minis)
         return batch
+
+    @contextmanager
+    def _rows_taken(self) -> Iterator[list[np.ndarray]]:
+        """Within, log-probs of rows that an update brings among its metrics end up in the list: verl averages those."""
+        workers, rows = self.actor_rollout_wg, []
+
+        def update_actor(batch):
+            output = workers.update_actor(batch)
+            rows.extend(tu.get(output, "metrics").pop(ROWS_LOG_PROBS, ()))
+            return output
+
+        self.actor_rollout_wg = SimpleNamespace(update_actor=update_actor)
+        try:
+            yield rows
+        finally:
+            self.actor_rollout_wg = workers
+
+    def _beside_rollout(self, batch: KVBatchMeta, rows: list[np.ndarray]) -> dict[str, Any]:
+        """What verl logs of old log-probs and the rollout's, from those of the update."""
+        fields = ["responses", "response_mask", "rollout_log_probs"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        data["old_log_probs"] = torch.nested.as_nested_tensor(list(map(torch.from_numpy, rows)), layout=torch.jagged)
+        padded = DataProto(batch=data.to_padded_tensor())
+        names = ("old_log_probs", "rollout_log_probs", "response_mask")
+        found = calculate_debug_metrics(padded)
+        if self.config.algorithm.get("rollout_correction") is not None:
+            found |= compute_rollout_correction_and_rejection_mask(*(padded.batch[name] for name in names))[2]
+        return found
+
+
+@contextmanager
+def _set(config: DictConfig, key: str, value) -> Iterator[None]:
+    """Within, the setting is this."""
+    before = config[key]
+    with open_dict(config):
+        config[key] = value
+    try:
+        yield
+    finally:
+        with open_dict(config):
+            config[key] = before
 
 
 def _prompt_of(key: str) -> str:

@@ -52,8 +52,8 @@ class FastModule:
         return super()._build_fsdp_module(module)
 
     def _alone_on_cpu(self) -> bool:
-        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step, nor
-        offloading for a reference. verl's engine and checkpoints know plain modules."""
+        """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step,
+        nor offloading for a reference. verl's engine and checkpoints know plain modules."""
         config = self.engine_config
         return (
             get_device_name() == "cpu"

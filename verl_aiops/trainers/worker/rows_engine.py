@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,6 +14,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 from verl.workers.engine.utils import detach_tree
 from verl.workers.utils.padding import response_from_nested
 
+from verl_aiops.trainers.batch import ROWS_LOG_PROBS
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.micro_batches import cut
 from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_values
@@ -127,11 +129,24 @@ class SharedPolicyEngine(SharedRows, FSDPEngineWithLMHead):
         values = label_values(self.module, layout, temperature=temperature, entropy=entropy)
         return {"log_probs": values[:, 0], "entropy": values[:, 1]} if entropy else {"log_probs": values}
 
-    def _loss(self, loss_function, model_output: dict, data: TensorDict):
-        if "old_log_probs" not in data.keys():
-            # the only update on these answers: the policy that made them is the one at hand, and their ratio 1
-            data["old_log_probs"] = response_from_nested(model_output["log_probs"].detach(), data["response_mask"])
-        return super()._loss(loss_function, model_output, data)
+    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        if loss_function is not None and "old_log_probs" not in data.keys():
+            loss_function = functools.partial(_loss_of_only_update, loss_function)
+        wanted = not forward_only and tu.get_non_tensor_data(data, key=ROWS_LOG_PROBS, default=False)
+        if wanted:
+            tu.assign_non_tensor(data, return_model_output=True)
+        output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        if wanted:
+            # an update gives nothing but metrics back to the trainer; verl gathers those of workers in their order
+            rows = response_from_nested(output["model_output"].pop("log_probs"), data["response_mask"])
+            output["metrics"][ROWS_LOG_PROBS] = [row.float().cpu().numpy() for row in rows.unbind()]
+        return output
+
+
+def _loss_of_only_update(loss_function, *, model_output: dict, data: TensorDict, dp_group=None):
+    """Of a batch without old log-probs: the policy that made its answers is the one at hand, and every ratio 1."""
+    data["old_log_probs"] = response_from_nested(model_output["log_probs"].detach(), data["response_mask"])
+    return loss_function(model_output=model_output, data=data, dp_group=dp_group)
 
 
 class SharedValueEngine(SharedRows, FSDPEngineWithValueHead):
