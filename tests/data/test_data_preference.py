@@ -53,7 +53,9 @@ def test_item_layout(load, tokenizer):
     assert set(item) == {
         *("prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"),
         *("weight", "index", "id", "group"),
+        *("kind", "margin", "prompt_number", "answer_numbers"),
     }
+    assert (item["kind"], item["margin"]) == ("pair", 0.0)
     for name, value in item.items():
         if name.endswith(("_ids", "_mask")):
             assert value.dtype == torch.int64 and value.ndim == 1
@@ -279,7 +281,7 @@ def test_digests_tell_borders_and_masks_apart(load):
     """The same tokens in a row, cut at another place, are another pair."""
     assert load([text("xx", "y", "z")]).identity() != load([text("x", "xy", "xz")]).identity()
     data, masked = load([text()]), load([text()])
-    mask = masked._store._masks["chosen"]
+    mask = masked._store.answers.masks
     mask.values = 1 - mask.values
     assert data.identity() != masked.identity()
 

@@ -1,52 +1,74 @@
-"""The preference data set: files in, token ids out, every pair checked before training starts."""
+"""The preference data set: files in, token ids out, every row checked before training starts."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from verl_aiops.data.columns import PROMPT_COLUMNS
-from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
-from verl_aiops.data.reading import FileRow, OpenedFile, open_files
+from verl_aiops.data.examples import KINDS, Wanted
+from verl_aiops.data.fields import Columns
+from verl_aiops.data.loading import Loader
+from verl_aiops.data.ragged import as_array, from_array
+from verl_aiops.data.reading import open_files
 from verl_aiops.data.rendering import PairRenderer
-from verl_aiops.data.repeats import count_repeats
 from verl_aiops.data.report import DataReport
-from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
-from verl_aiops.data.storage import PairStore, as_array, from_array
+from verl_aiops.data.storage import ExampleStore
 from verl_aiops.data.token_cache import TokenCache
-from verl_aiops.data.tokens import EncodedPair
-from verl_aiops.inputs.parquet import BATCH_ROWS
 
 TRUNCATIONS = ("error", "left", "drop")
 _Item = TypeVar("_Item")
 
 
 class PreferenceDataset(Dataset):
-    """Preference pairs as token ids, tokenised when the object is made and kept in flat arrays.
+    """Preferences as token ids, tokenised when the object is made and kept in flat arrays.
 
-    Reads parquet and JSON-lines files (one path or several) with the columns `prompt`, `chosen`, `rejected`, each a
-    text or a list of {"role", "content"} messages, and optionally `id`, `group`, `weight` (default 1) and `tools`.
-    Without a prompt column the answers are whole conversations and the prompt is what they begin with in common.
+    Reads parquet and JSON-lines files (one path or several), whose rows have one of three shapes, in any mixture:
 
-    An item is a dict:
+        pairs      `prompt`, `chosen`, `rejected`, and optionally `margin`, the gap of their scores
+        groups     `prompt` and `completions`, each with a `rank` (1 is the best) or a `score`
+        yes or no  `prompt`, `completion`, `label` (true or false)
 
-        prompt_ids     int64 (P,)   tokens both answers follow
-        chosen_ids     int64 (C,)   tokens of the preferred answer, with its end-of-turn token
-        rejected_ids   int64 (R,)   likewise
-        chosen_mask    int64 (C,)   1 where trained: all of a single answer; only the assistant's turns of several
-        rejected_mask  int64 (R,)
-        weight         float
-        index          int          position in this data set
-        id             str          the `id` column, or "file name:row"
-        group          str | None
+    Prompts and answers are texts or lists of {"role", "content"} messages; optional are `id`, `group`, `weight`
+    (default 1) and `tools`. Without a prompt column a pair's answers are whole conversations and the prompt is what
+    they begin with in common.
+
+    An item is an example, what one term of a loss is made of, as a dict:
+
+        kind            str          "pair", "single" (an answer and its label) or "list" (ranked answers)
+        prompt_ids      int64 (P,)   tokens that the answers follow
+        weight          float
+        index           int          position in this data set
+        id              str          the `id` column of the row, or "file name:row"
+        group           str | None
+        prompt_number   int          the same for examples of equal prompt ids
+        answer_numbers  list of int  of the answers, in their order: the same for equal (prompt, answer, mask)
+
+    A pair has
+
+        chosen_ids      int64 (C,)   tokens of the preferred answer, with its end-of-turn token
+        rejected_ids    int64 (R,)   likewise
+        chosen_mask     int64 (C,)   1 where trained: all of a single answer; only the assistant's turns of several
+        rejected_mask   int64 (R,)
+        margin          float        by how much the preferred one's score is higher; 0 where unknown
+
+    a single answer
+
+        answer_ids, answer_mask   int64 (A,)
+        label                     bool
+        kl_ids, kl_mask           int64 (K,)   an answer to another prompt (`kl_answers`), of no tokens where all
+                                               single answers of the data set have one prompt
+
+    and a list, best first
+
+        answers_ids, answers_masks   lists of int64 (A,)
+        ranks                        list of float   1 is the best, equal where tied
+        scores                       list of float   nan where unknown
 
     Args:
         files: path, or sequence of paths.
@@ -59,6 +81,10 @@ class PreferenceDataset(Dataset):
             The others are not checked.
         chat_template: a Jinja template instead of the tokenizer's.
         apply_chat_template_kwargs: more variables for the template.
+        kinds: which kinds of examples the losses of the run take; see `examples.Wanted`, as for the next three.
+        comparisons: which answers of a group make pairs: "all", "best" (against the rest), "adjacent" (ranks).
+        gap_weight: weigh pairs by their score gaps.
+        yes_from_score: the score from which a group's answer is a yes, for losses of single answers alone.
         progress: show a progress bar on stderr.
         cache_dir: keep the tokenised data there, and read it from there when files, tokenizer, template, settings and
             this package's rules are those it was made with.
@@ -84,6 +110,16 @@ class PreferenceDataset(Dataset):
         group_key: str = "group",
         weight_key: str = "weight",
         tools_key: str = "tools",
+        margin_key: str = "margin",
+        completions_key: str = "completions",
+        rank_key: str = "rank",
+        score_key: str = "score",
+        completion_key: str = "completion",
+        label_key: str = "label",
+        kinds: Iterable[str] = ("pair",),
+        comparisons: str = "all",
+        gap_weight: bool = False,
+        yes_from_score: float | None = None,
         chat_template: str | None = None,
         apply_chat_template_kwargs: dict | None = None,
         progress: bool = True,
@@ -98,26 +134,40 @@ class PreferenceDataset(Dataset):
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: at least 1 is needed (None for no limit)")
-        self.report = DataReport()
-        self._limits = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
-        self._truncation = truncation
-        self._bos_id = tokenizer.bos_token_id
-        self._store = PairStore()
-        columns = Columns(prompt_key, chosen_key, rejected_key, id_key, group_key, weight_key, tools_key)
+        wanted = Wanted.of(kinds, comparisons, gap_weight, yes_from_score)
+        lengths = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
+        columns = Columns(
+            prompt=prompt_key,
+            chosen=chosen_key,
+            rejected=rejected_key,
+            id=id_key,
+            group=group_key,
+            weight=weight_key,
+            tools=tools_key,
+            margin=margin_key,
+            completions=completions_key,
+            rank=rank_key,
+            score=score_key,
+            completion=completion_key,
+            label=label_key,
+        )
         variables = dict(apply_chat_template_kwargs or {})
         renderer = PairRenderer(tokenizer, chat_template, variables)
         cache = None
         if cache_dir is not None:
-            settings: dict[str, Any] = {"columns": columns.names(), "template": chat_template, "variables": variables}
-            settings |= {"limits": self._limits, "truncation": truncation, "limit": limit, "seed": seed}
+            settings: dict[str, Any] = {"columns": columns.settings(), "template": chat_template}
+            settings |= {"variables": variables, "wanted": wanted.settings()}
+            settings |= {"limits": lengths, "truncation": truncation, "limit": limit, "seed": seed}
             cache = TokenCache(cache_dir, [file.path for file in open_files(files)], tokenizer, settings)
         arrays = cache.load() if cache else None
         if arrays is None:
-            self._load(open_files(files), columns, renderer, limit, seed, progress)
+            loader = Loader(columns, wanted, lengths, truncation, tokenizer.bos_token_id)
+            loader.load(open_files(files), renderer, limit, seed, progress)
+            self._store, self.report = loader.store, loader.report
             if cache:
                 cache.save(self._store.arrays() | {"report": as_array(asdict(self.report))})
         else:
-            self._store, self.report = PairStore.of(arrays), DataReport(**from_array(arrays["report"]))
+            self._store, self.report = ExampleStore.of(arrays), DataReport(**from_array(arrays["report"]))
         self.report.warn()
 
     def __len__(self) -> int:
@@ -128,154 +178,54 @@ class PreferenceDataset(Dataset):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of prompt, chosen and rejected answer: int64 (pairs, 3)."""
+        """Tokens of prompt and answers: int64 (examples, 1 + rows_per_example), 0 where an example has fewer answers.
+
+        Of pairs alone: prompt, chosen and rejected answer, (pairs, 3).
+        """
         return self._store.lengths()
 
-    def row_digests(self) -> np.ndarray:
-        """SHA-256 of each pair's token ids and masks: uint8 (pairs, 32).
+    @property
+    def kinds(self) -> np.ndarray:
+        """(examples,) each one's kind, as text."""
+        return np.array(KINDS)[self._store.columns["kinds"]]
 
-        A digest depends on what the model sees of the pair and on nothing else: not on position, id, group or weight.
+    @property
+    def prompt_numbers(self) -> np.ndarray:
+        """(examples,) int64: equal for examples of equal prompt ids."""
+        return self._store.prompt_numbers
+
+    @property
+    def file_numbers(self) -> np.ndarray:
+        """(examples,) int64: places of their files among `files`."""
+        return self._store.columns["files"].astype(np.int64)
+
+    @property
+    def rows_per_example(self) -> int:
+        """The most answers of any example, 2 or more; a single answer has two with the one for its KL."""
+        return self._store.rows_per_example
+
+    @property
+    def answer_numbers(self) -> np.ndarray:
+        """(examples, rows_per_example) int64: equal for equal (prompt, answer, mask), -1 where there are fewer
+        answers. The second of a single answer is the one for its KL."""
+        return self._store.answer_numbers
+
+    @property
+    def lacks_kl(self) -> bool:
+        """Whether there are single answers, and no answer to another prompt for the estimate of their KL."""
+        return self._store.lacks_kl
+
+    def answer_digests(self) -> np.ndarray:
+        """SHA-256 of prompt, answer and mask, as the model sees them, by the answer's number: uint8 (answers, 32)."""
+        return self._store.answer_digests()
+
+    def row_digests(self) -> np.ndarray:
+        """SHA-256 of each example's token ids and masks, label and ranks: uint8 (examples, 32).
+
+        A digest depends on what is learnt of the example and on nothing else: not on position, id, group or weight.
         """
-        return self._store.digests()
+        return self._store.digests
 
     def identity(self) -> str:
-        """SHA-256 (hex) of all pairs' digests in order: equal for equal tokenised data in equal order."""
+        """SHA-256 (hex) of all examples' digests in order: equal for equal tokenised data in equal order."""
         return hashlib.sha256(self.row_digests().tobytes()).hexdigest()
-
-    # ---- loading
-
-    def _load(
-        self,
-        files: list[OpenedFile],
-        columns: Columns,
-        renderer: PairRenderer,
-        limit: int | None,
-        seed: int | None,
-        progress: bool,
-    ) -> None:
-        # rows that cannot be used, and rows over a limit: all of them are found before either is told
-        faults, too_long = FaultList(), FaultList()
-        longest = (0, 0)
-        row_ids = []
-        found = dict.fromkeys(name for file in files for name in file.columns or ())
-        self.report.unused = [name for name in found if name not in {*columns.names(), *PROMPT_COLUMNS}]
-        absent = columns.optional_by_name()
-        for batch in _batches(_selected(files, columns, limit, seed, progress), BATCH_ROWS):
-            self.report.rows += len(batch)
-            if absent:
-                absent = {name: key for name, key in absent.items() if not any(name in row.values for row in batch)}
-            rows = list(_parsed(batch, columns, faults))
-            encoded = renderer.encode([row for _, row in rows])
-            for (file_row, row), pair in zip(rows, encoded):
-                if isinstance(pair, RowFault):
-                    faults.add(file_row.where, str(pair))
-                    continue
-                sizes = len(pair.prompt_ids), max(len(pair.chosen_ids), len(pair.rejected_ids))
-                longest = max(longest[0], sizes[0]), max(longest[1], sizes[1])
-                if self._fit(pair, sizes):
-                    self._append(pair, row, row.id if row.id is not None else file_row.name)
-                    row_ids.append(row.id)
-                elif self._truncation != "drop":
-                    too_long.add(file_row.where, self._length_text(pair))
-        if absent and (limit is None or self.report.rows < limit):  # rows that were not read may have it
-            lacking = ", ".join(f"{key}={name!r}" for name, key in absent.items())
-            raise PreferenceDataError(f"no row has the column of {lacking}; found: {', '.join(map(repr, found))}")
-        self._raise_faults(faults, too_long, longest)
-        self._store.freeze()
-        self.report.kept = len(self)
-        self.report.notes |= count_repeats(self._store.answers(), row_ids)
-        if not len(self):
-            raise PreferenceDataError(f"no pair is left: {self.report}")
-
-    def _fit(self, pair: EncodedPair, sizes: tuple[int, int]) -> bool:
-        """Cut the prompt if that is wanted; False if the pair is still over a limit, which `drop` counts."""
-        prompt_fits, answers_fit = (size <= limit for size, limit in zip(sizes, self._limits))
-        if answers_fit and not prompt_fits and self._truncation == "left":
-            pair.prompt_ids = _cut_left(pair.prompt_ids, self._limits[0], self._bos_id)
-            self.report.prompts_cut += 1
-            return True
-        if not (prompt_fits and answers_fit) and self._truncation == "drop":
-            self.report.dropped["answer_too_long" if prompt_fits else "prompt_too_long"] += 1
-        return prompt_fits and answers_fit
-
-    def _append(self, pair: EncodedPair, row: PreferenceRow, name: str) -> None:
-        self._store.append(pair, row.weight, name, row.group)
-        if not row.weight:
-            self.report.note("no_weight")
-        self.report.prompt_end_changed += pair.prompt_end_changed
-        self.report.eos_appended += pair.eos_appended
-        for kind in sorted(pair.notes):
-            self.report.note(kind)
-
-    def _length_text(self, pair: EncodedPair) -> str:
-        prompt, answer = ("none" if limit == sys.maxsize else limit for limit in self._limits)
-        return (
-            f"prompt {len(pair.prompt_ids)} tokens (limit {prompt}), chosen {len(pair.chosen_ids)}, "
-            f"rejected {len(pair.rejected_ids)} (limit {answer})"
-        )
-
-    def _raise_faults(self, faults: FaultList, too_long: FaultList, longest: tuple[int, int]) -> None:
-        parts = []
-        if faults.count:
-            parts.append(faults.message(f"{faults.count} of {self.report.rows} rows cannot be used:"))
-        if too_long.count:
-            remedies = ["raise data.max_prompt_length or data.max_response_length"]
-            if self._truncation == "error":
-                remedies.append("set data.truncation=left to cut prompts from the left (answers are never cut)")
-            remedies.append("set data.truncation=drop to leave such rows out")
-            parts.append(
-                too_long.message(f"{too_long.count} of {self.report.rows} rows are too long:")
-                + f"\nThe longest prompt has {longest[0]} tokens, the longest answer {longest[1]}. Either "
-                + ", or ".join(remedies)
-                + "."
-            )
-        if parts:
-            raise PreferenceDataError("\n".join(parts))
-
-
-def _cut_left(ids: list[int], limit: int, bos_id: int | None) -> list[int]:
-    if ids[0] == bos_id:  # models lean heavily on it; without it the rest is read badly
-        return ids[:1] + ids[len(ids) - (limit - 1) :]
-    return ids[len(ids) - limit :]
-
-
-def _selected(
-    files: list[OpenedFile], columns: Columns, limit: int | None, seed: int | None, progress: bool
-) -> Iterator[FileRow]:
-    """The records to use, from all opened files, with a progress bar."""
-    for file in files:
-        if file.columns is not None:
-            columns.check(file.columns_at, file.columns)
-    total = sum(file.rows for file in files)
-    wanted = np.arange(total)
-    if limit is not None and limit < total:
-        wanted = wanted[:limit] if seed is None else np.sort(np.random.default_rng(seed).permutation(total)[:limit])
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=len(wanted), desc="preference pairs", unit="pair", mininterval=interval, disable=not progress
-    ) as bar:
-        first = 0
-        for file in files:
-            of_file = wanted[(wanted >= first) & (wanted < first + file.rows)] - first
-            first += file.rows
-            if not len(of_file):
-                continue
-            for row in file.records([*columns.names(), *PROMPT_COLUMNS], of_file):
-                yield row
-                bar.update()
-
-
-def _parsed(batch: list[FileRow], columns: Columns, faults: FaultList) -> Iterator[tuple[FileRow, PreferenceRow]]:
-    for row in batch:
-        try:
-            if row.fault:
-                raise RowFault(row.fault)
-            yield row, parse_row(row.values, columns, row.others)
-        except RowFault as fault:
-            faults.add(row.where, str(fault))
-
-
-def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch

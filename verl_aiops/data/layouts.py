@@ -25,8 +25,9 @@ _NAMES = {"prompt": _PROMPTS, "chosen": _CHOSEN, "rejected": _REJECTED}
 _TWO = "write the better one as 'chosen', the other as 'rejected'"
 # columns that tell a layout: of several that fit the first counts
 _LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("completions",), "each row has several rated answers (UltraFeedback); write pairs of a better and a worse one"),
-    (("completion", "label"), "one answer a row and a label (KTO); write pairs of a good and a bad answer to a prompt"),
+    (("completions",), "each row has several rated answers (UltraFeedback), a group, to which a prompt belongs"),
+    (("completion", "label"), "one answer a row and a label (KTO), yes/no feedback, to which a prompt belongs"),
+    (("prompt", "completion"), "one answer a row; with a column 'label' (true or false) it is yes/no feedback (KTO)"),
     (("response_0", "response_1"), f"two answers and a label which is better (PKU-SafeRLHF); {_TWO}"),
     (("response_a", "response_b"), f"two answers and a winner; {_TWO}"),
     (("answer_a", "answer_b"), f"two answers and a winner; {_TWO}"),

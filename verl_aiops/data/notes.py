@@ -5,12 +5,13 @@ from collections.abc import Mapping
 
 from verl_aiops.data.template import CLOCK
 
-# by kind, what a warning says after "N of M pairs: "; kinds "left_out: ..." carry their own words
+# by kind, what a warning says after "N of M pairs: "; kinds "left_out: ..." and "unread: ..." carry their own words
 NOTES = {
     "messages_as_text": "messages given as JSON text are read as messages",
     "nulls": "null values in calls' arguments or tool descriptions are left out, as parquet pads with them (and "
     "puts fields into the order of the column); where a null or the order is meant, give these as JSON text",
     "prompt_repeated": "both answers repeat the prompt; it is taken off them",
+    "prompt_repeated_by_all": "the answers repeat the prompt; it is taken off them",
     "prompt_in_one": "one of the two answers, or both where the prompt is only a few letters, begin with the whole "
     "prompt; they are left as they are",
     "system_column": "the text of the column for the system message is put before the prompt as a system message",
@@ -26,6 +27,9 @@ NOTES = {
     "duplicate": "prompt and answers are those of a pair before, so that they count as often as they stand there",
     "contradicting": "another pair of the same prompt prefers the answer that this one rejects",
     "same_id": "the id is that of a row before",
+    "repeated_answer": "an answer of the group is the same as another of the same rank; it is taken once",
+    "margin_unread": "the margin is not a finite number of 0 or more, so it counts as unknown",
+    "one_prompt": "all single answers are to one prompt, so no answer of another prompt can estimate the KL (KTO)",
     "no_weight": "the weight is 0, so nothing is learned from them",
     "text": "plain texts are trained as they are, without the chat template that the tokenizer has, while train-rm "
     "puts the same texts into it; to have it give messages, "
@@ -35,13 +39,23 @@ NOTES = {
 }
 
 
-def say(counts: Mapping[str, int], rows: int, logger: logging.Logger) -> None:
-    """One warning for each kind."""
+# counted over examples, the others over rows
+OF_EXAMPLES = ("duplicate", "contradicting", "one_prompt")
+
+
+def say(counts: Mapping[str, int], rows: int, logger: logging.Logger, what: str = "pairs") -> None:
+    """One warning for each kind.
+
+    Args:
+        what: what was counted.
+    """
     for kind, count in counts.items():
-        logger.warning("%d of %d pairs: %s", count, rows, _sentence(kind))
+        logger.warning("%d of %d %s: %s", count, rows, what, _sentence(kind))
 
 
 def _sentence(kind):
+    if kind.startswith("unread: "):
+        return f"these fields of completions are not read: {kind.removeprefix('unread: ')}"
     if kind.startswith("left_out: "):
         return f"the chat template does not show the {kind.removeprefix('left_out: ')}"
     return NOTES[kind]

@@ -1,9 +1,9 @@
-"""From preference rows to the two conversations of a pair as text, cut where what is trained begins and ends.
+"""From preference rows to the conversations of their answers as text, cut where what is trained begins and ends.
 
 A prompt of messages is rendered by the chat template with its generation prompt, and an answer is what the template
 renders for prompt and answer together after that: its text, the end-of-turn token and what follows it (TRL's
 DPOTrainer takes the same tokens), but for empty reasoning blocks of the template's own (`leads`). A prompt of text is
-taken as it is; its answer ends with the end-of-sequence token. `tokens` makes the pair's tokens of both.
+taken as it is; its answer ends with the end-of-sequence token. `tokens` makes the row's tokens of them.
 
 What an answer's last message holds is found in what is trained, or the row is a fault; what else a template leaves out
 is noted.
@@ -21,7 +21,7 @@ from verl_aiops.data.kept import check_answer, check_others, check_tools, missin
 from verl_aiops.data.leads import Leads
 from verl_aiops.data.rows import PreferenceRow
 from verl_aiops.data.template import ChatTemplate, joined
-from verl_aiops.data.tokens import EncodedPair, PairTokens, RenderedPair, Side
+from verl_aiops.data.tokens import EncodedRow, RenderedRow, RowTokens, Side
 
 RESERVED_TEMPLATE_ARGUMENTS = (
     "add_generation_prompt",
@@ -55,14 +55,14 @@ class PairRenderer:
         ends = self._template.control.spellings
         self._end_of_turn = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)))
         self._leads = Leads(self._template.render)
-        self._tokens = PairTokens(tokenizer, ends)
+        self._tokens = RowTokens(tokenizer, ends)
 
-    def encode(self, rows: list[PreferenceRow]) -> list[EncodedPair | RowFault]:
-        """One result a row, in order: the encoded pair, or the fault that its rendering showed."""
-        rendered: list[RenderedPair | RowFault] = []
+    def encode(self, rows: list[PreferenceRow]) -> list[EncodedRow | RowFault]:
+        """One result a row, in order: the encoded row, or the fault that its rendering showed."""
+        rendered: list[RenderedRow | RowFault] = []
         for row in rows:
             try:
-                rendered.append(self._text_pair(row) if isinstance(row.prompt, str) else self._chat_pair(row))
+                rendered.append(self._text_row(row) if isinstance(row.prompt, str) else self._chat_row(row))
             except RowFault as fault:
                 rendered.append(fault)
             except RecursionError:
@@ -71,18 +71,18 @@ class PairRenderer:
 
     # ---- text
 
-    def _text_pair(self, row: PreferenceRow) -> RenderedPair:
+    def _text_row(self, row: PreferenceRow) -> RenderedRow:
         prompt, *answers = row.texts()
         eos = self._tokenizer.eos_token
         sides = [Side(prompt + (answer if answer.endswith(eos) else answer + eos), [prompt]) for answer in answers]
         notes = set(row.notes)
         if self._template.exists:
             notes.add("text")
-        return self._tokens.rendered((sides[0], sides[1]), notes, is_text=True)
+        return self._tokens.rendered(sides, notes, row.names, row.ranks, is_text=True)
 
     # ---- messages
 
-    def _chat_pair(self, row: PreferenceRow) -> RenderedPair:
+    def _chat_row(self, row: PreferenceRow) -> RenderedRow:
         if not self._template.exists:
             raise PreferenceDataError(
                 "the data holds messages, but the tokenizer has no chat template: use a model that has one, "
@@ -108,7 +108,7 @@ class PairRenderer:
                 notes.add("empty_reasoning")
         if self._template.clock_read:
             notes.add("clock")
-        return self._tokens.rendered((sides[0], sides[1]), notes, is_text=False)
+        return self._tokens.rendered(sides, notes, row.names, row.ranks, is_text=False)
 
     def _chat_side(
         self, prompt: list[dict], prompt_text: str, answer: list[dict], tools: list[dict] | None, note: _Note

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
-__all__ = ["count_repeats", "count_shared", "count_untrained", "shared_text"]
+__all__ = ["count_label_repeats", "count_repeats", "count_shared", "count_untrained", "shared_text"]
 
 
 def count_repeats(pairs: Iterable[tuple[Hashable, Hashable]], ids: Iterable[str | None]) -> dict[str, int]:
@@ -23,6 +23,17 @@ def count_repeats(pairs: Iterable[tuple[Hashable, Hashable]], ids: Iterable[str 
         "duplicate": len(pairs) - len(known),
         "contradicting": sum((rejected, chosen) in known for chosen, rejected in pairs),
         "same_id": len(named) - len(set(named)),
+    }
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def count_label_repeats(answers: Iterable[tuple[Hashable, int]]) -> dict[str, int]:
+    """The same for single answers with their labels."""
+    answers = list(answers)
+    known = set(answers)
+    counts = {
+        "duplicate": len(answers) - len(known),
+        "contradicting": sum((answer, 1 - label) in known for answer, label in answers),
     }
     return {kind: count for kind, count in counts.items() if count}
 

@@ -1,155 +1,122 @@
 """From a raw record to a preference row in one of two shapes: plain text, or lists of chat messages.
 
-Every rule about what a row may hold lives here; nothing here knows of tokens.
+Every rule about what a row may hold lives here and in `answers` and `judgements`; nothing here knows of tokens.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+from verl_aiops.data.answers import (
+    REPEATED,
+    Answer,
+    check_message_answer,
+    message_answers,
+    of_one_kind,
+    without_prompt_text,
+)
 from verl_aiops.data.columns import with_prompt_columns
-from verl_aiops.data.errors import PreferenceDataError, RowFault
-from verl_aiops.data.layouts import dialogue_hint, layout_hint, setting_hint
+from verl_aiops.data.errors import RowFault
+from verl_aiops.data.fields import GROUP, PAIR, SINGLE, Columns, listed
+from verl_aiops.data.judgements import completions_of, label_of, margin_of
+from verl_aiops.data.layouts import dialogue_hint, setting_hint
 from verl_aiops.data.messages import read_tools, text_or_messages
 
-# Letters of a prompt: two answers may well begin with the same few.
-SHORTEST_REPEATED = 6
+__all__ = ["Columns", "PreferenceRow", "parse_row"]
 
 
 @dataclass(slots=True)
 class PreferenceRow:
-    """`prompt`, `chosen`, `rejected` are all texts, or all lists of messages whose answers start with the assistant.
+    """`prompt` and `answers` are all texts, or all lists of messages whose answers start with the assistant.
 
-    `notes`: what was done to the row that its writer may not expect (see `notes.NOTES`).
+    `shape`: "pair", the first answer preferred to the second; "group" of two or more with ranks; "single", one with a
+    `label`. `ranks`: from 1, the best, equal where tied. `scores`: nan where unknown, as is a pair's `margin`.
+    `names`: what the answers are called in faults. `notes`: what was done to the row that its writer may not expect
+    (see `notes.NOTES`).
     """
 
-    prompt: str | list[dict]
-    chosen: str | list[dict]
-    rejected: str | list[dict]
+    prompt: Answer
+    answers: tuple[Answer, ...]
+    names: tuple[str, ...]
+    shape: str = PAIR
+    ranks: tuple[float, ...] = (1.0, 2.0)
+    scores: tuple[float, ...] = (math.nan, math.nan)
+    margin: float = math.nan
+    label: bool = True
     id: str | None = None
     group: str | None = None
     weight: float = 1.0
     tools: list | None = None
     notes: frozenset[str] = frozenset()
 
-    def texts(self) -> tuple[str, str, str]:
-        """Prompt, chosen and rejected of a row of texts."""
-        return cast("tuple[str, str, str]", (self.prompt, self.chosen, self.rejected))
+    @property
+    def chosen(self) -> Answer:
+        """Of a pair."""
+        return self.answers[0]
 
-    def messages(self) -> tuple[list[dict], list[dict], list[dict]]:
-        """Prompt, chosen and rejected of a row of messages."""
-        return cast("tuple[list[dict], list[dict], list[dict]]", (self.prompt, self.chosen, self.rejected))
+    @property
+    def rejected(self) -> Answer:
+        """Of a pair."""
+        return self.answers[1]
 
+    def texts(self) -> tuple[str, ...]:
+        """Prompt and answers of a row of texts."""
+        return cast("tuple[str, ...]", (self.prompt, *self.answers))
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which column holds what."""
-
-    prompt: str = "prompt"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    id: str = "id"
-    group: str = "group"
-    weight: str = "weight"
-    tools: str = "tools"
-
-    def names(self) -> list[str]:
-        return [getattr(self, field) for field in self.__slots__]
-
-    def optional_by_name(self) -> dict[str, str]:
-        """Columns that a file may lack but that were asked for by a name of their own: the name -> its argument."""
-        optional = {"id": self.id, "group": self.group, "weight": self.weight, "tools": self.tools}
-        return {name: f"{field}_key" for field, name in optional.items() if name != field}
-
-    def check(self, place: str, found: Sequence[str]) -> None:
-        """Raise PreferenceDataError if columns `found` at `place` lack an answer, or a prompt asked for by name.
-
-        Without a prompt column the prompt is what both conversations begin with, so its absence alone is no fault.
-        """
-        for field, other in itertools.combinations(("prompt", "chosen", "rejected"), 2):
-            if getattr(self, field) == getattr(self, other):
-                name = getattr(self, field)
-                raise PreferenceDataError(f"data.{field}_key and data.{other}_key both name the column {name!r}")
-        required = ["chosen", "rejected"] + (["prompt"] if self.prompt != "prompt" else [])
-        missing = [field for field in required if getattr(self, field) not in found]
-        if not missing:
-            return
-        no_answers = missing[:2] == ["chosen", "rejected"]
-        hints = [layout_hint(found, least=2)] if no_answers else []
-        if not any(hints):
-            for field in missing:
-                near = difflib.get_close_matches(getattr(self, field), found, n=1, cutoff=0.5)
-                hints += [f"did you mean data.{field}_key={name}?" for name in near]
-        if not any(hints):
-            hints = [setting_hint(missing, found) or (layout_hint(found) if no_answers else "")]
-        lacking = ", ".join(repr(getattr(self, field)) for field in missing)
-        message = f"{place} lacks the column(s) {lacking}; found: {_listed(found)}."
-        raise PreferenceDataError(" ".join([message, *filter(None, hints)]))
+    def messages(self) -> tuple[list[dict], ...]:
+        """Prompt and answers of a row of messages."""
+        return cast("tuple[list[dict], ...]", (self.prompt, *self.answers))
 
 
-def parse_row(values: dict, columns: Columns, others: Sequence[str] = ()) -> PreferenceRow:
+def parse_row(values: dict, columns: Columns, others: Sequence[str] = (), shape: str = PAIR) -> PreferenceRow:
     """Check one record and bring it to one of the two shapes; raises RowFault saying what is wrong.
 
     Besides rows of texts only and rows of messages only, it takes text answers to a prompt of messages (one assistant
-    message each), a text prompt to answers of messages (one user message), rows without a prompt, or with the last user
-    message repeated as a text, whose answers are whole conversations with a common beginning, and answers that repeat
-    their prompt. ``others`` are columns of the file that were not read, for what a fault tells.
+    message each), a text prompt to answers of messages (one user message), pairs without a prompt, or with the last
+    user message repeated as a text, whose answers are whole conversations with a common beginning, and answers that
+    repeat their prompt. ``others`` are columns of the file that were not read, for what a fault tells.
     """
     try:
-        return _parse(values, columns, others)
+        return _parse(values, columns, others, shape)
     except RecursionError:
         raise RowFault("is nested too deeply") from None
 
 
-def _parse(values, columns, others):
+def _parse(values, columns, others, shape):
     notes: set[str] = set()
+    keys, contents, judged = _given(values, columns, shape, notes)
+    answers = [text_or_messages(content, key, notes.add) for key, content in zip(keys, contents)]
+    names = columns.completions if shape == GROUP else " and ".join(keys)
+    texts = of_one_kind(answers, names)
     prompt = values.get(columns.prompt)
-    answers = []
-    for key in (columns.chosen, columns.rejected):
-        if values.get(key) is None:
-            raise RowFault(f"{key} is null" if key in values else f"{key} is missing; found: {_listed(values)}")
-        answers.append(text_or_messages(values[key], key, notes.add))
-    chosen, rejected = answers
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise RowFault(f"{columns.chosen} and {columns.rejected} must be of one kind, both texts or both messages")
     if prompt is not None:
         prompt = text_or_messages(prompt, columns.prompt, notes.add)
         if not prompt or isinstance(prompt, str) and not prompt.strip():
             raise RowFault(f"{columns.prompt} is empty")
+    elif texts or shape != PAIR:
+        raise RowFault(_no_prompt(values, columns, others, answers[0] if texts else "", shape))
 
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            filled = [name for name, value in values.items() if value is not None]
-            hint = dialogue_hint(chosen) or setting_hint(["prompt"], [*filled, *others])
-            raise RowFault(
-                f"{columns.prompt} is missing; only conversations may carry their prompt inside the answers"
-                + (f". {hint}" if hint else "")
-            )
-        if isinstance(prompt, str):
-            chosen, rejected = _without_prompt_text(prompt, chosen, rejected, notes)
-        for answer, key in ((chosen, columns.chosen), (rejected, columns.rejected)):
-            if not answer.strip():
-                raise RowFault(f"{key} is empty" + (" after the prompt" if "prompt_repeated" in notes else ""))
-        if isinstance(prompt, list):
-            chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (chosen, rejected))
+    if texts:
+        answers = _texts(prompt, cast("list[str]", answers), keys, notes)
     else:
-        if isinstance(prompt, list):
-            prompt, chosen, rejected = _without_prompt_messages(prompt, chosen, rejected, notes)
-        else:
-            prompt, chosen, rejected = _with_prompt_messages(prompt, chosen, rejected, columns)
-        _check_answer(chosen, columns.chosen)
-        _check_answer(rejected, columns.rejected)
-    if chosen == rejected:
+        messages = cast("list[list[dict]]", answers)
+        prompt, messages = message_answers(prompt, messages, names, columns.prompt, notes)
+        for answer, key in zip(messages, keys):
+            check_message_answer(answer, key)
+        answers = [*messages]
+    if shape == PAIR and answers[0] == answers[1]:
         raise RowFault(f"{columns.chosen} and {columns.rejected} are equal")
+    if shape == GROUP:
+        keys, answers, judged = _distinct(keys, answers, judged, notes)
     return PreferenceRow(
-        with_prompt_columns(prompt, values, columns.prompt, set(columns.names()), notes.add),
-        chosen,
-        rejected,
+        with_prompt_columns(prompt, values, columns.prompt, set(columns.names(shape)), notes.add),
+        tuple(answers),
+        tuple(keys),
+        shape,
+        **judged,
         id=_label(values, columns.id),
         group=_label(values, columns.group),
         weight=_weight(values, columns.weight),
@@ -158,68 +125,53 @@ def _parse(values, columns, others):
     )
 
 
-def _without_prompt_text(prompt, chosen, rejected, notes):
-    """Text answers without the prompt that both of them repeat."""
-    repeated = chosen.startswith(prompt), rejected.startswith(prompt)
-    if all(repeated) and len(prompt.strip()) >= SHORTEST_REPEATED:
-        notes.add("prompt_repeated")
-        return chosen[len(prompt) :], rejected[len(prompt) :]
-    if any(repeated):
-        notes.add("prompt_in_one")
-    return chosen, rejected
+def _texts(prompt: Answer | None, answers: list[str], keys: list[str], notes: set[str]) -> list[Answer]:
+    if isinstance(prompt, str):
+        answers = without_prompt_text(prompt, answers, notes)
+    for answer, key in zip(answers, keys):
+        if not answer.strip():
+            raise RowFault(f"{key} is empty" + (" after the prompt" if REPEATED & notes else ""))
+    return [[{"role": "assistant", "content": text}] if isinstance(prompt, list) else text for text in answers]
 
 
-def _without_prompt_messages(prompt, chosen, rejected, notes):
-    """Prompt and answers of messages, without the prompt that both answers repeat, or repeat with more in front."""
-    shared = _shared(chosen, rejected)
-    if shared[: len(prompt)] == prompt:
-        shared = prompt
-    elif prompt[0]["role"] == "assistant" or shared[-len(prompt) :] != prompt:
-        return prompt, chosen, rejected
-    notes.add("prompt_repeated")
-    return shared, chosen[len(shared) :], rejected[len(shared) :]
+def _given(values, columns, shape, notes) -> tuple[list[str], list, dict[str, Any]]:
+    """What the answers are called, what stands there, and what is said of them (fields of `PreferenceRow`)."""
+    needed = {PAIR: [columns.chosen, columns.rejected], GROUP: [columns.completions], SINGLE: [columns.completion]}
+    for key in needed[shape]:
+        if values.get(key) is None:
+            raise RowFault(f"{key} is null" if key in values else f"{key} is missing; found: {listed(values)}")
+    if shape == GROUP:
+        keys, contents, ranks, scores = completions_of(values, columns, notes.add)
+        return keys, contents, {"ranks": tuple(ranks), "scores": tuple(scores)}
+    keys = needed[shape]
+    if shape == PAIR:
+        return keys, [values[key] for key in keys], {"margin": margin_of(values, columns, notes.add)}
+    judged = {"label": label_of(values, columns), "ranks": (1.0,), "scores": (math.nan,)}
+    return keys, [values[keys[0]]], judged
 
 
-def _shared(chosen, rejected):
-    """The messages that both begin with."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    return chosen[:shared]
+def _no_prompt(values, columns, others, answer, shape) -> str:
+    filled = [name for name, value in values.items() if value is not None]
+    hint = dialogue_hint(answer) or setting_hint(["prompt"], [*filled, *others])
+    only = "; only conversations may carry their prompt inside the answers" if shape == PAIR else ""
+    return f"{columns.prompt} is missing{only}" + (f". {hint}" if hint else "")
 
 
-def _with_prompt_messages(prompt, chosen, rejected, columns):
-    """Answers of messages beside a prompt that is a text or is not there."""
-    if prompt is not None and all(answer and answer[0]["role"] == "assistant" for answer in (chosen, rejected)):
-        return [{"role": "user", "content": prompt}], chosen, rejected
-    if chosen == rejected:
-        raise RowFault(f"{columns.chosen} and {columns.rejected} are equal")
-    messages = _shared(chosen, rejected)
-    if not messages:
-        raise RowFault(
-            f"{columns.chosen} and {columns.rejected} begin with different messages, so they share no prompt"
-            + ("" if prompt is not None else f"; the row has no {columns.prompt} either")
-        )
-    if prompt is not None and prompt.strip() not in [message["content"].strip() for message in messages]:
-        raise RowFault(
-            f"{columns.prompt} is a text that is none of the messages {columns.chosen} and {columns.rejected} share"
-        )
-    return messages, chosen[len(messages) :], rejected[len(messages) :]
-
-
-def _check_answer(messages, key):
-    if not messages:
-        raise RowFault(f"{key} is empty (no message after the prompt)")
-    for place in (0, -1):
-        if messages[place]["role"] != "assistant":
-            raise RowFault(
-                f"{key} {'begins' if place == 0 else 'ends'} with a {messages[place]['role']} message where an answer, "
-                "an assistant message, belongs. Messages before the answer are the prompt: all of them in the prompt, "
-                "or all at the beginning of both answers"
-            )
-    for message in messages:
-        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
-            raise RowFault(f"{key} is empty (an assistant message without text)")
+def _distinct(keys, answers, judged, notes):
+    """Each answer of a group once; RowFault where equal ones have different ranks."""
+    kept: list[int] = []
+    for place, answer in enumerate(answers):
+        first = next((other for other in kept if answers[other] == answer), None)
+        if first is None:
+            kept.append(place)
+        elif judged["ranks"][first] != judged["ranks"][place]:
+            raise RowFault(f"{keys[first]} and {keys[place]} are equal, and one is ranked before the other")
+        else:
+            notes.add("repeated_answer")
+    if len(kept) == len(answers):
+        return keys, answers, judged
+    judged = {name: tuple(numbers[place] for place in kept) for name, numbers in judged.items()}
+    return [keys[place] for place in kept], [answers[place] for place in kept], judged
 
 
 def _label(values, key):
@@ -240,7 +192,3 @@ def _weight(values, key):
     if not math.isfinite(value) or value < 0:
         raise RowFault(f"{key} is {value}; a finite number of at least 0 is expected")
     return float(value)
-
-
-def _listed(names):
-    return ", ".join(map(repr, names)) or "nothing"

@@ -1,4 +1,4 @@
-"""From two rendered conversations to the tokens of a pair: one prompt, and two answers that begin at the same token.
+"""From rendered conversations to the tokens of a row: one prompt, and answers that begin at the same token.
 
 Prompt and answer meet on tokens. Where a tokenizer would merge the prompt's end with the answer's beginning, the two
 are tokenised apart, so that the prompt keeps the tokens it has when the model generates. Tokenizers that mark the
@@ -11,32 +11,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, combinations
 from typing import Any
 
 from verl_aiops.data.errors import PreferenceDataError, RowFault
 from verl_aiops.data.kept_text import check_keeps_text
 
-__all__ = ["EncodedPair", "PairTokens", "RenderedPair", "Side"]
+__all__ = ["EncodedRow", "RenderedRow", "RowTokens", "Side"]
 
 _Ids = list[int]
 
 
 @dataclass(slots=True)
-class EncodedPair:
-    """Token ids as lists of int; the masks, as long as their answers, hold 1 on tokens that are trained.
+class EncodedRow:
+    """Token ids as lists of int, of one prompt and one answer or more; the masks, as long as their answers, hold 1 on
+    tokens that are trained.
 
     `notes`: see `notes.NOTES`.
     """
 
     prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    chosen_mask: list[int]
-    rejected_mask: list[int]
+    answers_ids: list[list[int]]
+    answers_masks: list[list[int]]
     prompt_end_changed: bool
     eos_appended: bool
     notes: frozenset[str] = frozenset()
+
+    @property
+    def chosen_ids(self) -> list[int]:
+        """Of a pair, as are the next three."""
+        return self.answers_ids[0]
+
+    @property
+    def rejected_ids(self) -> list[int]:
+        return self.answers_ids[1]
+
+    @property
+    def chosen_mask(self) -> list[int]:
+        return self.answers_masks[0]
+
+    @property
+    def rejected_mask(self) -> list[int]:
+        return self.answers_masks[1]
 
 
 @dataclass(slots=True)
@@ -56,26 +72,29 @@ class Side:
 
 
 @dataclass(slots=True)
-class RenderedPair:
-    """The chosen and the rejected side of a row.
+class RenderedRow:
+    """A side for each answer of a row: of a pair the chosen and the rejected one.
 
     `apart`: prompt and stretches are tokenised one by one; else each side's cuts and whole are, and compared.
+    `names`: what the answers are called in faults; two of different `ranks` must not be equal.
     """
 
-    sides: tuple[Side, Side]
+    sides: tuple[Side, ...]
+    names: tuple[str, ...]
+    ranks: tuple[float, ...]
     is_text: bool
     apart: bool
     notes: frozenset[str]
 
     def texts(self) -> list[str]:
-        """What is tokenised, in the order in which `PairTokens` takes it up again."""
+        """What is tokenised, in the order in which `RowTokens` takes it up again."""
         if self.apart:
             return [self.sides[0].cuts[0], *(text for side in self.sides for text in side.stretches())]
         return [text for side in self.sides for text in (*side.cuts, side.whole)]
 
 
-class PairTokens:
-    """Tokenises rendered pairs with one tokenizer.
+class RowTokens:
+    """Tokenises rendered rows with one tokenizer.
 
     Args:
         tokenizer: of transformers, with an end-of-sequence token.
@@ -89,23 +108,31 @@ class PairTokens:
         self._front = self._tokens_in_front()
         self._continues = self._continues_text()
 
-    def rendered(self, sides: tuple[Side, Side], notes: Iterable[str], *, is_text: bool) -> RenderedPair:
+    def rendered(
+        self,
+        sides: Sequence[Side],
+        notes: Iterable[str],
+        names: tuple[str, ...],
+        ranks: tuple[float, ...],
+        *,
+        is_text: bool,
+    ) -> RenderedRow:
         apart = self._continues and all(side.exact and self._parts(side) for side in sides)
-        return RenderedPair(sides, is_text, apart, frozenset(notes))
+        return RenderedRow(tuple(sides), names, ranks, is_text, apart, frozenset(notes))
 
-    def encode(self, pairs: Sequence[RenderedPair | RowFault]) -> list[EncodedPair | RowFault]:
-        """One result a pair, in order; faults stay where they are. One call to the tokenizer for all texts: a fast
+    def encode(self, rows: Sequence[RenderedRow | RowFault]) -> list[EncodedRow | RowFault]:
+        """One result a row, in order; faults stay where they are. One call to the tokenizer for all texts: a fast
         tokenizer then uses all cores, and calls cost more than short texts do.
 
         Raises:
             PreferenceDataError: the tokenizer loses text, or does not know its own end-of-sequence token.
         """
-        texts = [text for pair in pairs if isinstance(pair, RenderedPair) for text in pair.texts()]
+        texts = [text for row in rows if isinstance(row, RenderedRow) for text in row.texts()]
         if texts and not self._text_checked:
             check_keeps_text(self._tokenizer, texts)
             self._text_checked = True
         pieces = iter(self._tokenize(texts))
-        return [self._assemble(pair, pieces) if isinstance(pair, RenderedPair) else pair for pair in pairs]
+        return [self._assemble(row, pieces) if isinstance(row, RenderedRow) else row for row in rows]
 
     def _parts(self, side: Side) -> bool:
         """Whether no token can reach across a cut: special tokens and line breaks before it, no white space after."""
@@ -113,36 +140,37 @@ class PairTokens:
             cut.endswith(self._barriers) and not after[:1].isspace() for cut, after in zip(side.cuts, side.stretches())
         )
 
-    def _assemble(self, pair: RenderedPair, pieces: Iterator[_Ids]) -> EncodedPair | RowFault:
-        if pair.apart:
-            prompt, answers = _from_stretches(pair, pieces)
+    def _assemble(self, row: RenderedRow, pieces: Iterator[_Ids]) -> EncodedRow | RowFault:
+        if row.apart:
+            prompt, answers = _from_stretches(row, pieces)
             changed = False
         else:
-            sides = [[next(pieces) for _ in range(len(side.cuts) + 1)] for side in pair.sides]
+            sides = [[next(pieces) for _ in range(len(side.cuts) + 1)] for side in row.sides]
             prompt, answers, changed = _cut_by_common_beginning(sides)
             # Tokens merge across a cut. With a tokenizer whose stretches can be joined they need not: the model meets
             # the prompt's own tokens when it generates, so it shall meet them here.
-            if changed and self._continues and all(side.exact for side in pair.sides):
-                pair.apart, changed = True, False
-                prompt, answers = _from_stretches(pair, iter(self._tokenize(pair.texts())))
-        if pair.is_text and prompt[: len(self._front)] != self._front:
+            if changed and self._continues and all(side.exact for side in row.sides):
+                row.apart, changed = True, False
+                prompt, answers = _from_stretches(row, iter(self._tokenize(row.texts())))
+        if row.is_text and prompt[: len(self._front)] != self._front:
             prompt = self._front + prompt
         if not prompt:
-            return RowFault("chosen and rejected share no prompt token")
-        chosen, rejected = ([token for stretch in answer for token in stretch] for answer in answers)
-        for side, ids in zip(pair.sides, (chosen, rejected)):
-            if (pair.is_text or side.eos_appended) and ids[-1:] != [self._tokenizer.eos_token_id]:
+            return RowFault(
+                f"{' and '.join(row.names)} share no prompt token" if len(row.names) > 1 else "the prompt has no token"
+            )
+        answers_ids = [[token for stretch in answer for token in stretch] for answer in answers]
+        for side, ids in zip(row.sides, answers_ids):
+            if (row.is_text or side.eos_appended) and ids[-1:] != [self._tokenizer.eos_token_id]:
                 raise PreferenceDataError(
                     f"the tokenizer does not read its end-of-sequence token {self._tokenizer.eos_token!r} as one token"
                 )
-        if chosen == rejected:
-            return RowFault("chosen and rejected are equal once rendered (the same token ids)")
+        for one, other in combinations(range(len(answers_ids)), 2):
+            if answers_ids[one] == answers_ids[other] and row.ranks[one] != row.ranks[other]:
+                return RowFault(f"{row.names[one]} and {row.names[other]} are equal once rendered (the same token ids)")
         # trained and untrained stretches take turns, a trained one first
-        chosen_mask, rejected_mask = (
-            [int(place % 2 == 0) for place, stretch in enumerate(answer) for _ in stretch] for answer in answers
-        )
-        eos_appended = any(side.eos_appended for side in pair.sides)
-        return EncodedPair(prompt, chosen, rejected, chosen_mask, rejected_mask, changed, eos_appended, pair.notes)
+        masks = [[int(place % 2 == 0) for place, stretch in enumerate(answer) for _ in stretch] for answer in answers]
+        eos_appended = any(side.eos_appended for side in row.sides)
+        return EncodedRow(prompt, answers_ids, masks, changed, eos_appended, row.notes)
 
     def _tokenize(self, texts: list[str]) -> list[_Ids]:
         if not texts:
@@ -166,18 +194,18 @@ class PairTokens:
         return joined and alone[0] != alone[1]
 
 
-def _from_stretches(pair: RenderedPair, pieces: Iterator[_Ids]) -> tuple[_Ids, list[list[_Ids]]]:
-    return next(pieces), [[next(pieces) for _ in side.cuts] for side in pair.sides]
+def _from_stretches(row: RenderedRow, pieces: Iterator[_Ids]) -> tuple[_Ids, list[list[_Ids]]]:
+    return next(pieces), [[next(pieces) for _ in side.cuts] for side in row.sides]
 
 
 def _cut_by_common_beginning(sides: Sequence[Sequence[_Ids]]) -> tuple[_Ids, list[list[_Ids]], bool]:
     """Cut each side's last token list where the others, one for each cut, stop agreeing with it.
 
-    Returns the prompt, the stretches of both answers, and whether any cut's tokens changed when more text followed.
+    Returns the prompt, the stretches of all answers, and whether any cut's tokens changed when more text followed.
     """
     ends = [[_common_length(cut, whole) for cut in cuts] for *cuts, whole in sides]
     changed = any(end < len(cut) for side, cuts in zip(sides, ends) for cut, end in zip(side, cuts))
-    # both answers follow one prompt: the shorter of what the two sides have in common with it
+    # all answers follow one prompt: the shortest of what the sides have in common with it
     start = min(cuts[0] for cuts in ends)
     answers = []
     for (*_, whole), cuts in zip(sides, ends):

@@ -59,9 +59,10 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
     )
     # of rows that were only looked at, the others may have some
     whole = limit is None or pairs.report.rows < limit
-    if whole and pairs.report.notes.get("no_weight") == len(pairs):
+    if whole and pairs.report.notes.get("no_weight") == pairs.report.kept:
         raise PreferenceDataError(
-            f"data.{split}_files: all {len(pairs)} pairs have the weight 0, so there is nothing to learn from them. "
+            f"data.{split}_files: all {pairs.report.kept} {pairs.report.what} have the weight 0, so there is nothing to "
+            "learn from them. "
             "Give weights above 0, or remove the column."
         )
     return pairs

@@ -1,0 +1,136 @@
+"""Which column holds what, and by that which shape a row has: a pair, a group of ranked answers, one answer's label."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verl_aiops.data.errors import PreferenceDataError
+from verl_aiops.data.layouts import layout_hint, setting_hint
+
+__all__ = ["GROUP", "NO_PLACE_FOR_LABELS", "PAIR", "SCORES_OF_PAIR", "SINGLE", "Columns", "listed"]
+
+PAIR, GROUP, SINGLE = "pair", "group", "single"
+# scores of both answers, as trl-lib's and HuggingFaceH4's files have them: a pair's margin where no column says it
+SCORES_OF_PAIR = ("score_chosen", "score_rejected")
+NO_PLACE_FOR_LABELS = (
+    "one answer a row and a label (KTO), for which no loss of this run has a place: set algorithm.dpo.loss_type=kto "
+    "(beside pairs [sigmoid,kto]), or write pairs of a good and a bad answer to a prompt"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which column holds what. `rank` and `score` are fields of each completion, or, with an s, columns beside them."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    id: str = "id"
+    group: str = "group"
+    weight: str = "weight"
+    tools: str = "tools"
+    margin: str = "margin"
+    completions: str = "completions"
+    rank: str = "rank"
+    score: str = "score"
+    completion: str = "completion"
+    label: str = "label"
+
+    @property
+    def ranks(self) -> str:
+        return f"{self.rank}s"
+
+    @property
+    def scores(self) -> str:
+        return f"{self.score}s"
+
+    def names(self, *shapes: str) -> list[str]:
+        """All columns that rows of these shapes are read from; of pairs where none is named."""
+        names = [self.prompt]
+        for shape in shapes or (PAIR,):
+            names += {
+                PAIR: [self.chosen, self.rejected, self.margin, *SCORES_OF_PAIR],
+                GROUP: [self.completions, self.ranks, self.scores],
+                SINGLE: [self.completion, self.label],
+            }[shape]
+        return list(dict.fromkeys([*names, self.id, self.group, self.weight, self.tools]))
+
+    def settings(self) -> dict[str, str]:
+        """All of it, by name."""
+        return {field: getattr(self, field) for field in self.__slots__}
+
+    def optional_by_name(self) -> dict[str, str]:
+        """Columns that a file may lack but that were asked for by a name of their own: the name -> its argument."""
+        optional = ("id", "group", "weight", "tools", "margin", "completions", "completion", "label")
+        return {getattr(self, field): f"{field}_key" for field in optional if getattr(self, field) != field}
+
+    def _needed(self) -> dict[str, tuple[str, ...]]:
+        """By shape, what no row of it can lack. A pair's prompt may stand inside its answers."""
+        return {
+            PAIR: (self.chosen, self.rejected),
+            GROUP: (self.prompt, self.completions),
+            SINGLE: (self.prompt, self.completion, self.label),
+        }
+
+    def shapes(self, found: Sequence[str]) -> tuple[str, ...]:
+        """The shapes that rows with the columns `found` may have."""
+        return tuple(shape for shape, names in self._needed().items() if set(names) <= set(found))
+
+    def shape_of(self, values: Mapping[str, Any]) -> str:
+        """The shape of a row: the first that is there whole, or, for the fault to be told of it, most of it."""
+        present = {name for name, value in values.items() if value is not None}
+        whole = self.shapes(tuple(present))
+        if whole:
+            return whole[0]
+
+        def filled(shape: str) -> tuple[int, int]:
+            own = [name for name in self._needed()[shape] if name != self.prompt]
+            return sum(name in present for name in own), sum(name in values for name in own)
+
+        return max((PAIR, GROUP, SINGLE), key=filled)  # the first of equals
+
+    def check(self, place: str, found: Sequence[str], *, labels: bool = False) -> None:
+        """Raise PreferenceDataError if columns `found` at `place` make no row of any shape, or lack a prompt asked for
+        by name.
+
+        Without a prompt column the prompt of a pair is what both conversations begin with, so its absence alone is no
+        fault.
+
+        Args:
+            labels: whether the run has a place for single answers with labels.
+        """
+        for field, other in itertools.combinations(("prompt", "chosen", "rejected", "completions", "completion"), 2):
+            if getattr(self, field) == getattr(self, other):
+                name = getattr(self, field)
+                raise PreferenceDataError(f"data.{field}_key and data.{other}_key both name the column {name!r}")
+        shapes = self.shapes(found)
+        if shapes and (self.prompt == "prompt" or self.prompt in found):
+            if shapes == (SINGLE,) and not labels:
+                raise PreferenceDataError(f"{place} holds {NO_PLACE_FOR_LABELS}; found: {listed(found)}")
+            return
+        raise PreferenceDataError(self._lacking(place, found))
+
+    def _lacking(self, place: str, found: Sequence[str]) -> str:
+        if self.completions in found and self.prompt not in found:
+            missing, hints = ["prompt"], [layout_hint(found), setting_hint(["prompt"], found)]
+        else:
+            required = ["chosen", "rejected"] + (["prompt"] if self.prompt != "prompt" else [])
+            missing = [field for field in required if getattr(self, field) not in found]
+            no_answers = missing[:2] == ["chosen", "rejected"]
+            hints = [layout_hint(found, least=2)] if no_answers else []
+            if not any(hints):
+                for field in missing:
+                    near = difflib.get_close_matches(getattr(self, field), found, n=1, cutoff=0.5)
+                    hints += [f"did you mean data.{field}_key={name}?" for name in near]
+            if not any(hints):
+                hints = [setting_hint(missing, found) or (layout_hint(found) if no_answers else "")]
+        lacking = ", ".join(repr(getattr(self, field)) for field in missing)
+        return " ".join([f"{place} lacks the column(s) {lacking}; found: {listed(found)}.", *filter(None, hints)])
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
