@@ -201,7 +201,9 @@ def show(name: str, entry: dict) -> list[str]:
             turns = ", ".join(f"{ratio:.2f}" for ratio in found["ratio_of_turns"])
             ratio = f"; verl takes {found['ratio']:.2f} times as long (by turn {turns}; law {found['ratio_law']:.2f})"
         timed = found["timed_steps"]
-        lines.append(f"  {run}, {found['setting']}: {parts}, together {found['together']:.3f} s, {timed} steps{peak}{ratio}")
+        lines.append(
+            f"  {run}, {found['setting']}: {parts}, together {found['together']:.3f} s, {timed} steps{peak}{ratio}"
+        )
     return lines
 
 
@@ -241,7 +243,8 @@ def arguments_of(argv: list[str]):
 
 def main() -> int:
     arguments = arguments_of(sys.argv[1:])
-    out = Path(arguments.out)
+    # a name may have a dot in it
+    out = {ending: Path(f"{arguments.out}{ending}") for ending in (".json", ".png", "_law.png")}
     with tempfile.TemporaryDirectory() as scratch:
         from transformers import AutoConfig
 
@@ -268,16 +271,16 @@ def main() -> int:
             "model": Path(arguments.model).name if arguments.model else arguments.size,
             "shape": shape,
         }
-        record = Record(out.with_suffix(".json"), about)
+        record = Record(out[".json"], about)
         Bench(model, arguments, record).compare(points)
     record.data["points"] = summarise(record.data, shape)
     record.path.write_text(json.dumps(record.data, indent=1) + "\n")
     for name, entry in record.data["points"].items():
         print("\n".join(show(name, entry)), flush=True)
-    plot_parts(record.data["points"], out.with_suffix(".png"))
+    plot_parts(record.data["points"], out[".png"])
     if arguments.vary:
-        plot_law(record.data["points"], out.with_name(out.name + "_law.png"))
-    print(f"{record.path}, {out.with_suffix('.png')}")
+        plot_law(record.data["points"], out["_law.png"])
+    print(f"{record.path}, {out['.png']}")
     return 0
 
 

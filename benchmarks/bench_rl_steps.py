@@ -31,6 +31,7 @@ from rl_plots import COLOURS, plot_parts
 
 BACKENDS = {"verl": "stock", "ours": "shared_prompt"}
 PARTS = tuple(COLOURS)[:-1]
+SAID = "verl-aiops: "
 KEPT = ("perf/max_memory_allocated_gb", "perf/throughput", "prompt_length/mean", "response_length/mean")
 
 
@@ -57,7 +58,7 @@ def overrides(engine: str, arguments, model: str, data: Path, out: Path) -> list
     rounds = [int(tokens) for tokens in arguments.round_tokens.split(",")]
     return [
         "+verl_aiops=[grpo_mturn,cpu]" if arguments.device == "cpu" else "+verl_aiops=grpo_mturn",
-        f"algorithm.logprob_backend={BACKENDS[engine]}",
+        f"++algorithm.logprob_backend={BACKENDS[engine]}",
         f"data.train_files={data / 'rl.parquet'}",
         f"data.val_files={data / 'rl.val.parquet'}",
         f"data.train_batch_size={arguments.prompts}",
@@ -103,8 +104,14 @@ def run(engine: str, arguments, model: str, data: Path, folder: Path) -> dict:
         entry = json.loads(line)
         steps.setdefault(entry["step"], {}).update(entry["data"])
     rows = [row for row in steps.values() if "timing_s/step" in row]
-    wanted = lambda key: key.startswith(("timing_s/", "perf/")) or key in KEPT or "shared" in key  # noqa: E731
-    return {"steps": [{k: v for k, v in row.items() if wanted(k)} for row in rows], "total_s": time.time() - started}
+    said = [line[line.index(SAID) :] for line in log.read_text(errors="replace").splitlines() if SAID in line]
+    kept = [{k: v for k, v in row.items() if k.startswith(("timing_s/", "perf/")) or k in KEPT} for row in rows]
+    return {"steps": kept, "total_s": time.time() - started, "said": list(dict.fromkeys(said))}
+
+
+def _mean_seconds(rows: list[dict], part: str) -> float:
+    """0 where a run has no such part."""
+    return statistics.mean(row.get(f"timing_s/{part}", 0.0) for row in rows)
 
 
 def summarise(runs: list[dict]) -> dict:
@@ -114,9 +121,8 @@ def summarise(runs: list[dict]) -> dict:
         timed = [row for one in runs if one["engine"] == engine for row in one["steps"][1:]]
         if not timed:
             continue
-        of = lambda key: statistics.mean(row.get(f"timing_s/{key}", 0.0) for row in timed)  # noqa: E731
-        seconds = {part: of(part) for part in PARTS}
-        step = of("step")
+        seconds = {part: _mean_seconds(timed, part) for part in PARTS}
+        step = _mean_seconds(timed, "step")
         seconds["other"] = max(0.0, step - sum(seconds.values()))
         means = {key: statistics.mean(row[key] for row in timed) for key in KEPT if key in timed[0]}
         turns = [statistics.mean(r["timing_s/step"] for r in o["steps"][1:]) for o in runs if o["engine"] == engine]
@@ -170,7 +176,8 @@ def arguments_of(argv: list[str]):
 
 def main() -> int:
     arguments = arguments_of(sys.argv[1:])
-    out = Path(arguments.out).with_suffix(".json")
+    # a name may have a dot in it
+    out, picture = (Path(f"{arguments.out}{ending}") for ending in (".json", ".png"))
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "command": shlex.join(["python", "benchmarks/bench_rl_steps.py", *sys.argv[1:]]),
@@ -206,8 +213,8 @@ def main() -> int:
                 print(f"turn {turn + 1}, {engine}: steps of {times} s, {found['total_s']:.0f} s in all", flush=True)
     record["summary"] = summarise(record["runs"])
     print("\n".join(show(record["summary"])), flush=True)
-    plot_parts({"base": {"runs": record["summary"]}}, out.with_suffix(".png"))
-    print(f"{out}, {out.with_suffix('.png')}")
+    plot_parts({"base": {"runs": record["summary"]}}, picture)
+    print(f"{out}, {picture}")
     return 0
 
 

@@ -153,6 +153,8 @@ def steps(actor, reference, job: dict, gpu: bool) -> dict:
                 limits["micro_batch_size_per_gpu"] = min(size, limits["micro_batch_size_per_gpu"])
             entries = {"calculate_entropy": part == "old_log_prob", "compute_loss": False, **limits}
             if part == "update_actor":
+                # the trainer logs entropies of the policy's first pass
+                entries["calculate_entropy"] = "old_log_prob" not in job["parts"]
                 entries |= {"mini_batch_size": size, "epochs": 1, "seed": 0}
                 entries |= {"dataloader_kwargs": {"shuffle": False}, "compute_loss": True}
             data = batch(point, step, old="old_log_prob" in job["parts"], **entries)
