@@ -48,3 +48,90 @@ def test_every_variant_has_a_flop_law(benchmark, tiny_model_dir):
     flops = benchmark("bench_dpo").needed_flops(str(tiny_model_dir), 300, 30)
     assert set(flops) == set(benchmark("dpo_runs").VARIANTS)
     assert flops["ours"] < flops["rows"] < flops["TRL, cached reference"] < flops["TRL"]
+
+
+@pytest.fixture
+def rl(benchmark):
+    """bench_rl with its neighbours."""
+    for name in ("rl_plots", "rl_worker"):
+        benchmark(name)
+    return benchmark("bench_rl")
+
+
+@pytest.mark.parametrize("text", ["", "rows", "rows=x", "rows=8,tokens=9", "rows=8,fused=cuda", "rows=8,packd"])
+def test_a_setting_that_is_none_is_refused(rl, text):
+    with pytest.raises(ValueError, match="rows=NUMBER|fused=torch"):
+        rl.parse_setting(text)
+
+
+def test_a_setting_says_how_a_worker_is_built_and_what_bounds_its_micro_batches(rl):
+    build, limits = rl.parse_setting("tokens=16384,packed,fused=triton")
+    assert build == {"checkpointing": False, "packed": True, "fused": "triton"}
+    assert limits == {"use_dynamic_bsz": True, "max_token_len_per_gpu": 16384}
+    build, limits = rl.parse_setting("rows=8,checkpointing")
+    assert build == {"checkpointing": True, "packed": False, "fused": None}
+    assert limits == {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 8}
+
+
+POINT = {"prompts": 2, "n": 4, "prompt": 100, "answer": 20, "vocabulary": 50, "seed": 0}
+# hand-made: body 10 and head 5 parameters, 3 layers, width 2
+SHAPE = {"body": 10, "head": 5, "layers": 3, "width": 2}
+
+
+def test_flops_are_those_of_a_prompt_computed_once_and_of_logits_at_answers(rl):
+    found = rl.flops(POINT, SHAPE)
+    verl = 2 * (10 * 8 * 120 + 5 * 8 * 120) + 4 * 3 * 2 * 8 * 120 * 120 / 2
+    ours = 2 * (10 * (2 * 100 + 8 * 20) + 5 * 8 * 20) + 24 * (2 * 100 * 100 / 2 + 8 * (20 * 100 + 20 * 20 / 2))
+    assert found == {"verl": 5 * verl, "ours": 5 * ours, "ours, as trained": 4 * ours}
+
+
+def measured(*seconds, peak=None):
+    parts = dict(zip(("old_log_prob", "ref", "update_actor")[-len(seconds) :], map(list, seconds)))
+    return {"seconds": parts, "peak_gib": peak, "tokens_ratio": 1.0}
+
+
+def test_a_run_that_goes_on_keeps_what_it_has_and_refuses_another_machines(rl, tmp_path):
+    about = {"machine": "a", "versions": {}, "model": "m"}
+    key = {"point_name": "base", "run": "ours", "setting": "rows=8", "turn": 0, "point": POINT}
+    rl.Record(tmp_path / "x.json", about).add("runs", key, measured([1.0], [2.0], [3.0]))
+    again = rl.Record(tmp_path / "x.json", about)
+    assert again.has("runs", key) and again.find("runs", key)["seconds"]["ref"] == [2.0]
+    assert not again.has("runs", {**key, "turn": 1}) and not again.has("runs", {**key, "point": {**POINT, "n": 8}})
+    with pytest.raises(SystemExit, match="machine"):
+        rl.Record(tmp_path / "x.json", {**about, "machine": "b"})
+
+
+def test_ratios_are_of_whole_steps_and_a_setting_that_did_not_fit_counts_nowhere(rl):
+    runs = [("verl", "rows=32", None), ("verl", "rows=8", measured([2.0, 4.0], [3.0, 3.0], [6.0, 6.0], peak=9.0))]
+    runs += [
+        ("ours", "tokens=9", measured([0.5], [0.5], [1.0])),
+        ("ours, as trained", "tokens=9", measured([0.5], [1])),
+    ]
+    record = {
+        "runs": [
+            {"point_name": "base", "run": run, "setting": setting, "turn": 0, "point": POINT, "measured": found}
+            for run, setting, found in runs
+        ]
+    }
+    found = rl.summarise(record, SHAPE)["base"]["runs"]
+    assert found["verl"]["together"] == 12.0 and found["verl"]["setting"] == "rows=8"
+    assert (found["verl"]["timed_steps"], found["verl"]["peak_gib"]) == (2, 9.0)
+    assert (found["ours"]["ratio"], found["ours, as trained"]["ratio"]) == (6.0, 8.0)
+
+
+def test_whole_steps_leave_each_runs_first_out_and_count_a_missing_part_as_nothing(benchmark):
+    benchmark("rl_plots")
+    module = benchmark("bench_rl_steps")
+
+    def step(whole, old, update):
+        return {"timing_s/step": whole, "timing_s/gen": 1.0, "timing_s/update_actor": update, **old}
+
+    old = {"timing_s/old_log_prob": 2.0}
+    runs = [
+        {"engine": "verl", "steps": [step(99.0, old, 50.0), step(10.0, old, 6.0), step(12.0, old, 6.0)]},
+        {"engine": "ours", "steps": [step(99.0, {}, 50.0), step(2.0, {}, 1.0), step(3.5, {}, 1.0)]},
+    ]
+    found = module.summarise(runs)
+    assert (found["verl"]["step"], found["ours"]["step"], found["ours"]["ratio_step"]) == (11.0, 2.75, 4.0)
+    assert found["ours"]["ratio_passes"] == 8.0 and found["ours"]["seconds"]["old_log_prob"] == 0.0
+    assert found["verl"]["seconds"]["other"] == 2.0
