@@ -89,6 +89,10 @@ Read with `algorithm.adv_estimator=dpo`. With the preset `+verl_aiops=dpo` write
 Read with `algorithm.adv_estimator=online_dpo`. With the preset `+verl_aiops=online_dpo` write
 `algorithm.online_dpo.KEY=VALUE`; without it `+algorithm.online_dpo.KEY=VALUE`. More: [online_dpo.md](online_dpo.md).
 """,
+    "GRPO, PPO and their kin": """\
+Read by every run but DPO's. With a preset for RL, or `+verl_aiops=shared_prompt`, write the key as it stands; without
+one put a `+` before it. More: [rl.md](rl.md).
+""",
     "Rounds of an answer": """\
 Read by the agent loop `aiops_mturn`. With one of the presets for RL write the key as it stands; without one put a `+`
 before it. More: [rl.md](rl.md).
@@ -401,12 +405,13 @@ def page() -> str:
     from verl_aiops.rewards.model.combined import CombinedSettings
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
-    from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
+    from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
 
     presets = sorted(PRESETS.glob("*.yaml"))
     sections = {
         "Offline DPO": section_table(DPOConfig),
         "Online DPO": section_table(OnlineDPOConfig),
+        "GRPO, PPO and their kin": section_table(RLConfig),
         "Rounds of an answer": section_table(RoundSettings),
         "The triage reward": settings_table(RewardSettings, REWARD_KWARGS, read_settings, skip=("parts",)),
         "Rule and reward model together": section_table(CombinedSettings),

@@ -13,7 +13,7 @@ from verl_aiops.cli.main import COMMANDS, make_parser
 from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
-from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
+from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("write_config_reference", ROOT / "scripts" / "write_config_reference.py")
@@ -24,6 +24,7 @@ PRESETS = sorted(script.PRESETS.glob("*.yaml"))
 SETTINGS = {
     "algorithm.dpo": DPOConfig,
     "algorithm.online_dpo": OnlineDPOConfig,
+    "algorithm": RLConfig,
     "actor_rollout_ref.rollout.custom.aiops_mturn": RoundSettings,
     "reward.custom_reward_function.reward_kwargs": RewardSettings,
     "reward.combined": CombinedSettings,

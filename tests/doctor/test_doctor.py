@@ -237,3 +237,23 @@ def test_flash_attn_says_what_follows(monkeypatch, spec, level, follows):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     (finding,) = environment.check_flash_attn()
     assert finding.level == level and follows in finding.advice
+
+
+@pytest.mark.parametrize(
+    "gpu, kernel, level, said",
+    [
+        (False, False, OK, "on a CPU by PyTorch's sdpa"),
+        (True, True, OK, "kernel for segments of many lengths"),
+        (True, False, INFO, "no kernel for segments"),
+    ],
+)
+def test_whether_prompts_can_be_shared_here(monkeypatch, gpu, kernel, level, said):
+    import torch
+
+    from verl_aiops.trainers.logprobs import attention
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda: kernel)
+    (finding,) = environment.check_attention()
+    assert finding.level == level and said in finding.value
+    assert bool(finding.advice) is (level == INFO)

@@ -9,9 +9,9 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def grpo(data, tiny_model_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("grpo")
-    metrics, output = run(
-        data, tiny_model_dir, out, "actor_rollout_ref.rollout.n=4", "trainer.test_freq=3", "trainer.save_freq=3"
-    )
+    settings = ["+algorithm.logprob_backend=auto", "actor_rollout_ref.rollout.n=4"]
+    settings += ["trainer.test_freq=3", "trainer.save_freq=3"]
+    metrics, output = run(data, tiny_model_dir, out, *settings)
     return out, metrics, output
 
 
@@ -26,6 +26,15 @@ def test_rollout_and_trainer_agree_before_and_after_the_weights_move(grpo):
         assert metrics[step]["actor/grad_norm"] > 0
     assert metrics[3]["actor/entropy"] != pytest.approx(metrics[1]["actor/entropy"], rel=1e-3)
     assert "verl-aiops: set for this run:" in output and "actor_rollout_ref.rollout.name=hf" in output
+
+
+def test_each_prompt_goes_through_the_model_once(grpo):
+    _, metrics, output = grpo
+    said = "algorithm.logprob_backend=shared_prompt (each prompt goes through the model once)"
+    assert output.count(said) == 1
+    # 4 answers to a prompt that is longer than they are
+    assert all(0.25 < metrics[step]["perf/shared_tokens_ratio"] < 0.6 for step in range(1, STEPS + 1))
+    assert all(metrics[step]["perf/torn_prompts"] == 0 for step in range(1, STEPS + 1))
 
 
 def test_parts_of_the_reward_are_logged_apart(grpo):

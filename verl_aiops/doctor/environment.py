@@ -13,9 +13,10 @@ from packaging.specifiers import SpecifierSet
 from verl_aiops.doctor.finding import FAULT, INFO, OK, Finding
 from verl_aiops.doctor.versions import PACKAGE, installed_version, range_text, supported_ranges
 
-__all__ = ["check_flash_attn", "check_ray", "check_rollouts", "check_trl"]
+__all__ = ["check_attention", "check_flash_attn", "check_ray", "check_rollouts", "check_trl"]
 
 ROLLOUTS = ("vllm", "sglang")
+NEEDED = "PyTorch 2.10 or flash-attn"
 IMPORT_SECONDS = 20.0
 
 
@@ -79,6 +80,23 @@ def check_flash_attn() -> Iterable[Finding]:
     else:
         advice = "On a GPU rows are packed (use_remove_padding=True)."
         yield Finding("optional", OK, "flash-attn", installed_version("flash-attn") or "installed", advice)
+
+
+def check_attention() -> Iterable[Finding]:
+    """What lets each prompt go through a model once: on a GPU a kernel for segments of many lengths."""
+    import torch
+
+    from verl_aiops.trainers.logprobs.attention import has_varlen_kernel
+
+    label = "shared prompts"
+    if not torch.cuda.is_available():
+        yield Finding("optional", OK, label, "on a CPU by PyTorch's sdpa, segment by segment")
+    elif has_varlen_kernel():
+        whose = "flash-attn's" if importlib.util.find_spec("flash_attn") is not None else "PyTorch's"
+        yield Finding("optional", OK, label, f"by {whose} kernel for segments of many lengths")
+    else:
+        advice = f"logprob_backend=auto is rows for DPO and stock for GRPO and PPO; {NEEDED} brings it."
+        yield Finding("optional", INFO, label, "no kernel for segments of many lengths", advice)
 
 
 def check_rollouts() -> Iterable[Finding]:

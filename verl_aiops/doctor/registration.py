@@ -162,6 +162,7 @@ NAMES: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("preset", "dr_grpo", _preset),
     ("preset", "ppo_mturn", _preset),
     ("preset", "combined", _preset),
+    ("preset", "shared_prompt", _preset),
     ("preset", "cpu", _preset),
 )
 

@@ -1,21 +1,38 @@
-"""The settings under ``algorithm.dpo`` and ``algorithm.online_dpo``: one field each, and what must not be together."""
+"""Settings of the trainers, under ``algorithm``, ``algorithm.dpo`` and ``algorithm.online_dpo``: one field each, and
+what must not be together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops import losses
 from verl_aiops.settings import Settings, nearest, setting
 
-__all__ = ["PREFERENCE_MODEL_TYPE", "SELF_PLAY", "ConfigError", "DPOConfig", "OnlineDPOConfig", "nearest"]
+__all__ = [
+    "PREFERENCE_MODEL_TYPE",
+    "SELF_PLAY",
+    "SHARED_POLICY",
+    "SHARED_VALUE",
+    "ConfigError",
+    "DPOConfig",
+    "OnlineDPOConfig",
+    "RLConfig",
+    "nearest",
+    "shares_prompts",
+]
 
-# the engine registry's key for engines that give answer log-probs
+# the engine registry's keys for engines that give answer log-probs, and for policy and critic of GRPO and PPO
 PREFERENCE_MODEL_TYPE = "preference_language_model"
+SHARED_POLICY, SHARED_VALUE = "shared_prompt_language_model", "shared_prompt_value_model"
 SELF_PLAY = "self_play"
 # which answers of a ranked group are compared
 COMPARISONS = ("all", "best", "adjacent")
 LOGPROB_BACKENDS = ("auto", "rows", "shared_prompt")
+RL_BACKENDS = ("auto", "shared_prompt", "stock")
 RULES = (*losses.PAIRING_RULES, SELF_PLAY)
 
 
@@ -23,8 +40,61 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message names the key, what was expected and how to mend it."""
 
 
+def shares_prompts(config: DictConfig, role: str = "logprob") -> bool:
+    """Whether the check before Ray gave the policy, or with ``critic`` the critic, an engine that shares prompts."""
+    return OmegaConf.select(config, f"algorithm.{role}_backend") == "shared_prompt"
+
+
+class TrainerSettings(Settings):
+    """Settings whose faults are `ConfigError`s."""
+
+    @classmethod
+    def refused(cls, name: str, value: Any, wanted: str) -> ValueError:
+        return ConfigError(f"{cls.section}{'.' * bool(name)}{name}={value!r}: expected {wanted}.")
+
+    @classmethod
+    def unknown(cls, key: str, known: list[str]) -> ValueError:
+        return ConfigError(f"{cls.section}.{key}: no such setting{nearest(key, known)}. Known: {', '.join(known)}.")
+
+
 @dataclass(frozen=True)
-class PreferenceConfig(losses.LossSettings, Settings):
+class RLConfig(TrainerSettings):
+    """What GRPO, PPO and their kin read from ``algorithm.*`` beside verl's own keys."""
+
+    section = "algorithm"
+
+    logprob_backend: str | None = setting(
+        None,
+        "`shared_prompt`: what rows begin with in common goes through the policy, and the reference, once for all of "
+        "them; `stock`: verl's own engine; `auto`: the first where model and settings allow it. The run says "
+        "which and why. Null leaves everything to verl.",
+        choices=RL_BACKENDS,
+    )
+    critic_backend: str | None = setting(
+        None,
+        "the same of PPO's critic, `shared_prompt` or `stock`. Never set by hand: it follows from "
+        "`algorithm.logprob_backend` and the critic's model.",
+        choices=RL_BACKENDS[1:],
+    )
+
+    @classmethod
+    def from_section(cls, section: Any) -> RLConfig:
+        """Its own keys, and those that are close to one of them; all others are verl's."""
+        return super().from_section({key: section[key] for key in section or {} if cls.concerns(key)})
+
+    @classmethod
+    def asked(cls, config: DictConfig) -> bool:
+        """Whether a verl configuration asks for anything of it, or misspells that."""
+        named = [key for key in config.algorithm if cls.concerns(key)]
+        return any(key != "logprob_backend" or config.algorithm[key] not in (None, "stock") for key in named)
+
+    @classmethod
+    def concerns(cls, key: object) -> bool:
+        return bool(get_close_matches(str(key), [field.name for field in fields(cls)], 1, cutoff=0.8))
+
+
+@dataclass(frozen=True)
+class PreferenceConfig(losses.LossSettings, TrainerSettings):
     """What offline and online DPO have in common: the settings of the loss, and how log-probs are computed."""
 
     ld_alpha: float | None = setting(
@@ -53,14 +123,6 @@ class PreferenceConfig(losses.LossSettings, Settings):
     export_model: bool = setting(
         True, "write `trainer.default_local_dir/huggingface` at the end (bfloat16, by verl's model merger)."
     )
-
-    @classmethod
-    def refused(cls, name: str, value: Any, wanted: str) -> ValueError:
-        return ConfigError(f"{cls.section}{'.' * bool(name)}{name}={value!r}: expected {wanted}.")
-
-    @classmethod
-    def unknown(cls, key: str, known: list[str]) -> ValueError:
-        return ConfigError(f"{cls.section}.{key}: no such setting{nearest(key, known)}. Known: {', '.join(known)}.")
 
     def check_together(self) -> None:
         where = self.section

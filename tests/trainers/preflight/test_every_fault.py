@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from prepared import prepare_offline
 
-from verl_aiops.trainers.preflight import entry, offline, online, rl
+from verl_aiops.trainers.preflight import entry, offline, online, rl, rows
 from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
 from verl_aiops.trainers.preflight.common import of_triage
 
@@ -232,10 +232,10 @@ def test_runs_without_a_fault_are_let_through(least, monkeypatch):
 
 
 def test_what_a_check_needs_stands_before_it(least):
-    kinds = {"dpo": offline, "online_dpo": online, "another task": online, "triage": rl}
+    kinds = {"dpo": offline, "online_dpo": online, "another task": online, "triage": rl, "rows": rows}
     for kind, module in kinds.items():
         before = set()
-        for check in module.checks(composed(least(kind))):
+        for check in module.checks(composed(least("triage" if kind == "rows" else kind))):
             assert before.issuperset(check.needs), (kind, check.look)
             before.add(check.look)
 

@@ -14,8 +14,9 @@ from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.common import first_rows, is_triage_run, refuse_ignored_keys
 from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAULTS, TRIAGE_DEFAULTS
 
-# of the lines that a run prints, those that depend on the batch or the optimizer
+# of the lines that a run prints, those that depend on the batch, the optimizer or the models
 DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}
+DEPENDS |= {"logprob_backend", "critic_backend"}
 
 ROW = {
     "data_source": "aiops_mturn",
@@ -72,7 +73,7 @@ def prepare(tiny_model_dir, data, on_cpu):
 
 
 def test_presets_are_complete(prepare):
-    """The presets leave nothing that a default has to fill, but what depends on the batch and the optimizer."""
+    """The presets leave nothing that a default has to fill, but what depends on batch, optimizer and models."""
     for preset in ("[grpo_mturn,cpu]", "[dr_grpo,cpu]", "[ppo_mturn,cpu]"):
         config, lines = prepare(preset=preset)
         keys = {line.split("=")[0].split(".")[-1] for line in lines}

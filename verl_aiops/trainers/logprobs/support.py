@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from packaging.version import Version
@@ -16,7 +19,18 @@ from verl_aiops.trainers.config import ConfigError, PreferenceConfig
 from verl_aiops.trainers.logprobs.head import changed_after_head
 from verl_aiops.trainers.preflight.defaults import sequence_parallel_size
 
-__all__ = ["SHARED_PROMPT_MODELS", "choose_backend", "longest_pair", "settle_backend", "why_not_shared"]
+__all__ = [
+    "CRITIC",
+    "POLICY",
+    "SHARED_PROMPT_MODELS",
+    "Place",
+    "choose",
+    "choose_backend",
+    "longest_pair",
+    "settle",
+    "settle_backend",
+    "why_not_shared",
+]
 
 # Each decoder that was compared hands attention arguments on and does nothing to the logits after the head; one that
 # does not would stand in `COMPARED_MODELS` alone. tests/models/test_families.py compares log-probs and gradients with
@@ -30,14 +44,28 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
 _TORCH_WITH_VARLEN = Version("2.10")
 
 
-def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
-    """What keeps a run from sharing prompts, or None.
+@dataclass(frozen=True)
+class Place:
+    """Where verl's configuration has a model, how it is trained, and the FSDP engine that trains it."""
+
+    model: str
+    role: str
+    engine: str
+
+
+POLICY = Place("actor_rollout_ref.model", "actor_rollout_ref.actor", "actor_rollout_ref.actor.fsdp_config")
+CRITIC = Place("critic.model", "critic", "critic.fsdp")
+
+
+def why_not_shared(model: PretrainedConfig, config: DictConfig, place: Place = POLICY) -> str | None:
+    """What keeps a model from sharing prompts, or None.
 
     Args:
-        model: the policy's transformers configuration.
+        model: its transformers configuration.
         config: a whole verl configuration.
+        place: of the model in it.
     """
-    actor, section = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    section, engine = OmegaConf.select(config, place.model), OmegaConf.select(config, place.engine)
     if model.model_type not in SHARED_PROMPT_MODELS:
         return f"models of type {model.model_type!r} have not been compared with it"
     limit = rotary_limit(model)
@@ -55,18 +83,18 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
     if model.model_type in _WINDOW_IN_MASK and getattr(model, "sliding_window", None):
         if getattr(model, "use_sliding_window", True):
             return f"its attention has a window of {model.sliding_window} tokens, which only the mask knows"
-    if sequence_parallel_size(config) > 1:
+    if sequence_parallel_size(config, place.role, place.engine) > 1:
         return "sequence parallelism has a forward pass of its own"
     for key in ("use_liger", "use_fused_kernels"):
         if section.get(key):
-            return f"actor_rollout_ref.model.{key}=True replaces the model's forward pass"
+            return f"{place.model}.{key}=True replaces the model's forward pass"
     if section.get("trust_remote_code") and getattr(model, "auto_map", None):
         return "the model brings code of its own"
     if config.trainer.device != "cpu":
         value_size = getattr(model, "v_head_dim", None)
         if value_size and value_size != getattr(model, "qk_nope_head_dim", 0) + getattr(model, "qk_rope_head_dim", 0):
             return "on a GPU its attention wants keys and values of one size"
-        dtype = str(OmegaConf.select(actor.fsdp_config, "mixed_precision.param_dtype") or "bf16")
+        dtype = str(OmegaConf.select(engine, "mixed_precision.param_dtype") or "bf16")
         if dtype not in ("bf16", "bfloat16", "fp16", "float16"):
             return f"on a GPU its attention wants half precision, and mixed_precision.param_dtype={dtype}"
         torch = Version(importlib.metadata.version("torch"))
@@ -75,8 +103,66 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig) -> str | None:
     return None
 
 
+def choose(
+    config: DictConfig,
+    key: str,
+    wanted: str,
+    folders: dict[str, str],
+    *,
+    otherwise: str,
+    against: Iterable[str] = (),
+    place: Place = POLICY,
+) -> tuple[str, str]:
+    """The backend that ``auto``, or what a user wants, comes to, and why it is that one.
+
+    Args:
+        config: a whole verl configuration.
+        key: the setting's, for messages.
+        wanted: ``auto``, ``shared_prompt`` or ``otherwise``.
+        folders: the models that it has to serve, by the keys that name them; their configurations are read.
+        otherwise: the backend of all that cannot share prompts.
+        against: what else keeps the run from sharing, looked at first; taken from only as far as is needed.
+        place: of the model in the configuration.
+
+    Returns:
+        ``shared_prompt`` or ``otherwise``, and the reason.
+
+    Raises:
+        ConfigError: ``shared_prompt`` is wanted and cannot be had, or a model's configuration cannot be read.
+    """
+    if wanted == otherwise:
+        return wanted, "as set"
+    section = OmegaConf.select(config, place.model)
+    models = (why_not_shared(_load(key, path, section), config, place) for key, path in folders.items())
+    reason = next(filter(None, chain(against, models)), None)
+    if reason is None:
+        return "shared_prompt", "each prompt goes through the model once"
+    if wanted == "shared_prompt":
+        raise ConfigError(f"{key}=shared_prompt: {reason}. Set it to {otherwise} or auto.")
+    return otherwise, f"shared_prompt is not possible: {reason}"
+
+
+def _load(key: str, path: str, section: DictConfig) -> PretrainedConfig:
+    folder = copy_to_local(path, use_shm=section.get("use_shm", False))
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=section.get("trust_remote_code", False))
+    except (OSError, ValueError) as error:
+        what = "" if os.path.isdir(folder) else "no such folder, and as a name on the hub "
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{key}={path}: {what}its configuration cannot be loaded: {said}") from None
+
+
+def settle(config: DictConfig, key: str, backend: str, why: str) -> list[str]:
+    """Write a decision into the configuration; returns a line for the user where it was not there before."""
+    if OmegaConf.select(config, key) == backend:
+        return []
+    with open_dict(config):
+        OmegaConf.update(config, key, backend)
+    return [f"{key}={backend} ({why})"]
+
+
 def choose_backend(config: DictConfig, settings: PreferenceConfig) -> tuple[str, str]:
-    """The backend of a run, and why it is that one.
+    """The backend of a DPO run, and why it is that one.
 
     Args:
         config: a whole verl configuration; the model configurations of the policy and of `reference_path` are
@@ -86,32 +172,11 @@ def choose_backend(config: DictConfig, settings: PreferenceConfig) -> tuple[str,
     Raises:
         ConfigError: ``shared_prompt`` is wanted and cannot be had, or a model's configuration cannot be read.
     """
-    wanted = settings.logprob_backend
-    if wanted == "rows":
-        return wanted, "as set"
-    model = config.actor_rollout_ref.model
-    reasons = []
-    folders = {"actor_rollout_ref.model.path": model.path}
+    folders = {"actor_rollout_ref.model.path": config.actor_rollout_ref.model.path}
     if getattr(settings, "reference_path", None):
         folders[f"{settings.section}.reference_path"] = settings.reference_path
-    for key, path in folders.items():
-        folder = copy_to_local(path, use_shm=model.use_shm)
-        try:
-            loaded = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-        except (OSError, ValueError) as error:
-            what = "" if os.path.isdir(folder) else "no such folder, and as a name on the hub "
-            raise ConfigError(f"{key}={path}: {what}its configuration cannot be loaded: {_one_line(error)}") from None
-        reasons.append(why_not_shared(loaded, config))
-    reason = next(filter(None, reasons), None)
-    if reason is None:
-        return "shared_prompt", "each prompt goes through the model once"
-    if wanted == "shared_prompt":
-        raise ConfigError(f"{settings.section}.logprob_backend=shared_prompt: {reason}. Set it to rows or auto.")
-    return "rows", f"shared_prompt is not possible: {reason}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    key = f"{settings.section}.logprob_backend"
+    return choose(config, key, settings.logprob_backend, folders, otherwise="rows")
 
 
 def settle_backend(config: DictConfig, settings: PreferenceConfig) -> list[str]:
@@ -119,10 +184,7 @@ def settle_backend(config: DictConfig, settings: PreferenceConfig) -> list[str]:
     backend, why = choose_backend(config, settings)
     if settings.logprob_backend == backend:
         return []
-    key = f"{settings.section}.logprob_backend"
-    with open_dict(config):
-        OmegaConf.update(config, key, backend)
-    return [f"{key}={backend} ({why})"]
+    return settle(config, f"{settings.section}.logprob_backend", backend, why)
 
 
 def longest_pair(config: DictConfig, backend: str) -> int:

@@ -31,6 +31,7 @@ _NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
         ("trainer mode aiops_sync", "verl_aiops.trainers.rl.scored_trainer"),
         ("check before Ray", f"{_PREFLIGHT}.rl"),
     ),
+    "rows": (("check before Ray", f"{_PREFLIGHT}.rows"),),
 }
 _MANAGERS = {
     "aiops_mturn": "verl_aiops.rewards.managers.triage",
@@ -39,10 +40,10 @@ _MANAGERS = {
 
 
 def check_available(config: DictConfig, kind: str, *, on_cpu: bool) -> None:
-    """Raises ConfigError if a part of ours that a run of this kind ("dpo", "online_dpo", "triage") needs is missing
-    from this verl; names the part and the reason."""
+    """Raises ConfigError if a part of ours that a run of this kind (`Run.kind`) needs is missing from this verl; names
+    the part and the reason."""
     needs = [*_NEEDS[kind]]
-    if kind != "dpo":
+    if kind in ("online_dpo", "triage"):
         needs += _rollout_needs(config)
     if on_cpu or os.environ.get("VERL_PLATFORM") == "cpu":
         needs += [("platform cpu", "verl_aiops.platform.cpu"), ("process groups of the platform cpu", "verl.utils")]

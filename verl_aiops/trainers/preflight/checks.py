@@ -1,7 +1,7 @@
 """A list of checks, run one after another before Ray starts, and one message with everything that they find.
 
 A check is a function of the configuration and of the `Run` that all checks of a list share. It fills in what the user
-left open, and gives back what keeps the run from starting. The lists stand in `offline`, `online` and `rl`.
+left open, and gives back what keeps the run from starting. The lists stand in `offline`, `online`, `rl` and `rows`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Run:
     """What the checks of a run hand on to each other.
 
     Attributes:
-        kind: ``"dpo"``, ``"online_dpo"`` or ``"triage"``.
+        kind: ``"dpo"``, ``"online_dpo"``, ``"triage"``, or ``"rows"`` for a run that wants our engine alone.
         given: keys that the command line sets, which no default overrides.
         lines: what the user is shown at the start, a line for each key that was filled in.
         failed: checks that found something, or could not be made.
@@ -52,7 +52,7 @@ class Run:
     @property
     def preference(self) -> bool:
         """Whether it is one of the preference trainers'."""
-        return self.kind != "triage"
+        return self.kind in ("dpo", "online_dpo")
 
 
 Look = Callable[[DictConfig, Run], "Iterable[str] | None"]

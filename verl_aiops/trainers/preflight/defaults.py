@@ -41,13 +41,14 @@ def no_flash_attn(config: DictConfig) -> bool:
     return on_cpu(config) or importlib.util.find_spec("flash_attn") is None
 
 
-def sequence_parallel_size(config: DictConfig) -> int:
+def sequence_parallel_size(
+    config: DictConfig,
+    role: str = "actor_rollout_ref.actor",
+    engine: str = "actor_rollout_ref.actor.fsdp_config",
+) -> int:
     """Ranks that share one sequence (Ulysses), 1 for none."""
-    actor = config.actor_rollout_ref.actor
-    return max(
-        OmegaConf.select(actor, "ulysses_sequence_parallel_size", default=1) or 1,
-        OmegaConf.select(actor, "fsdp_config.ulysses_sequence_parallel_size", default=1) or 1,
-    )
+    keys = (f"{section}.ulysses_sequence_parallel_size" for section in (role, engine))
+    return max(OmegaConf.select(config, key, default=1) or 1 for key in keys)
 
 
 def data_parallel_size(config: DictConfig) -> int:
@@ -93,12 +94,7 @@ def _plain_adam(config: DictConfig) -> bool:
     return (optim.get("optimizer_impl"), optim.get("optimizer")) in (("torch.optim", "AdamW"), ("torch.optim", "Adam"))
 
 
-PLATFORM: tuple[Default, ...] = (
-    Default("trainer.n_gpus_per_node", 8, lambda c: 1, "one worker unless more are asked for", on_cpu),
-    Default("trainer.device", "cuda", lambda c: "cpu", "the platform found", on_cpu),
-    Default("trainer.logger", ["console", "wandb"], lambda c: ["console", "tensorboard"], "needs no account"),
-    Default("trainer.project_name", "verl_examples", lambda c: "verl-aiops", "names the run"),
-    Default("trainer.experiment_name", "gsm8k", lambda c: c.algorithm.adv_estimator, "names the run"),
+NO_FLASH_ATTN: tuple[Default, ...] = (
     Default(
         "actor_rollout_ref.model.use_remove_padding",
         True,
@@ -113,6 +109,15 @@ PLATFORM: tuple[Default, ...] = (
         NO_FLASH,
         no_flash_attn,
     ),
+)
+
+PLATFORM: tuple[Default, ...] = (
+    Default("trainer.n_gpus_per_node", 8, lambda c: 1, "one worker unless more are asked for", on_cpu),
+    Default("trainer.device", "cuda", lambda c: "cpu", "the platform found", on_cpu),
+    Default("trainer.logger", ["console", "wandb"], lambda c: ["console", "tensorboard"], "needs no account"),
+    Default("trainer.project_name", "verl_examples", lambda c: "verl-aiops", "names the run"),
+    Default("trainer.experiment_name", "gsm8k", lambda c: c.algorithm.adv_estimator, "names the run"),
+    *NO_FLASH_ATTN,
     Default("actor_rollout_ref.actor.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", on_cpu),
     Default(
         "actor_rollout_ref.actor.fsdp_config.mixed_precision", None, lambda c: dict(FP32), "float32 on CPU", on_cpu

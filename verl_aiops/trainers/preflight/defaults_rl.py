@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.preflight.defaults import (
     FP32,
     NO_FLASH,
@@ -17,8 +18,15 @@ from verl_aiops.trainers.preflight.defaults import (
     static_batches,
 )
 
-__all__ = ["ONLINE_DEFAULTS", "REWARD_MODEL_DEFAULTS", "RL_DEFAULTS", "TRIAGE_DEFAULTS"]
+__all__ = ["ONLINE_DEFAULTS", "REWARD_MODEL_DEFAULTS", "RL_DEFAULTS", "TRIAGE_DEFAULTS", "has_critic"]
 
+_MICRO_BATCHES = (
+    "actor_rollout_ref.actor.ppo_micro_batch_size",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+    "critic.ppo_micro_batch_size_per_gpu",
+)
 _COMPILE = "compilation takes longer than small models on CPU gain from it"
 
 
@@ -26,24 +34,46 @@ def _with_hf(config: DictConfig) -> bool:
     return OmegaConf.select(config, "actor_rollout_ref.rollout.name") == "hf"
 
 
-def _has_critic(config: DictConfig) -> bool:
+def has_critic(config: DictConfig) -> bool:
     from verl.trainer.ppo.utils import need_critic
 
     return need_critic(config)
 
 
 def _critic_on_cpu(config: DictConfig) -> bool:
-    return on_cpu(config) and _has_critic(config)
+    return on_cpu(config) and has_critic(config)
 
 
 def _critic_no_flash_attn(config: DictConfig) -> bool:
-    return no_flash_attn(config) and _has_critic(config)
+    return no_flash_attn(config) and has_critic(config)
 
 
 def _answers_micro_batch(config: DictConfig) -> int:
     answers = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
     per_rank = answers // max(1, data_parallel_size(config))
     return max((n for n in range(1, 9) if per_rank and per_rank % n == 0), default=1)
+
+
+def _groups_micro_batch(config: DictConfig) -> int:
+    """Whole groups: as many as make 8 answers and divide a worker's share, one at least."""
+    n = config.actor_rollout_ref.rollout.n
+    answers = config.actor_rollout_ref.actor.ppo_mini_batch_size * n
+    per_rank = answers // max(1, data_parallel_size(config))
+    return max((rows for rows in range(n, 9, n) if per_rank % rows == 0), default=n)
+
+
+def _shares(config: DictConfig) -> bool:
+    return shares_prompts(config) and static_batches(config)
+
+
+def _fills_up(config: DictConfig) -> bool:
+    """Where the activations of a micro-batch are no more than its tokens' hidden states, and nobody has set a size."""
+    return (
+        _shares(config)
+        and not on_cpu(config)
+        and config.actor_rollout_ref.model.enable_gradient_checkpointing
+        and not any(OmegaConf.select(config, key) for key in _MICRO_BATCHES)
+    )
 
 
 def _scoring_micro_batch(config: DictConfig) -> int:
@@ -68,6 +98,21 @@ RL_DEFAULTS: tuple[Default, ...] = (
         lambda c: c.data.train_batch_size,
         "one optimizer step per batch of data.train_batch_size prompts",
         lambda c: c.data.train_batch_size < 256,
+    ),
+    Default(
+        "actor_rollout_ref.actor.use_dynamic_bsz",
+        False,
+        lambda c: True,
+        "shared prompts with gradient checkpointing: micro-batches of up to actor.ppo_max_token_len_per_gpu tokens, a "
+        "prompt's counted once",
+        _fills_up,
+    ),
+    Default(
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        None,
+        _groups_micro_batch,
+        "shared prompts: all answers to a prompt, to several if they are 8 or fewer",
+        _shares,
     ),
     Default(
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
@@ -100,7 +145,7 @@ RL_DEFAULTS: tuple[Default, ...] = (
         "~/models/deepseek-llm-7b-chat",
         lambda c: c.actor_rollout_ref.model.path,
         "starts from the policy's model",
-        _has_critic,
+        has_critic,
     ),
     Default("critic.strategy", "fsdp", lambda c: "fsdp2", "FSDP1 does not run on CPU", _critic_on_cpu),
     Default("critic.fsdp.mixed_precision", None, lambda c: dict(FP32), "float32 on CPU", _critic_on_cpu),
@@ -109,7 +154,7 @@ RL_DEFAULTS: tuple[Default, ...] = (
         None,
         _scoring_micro_batch,
         "as the actor's",
-        lambda c: static_batches(c) and _has_critic(c),
+        lambda c: static_batches(c) and has_critic(c),
     ),
 )
 

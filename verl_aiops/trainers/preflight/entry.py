@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.missing import error_text, require
-from verl_aiops.trainers.config import ConfigError
+from verl_aiops.trainers.config import ConfigError, RLConfig
 from verl_aiops.trainers.preflight.available import check_available
 from verl_aiops.trainers.preflight.common import is_triage_run
 from verl_aiops.trainers.preflight.defaults import user_keys
@@ -25,6 +25,7 @@ _LISTS = {
     "dpo": "verl_aiops.trainers.preflight.offline",
     "online_dpo": "verl_aiops.trainers.preflight.online",
     "triage": "verl_aiops.trainers.preflight.rl",
+    "rows": "verl_aiops.trainers.preflight.rows",
 }
 
 
@@ -57,7 +58,9 @@ def with_preflight(validate_config):
                 check_available(config, kind, on_cpu=device == "cpu")
                 lines = _run_list(config, kind, given)
             else:
-                lines = check_cluster(config, given, device) if device == "cpu" else []
+                lines = []
+            if kind in (None, "rows") and device == "cpu":
+                lines += check_cluster(config, given, device)
         except NothingLeft as finished:
             print(f"verl-aiops: {finished}")
             raise SystemExit(0) from None
@@ -86,13 +89,16 @@ def _run_list(config: DictConfig, kind: str, given: set[str]) -> list[str]:
     from verl_aiops.trainers.preflight.checks import Run, run_checks
 
     listed = importlib.import_module(_LISTS[kind]).checks(config)
-    return run_checks((*listed, *MACHINE), config, Run(kind, given))
+    return run_checks(listed if kind == "rows" else (*listed, *MACHINE), config, Run(kind, given))
 
 
 def _kind(config: DictConfig) -> str | None:
-    """``"dpo"``, ``"online_dpo"``, ``"triage"``, or None for a run that is verl's alone."""
+    """``"dpo"``, ``"online_dpo"``, ``"triage"``, ``"rows"`` for a run that wants our engine for a task of its own, or
+    None for one that is verl's alone."""
     try:
-        return preference_mode(config) or ("triage" if is_triage_run(config) else None)
+        if mode := preference_mode(config):
+            return mode
+        return "triage" if is_triage_run(config) else "rows" if RLConfig.asked(config) else None
     except Exception as error:  # a configuration that is not verl 0.9's: nothing of ours can have been asked for in it
         logger.warning("verl-aiops leaves this configuration to verl, as it cannot be read: %s", error_text(error))
         return None

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.trainers.config import ConfigError, DPOConfig, OnlineDPOConfig
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
+from verl_aiops.trainers.preflight.backend import check_not_ours
 from verl_aiops.trainers.preflight.basics import check_numbers
 from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
@@ -28,7 +29,7 @@ _MODES = {
 
 
 def check_trainer(config: DictConfig, run: Run) -> list[str]:
-    faults = []
+    faults = check_not_ours(config, run)
     actor = config.actor_rollout_ref.actor
     if not config.trainer.use_v1:
         faults.append(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, open_dict
 
+from verl_aiops.trainers.config import shares_prompts
+from verl_aiops.trainers.preflight.backend import check_backend, check_torn
 from verl_aiops.trainers.preflight.basics import (
     check_adapter,
     check_folder,
@@ -39,11 +41,17 @@ def _check_engine(config: DictConfig, run: Run) -> list[str]:
 
 
 def _fill_in(config: DictConfig, run: Run) -> None:
+    """All but the sizes of batches, which follow from the engine."""
+    fill_in(config, run, RL_DEFAULTS, numbers=False)
+
+
+def _fill_in_sizes(config: DictConfig, run: Run) -> None:
     fill_in(config, run, RL_DEFAULTS, numbers=run.failed.isdisjoint((check_numbers, _check_engine)))
 
 
 def _check_packing(config: DictConfig, run: Run) -> None:
-    run.lines += pad_where_packing_leaks(config, run.given)
+    if not shares_prompts(config):  # which packs by itself, models that can take it alone
+        run.lines += pad_where_packing_leaks(config, run.given)
 
 
 def _check_reward(config: DictConfig, run: Run) -> list[str]:
@@ -89,12 +97,15 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
         Check(_fill_in, "defaults"),
         Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
         Check(check_adapter, "the adapter"),
-        Check(_check_packing, "packed rows", (check_model,)),
         *REWARD_MODEL,
         *triage.SCORING,
         Check(_check_reward, "the reward"),
         Check(_check_group, "the group of a prompt"),
         Check(check_tokenizer, "the tokenizer", (check_model, check_code)),
+        Check(check_backend, "the log-prob backend", (check_numbers, _check_engine, check_tokenizer)),
+        Check(_check_packing, "packed rows", (check_model,)),
+        Check(_fill_in_sizes, "sizes of batches"),
+        Check(check_torn, "micro-batches", (check_numbers, check_backend)),
         Check(check_rollout, "the rollout", (check_widths,)),
         *triage.ROWS,
         Check(check_rounds, "the rounds", (check_numbers, check_tokenizer)),

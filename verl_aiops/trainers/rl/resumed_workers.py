@@ -12,6 +12,7 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
+from verl_aiops.trainers.config import SHARED_VALUE
 from verl_aiops.trainers.worker.optimizer import use_settings
 
 __all__ = ["ResumedActor", "ResumedCritic", "SharedCritic"]
@@ -31,9 +32,6 @@ class SharedCritic(ResumedCritic):
     """A critic whose engine computes each prompt once. verl's trainer writes the model type of a critic down itself."""
 
     def __init__(self, config: TrainingWorkerConfig):
-        # imported where it is used: the engine's module registers engines
-        from verl_aiops.trainers.worker.rows_engine import SHARED_VALUE
-
         super().__init__(replace(config, model_type=SHARED_VALUE))
 
 

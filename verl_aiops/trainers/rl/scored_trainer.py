@@ -24,6 +24,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
+from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.dpo.checkpoints import NotedCheckpoints, resume_folder
 from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic, SharedCritic
 from verl_aiops.trainers.rl.reward_rows import (
@@ -37,7 +38,7 @@ from verl_aiops.trainers.rl.reward_rows import (
     session_of,
 )
 from verl_aiops.trainers.rl.reward_side import REWARD_SIDES, RewardSide
-from verl_aiops.trainers.rl.shared_steps import SharedPromptSteps, shares_prompts
+from verl_aiops.trainers.rl.shared_steps import SharedPromptSteps
 from verl_aiops.trainers.runs.finite import FiniteRun
 from verl_aiops.trainers.runs.log import RunLog
 from verl_aiops.trainers.runs.note import RunNote

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl import DataProto
 from verl.trainer.distillation import is_distillation_enabled
@@ -24,19 +24,15 @@ from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from verl_aiops.trainers.batch import ROWS_LOG_PROBS
+from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.rl.reward_rows import session_of
 from verl_aiops.trainers.together import times_torn, together
 
-__all__ = ["SharedPromptSteps", "shares_prompts", "why_old_log_probs"]
+__all__ = ["SharedPromptSteps", "why_old_log_probs"]
 
 # verl 0.9.1's estimators that look at old log-probs (`compute_advantage`)
 READ_OLD_LOG_PROBS = ("optimal_token_baseline", "tir_optimal_token_baseline")
-
-
-def shares_prompts(config: DictConfig, role: str = "logprob") -> bool:
-    """Whether the preflight has given the actor, or with ``critic`` the critic, an engine that shares prompts."""
-    return OmegaConf.select(config, f"algorithm.{role}_backend") == "shared_prompt"
 
 
 def why_old_log_probs(config: DictConfig, rows: int | None = None, padded: bool = False) -> str | None:

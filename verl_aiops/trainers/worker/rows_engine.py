@@ -21,10 +21,7 @@ from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_value
 from verl_aiops.trainers.worker.module import FastModule
 from verl_aiops.verl_patches.micro_batches import PLANNED
 
-__all__ = ["SHARED_POLICY", "SHARED_VALUE", "SharedPolicyEngine", "SharedValueEngine"]
-
-SHARED_POLICY = "shared_prompt_language_model"
-SHARED_VALUE = "shared_prompt_value_model"
+__all__ = ["SharedPolicyEngine", "SharedValueEngine"]
 
 COLUMNS = ("prompts", "responses", "response_mask")
 # what verl's own forward pass does beside log-probs and entropies
