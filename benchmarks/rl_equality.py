@@ -2,12 +2,12 @@
 
     python benchmarks/rl_equality.py --model models/SmolLM2-135M-Instruct --out benchmarks/results/rl_equality
 
-Three runs of `python -m verl.trainer.main_ppo +verl_aiops=[grpo_mturn,cpu]` in float32 on the CPU, from the same
+Runs of `python -m verl.trainer.main_ppo +verl_aiops=[grpo_mturn,cpu]` in float32 on the CPU, from the same
 weights and seeds. The first is stock verl's (`algorithm.logprob_backend=stock`); the answers of its steps are recorded
-by verl's own `skip.rollout_tq`. The second and third train on those records, so that no draw that falls otherwise
-leads them apart: ours (`shared_prompt`: prompts once, rows in another order, old log-probs those of the update), and
-stock verl's once more, which shows what its own arithmetic repeats. Steps pass through everything that training has:
-rewards, advantages, reference, KL loss, gradient clipping, AdamW.
+by verl's own `skip.rollout_tq`. The second is ours (`shared_prompt`: prompts once, rows in another order, old log-probs
+those of the update) and trains on those records, so that no draw that falls otherwise leads them apart; with --again
+stock verl trains on them once more, which shows what its own arithmetic repeats. Steps pass through everything that
+training has: rewards, advantages, reference, KL loss, gradient clipping, AdamW.
 
 Compared are the loss and its parts, the norm of the gradient and the entropy of every step, and the weights after the
 last one, whose difference is set against how far training moved them. A model that is not trained never answers right,
@@ -50,6 +50,10 @@ def prepare(work: Path, arguments) -> None:
     size = ["--num-incidents", str(3 * arguments.prompts * 10), "--max-chars", "150", "--max-candidates", "3"]
     if command(["build-rl", "--out", str(work / "rl.parquet"), "--lang", "mix", "--seed", str(arguments.seed), *size]):
         raise SystemExit("no data")
+
+
+def runs(arguments) -> list[str]:
+    return list(RUNS) if arguments.again else list(RUNS)[:2]
 
 
 def run(work: Path, model: str, name: str, arguments) -> dict[int, dict]:
@@ -105,20 +109,20 @@ def weights(work: Path, name: str, steps: int) -> dict[str, torch.Tensor]:
     return {key: value.to_local() if hasattr(value, "to_local") else value for key, value in state.items()}
 
 
-def moved(work: Path, model: str, steps: int) -> dict[str, float]:
+def moved(work: Path, model: str, names: list[str], steps: int) -> dict[str, float]:
     """Norms over all weights: how far stock verl's run moved them, and how far from its end the others ended."""
     from transformers import AutoModelForCausalLM
 
     begun = AutoModelForCausalLM.from_pretrained(model, torch_dtype=torch.float32).state_dict()
-    ended = {name: weights(work, name, steps) for name in RUNS}
-    names = [name for name in ended["verl"] if name in begun]
+    ended = {name: weights(work, name, steps) for name in names}
+    keys = [key for key in ended["verl"] if key in begun]
 
     def distance(one, other) -> float:
-        return float(np.sqrt(sum(float((one[key].double() - other[key].double()).pow(2).sum()) for key in names)))
+        return float(np.sqrt(sum(float((one[key].double() - other[key].double()).pow(2).sum()) for key in keys)))
 
     return {
         "by training": distance(begun, ended["verl"]),
-        **{f"{name} from verl": distance(ended[name], ended["verl"]) for name in RUNS if name != "verl"},
+        **{f"{name} from verl": distance(ended[name], ended["verl"]) for name in names if name != "verl"},
     }
 
 
@@ -143,12 +147,14 @@ def plot(record: dict, path: Path) -> None:
         axis.legend(frameon=False, fontsize=8)
     colours = dict(zip(COMPARED, ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00")))
     for name, colour in colours.items():
-        for other, style in (("ours", "-"), ("verl again", ":")):
+        for other, style in zip(record["differences"], ("-", ":")):
             values = np.maximum(record["differences"][other][name], 1e-12)
             axes[2].plot(steps, values, style, color=colour, lw=1, label=name if other == "ours" else None)
     axes[2].axhline(record["tolerance"], color="0.5", lw=0.8)
     axes[2].set_yscale("log")
-    axes[2].set_title("difference from verl's run (dotted: verl again)", fontsize=10)
+    axes[2].set_title(
+        "difference from verl's run" + " (dotted: verl again)" * (len(record["differences"]) > 1), fontsize=10
+    )
     axes[2].legend(frameon=False, fontsize=7)
     for axis in axes:
         axis.set_xlabel("step")
@@ -166,6 +172,7 @@ def main() -> int:
     parser.add_argument("--lr", default="1e-4", help="learning rate (default %(default)s)")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of a step's losses (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="stock verl once more on the same answers")
     parser.add_argument("--override", action="append", default=[], help="one more of verl's, for all runs")
     parser.add_argument("--work", help="folder for runs and recorded answers, kept (default: one that is not)")
     parser.add_argument("--out", required=True, help="OUT.json and OUT.png are written")
@@ -175,9 +182,10 @@ def main() -> int:
         work.mkdir(parents=True, exist_ok=True)
         prepare(work, arguments)
         model = str(Path(arguments.model).resolve())
-        metrics = {name: run(work, model, name, arguments) for name in RUNS}
-        distances = moved(work, model, arguments.steps)
-    found = {other: {name: differences(metrics, name, other) for name in COMPARED} for other in RUNS if other != "verl"}
+        metrics = {name: run(work, model, name, arguments) for name in runs(arguments)}
+        distances = moved(work, model, list(metrics), arguments.steps)
+    others = [name for name in metrics if name != "verl"]
+    found = {other: {name: differences(metrics, name, other) for name in COMPARED} for other in others}
     kept = (*COMPARED, "critic/score/mean", "perf/shared_tokens_ratio")
     record = {
         "machine": machine("cpu"),

@@ -58,3 +58,41 @@ def test_no_pass_is_made_that_the_update_makes_and_the_run_says_so(runs):
         assert stock[step]["timing_s/old_log_prob"] > 10 * ours[step]["timing_s/old_log_prob"]
         assert 0 < ours[step]["perf/shared_tokens_ratio"] < 0.5 and ours[step]["perf/torn_prompts"] >= 0
         assert not [name for name in stock[step] if "shared_tokens" in name]
+
+
+@pytest.fixture(scope="module")
+def critic_dir(tiny_model_dir, tmp_path_factory):
+    """A critic whose head is kept: verl would draw another one in each run."""
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("critic") / "model"
+    torch.manual_seed(0)
+    model = AutoModelForTokenClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    torch.nn.init.normal_(model.score.weight, std=0.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_ppo_with_a_critic_that_shares_prompts_is_verls_and_goes_on_from_a_checkpoint(
+    data, tiny_model_dir, critic_dir, tmp_path
+):
+    overrides = [*OVERRIDES, f"critic.model.path={critic_dir}", "critic.optim.lr=1e-3", "trainer.save_freq=1"]
+    stock, _ = run(data, tiny_model_dir, tmp_path / "verl", *overrides, estimator="gae")
+    shared = [*overrides, *SHARED, "+algorithm.critic_backend=shared_prompt"]
+    ours, out = {}, tmp_path / "ours"
+    for steps in (1, 2):
+        found, _ = run(data, tiny_model_dir, out, *shared, f"trainer.total_training_steps={steps}", estimator="gae")
+        ours |= found
+    for step in (1, 2):
+        for name in (*SAME, "critic/vf_loss", "critic/grad_norm", "critic/vpred_mean", "critic/values/mean"):
+            assert ours[step][name] == pytest.approx(stock[step][name], rel=1e-4, abs=1e-5), (step, name)
+        assert 0 < ours[step]["critic/shared_tokens_ratio"] < 0.5 and stock[step]["critic/vf_loss"] > 0
+    # the folders are verl's
+    verls, names = (
+        sorted(str(path.relative_to(folder)) for path in (folder / "global_step_2").rglob("*"))
+        for folder in (tmp_path / "verl", out)
+    )
+    assert names == verls and any("critic" in name for name in names)
