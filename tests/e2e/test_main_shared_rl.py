@@ -14,10 +14,7 @@ OVERRIDES = [
     "trainer.val_before_train=False",
     "trainer.test_freq=-1",
 ]
-SHARED = [
-    "+algorithm.logprob_backend=shared_prompt",
-    "+actor_rollout_ref.model.model_type=shared_prompt_language_model",
-]
+SHARED = ["+algorithm.logprob_backend=shared_prompt"]
 SAME = ("actor/pg_loss", "actor/kl_loss", "actor/loss", "actor/grad_norm", "actor/entropy", "critic/score/mean")
 
 
@@ -81,7 +78,7 @@ def test_ppo_with_a_critic_that_shares_prompts_is_verls_and_goes_on_from_a_check
 ):
     overrides = [*OVERRIDES, f"critic.model.path={critic_dir}", "critic.optim.lr=1e-3", "trainer.save_freq=1"]
     stock, _ = run(data, tiny_model_dir, tmp_path / "verl", *overrides, estimator="gae")
-    shared = [*overrides, *SHARED, "+algorithm.critic_backend=shared_prompt"]
+    shared = [*overrides, *SHARED]
     ours, out = {}, tmp_path / "ours"
     for steps in (1, 2):
         found, _ = run(data, tiny_model_dir, out, *shared, f"trainer.total_training_steps={steps}", estimator="gae")

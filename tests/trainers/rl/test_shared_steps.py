@@ -107,6 +107,17 @@ def test_a_prompts_answers_are_on_one_worker_in_one_mini_batch(ranks, mini):
     assert metrics["global_seqlen/balanced_max"] == max(share) and metrics["global_seqlen/balanced_min"] == min(share)
 
 
+def test_workers_are_balanced_by_tokens_that_the_model_sees():
+    """A long prompt weighs as much as long answers; by its answers alone it would go where theirs are."""
+    made = trainer(*SHARED, f"{ROLLOUT}.n=2", f"{ACTOR}.ppo_mini_batch_size=4", ranks=2)
+    lengths = {"a": (1000, 1), "b": (1, 500), "c": (1, 3), "d": (1, 2)}
+    keys = [f"{uid}_{session}_0" for uid in lengths for session in range(2)]
+    tags = [dict(zip(("prompt_len", "response_len"), lengths[key[0]]), seq_len=sum(lengths[key[0]])) for key in keys]
+    rows, _ = balanced(made, KVBatchMeta(keys, tags, "train"))
+    halves = [set(uids(rows.keys[at : at + 4])) for at in (0, 4)]
+    assert not any({"a", "b"} <= half for half in halves)
+
+
 def test_old_log_probs_are_left_to_the_only_update_which_says_so_once(monkeypatch, capsys):
     made = trainer(*SHARED)
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda *_: pytest.fail("a pass that nobody needs"))
