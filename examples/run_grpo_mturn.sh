@@ -46,7 +46,7 @@ args=(
   actor_rollout_ref.actor.strategy=fsdp2
   actor_rollout_ref.actor.optim.lr=1e-6
   actor_rollout_ref.actor.ppo_mini_batch_size="$BATCH"                   # prompts per optimizer step
-  actor_rollout_ref.actor.use_dynamic_bsz=True                           # micro-batches by tokens
+  actor_rollout_ref.actor.use_dynamic_bsz=True                           # micro-batches by tokens, those of a prompt counted once
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384
 
   # --- run --------------------------------------------------------------------------------------------------------------
