@@ -1,5 +1,6 @@
 """A part of a batch of preferences as one worker process sees it."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,51 @@ def _reference(dataset):
     return [tuple((-6.0 - rng.random(n)).astype(np.float32) for n in lengths) for lengths in answers]
 
 
+def _groups(dataset):
+    """As many pairs of two prompts: six of four answers to one, so that each answer is in three, and two of another."""
+    sides = [(i, side) for i in range(4) for side in ("chosen", "rejected")]
+    answers = [(dataset[i][f"{side}_ids"], dataset[i][f"{side}_mask"]) for i, side in sides]
+    pairs = [(0, a, b) for a, b in itertools.combinations(range(4), 2)] + [(1, 4, 5), (1, 6, 4)]
+    return [
+        {
+            "prompt_ids": dataset[prompt]["prompt_ids"],
+            "chosen_ids": answers[chosen][0],
+            "chosen_mask": answers[chosen][1],
+            "rejected_ids": answers[rejected][0],
+            "rejected_mask": answers[rejected][1],
+            "weight": 1.0,
+        }
+        for prompt, chosen, rejected in pairs
+    ]
+
+
+def _group_part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, backend="rows"):
+    """This rank's share of a batch of `_groups`."""
+    from verl.utils import tensordict_utils as tu
+
+    from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
+
+    examples = _groups(_dataset(model_dir))
+    lengths = [len(e["prompt_ids"]) * 2 + len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples]
+    order = list(range(PAIRS) if order is None else order)
+    prompts = [examples[at]["prompt_ids"].numpy().tobytes() for at in order]
+    arranged = arrange([lengths[at] for at in order], PAIRS, worker.world_size, prompts=prompts)
+    chosen = [examples[order[at]] for at in arranged]
+    batch = pair_batch(
+        chosen,
+        mini_pairs=PAIRS,
+        # by the answer
+        reference=[tuple(-6 - (e[f"{s}_ids"] % 7).numpy() / 7 for s in ("chosen", "rejected")) for e in chosen],
+        ranks=worker.world_size,
+        use_dynamic_bsz=dynamic_tokens is not None,
+        micro_batch_size_per_gpu=micro_pairs,
+        max_token_len_per_gpu=dynamic_tokens or 0,
+        logprob_backend=backend,
+        use_remove_padding=False,
+    )
+    return tu.chunk_tensordict(batch, worker.world_size)[worker.rank]
+
+
 def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, reference=True, backend="rows"):
     """This rank's share of the batch of all pairs."""
     from verl.utils import tensordict_utils as tu
@@ -66,7 +112,7 @@ def _whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _loss_and_gradients(worker, model_dir, **split):
+def _loss_and_gradients(worker, model_dir, *, part=_part, settings=SETTINGS, **split):
     from verl.utils import tensordict_utils as tu
     from verl.utils.metric import Metric
     from verl.utils.py_functional import append_to_dict
@@ -77,9 +123,9 @@ def _loss_and_gradients(worker, model_dir, **split):
     metrics: dict = {}
     with engine.train_mode():
         engine.optimizer_zero_grad()
-        part = _part(worker, model_dir, **split)
+        part = part(worker, model_dir, **split)
         tu.assign_non_tensor(part, global_token_num=None)
-        output = engine.forward_backward_batch(part, PreferenceObjective(loss_settings=SETTINGS), forward_only=False)
+        output = engine.forward_backward_batch(part, PreferenceObjective(loss_settings=settings), forward_only=False)
         append_to_dict(metrics, output["metrics"])
         gradients = {name: _whole(p.grad).clone() for name, p in engine.module.named_parameters()}
     loss = torch.tensor(float(np.sum(output["loss"])))
@@ -94,3 +140,40 @@ def _loss_and_gradients(worker, model_dir, **split):
             values.append(flat if isinstance(flat, Metric) else flat[0])
         means[name] = float(Metric.aggregate_dp(values))
     return float(loss) / worker.world_size, {k: v.cpu().numpy() for k, v in gradients.items()}, means
+
+
+def _single_part(worker, model_dir, *, micro=None, dynamic_tokens=None, backend="rows", estimates_kl=True):
+    """This rank's share of a batch of single answers to four prompts, each with that of the next prompt for the KL, and
+    of two pairs."""
+    from verl.utils import tensordict_utils as tu
+
+    from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
+
+    dataset = _dataset(model_dir)
+    examples = []
+    for at in range(PAIRS - 2):
+        item, other = dataset[at // 2], dataset[(at // 2 + 1) % 4]
+        side = ("chosen", "rejected")[at % 2]
+        of_answer = {"answer_ids": item[f"{side}_ids"], "answer_mask": item[f"{side}_mask"], "label": at % 3 != 0}
+        of_kl = {"kl_ids": other[f"{side}_ids"], "kl_mask": other[f"{side}_mask"]}
+        examples.append({"kind": "single", "prompt_ids": item["prompt_ids"], "weight": 1.0, **of_answer, **of_kl})
+    examples += [dataset[4], dataset[5]]
+    prompts = [example["prompt_ids"].numpy().tobytes() for example in examples]
+    arranged = arrange([1] * PAIRS, PAIRS, worker.world_size, prompts=prompts, cost=len)
+    chosen = [examples[at] for at in arranged]
+    names = {"single": ("answer", "kl")[: 1 + estimates_kl], "pair": ("chosen", "rejected")}
+    batch = pair_batch(
+        chosen,
+        mini_pairs=PAIRS,
+        reference=[
+            tuple(-6 - (e[f"{name}_ids"] % 7).numpy() / 7 for name in names[e.get("kind", "pair")]) for e in chosen
+        ],
+        ranks=worker.world_size,
+        estimates_kl=estimates_kl,
+        use_dynamic_bsz=dynamic_tokens is not None,
+        micro_batch_size_per_gpu=micro,
+        max_token_len_per_gpu=dynamic_tokens or 0,
+        logprob_backend=backend,
+        use_remove_padding=False,
+    )
+    return tu.chunk_tensordict(batch, worker.world_size)[worker.rank]

@@ -115,8 +115,9 @@ def on_disk(pairs: PreferenceDataset, folder: Path) -> Dataset:
 
 
 class PairSampler(Sampler):
-    """The pairs in the order in which main_ppo takes them: a permutation by seed and epoch, and the remainder of an
-    epoch that fills no step left to other epochs (`verl_aiops.trainers.dpo.pairs.PairOrder`).
+    """The pairs in the order in which main_ppo takes those of which each has a prompt of its own: a permutation by seed
+    and epoch, and the remainder of an epoch that fills no step left to other epochs
+    (`verl_aiops.trainers.dpo.order.PairOrder`, which takes pairs of one prompt together).
     """
 
     def __init__(self, pairs: int, batch: int, seed: int):

@@ -71,6 +71,7 @@ OVERRIDES: tuple[Override, ...] = (
         _validate=("fit", "the loss of held-out pairs instead of rewards"),
         _compute_metrics=("fit", "verl's looks for what PPO's step left in TransferQueue"),
         _log_rollout_data=("fit", "there are no answers to dump"),
+        _load_checkpoint=("_setup", "BCO's running mean of rewards is part of a checkpoint"),
     ),
     # --- GRPO and PPO, and online DPO on top of them
     *_of(

@@ -16,6 +16,7 @@ from verl_aiops.trainers.dpo.online_pairs import (
     plan_batch,
     reference_answer,
     self_play_pairs,
+    shuffled,
 )
 from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
 
@@ -137,3 +138,17 @@ def test_pairs_of_a_prompt_stand_together_in_their_mini_batch(dynamic):
         assert prompts == sorted(prompts)
         real = [pair for pair, counts in mini if counts]
         assert len(real) == sum(plan.counted[start : start + plan.mini_pairs]) == len({id(pair) for pair in real})
+
+
+def test_pairs_of_one_prompt_are_shuffled_together_into_one_mini_batch():
+    answers = {name: answer(name, prompt=(at,)) for at, name in enumerate("abcdef")}
+    pairs = [(answers[name], answers[name]) for name in "abcdef" for _ in range(3)]
+    orders = [shuffled(pairs, seed=seed, room=6) for seed in range(4)]
+    assert len(set(map(tuple, orders))) == 4
+    for order in orders:
+        assert sorted(order) == list(range(18))
+        names = [pairs[at][0].uid for at in order]
+        assert all(len(set(names[start : start + 6])) == 2 for start in range(0, 18, 6))
+    # one pair a prompt: the order that it always was
+    single = [(answer, answer) for answer in answers.values()]
+    assert shuffled(single, seed=5, room=2) == np.random.default_rng([5]).permutation(6).tolist()

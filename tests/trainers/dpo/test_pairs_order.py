@@ -126,6 +126,21 @@ def test_a_checkpoint_of_data_that_was_taken_pair_by_pair_is_refused_with_the_re
     plain.load_state_dict({"pairs": 23, "batch": 4, "seed": 7, "shuffle": True, "data_digest": "data"})
 
 
+def test_files_have_their_shares_of_each_epoch_and_prompts_stay_together():
+    files, prompts = np.repeat([0, 1], [24, 8]), np.arange(32) // 2
+    even = {"seed": 7, "shuffle": True, "data_digest": "data", "prompts": prompts, "files": files}
+    order = PairOrder(32, 4, shares=[0.5, 0.5], **even)
+    for epoch in range(3):
+        drawn = order.epoch(epoch)
+        assert (files[drawn] == 1).sum() == 16
+        steps = [prompts[order.step(1 + epoch * 8 + at)].tolist() for at in range(8)]
+        assert all(len(set(step)) == 2 for step in steps)
+    assert order.epoch(0).tolist() != order.epoch(1).tolist()
+    assert order.state_dict()["shares"] == [0.5, 0.5]
+    with pytest.raises(ValueError, match="shares"):
+        order.load_state_dict(PairOrder(32, 4, shares=[0.25, 0.75], **even).state_dict())
+
+
 # --- arrangement over ranks ----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import hashlib
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -33,19 +35,15 @@ IDENTITY = ReferenceIdentity(
 )
 
 
-def _pairs(*numbers):
-    """{key: (chosen, rejected)} of made-up log-probs, answers of 1 to 5 tokens."""
-    values = {n: np.random.default_rng(n) for n in numbers}
-    return {
-        bytes([n]) * 32: tuple(-rng.random(1 + (n + side) % 5).astype(np.float32) for side in (0, 1))
-        for n, rng in values.items()
-    }
+def _answers(*numbers):
+    """{key: made-up log-probs} of answers of 1 to 5 tokens."""
+    return {bytes([n]) * 32: -np.random.default_rng(n).random(1 + n % 5).astype(np.float32) for n in numbers}
 
 
-def _filled(root, pairs, identity=IDENTITY):
+def _filled(root, answers, identity=IDENTITY):
     cache = ReferenceCache(str(root), identity)
-    for key, (chosen, rejected) in pairs.items():
-        cache.put(key, chosen, rejected)
+    for key, log_probs in answers.items():
+        cache.put(key, log_probs)
     cache.save()
     return cache
 
@@ -54,42 +52,63 @@ def _filled(root, pairs, identity=IDENTITY):
 
 
 def test_what_is_saved_is_found_again_bit_for_bit(tmp_path):
-    pairs = _pairs(1, 2, 3)
-    _filled(tmp_path, pairs)
+    answers = _answers(1, 2, 3)
+    _filled(tmp_path, answers)
     cache = ReferenceCache(str(tmp_path), IDENTITY)
-    assert cache.load(set(pairs)) == 3
-    for key, sides in pairs.items():
-        assert key in cache
-        for now, before in zip(cache[key], sides, strict=True):
-            assert now.dtype == np.float32
-            np.testing.assert_array_equal(now, before)
+    assert cache.load(set(answers)) == 3
+    for key, before in answers.items():
+        assert key in cache and cache[key].dtype == np.float32
+        np.testing.assert_array_equal(cache[key], before)
 
 
-def test_only_wanted_pairs_are_read_and_missing_ones_are_not_counted(tmp_path):
-    _filled(tmp_path, _pairs(1, 2, 3))
+def test_parts_of_pairs_that_an_earlier_version_wrote_are_read(tmp_path):
+    """By the digests of pairs that they know, which are asked for there alone."""
+    folder = _filled(tmp_path, _answers(1)).folder
+    asked = []
+
+    def pairs():
+        asked.append(True)
+        return {b"p" * 32: (bytes([2]) * 32, bytes([3]) * 32), b"q" * 32: (bytes([1]) * 32, bytes([4]) * 32)}
+
+    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_answers(1, 2, 3)), pairs) == 1 and not asked
+    numbers = pa.list_(pa.float32())
+    schema = pa.schema([("pair", pa.binary()), ("chosen", numbers), ("rejected", numbers)])
+    sides = {"chosen": [[-1.5, -2.5], [-7.0]], "rejected": [[-3.5], [-8.0]]}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"pair": [b"p" * 32, b"other" * 6], **sides}, schema=schema), sink)
+    content = sink.getvalue().to_pybytes()
+    (folder / f"part-{hashlib.sha256(content).hexdigest()[:32]}.parquet").write_bytes(content)
     cache = ReferenceCache(str(tmp_path), IDENTITY)
-    (two,), (nine,) = _pairs(2), _pairs(9)
+    assert cache.load(set(_answers(1, 2, 3, 4)), pairs) == 3 and asked == [True]
+    assert [cache[bytes([n]) * 32].tolist() for n in (2, 3)] == [[-1.5, -2.5], [-3.5]]
+    assert cache[bytes([2]) * 32].dtype == np.float32 and bytes([4]) * 32 not in cache
+
+
+def test_only_wanted_answers_are_read_and_missing_ones_are_not_counted(tmp_path):
+    _filled(tmp_path, _answers(1, 2, 3))
+    cache = ReferenceCache(str(tmp_path), IDENTITY)
+    (two,), (nine,) = _answers(2), _answers(9)
     assert cache.load({two, nine}) == 1
-    assert two in cache and nine not in cache and next(iter(_pairs(1))) not in cache
+    assert two in cache and nine not in cache and next(iter(_answers(1))) not in cache
 
 
 def test_each_save_adds_one_part_with_what_is_new(tmp_path):
-    cache = _filled(tmp_path, _pairs(1, 2))
+    cache = _filled(tmp_path, _answers(1, 2))
     cache.save()
     assert len(list(cache.folder.glob("part-*"))) == 1
-    for key, sides in _pairs(1, 3).items():
-        cache.put(key, *sides)
+    for key, log_probs in _answers(1, 3).items():
+        cache.put(key, log_probs)
     cache.save()
     assert len(list(cache.folder.glob("part-*"))) == 2
-    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_pairs(1, 2, 3))) == 3
+    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_answers(1, 2, 3))) == 3
     assert [p.name for p in cache.folder.iterdir() if p.name.startswith(".")] == []
 
 
 def test_what_is_there_is_never_replaced(tmp_path):
-    ((key, sides),) = _pairs(1).items()
-    cache = _filled(tmp_path, {key: sides})
-    cache.put(key, sides[0] - 1, sides[1] - 1)
-    np.testing.assert_array_equal(cache[key][0], sides[0])
+    ((key, log_probs),) = _answers(1).items()
+    cache = _filled(tmp_path, {key: log_probs})
+    cache.put(key, log_probs - 1)
+    np.testing.assert_array_equal(cache[key], log_probs)
 
 
 def test_a_write_that_is_cut_short_leaves_no_part(tmp_path, monkeypatch):
@@ -98,36 +117,36 @@ def test_a_write_that_is_cut_short_leaves_no_part(tmp_path, monkeypatch):
     def killed(source, target):
         raise KeyboardInterrupt
 
-    _filled(tmp_path, _pairs(1))
+    _filled(tmp_path, _answers(1))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("verl_aiops.files.os.replace", killed)
         patch.setattr("verl_aiops.files.remove", lambda path: None)  # who is killed does not clean up
-        _filled(tmp_path, _pairs(2, 3))
+        _filled(tmp_path, _answers(2, 3))
     after = ReferenceCache(str(tmp_path), IDENTITY)
     assert len(list(after.folder.glob(".part-*"))) == 1  # the leftover
-    assert after.load(set(_pairs(1, 2, 3))) == 1
+    assert after.load(set(_answers(1, 2, 3))) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
 def test_a_damaged_part_is_named_and_computed_again(tmp_path, damage, caplog):
     """A cache holds nothing that cannot be had again: what is damaged costs time, not the run."""
-    cache = _filled(tmp_path, _pairs(1, 2))
-    _filled(tmp_path, _pairs(3))
+    cache = _filled(tmp_path, _answers(1, 2))
+    _filled(tmp_path, _answers(3))
     part = max(cache.folder.glob("part-*"), key=lambda path: path.stat().st_size)
     content = part.read_bytes()
     part.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "overwritten": b"x" * 100}[damage])
     again = ReferenceCache(str(tmp_path), IDENTITY)
-    assert again.load(set(_pairs(1, 2, 3))) == 1
+    assert again.load(set(_answers(1, 2, 3))) == 1
     assert str(part) in caplog.text and "damaged" in caplog.text and "computed again" in caplog.text
     assert not part.exists() and part.with_name(f"{part.name}.damaged").exists()
-    _filled(tmp_path, _pairs(1, 2))
+    _filled(tmp_path, _answers(1, 2))
     caplog.clear()
-    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_pairs(1, 2, 3))) == 3 and not caplog.text
+    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_answers(1, 2, 3))) == 3 and not caplog.text
 
 
 def test_no_flipped_bit_gives_other_numbers(tmp_path):
     """Header, pages and footer alike; parquet's own checksums cover the pages alone."""
-    pairs = _pairs(*range(1, 9))
+    pairs = _answers(*range(1, 9))
     (part,) = _filled(tmp_path, pairs).folder.glob("part-*")
     content = part.read_bytes()
     for at in range(0, len(content)):
@@ -143,7 +162,7 @@ def test_no_flipped_bit_gives_other_numbers(tmp_path):
 
 def test_parts_carry_parquets_checksums_too(tmp_path):
     """For other readers: one of them must see a flipped bit in the numbers without our file names."""
-    (part,) = _filled(tmp_path, _pairs(*range(1, 9))).folder.glob("part-*")
+    (part,) = _filled(tmp_path, _answers(*range(1, 9))).folder.glob("part-*")
     content = bytearray(part.read_bytes())
     content[pq.ParquetFile(part).metadata.row_group(0).column(1).data_page_offset + 60] ^= 4
     with pytest.raises(OSError, match="CRC"):
@@ -152,32 +171,30 @@ def test_parts_carry_parquets_checksums_too(tmp_path):
 
 def test_parts_without_a_checksum_are_not_used(tmp_path, caplog):
     folder = ReferenceCache(str(tmp_path), IDENTITY).folder
-    ((key, (chosen, rejected)),) = _pairs(1).items()
-    pq.write_table(
-        pa.table({"pair": [key], "chosen": [chosen], "rejected": [rejected]}), folder / "part-0123456789abcdef.parquet"
-    )
+    ((key, log_probs),) = _answers(1).items()
+    pq.write_table(pa.table({"answer": [key], "log_probs": [log_probs]}), folder / "part-0123456789abcdef.parquet")
     assert ReferenceCache(str(tmp_path), IDENTITY).load({key}) == 0
     assert "1 part(s) of an earlier version have no checksum" in caplog.text
 
 
 def test_a_place_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
     (tmp_path / "file").touch()
-    cache = _filled(tmp_path / "file" / "cache", _pairs(1))
-    (key,) = _pairs(1)
+    cache = _filled(tmp_path / "file" / "cache", _answers(1))
+    (key,) = _answers(1)
     assert key in cache and cache.load({key}) == 1
     assert caplog.text.count("cannot be written") == 1 and "for this run only" in caplog.text
 
 
 def test_a_full_disk_costs_a_warning(tmp_path, caplog, monkeypatch):
-    cache = _filled(tmp_path, _pairs(1))
+    cache = _filled(tmp_path, _answers(1))
 
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("verl_aiops.files.os.fsync", full)
     for number in (2, 3):
-        for key, sides in _pairs(number).items():
-            cache.put(key, *sides)
+        for key, log_probs in _answers(number).items():
+            cache.put(key, log_probs)
         cache.save()
         assert key in cache
     assert caplog.text.count("no space left on device") == 1
@@ -199,13 +216,13 @@ def test_every_part_of_the_identity_has_its_own_numbers(tmp_path, field):
     changed = {bool: lambda: not value, int: lambda: value + 1, str: lambda: value + "x"}[type(value)]()
     other = dataclasses.replace(IDENTITY, **{field: changed})
     assert other.digest() != IDENTITY.digest()
-    _filled(tmp_path, _pairs(1))
-    assert ReferenceCache(str(tmp_path), other).load(set(_pairs(1))) == 0
-    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_pairs(1))) == 1
+    _filled(tmp_path, _answers(1))
+    assert ReferenceCache(str(tmp_path), other).load(set(_answers(1))) == 0
+    assert ReferenceCache(str(tmp_path), IDENTITY).load(set(_answers(1))) == 1
 
 
 def test_the_folder_says_whose_numbers_it_holds(tmp_path):
-    cache = _filled(tmp_path, _pairs(1))
+    cache = _filled(tmp_path, _answers(1))
     assert json.loads((cache.folder / "identity.json").read_text()) == dataclasses.asdict(IDENTITY)
 
 
@@ -280,7 +297,8 @@ class _Trainer:
         self.dpo = DPOConfig.from_config({"reference_cache_dir": str(root), "logprob_backend": "rows", **dpo})
         self.train_dataset = load_pairs(data, tokenizer, "train")
         self.val_dataset = load_pairs(data, tokenizer, "val") if val else None
-        self.train_dataloader = PairOrder(len(self.train_dataset), 4, seed=3, shuffle=True, data_digest="")
+        numbers = self.train_dataset.prompt_numbers
+        self.train_dataloader = PairOrder(len(numbers), 4, seed=3, shuffle=True, data_digest="", prompts=numbers)
         engine = {"model_dtype": "fp32", "mixed_precision": {"param_dtype": "fp32"}, "use_torch_compile": False}
         model = {"path": str(model), "use_shm": False, "use_remove_padding": False, "override_config": {}}
         model["use_liger"] = False
@@ -393,6 +411,46 @@ def test_a_pair_of_train_and_val_is_computed_once(start):
         np.testing.assert_array_equal(chosen, same)
 
 
+def test_each_answer_is_scored_once_however_many_pairs_it_is_in(start):
+    answers = [f"answer {n}" for n in range(4)]
+    rows = [{"prompt": "which?", "chosen": a, "rejected": b} for a, b in itertools.combinations(answers, 2)]
+    scorer, trainer = start([*rows, *_rows(1, 2)])
+    assert scorer.metrics["reference/cache_misses"] == 8
+    scorer.fill(_Workers())
+    assert len(scorer.cache._rows) == 4 + 4
+    # the same answers in another comparison are known, and so is a pair that is turned around
+    other = [{"prompt": "which?", "chosen": b, "rejected": a} for a, b in itertools.combinations(answers, 2)]
+    again, _ = start([*other, *_rows(1, 2)])
+    assert again.metrics == {"reference/cache_hits": 8, "reference/cache_misses": 0}
+    for pair, (chosen, rejected) in zip(rows, scorer.lookup(trainer.train_dataset, range(6)), strict=True):
+        item = trainer.train_dataset[rows.index(pair)]
+        for side, values in (("chosen", chosen), ("rejected", rejected)):
+            length = len(item["prompt_ids"]) + len(item[f"{side}_ids"])
+            np.testing.assert_allclose(values, -1.0 - (item[f"{side}_ids"] % 7).numpy() - 0.01 * length, rtol=1e-6)
+
+
+def test_a_cache_of_pairs_saves_a_pass_over_the_same_pairs(start):
+    """As an earlier version has written it, keyed by the pairs' tokens and masks."""
+    scorer, trainer = start(_rows(*range(4)))
+    numbers = pa.list_(pa.float32())
+    schema = pa.schema([("pair", pa.binary()), ("chosen", numbers), ("rejected", numbers)])
+    items = [trainer.train_dataset[at] for at in range(4)]
+    columns = {side: [[-1.0] * len(item[f"{side}_ids"]) for item in items] for side in ("chosen", "rejected")}
+    keys = []
+    for item in items:
+        parts = [item["prompt_ids"], item["chosen_ids"], item["rejected_ids"]]
+        content = np.array([len(part) for part in parts], "<i8").tobytes()
+        content += b"".join(part.numpy().astype("<i4").tobytes() for part in parts)
+        masks = [item["chosen_mask"], item["rejected_mask"]]
+        keys.append(hashlib.sha256(content + b"".join(bytes(mask.tolist()) for mask in masks)).digest())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"pair": keys, **columns}, schema=schema), sink)
+    content = sink.getvalue().to_pybytes()
+    (scorer.cache.folder / f"part-{hashlib.sha256(content).hexdigest()[:32]}.parquet").write_bytes(content)
+    again, _ = start(_rows(*range(4)))
+    assert again.metrics == {"reference/cache_hits": 4, "reference/cache_misses": 0}
+
+
 def test_numbers_of_another_model_are_refused(start):
     first, _ = start(_rows(*range(8)))
     first.fill(_Workers())
@@ -408,8 +466,8 @@ def test_an_answer_of_another_length_is_refused(start):
     first, _ = start(_rows(*range(4)))
     first.fill(_Workers())
     scorer, _ = start(_rows(*range(4)))
-    for key, (chosen, rejected) in list(scorer.cache._rows.items()):
-        scorer.cache._rows[key] = (chosen[:-1], rejected)
+    for key, log_probs in list(scorer.cache._rows.items()):
+        scorer.cache._rows[key] = log_probs[:-1]
     with pytest.raises(ValueError, match="by inf nats"):
         scorer.fill(_Workers())
 

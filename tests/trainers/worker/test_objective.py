@@ -111,7 +111,10 @@ def test_what_travels_is_the_columns_that_are_described_and_only_those_of_the_lo
     data = batch()
     described = {field.name for field in dataclasses.fields(AnswerBatch)}
     tensors = {name for name, value in data.items() if isinstance(value, torch.Tensor)}
-    assert tensors - {"loss_mask"} == described - {"behaviour_log_probs"}
+    # of examples that are no pairs, of pairs with scores, and of batches that are cut otherwise than verl cuts them
+    others = {"verdict", "estimates_kl", "rank", "place", "score", "margin", "kl", "shift", "micro_batch"}
+    others |= {"global_yes", "global_no"}
+    assert tensors - {"loss_mask"} == described - {"behaviour_log_probs"} - others
     assert all(f"        {name}: " in AnswerBatch.__doc__ for name in described)
     there = AnswerBatch.of(data).columns(loss=True)
     assert set(there) == {"response_mask", "pair_weight", "ref_log_probs"}

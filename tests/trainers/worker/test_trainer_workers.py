@@ -7,7 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preference_parts import PAIRS, PAIRS_FILE, SETTINGS, _dataset, _loss_and_gradients, _part, _reference, _whole
+from preference_parts import (
+    PAIRS,
+    PAIRS_FILE,
+    SETTINGS,
+    _dataset,
+    _group_part,
+    _loss_and_gradients,
+    _part,
+    _reference,
+    _single_part,
+    _whole,
+)
 from worker_harness import run_workers
 
 
@@ -82,6 +93,110 @@ def test_every_split_gives_the_plain_loss_gradient_and_margin(tiny_model_dir, sp
             assert its_loss == pytest.approx(loss, rel=1e-5), where
             assert metrics["rewards/margins"] == pytest.approx(margin, abs=1e-4), where
             assert _relative_gap(its_gradients, gradients) < 1e-4, where
+
+
+def _splits_of_groups(worker, model_dir):
+    splits = {
+        "one pair at a time": {"micro_pairs": 1},
+        "two pairs": {"micro_pairs": 2},
+        "one micro-batch": {"micro_pairs": PAIRS // worker.world_size},
+        "under a budget": {"micro_pairs": None, "dynamic_tokens": 1500},
+        "under a small budget": {"micro_pairs": None, "dynamic_tokens": 700, "order": range(PAIRS)[::-1]},
+    }
+    found = {}
+    for backend in ("rows", "shared_prompt"):
+        for name, split in splits.items():
+            found[backend, name] = _loss_and_gradients(worker, model_dir, part=_group_part, backend=backend, **split)
+    return found
+
+
+def test_pairs_of_one_prompt_give_the_same_in_any_micro_batches_and_with_any_workers(tiny_model_dir):
+    """Six pairs of four answers: prompts and answers that pairs have in common are computed once wherever they meet."""
+    folder = str(tiny_model_dir)
+    one = run_workers(folder, 1, _splits_of_groups, folder)[0]
+    two = run_workers(folder, 2, _splits_of_groups, folder)
+    # rows alone, one pair after another
+    loss, gradients, _ = one["rows", "one pair at a time"]
+    for workers, found in (("1 worker", one), ("2 workers", two[0]), ("2 workers, rank 1", two[1])):
+        for split, (its_loss, its_gradients, metrics) in found.items():
+            where = f"{workers}, {split}"
+            assert its_loss == pytest.approx(loss, rel=1e-5), where
+            assert _relative_gap(its_gradients, gradients) < 1e-4, where
+            assert metrics["perf/shared_tokens_ratio"] <= 1, where
+    together = one["shared_prompt", "one micro-batch"][2]["perf/shared_tokens_ratio"]
+    assert together < one["rows", "one micro-batch"][2]["perf/shared_tokens_ratio"] < 0.8 and together < 0.35
+
+
+KL_SPLITS = {
+    "one at a time": {"micro": 1},
+    "all": {"micro": PAIRS},
+    "under a budget": {"dynamic_tokens": 900},
+}
+
+
+def _estimates(worker, model_dir, shift):
+    """The KL that the objective is given, and the rows that it is given, by backend and split; ``shift`` is added to
+    the reference's log-probs."""
+    from verl.utils import tensordict_utils as tu
+
+    given = []
+
+    def loss(model_output, data, dp_group=None):
+        given.append(data["kl"])
+        return model_output["answer_log_probs"].values().sum() * 0.0, {}
+
+    found = {}
+    for backend in ("rows", "shared_prompt"):
+        for name, split in KL_SPLITS.items():
+            given.clear()
+            split = split | ({"micro": PAIRS // worker.world_size} if name == "all" else {})
+            part = _single_part(worker, model_dir, backend=backend, **split)
+            part["ref_log_probs"] = torch.nested.nested_tensor_from_jagged(
+                part["ref_log_probs"].values() + shift, part["ref_log_probs"].offsets()
+            )
+            tu.assign_non_tensor(part, global_token_num=None)
+            with worker.engine.train_mode():
+                worker.engine.optimizer_zero_grad()
+                worker.engine.forward_backward_batch(part, loss, forward_only=False)
+            assert torch.cat(given).unique().numel() == 1
+            found[backend, name] = float(given[0][0]), sum(map(len, given)), len(given)
+    return found
+
+
+def _plain_kl(model_dir):
+    """Answer by answer, with all logits."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    dataset, sums = _dataset(model_dir), []
+    for at in range(PAIRS - 2):
+        prompt = dataset[at // 2]["prompt_ids"]
+        answer = dataset[(at // 2 + 1) % 4][f"{('chosen', 'rejected')[at % 2]}_ids"]
+        ids = torch.cat([prompt, answer]).unsqueeze(0)
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        sums.append(float(logps[-len(answer) :].sum() - (-6 - (answer % 7) / 7).sum()))
+    lengths = [len(dataset[(at // 2 + 1) % 4][f"{('chosen', 'rejected')[at % 2]}_ids"]) for at in range(PAIRS - 2)]
+    return np.mean(sums), np.mean(lengths)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_kl_is_the_mean_over_all_workers_and_micro_batches(tiny_model_dir, workers):
+    """Also where a worker's micro-batch, or all of a worker's, hold no row for it; and it is never below 0."""
+    folder = str(tiny_model_dir)
+    plain, tokens = _plain_kl(folder)
+    # in nats a token, so that the mean is above 0
+    shift = -20.0
+    expected = plain - shift * tokens
+    assert expected > 0
+    for found in run_workers(folder, workers, _estimates, folder, shift):
+        for split, (kl, rows, micro_batches) in found.items():
+            assert kl == pytest.approx(expected, rel=1e-5), split
+            assert micro_batches == 1 or split[1] != "all"
+            # the rows for the KL are not gone through again
+            assert rows < 2 * PAIRS // workers or workers == 2
+    for found in run_workers(folder, 1, _estimates, folder, 50.0):
+        assert {kl for kl, _, _ in found.values()} == {0.0}
 
 
 def _precision_and_references(worker, model_dir, backend):

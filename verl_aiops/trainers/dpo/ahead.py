@@ -17,11 +17,15 @@ from verl.protocol import BatchData
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
+from verl_aiops.trainers.dpo.shift import RunningShift
+
 __all__ = ["StepsAhead"]
 
 
 class StepsAhead:
-    """A part of `OfflineDPOTrainer`, whose `_step_batch` makes a step's batch from its number alone."""
+    """A part of `OfflineDPOTrainer`, whose `_step_batch` makes a step's batch from its number, and from ``shift``."""
+
+    shift: RunningShift | None
 
     def _prepare_ahead(self) -> None:
         self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch")
@@ -43,8 +47,9 @@ class StepsAhead:
     def _update(self, timing_raw: dict) -> dict[str, Any]:
         """Train on this step's pairs; returns the workers' metrics."""
         live = self.dpo.uses_reference and self.dpo.reference == "live"
-        if live or self.ranks != self.actor_rollout_wg.world_size:
-            # the batch needs the workers, or several of them share a part
+        # with a running mean a step's batch has what the step before it has brought
+        if live or self.shift is not None or self.ranks != self.actor_rollout_wg.world_size:
+            # the batch needs the workers, or their results, or several of them share a part
             with marked_timer("batch", timing_raw):
                 batch, self._tokens = self._step_batch(self.global_steps)
             with marked_timer("update_actor", timing_raw, color="red"):

@@ -133,11 +133,15 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
         if self._saved != self.global_steps:
             # of a save that was cut short: the preflight refuses folders of other runs
             remove(Path(folder))
-        write_reference_note(folder, self.reference_note())
+        self._write_notes(folder)
         if self.dpo.reference_sync_steps:
             self.actor_rollout_wg.save_reference(os.path.join(folder, "reference"))
         super()._save_checkpoint()
         self._saved = self.global_steps
+
+    def _write_notes(self, folder: str) -> None:
+        """Whatever of the trainer's own a run goes on from, beside what verl saves of it."""
+        write_reference_note(folder, self.reference_note())
 
     def _load_checkpoint(self):
         super()._load_checkpoint()

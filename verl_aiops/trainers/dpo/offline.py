@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import (
@@ -19,14 +20,17 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
+from verl_aiops.losses import kinds_of, needs_kl, needs_shift
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.ahead import StepsAhead
-from verl_aiops.trainers.dpo.examples import rows_of, tokens_seen
+from verl_aiops.trainers.dpo.checkpoints import resume_folder
+from verl_aiops.trainers.dpo.examples import ROWS_PER_PAIR, Row, rows_of, tokens_seen
 from verl_aiops.trainers.dpo.likelihood_displacement import ChosenWatch
-from verl_aiops.trainers.dpo.order import data_lines, pair_order, prompt_numbers
+from verl_aiops.trainers.dpo.order import data_lines, example_lines, pair_order
 from verl_aiops.trainers.dpo.pairs import arrange, load_pairs, pair_batch, pair_tokens
+from verl_aiops.trainers.dpo.shift import RunningShift
 from verl_aiops.trainers.dpo.training import PreferenceTraining
-from verl_aiops.trainers.preflight.defaults import data_parallel_size
+from verl_aiops.trainers.preflight.defaults import data_parallel_size, sequence_parallel_size
 from verl_aiops.trainers.reference.scorer import ReferenceScorer
 from verl_aiops.trainers.runs.finite import NotFiniteError
 from verl_aiops.trainers.runs.note import RunNote, run_settings
@@ -56,6 +60,11 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
     # (examples,) number of each one's prompt; None where no prompt is there twice
     train_prompts: np.ndarray | None = None
     val_prompts: np.ndarray | None = None
+    rows_per_example = ROWS_PER_PAIR
+    estimates_kl = False
+    # whether single answers are without one for the KL
+    singles_alone = False
+    shift: RunningShift | None = None
 
     def __init__(self, config: DictConfig):
         super().__init__(config)
@@ -68,6 +77,9 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
         self._prepare_ahead()
+        self.estimates_kl = needs_kl(self.dpo.loss_type)
+        self.singles_alone = "single" in kinds_of(self.dpo.loss_type) and not self.estimates_kl
+        self.shift = RunningShift() if needs_shift(self.dpo.loss_type) else None
         self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
@@ -102,17 +114,20 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
 
     def _init_dataloader(self):
         data = self.config.data
-        self.train_dataset = load_pairs(data, self.tokenizer, "train")
-        self.val_dataset = load_pairs(data, self.tokenizer, "val") if data.val_files else None
+        self.train_dataset = load_pairs(data, self.tokenizer, "train", dpo=self.dpo)
+        self.val_dataset = load_pairs(data, self.tokenizer, "val", dpo=self.dpo) if data.val_files else None
+        self.rows_per_example = max(
+            dataset.rows_per_example for dataset in (self.train_dataset, self.val_dataset) if dataset is not None
+        )
         self.train_dataloader = pair_order(self.train_dataset, data)
         self.train_prompts = self.train_dataloader.prompts
         if self.val_dataset is not None:
-            numbers = prompt_numbers(self.val_dataset)
+            numbers = self.val_dataset.prompt_numbers
             self.val_prompts = numbers if len(set(numbers.tolist())) < len(numbers) else None
         self.steps_per_epoch = self.train_dataloader.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"data.train_files hold {len(self.train_dataset)} usable pairs, fewer than one batch "
+                f"data.train_files hold {len(self.train_dataset)} usable examples, fewer than one batch "
                 f"(data.train_batch_size={data.train_batch_size})."
             )
         for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
@@ -127,7 +142,8 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
                 self.config.trainer.total_epochs = -(-self.total_training_steps // self.steps_per_epoch)
         with open_dict(self.config):
             self.config.actor_rollout_ref.actor.optim.total_training_steps = self.total_training_steps
-        for line in data_lines(self.train_dataset, self.val_dataset, self.train_dataloader, self.total_training_steps):
+        lines = data_lines(self.train_dataset, self.val_dataset, self.train_dataloader, self.total_training_steps)
+        for line in [*lines, *example_lines(self.train_dataset, self.dpo)]:
             print(f"verl-aiops: {line}", flush=True)
 
     def _init_resource_pool_mgr(self):
@@ -175,6 +191,17 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
     def reference_note(self) -> dict:
         return self.reference.note()
 
+    def _write_notes(self, folder: str) -> None:
+        super()._write_notes(folder)
+        if self.shift is not None:
+            self.shift.save(folder)
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        folder = resume_folder(self.config.trainer)
+        if folder and self.shift is not None:
+            self.shift = RunningShift.load(folder)
+
     def run_note(self) -> RunNote:
         return RunNote(
             trainer="dpo",
@@ -214,6 +241,7 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
             "use_dynamic_bsz": actor.use_dynamic_bsz,
             "micro_batch_size_per_gpu": actor.ppo_micro_batch_size_per_gpu,
             "max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+            "sp_size": sequence_parallel_size(self.config),
             "logprob_backend": self.reference.backend,
         }
 
@@ -223,20 +251,27 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
 
     def _arrangement(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
         """Positions in ``indices``, in that order."""
-        lengths = pair_tokens(dataset)[indices].tolist()
+        lengths = self._row_tokens(dataset)[indices].tolist()
         prompts = self.val_prompts if dataset is self.val_dataset else self.train_prompts
         if prompts is None:
             return np.asarray(arrange(lengths, mini_pairs, self.ranks))
         shares = self.reference.backend == "shared_prompt"
 
+        def rows(index: int) -> list[Row]:
+            return rows_of(dataset[int(index)], self.rows_per_example, estimates_kl=self.estimates_kl)
+
         def cost(places: list[int]) -> int:
-            return tokens_seen([row for at in places for row in rows_of(dataset[int(indices[at])])], shares=shares)
+            return tokens_seen([row for at in places for row in rows(indices[at])], shares=shares)
 
         keys = prompts[indices].tolist()
         return np.asarray(arrange(lengths, mini_pairs, self.ranks, prompts=keys, cost=cost))
 
+    def _row_tokens(self, dataset) -> np.ndarray:
+        """(examples,) tokens that each costs as rows."""
+        return pair_tokens(dataset, alone=self.singles_alone)
+
     def build_batch(self, dataset, indices: np.ndarray, *, mini_pairs: int, counted=None, with_reference: bool = True):
-        """TensorDict of the pairs ``indices``, which are arranged for the ranks already."""
+        """TensorDict of the examples ``indices``, which are arranged for the ranks already."""
         cached = with_reference and self.dpo.uses_reference and self.dpo.reference == "cached"
         batch = pair_batch(
             [dataset[int(i)] for i in indices],
@@ -244,8 +279,12 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
             reference=self.reference.lookup(dataset, indices) if cached else None,
             counted=counted,
             ranks=self.ranks,
+            rows_per_example=self.rows_per_example,
+            estimates_kl=self.estimates_kl,
             **self.batch_settings(),
         )
+        if self.shift is not None:
+            batch["shift"] = torch.full((len(batch),), self.shift.mean)
         if with_reference and self.dpo.uses_reference and self.dpo.reference == "live":
             self._add_live_reference(batch)
         return batch
@@ -255,13 +294,18 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
         indices = self.arranged(self.train_dataset, self.train_dataloader.step(step), self.mini_pairs)
         batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
         self._for_update(batch, mini_pairs=self.mini_pairs, epochs=1)
-        return batch, int(pair_tokens(self.train_dataset)[indices].sum())
+        return batch, int(self._row_tokens(self.train_dataset)[indices].sum())
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         metrics.update(self._worker_metrics(self._update(timing_raw)))
         self.watch_finite(metrics)
         self._move_reference(timing_raw)
-        warning = self.watch.see(metrics["rewards/chosen"], metrics["rewards/margins"])
+        if self.shift is not None and "rewards/unpaired" in metrics:
+            kinds = self.train_dataset.kinds[self.train_dataloader.step(self.global_steps)]
+            self.shift.add(metrics["rewards/unpaired"], int((kinds == "single").sum()))
+        # a step of answers with a no alone has neither
+        watched = [metrics[name] for name in ("rewards/chosen", "rewards/margins") if name in metrics]
+        warning = self.watch.see(*watched) if len(watched) == 2 else None
         if warning:
             logger.warning(warning)
             print(f"verl-aiops: warning: {warning}", flush=True)
@@ -277,6 +321,8 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
         total = len(self.val_dataset)
         whole = np.arange(total) if self.val_prompts is None else np.array(in_blocks(self.val_prompts.tolist(), size))
         sums: dict[str, float] = {}
+        # what only some kinds of examples have may be missing in a batch
+        weights: dict[str, float] = {}
         for start in range(0, total, size):
             real = whole[start : start + size]
             filled = np.concatenate([real, np.full(size - len(real), real[0])])
@@ -288,9 +334,11 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
             for name, value in tu.get(output, "metrics").items():
                 if name == "loss" or name.startswith(("rewards/", "logps/")):
                     sums[name] = sums.get(name, 0.0) + float(np.sum(value)) * len(real) / total
+                    weights[name] = weights.get(name, 0.0) + len(real) / total
         if not np.isfinite(sums["loss"]):
             raise NotFiniteError(f"validation after step {self.global_steps}: the loss is {sums['loss']}")
-        return {"val/pairs": float(total), **{f"val/{name}": value for name, value in sums.items()}}
+        means = {f"val/{name}": value / weights[name] for name, value in sums.items()}
+        return {"val/pairs": float(total), **means}
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
         # workers that are sent steps ahead have done one before or after this process waits for it: their clock counts

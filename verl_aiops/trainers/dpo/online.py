@@ -20,7 +20,17 @@ from verl_aiops.losses import Labels, label_groups
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.rollout.rounds.turns import TemplateTurns
 from verl_aiops.trainers.config import OnlineDPOConfig
-from verl_aiops.trainers.dpo.online_pairs import Answer, labelled, laid_out, pair_example, plan_batch, self_play_pairs
+from verl_aiops.trainers.dpo import examples as answer_rows
+from verl_aiops.trainers.dpo.online_pairs import (
+    Answer,
+    labelled,
+    laid_out,
+    pair_example,
+    plan_batch,
+    prompt_of,
+    self_play_pairs,
+    shuffled,
+)
 from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
 from verl_aiops.trainers.dpo.training import PreferenceTraining
 from verl_aiops.trainers.logprobs.support import choose_backend
@@ -155,8 +165,6 @@ class OnlineDPOTrainer(PreferenceTraining, ScoredTrainer):
     def _train(self, pairs: list[tuple[Answer, Answer]]) -> dict[str, float]:
         """One optimizer step per mini-batch and epoch; returns verl's metrics, averaged over them."""
         actor = self.config.actor_rollout_ref.actor
-        # answers are sorted by prompt, whichever came first; mini-batches in that order would be of like prompts
-        order = np.random.default_rng([self.global_steps]).permutation(len(pairs))
         plan = plan_batch(
             len(pairs),
             mini_pairs=actor.ppo_mini_batch_size,
@@ -164,12 +172,21 @@ class OnlineDPOTrainer(PreferenceTraining, ScoredTrainer):
             micro_pairs=actor.ppo_micro_batch_size_per_gpu or 1,
             dynamic=actor.use_dynamic_bsz,
         )
+        # answers are sorted by prompt, whichever came first; mini-batches in that order would be of like prompts
+        order = shuffled(pairs, seed=self.global_steps, room=-(-len(pairs) // -(-len(pairs) // plan.mini_pairs)))
         placed, counted = zip(*laid_out(pairs, order, plan), strict=True)
+        examples = [pair_example(*pair) for pair in placed]
+
+        def cost(places: list[int]) -> int:
+            rows = [row for at in places for row in answer_rows.rows_of(examples[at])]
+            return answer_rows.tokens_seen(rows, shares=self.backend == "shared_prompt")
+
         tokens = [sum(len(a.prompt_ids) + len(a.response_ids) for a in pair) for pair in placed]
-        arranged = arrange(tokens, plan.mini_pairs, self.ranks)
-        examples = [pair_example(*placed[at]) for at in arranged]
+        # a prompt of another mini-batch is another: who is in which is decided
+        prompts = [(at // plan.mini_pairs, prompt_of(pair)) for at, pair in enumerate(placed)]
+        arranged = arrange(tokens, plan.mini_pairs, self.ranks, prompts=prompts, cost=cost)
         batch = pair_batch(
-            examples,
+            [examples[at] for at in arranged],
             mini_pairs=plan.mini_pairs,
             counted=[counted[at] for at in arranged],
             behaviour=[tuple(a.rollout_logps for a in placed[at]) for at in arranged]

@@ -12,6 +12,7 @@ import torch
 
 from verl_aiops.losses import Labels
 from verl_aiops.rollout.rounds.turns import rounds_of
+from verl_aiops.trainers.together import by_prompt, in_blocks
 
 __all__ = [
     "Answer",
@@ -20,8 +21,10 @@ __all__ = [
     "laid_out",
     "pair_example",
     "plan_batch",
+    "prompt_of",
     "reference_answer",
     "self_play_pairs",
+    "shuffled",
 ]
 
 
@@ -167,6 +170,20 @@ def plan_batch(pairs: int, *, mini_pairs: int, ranks: int, micro_pairs: int, dyn
     return Plan(order, counted, size, micro)
 
 
+def prompt_of(pair: tuple[Answer, Answer]) -> bytes:
+    """By which pairs of one prompt are known."""
+    return pair[0].prompt_ids.numpy().tobytes()
+
+
+def shuffled(pairs: Sequence[tuple[Answer, Answer]], *, seed: int, room: int) -> list[int]:
+    """A permutation of a step's pairs in which a prompt's are side by side, in one mini-batch of ``room`` pairs as far
+    as that holds them. With one pair for each prompt any permutation may come out."""
+    groups = by_prompt([prompt_of(pair) for pair in pairs])
+    prompts = [number for number in np.random.default_rng([seed]).permutation(len(groups)) for _ in groups[number]]
+    order = [at for number in dict.fromkeys(prompts) for at in groups[number]]
+    return [order[at] for at in in_blocks(prompts, room)]
+
+
 def laid_out(
     pairs: Sequence[tuple[Answer, Answer]], order: Sequence[int], plan: Plan
 ) -> list[tuple[tuple[Answer, Answer], bool]]:
@@ -183,4 +200,4 @@ def laid_out(
     """
     placed = [(pairs[order[at]], real) for at, real in zip(plan.order, plan.counted, strict=True)]
     minis = [placed[start : start + plan.mini_pairs] for start in range(0, len(placed), plan.mini_pairs)]
-    return [item for mini in minis for item in sorted(mini, key=lambda item: item[0][0].prompt_ids.numpy().tobytes())]
+    return [item for mini in minis for item in sorted(mini, key=lambda item: prompt_of(item[0]))]

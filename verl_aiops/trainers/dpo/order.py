@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,21 +12,24 @@ from omegaconf import DictConfig
 
 from verl_aiops.data import PreferenceDataset
 from verl_aiops.data.repeats import count_shared, count_untrained, shared_text
+from verl_aiops.data.shares import draw_epoch, read_shares
+from verl_aiops.losses import advise_weights
+from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.together import by_prompt, in_blocks
 
-__all__ = ["PairOrder", "check_saved_order", "data_lines", "order_seed", "pair_order", "prompt_numbers"]
+__all__ = [
+    "PairOrder",
+    "check_saved_order",
+    "data_lines",
+    "example_lines",
+    "order_seed",
+    "pair_order",
+]
 
 
 def order_seed(data: DictConfig) -> int:
     """``data.seed``, or 1 where it is null: runs that set nothing are repeatable too."""
     return data.seed if data.seed is not None else 1
-
-
-def prompt_numbers(dataset: PreferenceDataset) -> np.ndarray:
-    """(examples,) int64: examples whose prompts have the same tokens have the same number."""
-    numbers: dict[bytes, int] = {}
-    prompts = (dataset[at]["prompt_ids"].numpy().tobytes() for at in range(len(dataset)))
-    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], dtype=np.int64)
 
 
 class PairOrder:
@@ -40,6 +45,9 @@ class PairOrder:
         shuffle: a new permutation every epoch, or the file's order every time.
         data_digest: identity of the tokenised data, kept in the checkpoint.
         prompts: (examples,) number of each example's prompt. Default: no prompt is there twice.
+        shares: of the files in each epoch, which sum to 1; with them an epoch is drawn as `data.shares` says, in which
+            an example may be twice or not at all.
+        files: (examples,) number of each example's file; needed with ``shares``, as ``prompts`` are.
 
     Attributes:
         prompts: as given, or None where no prompt is there twice.
@@ -54,10 +62,13 @@ class PairOrder:
         shuffle: bool,
         data_digest: str,
         prompts: np.ndarray | None = None,
+        shares: Sequence[float] | None = None,
+        files: np.ndarray | None = None,
     ):
         self.pairs, self.batch, self.seed, self.shuffle, self.data_digest = pairs, batch, seed, shuffle, data_digest
         self.steps_per_epoch = pairs // batch
         groups = [] if prompts is None else by_prompt(np.asarray(prompts).tolist())
+        self.shares, self._files, self._numbers = shares, files, prompts
         repeats = 0 < len(groups) < pairs
         self.prompts = prompts if repeats else None
         # by prompt, the examples
@@ -65,13 +76,21 @@ class PairOrder:
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """All examples in the order of that epoch (0-based)."""
-        number = epoch if self.shuffle else 0
+        """All examples in the order of that epoch (0-based); with shares those that it has."""
+        number = epoch if self.shuffle or self.shares else 0
         if self._epoch is None or self._epoch[0] != number:
             self._epoch = number, self._make_epoch(number)
         return self._epoch[1].copy()
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
+        if self.shares:
+            assert self._numbers is not None and self._files is not None
+            drawn = draw_epoch(
+                self._numbers, self._files, self.shares, seed=self.seed, epoch=epoch, shuffle=self.shuffle
+            )
+            # a prompt that is drawn again later is not to be pulled here
+            runs = np.cumsum(np.diff(self._numbers[drawn], prepend=-1) != 0)
+            return drawn[in_blocks(runs.tolist(), self.batch)]
         prompts = self.pairs if self._groups is None else len(self._groups)
         order = np.arange(prompts)
         if self.shuffle:
@@ -89,6 +108,8 @@ class PairOrder:
 
     def state_dict(self) -> dict:
         state = {k: getattr(self, k) for k in ("pairs", "batch", "seed", "shuffle", "data_digest")}
+        if self.shares:
+            state["shares"] = list(self.shares)
         # said where it makes a difference: without a prompt that repeats, checkpoints from before can be gone on with
         return state if self._groups is None else state | {"prompts": len(self._groups)}
 
@@ -117,8 +138,14 @@ def pair_order(train: PreferenceDataset, data: DictConfig) -> PairOrder:
         seed=order_seed(data),
         shuffle=data.shuffle,
         data_digest=train.identity(),
-        prompts=prompt_numbers(train),
+        prompts=train.prompt_numbers,
+        shares=read_shares(data.get("train_shares"), _names(data.train_files), train.file_numbers),
+        files=train.file_numbers,
     )
+
+
+def _names(files: Any) -> list[str]:
+    return [str(files)] if isinstance(files, str) else [str(name) for name in files]
 
 
 def check_saved_order(folder: str, order: PairOrder) -> None:
@@ -141,3 +168,33 @@ def data_lines(train: PreferenceDataset, val: PreferenceDataset | None, order: P
     if shared:
         lines.append(shared_text(shared, len(val)))
     return lines
+
+
+def example_lines(train: PreferenceDataset, dpo: DPOConfig) -> list[str]:
+    """What data.train_batch_size counts, and whether the weights of yes and no fit their numbers."""
+    kinds, numbers = np.unique(train.kinds, return_counts=True)
+    counts = ", ".join(f"{number} {_NAMES[str(kind)]}" for kind, number in zip(kinds, numbers))
+    prompts = len(np.unique(train.prompt_numbers))
+    lines = [f"data.train_batch_size counts examples: {counts}, of {prompts} prompts"]
+    verdicts = [train[at]["label"] for at in np.flatnonzero(train.kinds == "single").tolist()]
+    yes, no = sum(verdicts), len(verdicts) - sum(verdicts)
+    if not verdicts:
+        return lines
+    if not (yes and no):
+        return [*lines, f"warning: all {len(verdicts)} single answers have a {'yes' if yes else 'no'}"]
+    weights = {"desirable_weight": dpo.desirable_weight, "undesirable_weight": dpo.undesirable_weight}
+    if not all(weights.values()):
+        return [*lines, f"{yes} answers with a yes, {no} with a no"]
+    advice = advise_weights(yes, no, **weights)
+    line = (
+        f"{yes} answers with a yes, {no} with a no: weighted, {advice.ratio:.3g} to 1; KTO's paper (arXiv 2402.01306) "
+        "recommends 1 to 4/3"
+    )
+    if not advice.balanced:
+        low, high = advice.undesirable if yes > no else advice.desirable
+        name = "undesirable_weight" if yes > no else "desirable_weight"
+        line = f"warning: {line}, which algorithm.dpo.{name} between {low:.3g} and {high:.3g} gives"
+    return [*lines, line]
+
+
+_NAMES = {"pair": "pairs", "single": "single answers", "list": "lists"}

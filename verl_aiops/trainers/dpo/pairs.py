@@ -1,16 +1,17 @@
-"""Pairs on their way to the workers: loading, and batches in which a pair is never torn apart."""
+"""Preference data on its way to the workers: loaded, and arranged for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDict
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
-from verl_aiops.trainers.batch import ROWS_PER_PAIR, AnswerBatch, nested
+from verl_aiops.losses import kinds_of, needs_kl
+from verl_aiops.trainers.config import DPOConfig
+from verl_aiops.trainers.dpo.batches import pair_batch
 from verl_aiops.trainers.dpo.order import PairOrder, check_saved_order, data_lines, order_seed, pair_order
 from verl_aiops.trainers.reference.cache import default_cache_dir
 from verl_aiops.trainers.together import in_blocks, shared_out
@@ -28,16 +29,19 @@ __all__ = [
 ]
 
 
-def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = None) -> PreferenceDataset:
+def load_pairs(
+    data: DictConfig, tokenizer, split: str, *, limit: int | None = None, dpo: DPOConfig | None = None
+) -> PreferenceDataset:
     """The preference data of a run, tokenised and checked.
 
     Args:
         data: verl's ``data`` section.
         split: ``"train"`` or ``"val"``.
         limit: read this many rows from the beginning, whatever ``*_max_samples`` says.
+        dpo: the run's settings, whose losses decide which examples rows give. Default: pairs.
 
     Raises:
-        PreferenceDataError: bad files or rows.
+        PreferenceDataError: bad files or rows; rows that the losses cannot take, or that lack what they need.
     """
     most = data.get(f"{split}_max_samples", -1) or -1
     files = data[f"{split}_files"]
@@ -54,24 +58,49 @@ def load_pairs(data: DictConfig, tokenizer, split: str, *, limit: int | None = N
         chosen_key=data.get("chosen_key", "chosen"),
         rejected_key=data.get("rejected_key", "rejected"),
         apply_chat_template_kwargs=OmegaConf.to_container(data.apply_chat_template_kwargs or OmegaConf.create({})),
+        **(_examples_of(dpo) if dpo else {}),
         # a look at the first rows is quick, and not worth a file
         cache_dir=default_cache_dir("tokens") if limit is None else None,
     )
     # of rows that were only looked at, the others may have some
-    whole = limit is None or pairs.report.rows < limit
-    if whole and pairs.report.notes.get("no_weight") == pairs.report.kept:
-        raise PreferenceDataError(
-            f"data.{split}_files: all {pairs.report.kept} {pairs.report.what} have the weight 0, so there is nothing to "
-            "learn from them. "
-            "Give weights above 0, or remove the column."
-        )
+    if limit is None or pairs.report.rows < limit:
+        _check_whole(pairs, f"data.{split}_files", dpo)
     return pairs
 
 
-def pair_tokens(dataset: PreferenceDataset) -> np.ndarray:
-    """(pairs,) tokens that a pair costs as two rows."""
-    prompt, chosen, rejected = dataset.lengths.T
-    return 2 * prompt + chosen + rejected
+def _examples_of(dpo: DPOConfig) -> dict[str, Any]:
+    """What a run makes of its rows, as `PreferenceDataset` takes it."""
+    names = ("comparisons", "gap_weight", "yes_from_score")
+    return {"kinds": kinds_of(dpo.loss_type), **{name: getattr(dpo, name) for name in names}}
+
+
+def _check_whole(pairs: PreferenceDataset, key: str, dpo: DPOConfig | None) -> None:
+    """Raises PreferenceDataError where nothing is to be learnt of all rows together."""
+    if pairs.report.notes.get("no_weight") == pairs.report.kept:
+        raise PreferenceDataError(
+            f"{key}: all {pairs.report.kept} {pairs.report.what} have the weight 0, so there is nothing to learn from "
+            "them. Give weights above 0, or remove the column."
+        )
+    if dpo is None:
+        return
+    if needs_kl(dpo.loss_type) and pairs.lacks_kl:
+        raise PreferenceDataError(
+            f"{key}: algorithm.dpo.loss_type={dpo.loss_type} estimates the KL by answers to other prompts, and all "
+            "single answers have one prompt. Give answers to another prompt too, or use apo_zero_unpaired or bco."
+        )
+    if dpo.score_margin and not any(pairs[at].get("margin") for at in range(len(pairs))):
+        raise PreferenceDataError(
+            f"{key}: algorithm.dpo.score_margin={dpo.score_margin} has no effect, as no pair has scores. Give a margin "
+            "column, or groups with scores; or remove it."
+        )
+
+
+def pair_tokens(dataset: PreferenceDataset, *, alone: bool = False) -> np.ndarray:
+    """(examples,) tokens that an example costs as rows; with ``alone`` of single answers without those for the KL."""
+    prompts, answers = dataset.lengths[:, 0], dataset.lengths[:, 1:].copy()
+    if alone:
+        answers[dataset.kinds == "single", 1:] = 0
+    return prompts * (answers > 0).sum(axis=1) + answers.sum(axis=1)
 
 
 def arrange(
@@ -112,89 +141,3 @@ def arrange(
         for part, share in zip(parts, shares, strict=True):
             part += [mini[item] for item in share]
     return [at for part in parts for at in part]
-
-
-def pair_batch(
-    examples: Sequence[dict],
-    *,
-    mini_pairs: int,
-    reference: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
-    counted: Sequence[bool] | None = None,
-    behaviour: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
-    ranks: int = 1,
-    logprob_backend: str = "rows",
-    **settings,
-) -> TensorDict:
-    """Rows chosen, rejected, chosen, rejected, ... for verl's engines.
-
-    Args:
-        examples: items of :class:`PreferenceDataset`, already arranged for the ranks; instead of ``prompt_ids`` they
-            may have ``chosen_prompt_ids`` and ``rejected_prompt_ids``.
-        mini_pairs: pairs per optimizer step over all ranks, the denominator of the mean.
-        reference: token log-probs of chosen and rejected answers for each example.
-        counted: False for examples that only fill up the batch. Default: all True.
-        behaviour: token log-probs of both answers under the policy that sampled them.
-        ranks: data-parallel size the examples are arranged for.
-        logprob_backend: with ``shared_prompt``, a rejected row's ``input_ids`` are its answer alone, so that what
-            counts tokens (micro-batches under a budget, MFU) counts those that the model really sees.
-        settings: non-tensor entries (micro-batch size and the like).
-
-    Returns:
-        the columns of `batch.AnswerBatch`.
-    """
-    counted = [True] * len(examples) if counted is None else list(counted)
-    inputs, prompts, answers, masks, weights = [], [], [], [], []
-    numbers: dict[bytes, int] = {}
-    prompt_number: list[int] = []
-    shares = logprob_backend == "shared_prompt"
-    for example in examples:
-        for side in ("chosen", "rejected"):
-            # answers that were sampled each bring the prompt that they were given
-            prompt = torch.as_tensor(example.get(f"{side}_prompt_ids", example.get("prompt_ids")), dtype=torch.int64)
-            answer = torch.as_tensor(example[f"{side}_ids"], dtype=torch.int64)
-            prompt_number.append(numbers.setdefault(prompt.numpy().tobytes(), len(numbers)))
-            # a pair's prompt goes through the model once, and is counted as often; other pairs of the same prompt may
-            # be in other micro-batches
-            seen = shares and side == "rejected" and prompt_number[-1] == prompt_number[-2]
-            inputs.append(answer if seen else torch.cat([prompt, answer]))
-            prompts.append(prompt)
-            answers.append(answer)
-            masks.append(torch.as_tensor(example[f"{side}_mask"], dtype=torch.float32))
-            weights.append(float(example["weight"]))
-    chosen_tokens = [float(mask.sum()) for mask in masks[0::ROWS_PER_PAIR]]
-    means, counts = _per_mini_batch(chosen_tokens, mini_pairs, ranks, counted)
-    batch = AnswerBatch(
-        input_ids=nested(inputs),
-        position_ids=nested([torch.arange(len(ids)) for ids in inputs]),
-        prompts=nested(prompts),
-        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
-        prompt_number=torch.tensor(prompt_number),
-        responses=nested(answers),
-        response_mask=nested(masks),
-        beats=torch.tensor([[1], [0]]).repeat(len(examples), 1),
-        pair_weight=torch.tensor(weights),
-        counted=torch.tensor([float(real) for real in counted]).repeat_interleave(ROWS_PER_PAIR),
-        mean_chosen_length=means,
-        global_pairs=counts,
-    )
-    if reference is not None:
-        batch.ref_log_probs = nested([torch.as_tensor(side) for pair in reference for side in pair])
-    if behaviour is not None:
-        batch.behaviour_log_probs = nested([side.float() for pair in behaviour for side in pair])
-    return batch.to_tensordict(force_group_size=ROWS_PER_PAIR, logprob_backend=logprob_backend, **settings)
-
-
-def _per_mini_batch(
-    chosen_tokens: list[float], mini_pairs: int, ranks: int, counted: list[bool]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean chosen length and number of counted pairs of each row's mini-batch, both (rows,), for pairs arranged as
-    :func:`arrange` does."""
-    # on each rank the first `share` pairs are its part of the first mini-batch, and so on
-    share = mini_pairs // ranks
-    per_rank = len(chosen_tokens) // ranks
-    tokens = np.asarray(chosen_tokens)
-    real = np.asarray(counted)
-    number = (np.arange(len(tokens)) % per_rank) // share
-    minis = [(number == k) & real for k in range(per_rank // share)]
-    means, counts = np.array([tokens[mini].mean() for mini in minis]), np.array([mini.sum() for mini in minis])
-    return tuple(torch.from_numpy(values[number].repeat(ROWS_PER_PAIR)).float() for values in (means, counts))

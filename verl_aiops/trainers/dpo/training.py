@@ -10,7 +10,6 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
-from verl_aiops.trainers.batch import ROWS_PER_PAIR
 from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.runs.finite import check_scores
 from verl_aiops.trainers.worker.objective import PreferenceObjective
@@ -56,7 +55,7 @@ class PreferenceTraining(PreferenceCheckpoints):
         rank's share of a mini-batch at its place."""
         tu.assign_non_tensor(
             batch,
-            mini_batch_size=ROWS_PER_PAIR * mini_pairs,
+            mini_batch_size=tu.get(batch, "force_group_size") * mini_pairs,
             epochs=epochs,
             seed=self.config.actor_rollout_ref.actor.data_loader_seed,
             dataloader_kwargs={"shuffle": False},

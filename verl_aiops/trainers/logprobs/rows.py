@@ -1,4 +1,4 @@
-"""The log-prob backend `rows`: two rows per pair, each with the prompt."""
+"""The log-prob backend `rows`: each answer is a row with its prompt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
 
 from verl_aiops.models.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
 from verl_aiops.trainers.batch import nested
@@ -43,7 +44,7 @@ def _labelled_positions(
 def rows_answer_log_probs(
     module: torch.nn.Module, batch: TensorDict, *, packed: bool, device: torch.device | str
 ) -> torch.Tensor:
-    """Two rows per pair, each prompt and answer on its own; any Hugging Face causal language model.
+    """Each prompt and answer as a row of its own, equal ones once; any Hugging Face causal language model.
 
     The log-probs are taken in float32 whatever dtype the model computes in: DPO compares sums over whole answers, and
     bfloat16 log-probs lose three digits of them. In decoders that were compared (`models.company.COMPARED_MODELS`) the
@@ -61,6 +62,29 @@ def rows_answer_log_probs(
         nested (rows, answer length), float32.
     """
     batch = batch.select("input_ids", "position_ids", "responses", "prompt_lengths")
+    first = _first_of_equal(batch)
+    if len(set(first)) == len(first):
+        return _different_rows(module, batch, packed, device)
+    kept = sorted(set(first))
+    of_kept = _different_rows(module, tu.index_select_tensor_dict(batch, kept), packed, device)
+    places = torch.arange(len(of_kept.values()), device=of_kept.device)
+    places = torch.nested.nested_tensor_from_jagged(places, of_kept.offsets()).unbind()
+    of_row = {row: place for row, place in zip(kept, places, strict=True)}
+    values = of_kept.values()[torch.cat([of_row[row] for row in first])]
+    return torch.nested.nested_tensor_from_jagged(values, batch["responses"].offsets().to(values.device))
+
+
+def _first_of_equal(batch: TensorDict) -> list[int]:
+    """For each row the first one that has its prompt and its answer: pairs of a group have answers in common."""
+    rows, lengths = batch["input_ids"].cpu().unbind(), batch["prompt_lengths"].tolist()
+    first: dict[tuple[bytes, int], int] = {}
+    return [
+        first.setdefault((row.numpy().tobytes(), length), at) for at, (row, length) in enumerate(zip(rows, lengths))
+    ]
+
+
+def _different_rows(module: torch.nn.Module, batch: TensorDict, packed: bool, device) -> torch.Tensor:
+    """`rows_answer_log_probs` of rows of which none are equal."""
     company = _settled(module, packed, device)
     packed = packed and company.packed is True
     groups = None

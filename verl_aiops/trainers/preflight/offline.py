@@ -8,7 +8,7 @@ import os
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.data.dataset import TRUNCATIONS
-from verl_aiops.losses import needs_whole_batch
+from verl_aiops.losses import needs_kl, needs_whole_batch
 from verl_aiops.missing import why_missing
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError
 from verl_aiops.trainers.preflight.basics import (
@@ -164,6 +164,15 @@ def _check_whole_batch(config: DictConfig, run: Run) -> None:
         )
 
 
+def _check_kl(config: DictConfig, run: Run) -> None:
+    """The KL is estimated from answer log-probs of our own backends."""
+    if needs_kl(run.settings.loss_type) and sequence_parallel_size(config) > 1:
+        raise ConfigError(
+            f"algorithm.dpo.loss_type={run.settings.loss_type} estimates the KL, which cannot be split over workers by "
+            "sequence: set ulysses_sequence_parallel_size=1, or use another loss."
+        )
+
+
 def _check_train_pairs(config: DictConfig, run: Run) -> list[str]:
     """Read, render and check the first rows of the files with the tokenizer of the run."""
     from verl_aiops.trainers.dpo.pairs import load_pairs
@@ -172,7 +181,7 @@ def _check_train_pairs(config: DictConfig, run: Run) -> list[str]:
         return []
     batch = config.data.train_batch_size
     rows = max(run.settings.preflight_rows, batch)
-    train = load_pairs(config.data, run.tokenizer, "train", limit=rows)
+    train = load_pairs(config.data, run.tokenizer, "train", limit=rows, dpo=run.settings)
     # rows that were dropped say nothing about a file of which only the beginning was read
     if len(train) < batch and train.report.rows < rows:
         return [
@@ -185,7 +194,7 @@ def _check_val_pairs(config: DictConfig, run: Run) -> None:
     from verl_aiops.trainers.dpo.pairs import load_pairs
 
     if config.data.val_files and run.settings.preflight_rows:
-        load_pairs(config.data, run.tokenizer, "val", limit=run.settings.preflight_rows)
+        load_pairs(config.data, run.tokenizer, "val", limit=run.settings.preflight_rows, dpo=run.settings)
 
 
 def _choose_trainer(config: DictConfig, run: Run) -> None:
@@ -212,8 +221,8 @@ def _check_resume(config: DictConfig, run: Run) -> None:
     from verl_aiops.trainers.runs.resume import settle, start_model
 
     model, dpo = config.actor_rollout_ref.model, run.settings
-    train = load_pairs(config.data, run.tokenizer, "train")
-    val = load_pairs(config.data, run.tokenizer, "val") if config.data.val_files else None
+    train = load_pairs(config.data, run.tokenizer, "train", dpo=dpo)
+    val = load_pairs(config.data, run.tokenizer, "val", dpo=dpo) if config.data.val_files else None
     order = pair_order(train, config.data)
     now = RunNote(
         trainer="dpo",
@@ -252,6 +261,7 @@ _CHECKS = (
     Check(check_mini_batch, "the mini-batch", (check_numbers, check_strategy)),
     Check(_check_batches, "batch sizes", (check_numbers, check_strategy)),
     Check(_check_whole_batch, "batch sizes", (check_numbers, check_strategy, check_settings)),
+    Check(_check_kl, "batch sizes", (check_numbers, check_settings)),
     Check(check_budget, "the token budget", (check_numbers, check_backend)),
     Check(_check_train_pairs, "the rows of data.train_files", (_check_train_files, *_READABLE)),
     Check(_check_val_pairs, "the rows of data.val_files", (_check_val_files, *_READABLE)),

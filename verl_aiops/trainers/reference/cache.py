@@ -1,4 +1,4 @@
-"""Reference log-probs on disk: computed once per model, way of computing, and pair of token sequences."""
+"""Reference log-probs on disk: computed once per model, way of computing, and answer to a prompt."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,10 @@ __all__ = ["ReferenceCache", "ReferenceIdentity", "adapter_digest", "default_cac
 
 logger = logging.getLogger(__name__)
 
-_SCHEMA = pa.schema([("pair", pa.binary()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))])
+_NUMBERS = pa.list_(pa.float32())
+_SCHEMA = pa.schema([("answer", pa.binary()), ("log_probs", _NUMBERS)])
+# as parts were written when answers were scored pair by pair
+_PAIRS = pa.schema([("pair", pa.binary()), ("chosen", _NUMBERS), ("rejected", _NUMBERS)])
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -81,7 +86,7 @@ def adapter_digest(folder: str) -> str:
 
 @dataclass(frozen=True)
 class ReferenceIdentity:
-    """What reference log-probs depend on besides the tokens of a pair.
+    """What reference log-probs depend on besides the tokens of prompt and answer.
 
     bfloat16 rounds differently in each way of computing, so a reference cached in one way and a policy run in
     another would not agree even on equal weights.
@@ -103,27 +108,32 @@ class ReferenceIdentity:
 
 
 class ReferenceCache:
-    """Token log-probs of chosen and rejected answers, looked up by the digest of the pair's tokens and masks.
+    """Token log-probs of answers, looked up by the digest of prompt, answer and mask, whatever examples they are in.
 
     Parts are parquet files, each written whole and renamed into place, so that a killed pass loses one part at most
     and runs may share a cache. A part's name is the digest of its content: parquet's own checksums, which are written
-    too for other readers, leave the headers out. What does not fit its name is set aside and its pairs are computed
+    too for other readers, leave the headers out. What does not fit its name is set aside and its answers are computed
     again; so is, but for the setting aside, what cannot be read. A folder that cannot be written is a warning: the
     scores are then kept for this run alone.
     """
 
     def __init__(self, root: str, identity: ReferenceIdentity):
         self.folder = Path(root) / identity.digest()
-        self._rows: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        self._rows: dict[bytes, np.ndarray] = {}
         self._unsaved: list[bytes] = []
         self._writable = True
         note = self.folder / "identity.json"
         if not os.path.exists(note):  # unlike Path's, says no where it may not look
             self._write(note, json.dumps(asdict(identity), indent=1).encode())
 
-    def load(self, wanted: set[bytes]) -> int:
-        """Read what the folder holds of ``wanted``; returns how many pairs were found."""
-        old = 0
+    def load(self, wanted: set[bytes], pairs: Callable[[], Mapping[bytes, tuple[bytes, bytes]]] | None = None) -> int:
+        """Read what the folder holds of ``wanted``; returns how many answers were found.
+
+        Args:
+            pairs: gives the digests of chosen and rejected answers by the digest of their pair, by which parts of
+                earlier versions know them. Asked for where there is such a part.
+        """
+        old, of_pairs = 0, None
         for part in sorted(self.folder.glob("part-*.parquet")):
             if len(part.stem) != len(_part_name(b"")):
                 old += 1
@@ -131,28 +141,35 @@ class ReferenceCache:
             table = self._read(part)
             if table is None:
                 continue
-            for key, chosen, rejected in zip(*(table[c] for c in ("pair", "chosen", "rejected")), strict=True):
-                if key.as_py() in wanted:
-                    self._rows[key.as_py()] = (
-                        chosen.values.to_numpy(zero_copy_only=False).copy(),
-                        rejected.values.to_numpy(zero_copy_only=False).copy(),
-                    )
+            if "pair" not in table.column_names:
+                self._take(wanted, table["answer"], table["log_probs"])
+            elif pairs is not None:
+                of_pairs = pairs() if of_pairs is None else of_pairs
+                for key, *sides in zip(table["pair"], table["chosen"], table["rejected"], strict=True):
+                    self._take(wanted, of_pairs.get(key.as_py(), ()), sides)
         if old:
             logger.warning(
-                "reference cache %s: %d part(s) of an earlier version have no checksum and are left alone; their pairs "
-                "are computed again, and the files can be deleted",
+                "reference cache %s: %d part(s) of an earlier version have no checksum and are left alone; their "
+                "answers are computed again, and the files can be deleted",
                 self.folder,
                 old,
             )
         return len(self._rows)
 
+    def _take(self, wanted: set[bytes], keys: Iterable[Any], values: Iterable[Any]) -> None:
+        for key, log_probs in zip(keys, values):
+            key = key if isinstance(key, bytes) else key.as_py()
+            if key in wanted:
+                self._rows[key] = log_probs.values.to_numpy(zero_copy_only=False).copy()
+
     def _read(self, part: Path) -> pa.Table | None:
         try:
             content = part.read_bytes()
             if part.stem == _part_name(content):
-                return pq.read_table(pa.BufferReader(content), schema=_SCHEMA, page_checksum_verification=True)
+                known = _PAIRS if "pair" in pq.read_schema(pa.BufferReader(content)).names else _SCHEMA
+                return pq.read_table(pa.BufferReader(content), schema=known, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            logger.warning("reference cache: %s cannot be read (%s); its pairs are computed again", part, error)
+            logger.warning("reference cache: %s cannot be read (%s); its answers are computed again", part, error)
             return None
         aside = part.with_name(f"{part.name}.damaged")
         where = f"It is kept as {aside.name}"
@@ -161,8 +178,8 @@ class ReferenceCache:
         except OSError as error:
             where = f"It cannot be renamed ({error.strerror}); delete it"
         logger.warning(
-            "reference cache: %s is damaged, its content is not what was written (a bad disk or copy?); its pairs are "
-            "computed again. %s.",
+            "reference cache: %s is damaged, its content is not what was written (a bad disk or copy?); its answers "
+            "are computed again. %s.",
             part,
             where,
         )
@@ -171,26 +188,20 @@ class ReferenceCache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
 
-    def __getitem__(self, key: bytes) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, key: bytes) -> np.ndarray:
         return self._rows[key]
 
-    def put(self, key: bytes, chosen: np.ndarray, rejected: np.ndarray) -> None:
+    def put(self, key: bytes, log_probs: np.ndarray) -> None:
         if key not in self._rows:
-            self._rows[key] = (chosen, rejected)
+            self._rows[key] = log_probs
             self._unsaved.append(key)
 
     def save(self) -> None:
         """Write what was put since the last call as one more part."""
         if not self._unsaved:
             return
-        table = pa.table(
-            {
-                "pair": self._unsaved,
-                "chosen": [self._rows[k][0] for k in self._unsaved],
-                "rejected": [self._rows[k][1] for k in self._unsaved],
-            },
-            schema=_SCHEMA,
-        )
+        columns = {"answer": self._unsaved, "log_probs": [self._rows[key] for key in self._unsaved]}
+        table = pa.table(columns, schema=_SCHEMA)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True)
         content = sink.getvalue().to_pybytes()

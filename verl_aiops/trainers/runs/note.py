@@ -97,6 +97,7 @@ _DATA = {
     "seed": "data.seed",
     "shuffle": "data.shuffle",
     "data_digest": "tokens of data.train_files (other rows, template or lengths)",
+    "shares": "data.train_shares",
     "prompts": "prompts whose examples are taken together (None where they were taken one by one)",
 }
 

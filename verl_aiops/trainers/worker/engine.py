@@ -11,16 +11,18 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree, postprocess_batch_func
 
-from verl_aiops.trainers.batch import ROWS_PER_PAIR
+from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.runs.finite import names_not_finite
 from verl_aiops.trainers.worker.module import FastModule
 from verl_aiops.trainers.worker.objective import columns_for_loss
 from verl_aiops.trainers.worker.optimizer import use_settings
+from verl_aiops.verl_patches.micro_batches import PLANNED
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,31 @@ __all__ = ["PREFERENCE_MODEL_TYPE", "FSDPPreferenceEngine"]
 def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
     data = parameter.data
     return data.to_local() if isinstance(data, DTensor) else data
+
+
+# what the trainer knows of a batch's cuts, to be logged
+_TOLD = ("shared_tokens_ratio", "torn_prompts")
+
+
+def _planned(data: TensorDict) -> list[list[int]]:
+    """Rows of each micro-batch that the trainer has planned; none where verl cuts in their order."""
+    numbers = data.get("micro_batch", None)
+    if numbers is None:
+        return []
+    rows: list[list[int]] = [[] for _ in range(int(numbers.max()) + 1)]
+    for at, number in enumerate(numbers.tolist()):
+        rows[number].append(at)
+    return rows
+
+
+def _without_idle(data: TensorDict, plan: list[list[int]]) -> list[list[int]]:
+    """Micro-batches without the rows that no loss looks at. One of nothing else keeps one: workers of a sharded model
+    all go through it equally often."""
+    batch = AnswerBatch.of(data)
+    busy = batch.counted > 0
+    if batch.estimates_kl is not None:
+        busy = busy & (batch.estimates_kl == 0)
+    return [[at for at in rows if busy[at]] or rows[:1] for rows in plan]
 
 
 def without_dropout(model: torch.nn.Module) -> None:
@@ -56,6 +83,8 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
         self._reference: list[torch.Tensor] | None = None
         self._inferred_without_gradients = False
+        # of the mini-batch at hand, on the device
+        self._kl: torch.Tensor | None = None
         # set while a step is launched whose numbers nobody waits for, and while a single worker reads them
         self.runs_ahead = False
         self.reads_alone = False
@@ -64,11 +93,31 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         without_dropout(module)
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
-        # verl counts micro-batches in units of `force_group_size` rows; ours are pairs
-        rows = ROWS_PER_PAIR * (tu.get_non_tensor_data(data, key="micro_batch_size_per_gpu", default=None) or 0)
-        dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
-        if forward_only or dynamic or rows != len(data) or self.use_ulysses_sp or self.scaler is not None:
+        told = {name: tu.get_non_tensor_data(data, key=name, default=None) for name in _TOLD}
+        output = self._micro_batches(data, loss_function, forward_only)
+        if loss_function is not None:
+            # the same on all workers, of the whole batch
+            output["metrics"] |= {
+                f"perf/{name}": Metric(AggregationType.MEAN, float(value))
+                for name, value in told.items()
+                if value is not None
+            }
+        return output
+
+    def _micro_batches(self, data: TensorDict, loss_function, forward_only: bool) -> dict:
+        """verl's, on the micro-batches that the trainer has planned; one that is alone is not cut at all."""
+        plan = _planned(data)
+        alone = len(plan) == 1 if plan else self._all_at_once(data)
+        self._kl = self._estimate_kl(data, plan) if loss_function is not None else None
+        if not forward_only:
+            plan = _without_idle(data, plan)
+        if forward_only or not alone or self.use_ulysses_sp or self.scaler is not None:
+            if plan:
+                # verl restores the order of rows in what it cuts dynamically
+                tu.assign_non_tensor(data, use_dynamic_bsz=True, **{PLANNED: tuple(plan)})
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        if plan and len(plan[0]) < len(data):
+            data = tu.index_select_tensor_dict(data, plan[0])
         # one micro-batch: nothing to be cut, and cutting nested tensors costs a small model a tenth of its step
         # what verl's own way through here would have put in for the loss
         tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())
@@ -76,6 +125,36 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         loss.backward()
         output.pop("model_output")
         return postprocess_batch_func(output_lst=[output], indices=None, data=data)
+
+    def _all_at_once(self, data: TensorDict) -> bool:
+        # verl counts micro-batches in units of `force_group_size` rows; ours are examples
+        size = tu.get_non_tensor_data(data, key="force_group_size", default=1)
+        micro = tu.get_non_tensor_data(data, key="micro_batch_size_per_gpu", default=None) or 0
+        return not tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True) and size * micro == len(data)
+
+    def _estimate_kl(self, data: TensorDict, plan: list[list[int]]) -> torch.Tensor | None:
+        """max(0, mean of log policy - log reference of the rows that estimate the KL), over all workers' parts of the
+        mini-batch, with the policy as it is before the update (KTO, arXiv 2402.01306, section 4.1); None without such
+        rows. Nothing is read on the host, so that a step can be left to the device.
+
+        Each worker goes through the model once a micro-batch, rows or not, as the others of a sharded model do."""
+        batch = AnswerBatch.of(data)
+        if batch.estimates_kl is None:
+            return None
+        estimating = (batch.estimates_kl * batch.counted > 0).tolist()
+        total = torch.zeros(2, device=get_device_name())
+        for rows in plan:
+            wanted = [at for at in rows if estimating[at]]
+            part = tu.index_select_tensor_dict(data, wanted or rows[:1])
+            columns = [part[name].values().to(total.device) for name in ("ref_log_probs", "response_mask")]
+            with torch.no_grad():
+                _, output = self.forward_step(part, loss_function=None, forward_only=True)
+            policy = output["model_output"]["answer_log_probs"].values()
+            if wanted:
+                total += torch.stack([((policy - columns[0]) * columns[1]).sum(), total.new_tensor(len(wanted))])
+        self._reshard()
+        torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
+        return (total[0] / total[1].clamp(min=1)).clamp(min=0)
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
         if self.use_ulysses_sp:
@@ -92,6 +171,8 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         if loss_function is not None:
             # before the forward pass: a copy that is asked for after it waits until the device has done it
             columns = columns_for_loss(micro_batch, get_device_id())
+            if self._kl is not None:
+                columns["kl"] = self._kl.expand(len(micro_batch))
         with autocast:
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         # autocast ends here: sums and losses are float32
