@@ -20,9 +20,7 @@ def groups(number):
     return [
         {
             "prompt": f"Incident {at}: what now?",
-            "completions": [
-                {"content": f"{text} {at}", "score": (at + 2 * place) % 5} for place, text in enumerate(answers)
-            ],
+            "completions": [{"content": f"{text} {at}", "score": place} for place, text in enumerate(answers)],
         }
         for at in range(number)
     ]

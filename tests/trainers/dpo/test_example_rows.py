@@ -130,7 +130,9 @@ def test_micro_batches_hold_whole_examples_and_what_the_budget_allows(ranks, bac
         [examples[at] for at in order], mini_pairs=mini, ranks=ranks, logprob_backend=backend, **settings
     )
     cuts = list(micro_batches(batch, ranks, mini))
-    assert len({len(rows) for _, rows in cuts[: ranks * 2 : 2]}) == len({len(rows) for _, rows in cuts[1::2]}) == 1
+    # as many on one worker as on another, for each of the two mini-batches
+    numbers = np.array([len(parts) for _, parts in cuts]).reshape(ranks, 2)
+    assert (numbers == numbers[0]).all()
     seen = tokens = 0
     for data, parts in cuts:
         rows = [torch.cat(row).tolist() for row in zip(data["prompts"].unbind(), data["responses"].unbind())]
@@ -143,6 +145,17 @@ def test_micro_batches_hold_whole_examples_and_what_the_budget_allows(ranks, bac
             assert cost <= budget or len(part) == 2
             seen, tokens = seen + cost, tokens + sum(len(rows[at]) for at in part)
     assert tu.get_non_tensor_data(batch, "shared_tokens_ratio", None) == pytest.approx(seen / tokens)
+
+
+def test_a_worker_with_less_has_as_many_micro_batches_as_another():
+    """Each goes through a sharded model as often as the others, or they wait for each other."""
+    long, short = (
+        [pair(torch.full((size,), n), ids(n, 50), ids(n, 60)) for n in range(first, first + 2)]
+        for size, first in ((40, 1), (5, 3))
+    )
+    settings = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 50}
+    batch = pair_batch([*long, *short], mini_pairs=4, ranks=2, logprob_backend="shared_prompt", **settings)
+    assert [len(parts) for _, parts in micro_batches(batch, 2, 4)] == [2, 2]
 
 
 def test_a_group_under_a_budget_that_holds_it_is_one_micro_batch():
