@@ -18,7 +18,6 @@ from transfer_queue import KVBatchMeta
 from verl import DataProto
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
@@ -68,7 +67,7 @@ def why_old_log_probs(config: DictConfig, rows: int | None = None, padded: bool 
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-class SharedPromptSteps(PPOTrainer):
+class SharedPromptSteps:
     """Stands before verl's trainer in the bases of one."""
 
     # of the step at hand: whether its old log-probs are left to the update, and how many times cuts tear a prompt
