@@ -131,6 +131,12 @@ def test_online_dpo_takes_losses_of_pairs_alone(loss_type):
         OnlineDPOConfig.from_config({"loss_type": loss_type})
 
 
+def test_self_play_has_no_scores_for_a_margin():
+    with pytest.raises(ConfigError, match=r"online_dpo.score_margin=0.5 asks .* Remove score_margin"):
+        OnlineDPOConfig.from_config({"rule": "self_play", "score_margin": 0.5})
+    assert OnlineDPOConfig.from_config({"score_margin": 0.5}).score_margin == 0.5
+
+
 def test_settings_cannot_change_after_they_were_checked():
     with pytest.raises(dataclasses.FrozenInstanceError):
         DPOConfig().beta = -1.0

@@ -10,7 +10,7 @@ from verl_aiops.losses.answers import WeightAdvice, advise_weights, compute_answ
 from verl_aiops.losses.divergence import F_DIVERGENCES
 from verl_aiops.losses.dpo import compute_dpo_loss, compute_online_dpo_loss
 from verl_aiops.losses.labelling import PAIRING_RULES, Labels, label_groups, label_preferences
-from verl_aiops.losses.lists import compute_list_loss, compute_plackett_luce_loss, padded_lists
+from verl_aiops.losses.lists import compute_list_loss, compute_plackett_luce_loss, padded_lists, share_in_order
 from verl_aiops.losses.settings import LossSettings
 from verl_aiops.losses.sums import sum_logps
 from verl_aiops.losses.table import (
@@ -62,6 +62,7 @@ __all__ = [
     "needs_whole_batch",
     "padded_lists",
     "per_token",
+    "share_in_order",
     "sum_logps",
     "validate_loss_args",
 ]

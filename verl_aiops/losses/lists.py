@@ -10,10 +10,10 @@ from torch import Tensor
 from verl_aiops.losses.arguments import check_logps, constant
 from verl_aiops.losses.settings import takes_settings
 from verl_aiops.losses.table import LOSSES, needs_reference
-from verl_aiops.losses.terms import ListTerms
+from verl_aiops.losses.terms import ListTerms, ranked_below
 from verl_aiops.losses.validate import build_settings, terms_of
 
-__all__ = ["compute_list_loss", "compute_plackett_luce_loss"]
+__all__ = ["compute_list_loss", "compute_plackett_luce_loss", "padded_lists", "share_in_order"]
 
 
 @takes_settings
@@ -132,3 +132,13 @@ def padded_lists(lists: Sequence[Sequence[int]], device: torch.device | str) -> 
     rows = torch.tensor([[*one, *[0] * (most - len(one))] for one in lists])
     present = torch.arange(most) < torch.tensor([[len(one)] for one in lists])
     return rows.to(device), present.to(device)
+
+
+def share_in_order(values: Tensor, ranks: Tensor, present: Tensor) -> Tensor:
+    """(lists,) of the two answers of different rank in a list, how often the better has the larger value.
+
+    Args: (lists, answers) each; ``present`` as for ``compute_list_loss``. A list of ties has 0.
+    """
+    worse = ranked_below(ranks, present)
+    right = worse & (values.unsqueeze(2) > values.unsqueeze(1))
+    return right.sum(dim=(1, 2)) / worse.sum(dim=(1, 2)).clamp(min=1)

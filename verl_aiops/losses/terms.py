@@ -114,8 +114,12 @@ class ListTerms:
     @cached_property
     def worse(self) -> Tensor:
         """(lists, answers, answers): whether the second answer is there and ranked below the first, which is too."""
-        below = self.ranks.unsqueeze(1) > self.ranks.unsqueeze(2)
-        return below & self.present.unsqueeze(1) & self.present.unsqueeze(2)
+        return ranked_below(self.ranks, self.present)
+
+
+def ranked_below(ranks: Tensor, present: Tensor) -> Tensor:
+    """(lists, answers, answers): whether the second answer is there and ranked below the first, which is too."""
+    return (ranks.unsqueeze(1) > ranks.unsqueeze(2)) & present.unsqueeze(1) & present.unsqueeze(2)
 
 
 def given(tensor: Tensor | None) -> Tensor:

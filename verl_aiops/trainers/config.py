@@ -268,6 +268,11 @@ class OnlineDPOConfig(PreferenceConfig):
                 f"{self.section}.loss_type={self.loss_type}: online DPO makes pairs of the answers it samples. Use "
                 "losses of pairs; the others are for offline DPO (algorithm.dpo)."
             )
+        if self.score_margin and self.self_play:
+            raise ConfigError(
+                f"{self.section}.score_margin={self.score_margin} asks for the gap of two scores, but {self.section}."
+                f"rule={SELF_PLAY} compares with the data's own answer, which has none. Remove score_margin."
+            )
         if losses.needs_whole_batch(self.loss_type):
             raise ConfigError(
                 f"{self.section}.loss_type={self.loss_type} sorts over a whole batch of pairs, but a step of online "

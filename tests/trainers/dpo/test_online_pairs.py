@@ -57,6 +57,12 @@ def test_labelled_pairs_are_those_of_the_groups():
     assert labelled(answers, labels) == [(answers[2], answers[0])]
 
 
+def test_a_pair_brings_the_gap_of_its_scores_where_a_loss_asks_for_it():
+    better, worse = answer(score=0.9), answer(ids=(7, 2), score=0.25)
+    assert pair_example(better, worse, scored=True)["margin"] == 0.65
+    assert "margin" not in pair_example(better, worse)
+
+
 def test_the_datas_answer_is_what_the_policy_would_have_sampled(tokenizer):
     """Rendered by the template, token by token; trained are the texts and the tokens that end them."""
     turns = TemplateTurns(tokenizer)

@@ -175,7 +175,7 @@ class OnlineDPOTrainer(PreferenceTraining, ScoredTrainer):
         # answers are sorted by prompt, whichever came first; mini-batches in that order would be of like prompts
         order = shuffled(pairs, seed=self.global_steps, room=-(-len(pairs) // -(-len(pairs) // plan.mini_pairs)))
         placed, counted = zip(*laid_out(pairs, order, plan), strict=True)
-        examples = [pair_example(*pair) for pair in placed]
+        examples = [pair_example(*pair, scored=self.dpo.score_margin > 0) for pair in placed]
 
         def cost(places: list[int]) -> int:
             rows = [row for at in places for row in answer_rows.rows_of(examples[at])]

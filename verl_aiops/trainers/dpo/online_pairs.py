@@ -106,9 +106,11 @@ def reference_answer(answer: Answer, turns, stops: frozenset[int]) -> Answer:
     return Answer(answer.uid, answer.prompt_ids, torch.tensor(ids), torch.tensor(mask))
 
 
-def pair_example(chosen: Answer, rejected: Answer) -> dict[str, Any]:
-    """A pair as `pairs.pair_batch` takes it."""
+def pair_example(chosen: Answer, rejected: Answer, *, scored: bool = False) -> dict[str, Any]:
+    """A pair as `pairs.pair_batch` takes it; ``scored``: with the gap of its scores, for a loss that asks for it."""
     example: dict[str, Any] = {"weight": 1.0}
+    if scored:
+        example["margin"] = chosen.score - rejected.score
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         example[f"{side}_prompt_ids"] = answer.prompt_ids
         example[f"{side}_ids"] = answer.response_ids

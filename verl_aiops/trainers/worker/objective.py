@@ -2,119 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
-from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_aiops.losses import compute_dpo_loss, sum_logps
-from verl_aiops.trainers.batch import AnswerBatch
-
-__all__ = ["PairFacts", "PreferenceObjective", "columns_for_loss"]
-
-METRICS = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "logps/accuracies",
+from verl_aiops.losses import (
+    compute_answer_loss,
+    compute_dpo_loss,
+    compute_list_loss,
+    padded_lists,
+    share_in_order,
+    sum_logps,
 )
+from verl_aiops.trainers.batch import AnswerBatch
+from verl_aiops.trainers.worker.facts import METRICS, PairFacts
+from verl_aiops.trainers.worker.late_sums import partial_sums
 
-
-class _Read:
-    """Numbers on a device, fetched once and when they are asked for: the device's queue runs dry at each fetch."""
-
-    def __init__(self, values: torch.Tensor):
-        self._values: torch.Tensor | list[float] = values
-
-    def __getitem__(self, at: int) -> float:
-        if isinstance(self._values, torch.Tensor):
-            self._values = self._values.tolist()
-        return self._values[at]
-
-
-class _LateSum(Metric):
-    """A summed `Metric` whose values are some of `_Read`s, one for each micro-batch."""
-
-    def __init__(self, sources: list[tuple[_Read, int]]):
-        self.aggregation, self._sources = AggregationType.SUM, list(sources)
-
-    @property
-    def values(self) -> list[float]:
-        return [numbers[at] for numbers, at in self._sources]
-
-    def init_list(self) -> _LateSum:
-        return _LateSum([])
-
-    def append(self, value: _LateSum) -> None:
-        self._sources += value._sources
-
-    def __reduce__(self):
-        return _plain_metric, (self.aggregation, self.values)
-
-
-def _plain_metric(aggregation: AggregationType, values: list[float]) -> Metric:
-    metric = Metric(aggregation)
-    metric.extend(values)
-    return metric
-
-
-def _partial_sums(values: torch.Tensor, scale: float) -> dict[str, Metric]:
-    """Metrics from (metrics, pairs)."""
-    sums = _Read(values.sum(dim=1) * scale)
-    return {name: _LateSum([(sums, at)]) for at, name in enumerate(METRICS)}
-
-
-# of rows that are chosen, rejected, chosen, ...: slices, where a list of numbers would have to travel to the device
-_EVERY_CHOSEN, _EVERY_REJECTED = slice(0, None, 2), slice(1, None, 2)
-
-
-@dataclass(frozen=True)
-class PairFacts:
-    """What Python must know of a micro-batch of pairs.
-
-    Attributes:
-        width: tokens of the longest answer.
-        chosen: rows of the pairs that count, in order.
-        rejected: likewise, of the same pairs.
-        pairs: number of those pairs.
-        mean_chosen_length: trained tokens of a chosen answer, mean over the mini-batch.
-        global_pairs: pairs of the mini-batch that count, over all ranks.
-    """
-
-    width: int
-    chosen: slice | list[int]
-    rejected: slice | list[int]
-    pairs: int
-    mean_chosen_length: float
-    global_pairs: float
-
-    @classmethod
-    def of(cls, data: TensorDict) -> PairFacts:
-        """From the columns of an `AnswerBatch`; quick where they are on the host."""
-        batch = AnswerBatch.of(data)
-        places = batch.beats.nonzero()
-        places = places[batch.counted[places[:, 0]] > 0]
-        chosen = places[:, 0].tolist()
-        rejected = (places[:, 0] + batch.beats[places[:, 0], places[:, 1]]).tolist()
-        pairs, rows = len(chosen), len(batch.counted)
-        if chosen == list(range(0, rows, 2)) and rejected == list(range(1, rows, 2)):
-            chosen, rejected = _EVERY_CHOSEN, _EVERY_REJECTED
-        return cls(
-            width=int(batch.response_mask.offsets().diff().max()),
-            chosen=chosen,
-            rejected=rejected,
-            pairs=pairs,
-            # the same in each row: `AnswerBatch`
-            mean_chosen_length=float(batch.mean_chosen_length[0]),
-            global_pairs=float(batch.global_pairs[0]),
-        )
+__all__ = ["METRICS", "PairFacts", "PreferenceObjective", "columns_for_loss"]
 
 
 def _padded(values: torch.Tensor, width: int) -> torch.Tensor:
@@ -136,8 +45,12 @@ def columns_for_loss(data: TensorDict, device: torch.device | str) -> TensorDict
         for name, column in AnswerBatch.of(data).columns(loss=True).items()
     }
     result = tu.get_tensordict(columns)
-    tu.assign_non_tensor(result, pair_facts=facts, dp_size=data["dp_size"])
+    tu.assign_non_tensor(result, pair_facts=facts.on(device), dp_size=data["dp_size"])
     return result
+
+
+# losses of some examples, and the values of their metrics by name
+_Term = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
 
 @dataclass
@@ -145,14 +58,19 @@ class PreferenceObjective:
     """Loss function for verl's engines, called once per micro-batch of an `AnswerBatch`.
 
     What it returns is not the micro-batch's mean. The engines add up the losses of all micro-batches of a mini-batch,
-    on each data-parallel rank, and then average gradients over the ranks, whatever each of them held. So a pair's loss
-    is multiplied by ``dp_size / global_pairs``: with ``global_pairs`` pairs in the mini-batch over all ranks, the
-    average of the ranks' sums is the mean over its pairs, however it was split, also where a rank has more pairs that
-    count than another. Metrics are partial sums scaled the same way, which `Metric` adds up over micro-batches and
-    averages over ranks.
+    on each data-parallel rank, and then average gradients over the ranks, whatever each of them held. So an example's
+    loss is multiplied by ``dp_size / global_pairs``: with ``global_pairs`` examples in the mini-batch over all ranks,
+    the average of the ranks' sums is the mean over its examples, however it was split, also where a rank has more that
+    count than another. Metrics are partial sums scaled likewise, each by the number of examples that have it
+    (`PairFacts.scales`), which `Metric` adds up over micro-batches and averages over ranks.
+
+    Pairs, single answers and ranked lists may stand in one micro-batch, or none of a kind. Rows that are none of them
+    (answers by which the KL is estimated, and what fills up an example) are not looked at. What the metrics of pairs
+    say of chosen and rejected answers they say of single answers with a yes and with a no, and of the best and the
+    worst of a list; its accuracy is the share of its comparisons that come out right.
 
     Args:
-        loss_settings: keyword arguments of :func:`verl_aiops.losses.compute_dpo_loss`.
+        loss_settings: keyword arguments of :func:`verl_aiops.losses.compute_dpo_loss` and its like for other examples.
         ld_alpha: length desensitising of LD-DPO, or None.
         importance_clip: None, or c: the loss of a pair is weighted by ``min(c, r_chosen * r_rejected)``, taken as a
             constant, where r is an answer's probability under the policy over that under the policy that sampled it.
@@ -169,15 +87,34 @@ class PreferenceObjective:
         columns = AnswerBatch.of(data)
         mask = _padded(columns.response_mask, facts.width)
         policy = self._sums(self._token_logps(model_output, data, facts.width), mask, facts)
-        if not facts.pairs:
-            # a graph to the model's output all the same: a worker without a gradient would leave the others waiting
-            return policy.sum() * 0.0, _partial_sums(policy.new_zeros(len(METRICS), 1), 0.0)
-        # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
-        policy_chosen, policy_rejected = policy[facts.chosen], policy[facts.rejected]
-        reference_chosen = reference_rejected = None
+        reference = None
         if columns.ref_log_probs is not None:
             reference = self._sums(_padded(columns.ref_log_probs, facts.width), mask, facts)
-            reference_chosen, reference_rejected = reference[facts.chosen], reference[facts.rejected]
+        scales = facts.scales(data["dp_size"], columns)
+        terms = []
+        if facts.pairs:
+            terms.append(self._pairs(policy, reference, mask, columns, facts))
+        if facts.singles:
+            terms.append(self._singles(policy, reference, columns, facts))
+        if facts.lists:
+            terms.append(self._lists(policy, reference, columns, facts))
+        values = [value for _, value in terms]
+        if not terms:
+            # a graph to the model's output all the same: a worker without a gradient would leave the others waiting
+            return policy.sum() * 0.0, partial_sums(values, scales, policy)
+        loss = torch.stack([losses.sum() for losses, _ in terms]).sum() if len(terms) > 1 else terms[0][0].sum()
+        return loss * (data["dp_size"] / facts.global_pairs), partial_sums(values, scales, policy)
+
+    def _pairs(
+        self,
+        policy: torch.Tensor,
+        reference: torch.Tensor | None,
+        mask: torch.Tensor,
+        columns: AnswerBatch,
+        facts: PairFacts,
+    ) -> _Term:
+        # pairs that only fill up a batch are left out before the loss, as some losses look at the batch as a whole
+        policy_chosen, policy_rejected = policy[facts.chosen], policy[facts.rejected]
         lengths = mask.sum(dim=-1)
         weight = columns.pair_weight[facts.chosen]
         if self.importance_clip is not None:
@@ -185,27 +122,80 @@ class PreferenceObjective:
         losses, chosen_rewards, rejected_rewards = compute_dpo_loss(
             policy_chosen,
             policy_rejected,
-            reference_chosen,
-            reference_rejected,
+            None if reference is None else reference[facts.chosen],
+            None if reference is None else reference[facts.rejected],
             weight=weight,
             mean_chosen_length=facts.mean_chosen_length,
             chosen_lengths=lengths[facts.chosen],
             rejected_lengths=lengths[facts.rejected],
+            score_gap=self._score_gap(policy_chosen, columns, facts),
             **self.loss_settings,
         )
-        scale = data["dp_size"] / facts.global_pairs
         chosen, rejected = policy_chosen.detach(), policy_rejected.detach()
-        values = [
+        values = (
             chosen_rewards,
             rejected_rewards,
-            (chosen_rewards > rejected_rewards).float(),
+            chosen_rewards > rejected_rewards,
             chosen_rewards - rejected_rewards,
             chosen,
             rejected,
             # what the policy itself prefers, whatever the reference does
-            (chosen > rejected).float(),
+            chosen > rejected,
+        )
+        return losses, dict(zip(METRICS, values, strict=True))
+
+    def _score_gap(self, chosen: torch.Tensor, columns: AnswerBatch, facts: PairFacts) -> torch.Tensor | None:
+        if not self.loss_settings.get("score_margin"):
+            return None
+        # no pair of the batch has scores
+        return torch.zeros_like(chosen) if columns.margin is None else columns.margin[facts.chosen]
+
+    def _singles(
+        self, policy: torch.Tensor, reference: torch.Tensor | None, columns: AnswerBatch, facts: PairFacts
+    ) -> _Term:
+        answers = facts.answers
+        logps, good = policy[answers], columns.verdict[answers] > 0
+        estimates = {name: getattr(columns, name) for name in ("kl", "shift")}
+        estimates = {name: column[answers] for name, column in estimates.items() if column is not None}
+        losses, rewards = compute_answer_loss(
+            logps,
+            None if reference is None else reference[answers],
+            good,
+            weight=columns.pair_weight[answers],
+            **estimates,
+            **self.loss_settings,
+        )
+        values = {"rewards/unpaired": rewards}
+        for name, of_each in (("rewards", rewards), ("logps", logps.detach())):
+            values |= {f"{name}/chosen": of_each * good, f"{name}/rejected": of_each * ~good}
+        if facts.answers_have_margins:
+            values["rewards/margins"] = torch.where(good, rewards / facts.global_yes, -rewards / facts.global_no)
+        return losses, values | {f"rewards/{name}": column for name, column in estimates.items()}
+
+    def _lists(
+        self, policy: torch.Tensor, reference: torch.Tensor | None, columns: AnswerBatch, facts: PairFacts
+    ) -> _Term:
+        rows, present = facts.padded or padded_lists(facts.lists, policy.device)
+        logps, ranks = policy[rows], columns.rank[rows]
+        losses, rewards = compute_list_loss(
+            logps,
+            None if reference is None else reference[rows],
+            ranks,
+            scores=None if columns.score is None else columns.score[rows],
+            present=present,
+            weight=columns.pair_weight[rows[:, 0]],
+            **self.loss_settings,
+        )
+        ends = [
+            present & (ranks == ranks.masked_fill(~present, fill).aminmax(dim=1, keepdim=True)[at])
+            for at, fill in enumerate((torch.inf, -torch.inf))
         ]
-        return losses.sum() * scale, _partial_sums(torch.stack([value.float() for value in values]), scale)
+        values: dict[str, torch.Tensor] = {}
+        for name, of_each in (("rewards", rewards), ("logps", logps.detach())):
+            best, worst = ((of_each * end).sum(dim=1) / end.sum(dim=1) for end in ends)
+            values |= {f"{name}/chosen": best, f"{name}/rejected": worst, f"{name}/margins": best - worst}
+            values[f"{name}/accuracies"] = share_in_order(of_each, ranks, present)
+        return losses, {name: values[name] for name in METRICS}
 
     def _importance(
         self, policy: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor, facts: PairFacts
