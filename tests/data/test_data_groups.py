@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
+from verl_aiops.data.answer_store import AnswerStore
 from verl_aiops.data.errors import RowFault
 from verl_aiops.data.examples import COMPARISONS
+from verl_aiops.data.fields import column_keys
 from verl_aiops.data.judgements import number_of
+from verl_aiops.data.tokens import EncodedRow
 
 ASK = "Which service failed?\n"
 
@@ -395,6 +398,16 @@ def test_equal_answers_have_one_number_and_digest_and_are_kept_once(load, read):
     assert data.lengths.shape == (7, 3) and data.lengths[5, 2] == len(data[5]["kl_ids"])
 
 
+def test_equal_ids_with_another_mask_are_another_answer():
+    store, rows = (
+        AnswerStore(),
+        [EncodedRow([1, 2], [[3, 4]], [mask], False, False) for mask in ([1, 1], [0, 1], [1, 1])],
+    )
+    assert [store.append(row, [0])[0] for row in rows] == [0, 1, 0]
+    store.freeze()
+    assert (store.digests[0] != store.digests[1]).any() and store.prompt_of.tolist() == [0, 0]
+
+
 def test_kl_rows_have_numbers_and_digests_after_the_answers(load):
     data = load([single("a"), single("b", prompt="Why?\n")], kinds={"single"})
     assert data.answer_numbers.tolist() == [[0, 2], [1, 3]]
@@ -469,6 +482,13 @@ def test_columns_by_other_names(load, read):
         load([pair()], completions_key="answers")
     with pytest.raises(PreferenceDataError, match="both name the column 'prompt'"):
         load([pair()], completion_key="prompt")
+
+
+def test_columns_that_a_run_names():
+    assert column_keys({"prompt_key": "q", "score_key": "grade", "label_key": None, "train_files": []}) == {
+        "prompt_key": "q",
+        "score_key": "grade",
+    }
 
 
 def test_spelled_special_tokens_are_broken_up_in_every_shape(load, tokenizer):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_aiops.data.errors import PreferenceDataError
-from verl_aiops.data.shares import draw_epoch, quotas, read_shares
+from verl_aiops.data.shares import _part, draw_epoch, quotas, read_shares
 
 # 12 examples of 6 prompts in file 0, 6 of 6 in file 1, prompts of several examples apart in the file
 FILES = np.array([0] * 12 + [1] * 6)
@@ -66,6 +66,11 @@ def test_epochs_follow_from_seed_and_number_alone():
         11,
         17,
     ]
+
+
+def test_a_file_that_begins_again_comes_in_another_order():
+    passes = _part(PROMPTS, FILES, 1, 0, 18, seed=3).reshape(3, 6).tolist()
+    assert all(sorted(one) == list(range(12, 18)) for one in passes) and len(set(map(tuple, passes))) == 3
 
 
 @settings(deadline=None, max_examples=60)

@@ -89,6 +89,25 @@ def _pairs():
     ]
 
 
+def _groups():
+    user, reply = {"role": "user", "content": "Which failed?"}, {"role": "assistant", "content": "the db"}
+    return [
+        {"prompt": "Which failed?", "completions": ["the db", "the cache", "a disk"], "ranks": [1, 2, 2]},
+        {"prompt": [user], "completions": [{"messages": [reply], "score": 0.5}, {"text": "x", "score": 1}]},
+        {"prompt": [user], "completions": [{"content": "y", "rank": 1}, {"content": "z", "rank": 2}], "id": 3},
+        {"prompt": "Which failed?", "completion": "the db", "label": True, "weight": 0.5},
+        {"prompt": [user], "completion": [reply], "label": False},
+    ]
+
+
+def _verdicts():
+    return [
+        {"prompt": "Which failed?", "answer": "the db", "verdict": "accepted", "weight": 2},
+        {"prompt": "Which failed?", "answer": "the cache", "verdict": "corrected", "correction": "the db"},
+        {"id": "a", "answer": "no idea", "verdict": "refused", "group": "g"},
+    ]
+
+
 def _write_lines(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -108,6 +127,14 @@ def pairs(folder, tokenizer):
     _write_parquet(folder / "pairs.parquet", [row | {"id": "b"} for row in _pairs()[:2]])
     _write_parquet(folder / "talks.parquet", _pairs()[2:3] * 3)
 
+    _write_lines(folder / "groups.jsonl", [*_groups(), *_pairs()[:1]])
+    _write_parquet(folder / "groups.parquet", _groups()[:1] * 2)
+
+    def mixed(name):
+        limits = {"max_prompt_length": 256, "max_response_length": 256}
+        data = PreferenceDataset(str(folder / name), tokenizer, **limits, progress=False, kinds={"pair", "single"})
+        assert len(data.answer_digests()) > data.answer_numbers.max()
+
     def dpo(name):
         PreferenceDataset(
             str(folder / name), tokenizer, max_prompt_length=256, max_response_length=256, progress=False
@@ -120,6 +147,23 @@ def pairs(folder, tokenizer):
     names = ["pairs.jsonl", "pairs.parquet", "talks.parquet"]
     yield Target("pairs", folder, names, dpo, (PreferenceDataError,))
     yield Target("reward pairs", folder, names, reward, (PreferenceDataError,))
+    yield Target("groups", folder, ["groups.jsonl", "groups.parquet"], mixed, (PreferenceDataError,))
+
+
+def verdicts(folder):
+    _write_lines(folder / "log.jsonl", _verdicts())
+    _write_lines(
+        folder / "prompts.jsonl", [{"id": "a", "prompt": "Why?"}, {"id": "b#0", "prompt": _pairs()[2]["prompt"]}]
+    )
+    names = ["prompt", "id", "answer", "verdict", "correction", "group", "weight"]
+    write_csv(folder / "log.csv", names, [[row.get(name) for name in names] for row in _verdicts()])
+    options = ["--out", folder / "out.jsonl", "--overwrite", "--prompts", folder / "prompts.jsonl"]
+
+    def feedback(name):
+        return said("feedback", folder / ("log.jsonl" if name == "prompts.jsonl" else name), *options)
+
+    # a prompt that is gone is the fault of the log's row
+    yield Target("verdicts", folder, ["log.jsonl", "log.csv", "prompts.jsonl"], feedback)
 
 
 def incidents(folder):
@@ -353,6 +397,7 @@ def targets(folder, tokenizer, plots):
 
     yield from pairs(place("pairs"), copy.deepcopy(tokenizer))
     yield from incidents(place("incidents"))
+    yield from verdicts(place("verdicts"))
     yield from imports(place("imports"))
     yield from evaluations(place("evaluations"))
     yield from other_readers(place("others"))

@@ -131,99 +131,7 @@ def run_simulate(args: argparse.Namespace) -> None:
     print(printable(f"{count:,} incidents in {args.out}"))
 
 
-def prefs_options(parser: argparse.ArgumentParser) -> None:
-    add_output_options(parser)
-    add_source_options(parser)
-    add_prompt_options(parser)
-    group = parser.add_argument_group("pairs")
-    group.add_argument("--pairs-per-incident", type=int, default=2, metavar="N", help="default: %(default)s")
-    group.add_argument(
-        "--kinds",
-        metavar="K=S,K=S",
-        help="shares of wrong_service, wrong_type, both, upstream (a service that only shows the effect) and swapped "
-        "(a red herring); default wrong_service=0.25,wrong_type=0.35,both=0.1,upstream=0.2,swapped=0.1",
-    )
-    group.add_argument(
-        "--hard-share",
-        type=float,
-        default=0.7,
-        metavar="S",
-        help="how often a wrong service must be named in the incident's text (default %(default)s)",
-    )
-    group = parser.add_argument_group("pairs of a model's own answers, instead of near misses (docs/own_pairs.md)")
-    group.add_argument(
-        "--from-generations",
-        nargs="+",
-        metavar="EVAL",
-        help="folders of `verl-aiops eval --data RL.parquet --n 8 ...`, or their generations.jsonl",
-    )
-    group.add_argument(
-        "--data",
-        nargs="+",
-        metavar="RL",
-        help="the files of build-rl that were asked, one for all or one each (default: as the folders say)",
-    )
-    group.add_argument(
-        "--trained-on",
-        nargs="+",
-        metavar="SFT",
-        help="what the answering models were trained on, one for all or one each: refused if it has these faults",
-    )
-    group.add_argument(
-        "--chosen",
-        metavar="auto|own|truth",
-        help="own: a right answer of the model's; truth: the true verdict; auto (default): own where there is one",
-    )
-    group.add_argument(
-        "--invalid-answers",
-        choices=("keep", "skip"),
-        help="whether answers that are no JSON verdict may be the rejected one (default keep)",
-    )
-
-
-# of `build-prefs`, what has a meaning with --from-generations
-_OWN_ONLY = ("data", "trained_on", "chosen", "invalid_answers")
-_OWN_TOO = ("out", "val_share", "seed", "overwrite", "pairs_per_incident", "from_generations")
-
-
-def _run_own_pairs(args: argparse.Namespace) -> None:
-    from verl_aiops.evaluation.errors import EvaluationError
-    from verl_aiops.evaluation.on_policy.pairs import OwnPairOptions, build_own_pairs
-
-    parser = argparse.ArgumentParser()
-    prefs_options(parser)
-    for name, default in vars(parser.parse_args(["--out", "FILE"])).items():
-        if name not in (*_OWN_ONLY, *_OWN_TOO) and getattr(args, name) != default:
-            raise EvaluationError(
-                f"--{name.replace('_', '-')}: has no meaning with --from-generations, whose prompts were made by "
-                "build-rl; leave it out"
-            )
-    options = OwnPairOptions(
-        chosen=args.chosen or "auto",
-        pairs_per_incident=args.pairs_per_incident,
-        invalid=args.invalid_answers != "skip",
-        val_share=args.val_share,
-        seed=args.seed,
-    )
-    files = {"data": args.data or (), "trained_on": args.trained_on or ()}
-    built = build_own_pairs(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite)
-    print(printable(built))
-
-
-def run_build_prefs(args: argparse.Namespace) -> None:
-    from verl_aiops.incidents import DEFAULT_KINDS, IncidentError, PairOptions, build_prefs, parse_kinds
-
-    if args.from_generations is not None:
-        return _run_own_pairs(args)
-    for name in _OWN_ONLY:
-        if getattr(args, name) is not None:
-            raise IncidentError(f"--{name.replace('_', '-')} goes with --from-generations; give both or neither")
-    kinds = parse_kinds(args.kinds) if args.kinds is not None else DEFAULT_KINDS
-    pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed)
-    print(printable(build_prefs(**_build_arguments(args), pairs=pairs)))
-
-
-def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What every `build_...` takes."""
     return {
         "source": source_from(args),
@@ -260,7 +168,7 @@ def _fold_from(args: argparse.Namespace) -> Fold | None:
 def run_build_sft(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import build_sft
 
-    print(printable(build_sft(**_build_arguments(args), fold=_fold_from(args))))
+    print(printable(build_sft(**build_arguments(args), fold=_fold_from(args))))
 
 
 def rl_options(parser: argparse.ArgumentParser) -> None:
@@ -290,7 +198,7 @@ def run_build_rl(args: argparse.Namespace) -> None:
 
         # Before the work, which a wrong folder would waste.
         verl_check = VerlCheck(args.model, args.max_prompt_length)
-    summary = build_rl(**_build_arguments(args), fold=_fold_from(args))
+    summary = build_rl(**build_arguments(args), fold=_fold_from(args))
     print(printable(summary))
     for file in summary.written:
         print(printable(f"  checked {file}: {check_rl_file(file)}"))

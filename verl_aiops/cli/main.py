@@ -17,10 +17,12 @@ from verl_aiops.cli import compare as cli_compare
 from verl_aiops.cli import data as cli_data
 from verl_aiops.cli import evaluate as cli_eval
 from verl_aiops.cli import importers as cli_import
+from verl_aiops.cli import prefs as cli_prefs
 from verl_aiops.cli import train as cli_train
 from verl_aiops.cli.before_after import BEFORE_AFTER
 from verl_aiops.cli.command import Command, users_can_mend
 from verl_aiops.cli.curves import CURVES
+from verl_aiops.cli.feedback import FEEDBACK
 from verl_aiops.extensions import load_extensions
 from verl_aiops.inputs.shown import printable
 
@@ -66,13 +68,15 @@ COMMANDS: dict[str, Command] = {
         cli_import.run_import,
     ),
     "build-prefs": Command(
-        "write preference pairs for DPO",
+        "write preference data for DPO: pairs, ranked groups, or yes/no feedback",
         "verl-aiops build-prefs --out prefs.parquet\n"
         "verl-aiops build-prefs --out prefs.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600\n"
-        "verl-aiops build-prefs --out prefs.jsonl --num-incidents 50000 --lang mix --kinds wrong_type=2,upstream=1",
-        cli_data.prefs_options,
-        cli_data.run_build_prefs,
+        "verl-aiops build-prefs --out prefs.jsonl --num-incidents 50000 --lang mix --kinds wrong_type=2,upstream=1\n"
+        "verl-aiops build-prefs --out groups.parquet --groups --pairs-per-incident 3",
+        cli_prefs.prefs_options,
+        cli_prefs.run_build_prefs,
     ),
+    "feedback": FEEDBACK,
     "build-sft": Command(
         "write conversations for verl's SFT trainer",
         "verl-aiops build-sft --out sft.parquet\n"

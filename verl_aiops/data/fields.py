@@ -11,7 +11,7 @@ from typing import Any
 from verl_aiops.data.errors import PreferenceDataError
 from verl_aiops.data.layouts import layout_hint, setting_hint
 
-__all__ = ["GROUP", "NO_PLACE_FOR_LABELS", "PAIR", "SCORES_OF_PAIR", "SINGLE", "Columns", "listed"]
+__all__ = ["GROUP", "NO_PLACE_FOR_LABELS", "PAIR", "SCORES_OF_PAIR", "SINGLE", "Columns", "column_keys", "listed"]
 
 PAIR, GROUP, SINGLE = "pair", "group", "single"
 # scores of both answers, as trl-lib's and HuggingFaceH4's files have them: a pair's margin where no column says it
@@ -130,6 +130,17 @@ class Columns:
                 hints = [setting_hint(missing, found) or (layout_hint(found) if no_answers else "")]
         lacking = ", ".join(repr(getattr(self, field)) for field in missing)
         return " ".join([f"{place} lacks the column(s) {lacking}; found: {listed(found)}.", *filter(None, hints)])
+
+
+def column_keys(section: Mapping[str, Any]) -> dict[str, str]:
+    """Which columns a run names by themselves, as `PreferenceDataset` takes them.
+
+    Args:
+        section: verl's ``data``.
+    """
+    named = ("prompt", "chosen", "rejected", "margin", "completions", "rank", "score", "completion", "label")
+    keys = {f"{field}_key": section.get(f"{field}_key") for field in named}
+    return {key: name for key, name in keys.items() if name is not None}
 
 
 def listed(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ Needs neither torch nor verl and imports nothing else of this package.
 """
 
 from verl_aiops.incidents.build.case import Case, PromptOptions, build_case
+from verl_aiops.incidents.build.feedback import FEEDBACK_COLUMNS, build_feedback
 from verl_aiops.incidents.build.files import (
     PREFS_COLUMNS,
     RL_COLUMNS,
@@ -14,6 +15,7 @@ from verl_aiops.incidents.build.files import (
     iter_cases,
 )
 from verl_aiops.incidents.build.folds import Fold
+from verl_aiops.incidents.build.judged import FORMS
 from verl_aiops.incidents.build.pairs import DEFAULT_KINDS, KINDS, Pair, PairMaker, PairOptions, parse_kinds
 from verl_aiops.incidents.build.summary import Summary
 from verl_aiops.incidents.build.trim import Trimmed, trim_incident
@@ -41,6 +43,8 @@ from verl_aiops.split import split_side
 
 __all__ = [
     "DEFAULT_KINDS",
+    "FEEDBACK_COLUMNS",
+    "FORMS",
     "KINDS",
     "PREFS_COLUMNS",
     "READERS",
@@ -66,6 +70,7 @@ __all__ = [
     "Trimmed",
     "answer_json",
     "build_case",
+    "build_feedback",
     "build_prefs",
     "build_rl",
     "build_sft",

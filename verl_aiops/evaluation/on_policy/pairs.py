@@ -7,14 +7,13 @@ answers must come from a model that was not trained on the incident, or they are
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.on_policy.conversations import cleaned, conversation
 from verl_aiops.evaluation.on_policy.sampled import (
     OwnAnswer,
     Sampled,
@@ -24,86 +23,13 @@ from verl_aiops.evaluation.on_policy.sampled import (
     load,
     unusable,
 )
+from verl_aiops.evaluation.on_policy.summary import CHOSEN, OwnPairOptions, OwnPairsSummary
 from verl_aiops.evaluation.run.questions import Message, Question
-from verl_aiops.incidents import PREFS_COLUMNS, answer_json, neutralise, row_writers
+from verl_aiops.incidents import FORMS, answer_json, neutralise, row_writers
 
 __all__ = ["CHOSEN", "OwnPairOptions", "OwnPairsSummary", "build_own_pairs"]
 
-CHOSEN = ("auto", "own", "truth")
 OWN, TRUTH = "own_vs_own", "truth_vs_own"
-
-# Why an answer is in no pair.
-_LEFT_OUT = {
-    "failed": "have no answer (the evaluation's errors)",
-    "cut": "used up their tokens",
-    "empty": "have a round without text",
-    "unicode": "hold characters that no file can",
-    "control": "are right, but hold control tokens or invisible characters",
-    "invalid": "are no JSON verdict (--invalid-answers skip)",
-    "spare": "repeat a wrong verdict, or are beyond --pairs-per-incident",
-}
-
-
-@dataclass(frozen=True)
-class OwnPairOptions:
-    """``chosen``: ``own`` takes the model's own right answer and makes no pair where there is none, ``truth`` the true
-    verdict after the wrong answer's own analysis, ``auto`` the first where it exists, else the second. ``invalid``:
-    whether answers that are no verdict may be rejected ones. ``val_share`` and ``seed`` are those of the data's split.
-    """
-
-    chosen: str = "auto"
-    pairs_per_incident: int = 2
-    invalid: bool = True
-    val_share: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.chosen not in CHOSEN:
-            raise EvaluationError(f"--chosen {self.chosen}: expected one of {', '.join(CHOSEN)}")
-        if self.pairs_per_incident < 1:
-            raise EvaluationError(f"--pairs-per-incident {self.pairs_per_incident}: expected 1 or more")
-
-
-@dataclass
-class OwnPairsSummary:
-    """Counts; ``str()`` of it is the printed report."""
-
-    out: str
-    evaluations: int = 0
-    incidents: int = 0
-    unanswered: int = 0
-    answers: int = 0
-    pairs: int = 0
-    with_pair: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    without_pair: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    judged_otherwise: int = 0
-    neutralised: int = 0
-    checked: str = ""
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.kinds.items()))
-        lines = [
-            f"pairs of own answers from {self.evaluations} evaluations: {self.incidents:,} incidents, "
-            f"{self.answers:,} answers",
-            f"  {self.pairs:,} pairs of {self.with_pair:,} incidents in {self.out}: {kinds}",
-            f"  rejected: {self.rejected['verdict']:,} wrong verdicts, {self.rejected['invalid']:,} that are none",
-        ]
-        if self.unanswered:
-            lines.append(
-                f"  {self.unanswered:,} incidents were asked about and have no line (an unfinished evaluation)"
-            )
-        for why, count in sorted(self.without_pair.items()):
-            lines.append(f"  {count:,} incidents without a pair: {why}")
-        for why, count in sorted(self.left_out.items()):
-            lines.append(f"  {count:,} answers left out: they {_LEFT_OUT[why]}")
-        if self.neutralised:
-            lines.append(f"  {self.neutralised:,} texts had control tokens or invisible characters made visible")
-        if self.judged_otherwise:
-            lines.append(f"  {self.judged_otherwise:,} answers are judged otherwise here than in their file")
-        return "\n".join([*lines, f"  {self.checked}"])
 
 
 def build_own_pairs(
@@ -115,7 +41,8 @@ def build_own_pairs(
     options: OwnPairOptions | None = None,
     overwrite: bool = False,
 ) -> OwnPairsSummary:
-    """Write pairs in the columns of `incidents.PREFS_COLUMNS`; ``kind`` is ``own_vs_own`` or ``truth_vs_own``.
+    """Write pairs in the columns of `incidents.PREFS_COLUMNS`; ``kind`` is ``own_vs_own`` or ``truth_vs_own``. With
+    another form, the columns of `incidents.FORMS`, and whole conversations after the prompt that was asked.
 
     The prompt is the one that was asked. Where both answers share all rounds before the last, or the truth is chosen,
     prompt and rejected answer's own analysis precede the pair, and only the verdict is trained; two own answers with
@@ -135,7 +62,7 @@ def build_own_pairs(
     """
     options = options or OwnPairOptions()
     each_data, each_trained = _one_each("--data", data, generations), _one_each("--trained-on", trained_on, generations)
-    summary = OwnPairsSummary(str(out))
+    summary = OwnPairsSummary(str(out), options.form)
     asked: dict[str, Question] = {}
     answers: dict[str, list[OwnAnswer]] = {}
     for path, file, seen in zip_longest(generations, each_data, each_trained):
@@ -152,13 +79,14 @@ def build_own_pairs(
         if trained_on
         else "not checked: whether the model was trained on these incidents (--trained-on FILE)"
     )
-    with row_writers([out], PREFS_COLUMNS, overwrite=overwrite) as (writer,):
+    rows_of = _pairs if options.form == "pairs" else _judged
+    with row_writers([out], FORMS[options.form].columns, overwrite=overwrite) as (writer,):
         for name, question in asked.items():
-            for row in _pairs(question, answers[name], options, summary):
+            for row in rows_of(question, answers[name], options, summary):
                 writer.write(row)
         if not writer.count:
             raise EvaluationError(
-                f"no pair can be made of {summary.answers:,} answers to {summary.incidents:,} incidents: "
+                f"no {summary.one} can be made of {summary.answers:,} answers to {summary.incidents:,} incidents: "
                 + "; ".join(f"{count:,} {why}" for why, count in sorted(summary.without_pair.items()))
                 + ". Sample more answers at a higher temperature, or ask about incidents that the model has not seen."
             )
@@ -203,15 +131,11 @@ def _pairs(
 ) -> list[dict[str, Any]]:
     right, wrong = [], []
     for answer in answers:
-        if answer.right:
-            if any(neutralise(text) != text for text in answer.turns):
-                summary.left_out["control"] += 1
-            else:
-                right.append(answer)
-        elif answer.verdict is None and not options.invalid:
-            summary.left_out["invalid"] += 1
+        why = _left_out(answer, options)
+        if why is not None:
+            summary.left_out[why] += 1
         else:
-            wrong.append(answer)
+            (right if answer.right else wrong).append(answer)
     right.sort(key=lambda answer: -answer.score)
     own = options.chosen != "truth" and bool(right)
     if not wrong or (options.chosen == "own" and not own):
@@ -231,14 +155,7 @@ def _pairs(
         rows.append(
             {
                 **{key: _clean(messages, summary) for key, messages in row.items()},
-                "id": f"{question.id}#own{len(rows)}",
-                "group": question.group,
-                "weight": 1.0,
-                "kind": OWN if own else TRUTH,
-                "lang": question.lang or "",
-                "source": question.source or "",
-                "ground_truth": json.dumps(question.ground_truth, ensure_ascii=False),
-                "incident_text": question.incident_text,
+                **_common(question, f"{question.id}#own{len(rows)}", OWN if own else TRUTH),
             }
         )
         summary.kinds[rows[-1]["kind"]] += 1
@@ -246,6 +163,71 @@ def _pairs(
     summary.pairs += len(rows)
     summary.with_pair += 1
     return rows
+
+
+def _common(question: Question, name: str, kind: str) -> dict[str, Any]:
+    """The columns that rows of every form have beside their answers."""
+    return {
+        "id": name,
+        "group": question.group,
+        "weight": 1.0,
+        "kind": kind,
+        "lang": question.lang or "",
+        "source": question.source or "",
+        "ground_truth": json.dumps(question.ground_truth, ensure_ascii=False),
+        "incident_text": question.incident_text,
+    }
+
+
+def _clean(messages: Sequence[Message], summary: OwnPairsSummary) -> list[Message]:
+    clean, changed = cleaned(messages)
+    summary.neutralised += changed
+    return clean
+
+
+def _judged(
+    question: Question, answers: Sequence[OwnAnswer], options: OwnPairOptions, summary: OwnPairsSummary
+) -> list[dict[str, Any]]:
+    """The rows of an incident as a group or as single answers: whole conversations after the prompt that was asked."""
+    prompt, kept = [dict(message) for message in question.messages], []
+    for answer in answers:
+        why = _left_out(answer, options)
+        if why is None and any(answer.turns == other.turns for other in kept):
+            why = "repeated"
+        if why is None:
+            kept.append(answer)
+        else:
+            summary.left_out[why] += 1
+    tied = len({answer.score for answer in kept}) < 2
+    if not kept or (options.form == "groups" and tied):
+        summary.without_pair["no usable answer" if not kept else "all answers have the same score"] += 1
+        return []
+    texts = [_clean(conversation(question, answer.turns, 0)[1], summary) for answer in kept]
+    summary.with_pair += 1
+    summary.pairs += 1 if options.form == "groups" else len(kept)
+    for answer in kept:
+        summary.kinds["right" if answer.right else "wrong"] += 1
+        if not answer.right:
+            summary.rejected["invalid" if answer.verdict is None else "verdict"] += 1
+    if options.form == "groups":
+        completions = [{"messages": text, "score": answer.score} for text, answer in zip(texts, kept)]
+        return [{"prompt": prompt, "completions": completions, **_common(question, f"{question.id}#own", "own")}]
+    return [
+        {
+            "prompt": prompt,
+            "completion": text,
+            "label": answer.right,
+            **_common(question, f"{question.id}#own{number}", "right" if answer.right else "wrong"),
+        }
+        for number, (text, answer) in enumerate(zip(texts, kept))
+    ]
+
+
+def _left_out(answer: OwnAnswer, options: OwnPairOptions) -> str | None:
+    """Why an answer is not trained on, or None."""
+    if answer.right:
+        return "control" if any(neutralise(text) != text for text in answer.turns) else None
+    return "invalid" if answer.verdict is None and not options.invalid else None
 
 
 def _by_verdict(wrong: Sequence[OwnAnswer]) -> list[OwnAnswer]:
@@ -259,32 +241,11 @@ def _by_verdict(wrong: Sequence[OwnAnswer]) -> list[OwnAnswer]:
 
 def _truth(question: Question, wrong: OwnAnswer) -> tuple[list[Message], list[Message], list[Message]]:
     truth = answer_json(question.ground_truth["service"], question.ground_truth["incident_type"])
-    prompt, rejected = _conversation(question, wrong.turns, len(question.rounds))
+    prompt, rejected = conversation(question, wrong.turns, len(question.rounds))
     return prompt, [{"role": "assistant", "content": truth}], rejected
 
 
 def _own(question: Question, right: OwnAnswer, wrong: OwnAnswer) -> tuple[list[Message], list[Message], list[Message]]:
     shared = len(question.rounds) if right.turns[:-1] == wrong.turns[:-1] else 0
-    prompt, rejected = _conversation(question, wrong.turns, shared)
-    return prompt, _conversation(question, right.turns, shared)[1], rejected
-
-
-def _conversation(question: Question, turns: Sequence[str], shared: int) -> tuple[list[Message], list[Message]]:
-    """The messages up to the answer of round ``shared``, and from it on; ``turns`` are the assistant's."""
-    messages = [dict(message) for message in question.messages]
-    for number, text in enumerate(turns):
-        messages.append({"role": "assistant", "content": text})
-        if number < len(question.rounds):
-            messages.append({"role": "user", "content": question.rounds[number]})
-    at = len(question.messages) + 2 * shared
-    return messages[:at], messages[at:]
-
-
-def _clean(messages: Sequence[Message], summary: OwnPairsSummary) -> list[Message]:
-    """The assistant's texts without what a chat template would take for its own."""
-    cleaned = []
-    for message in messages:
-        content = neutralise(message["content"]) if message["role"] == "assistant" else message["content"]
-        summary.neutralised += content != message["content"]
-        cleaned.append({"role": message["role"], "content": content})
-    return cleaned
+    prompt, rejected = conversation(question, wrong.turns, shared)
+    return prompt, conversation(question, right.turns, shared)[1], rejected

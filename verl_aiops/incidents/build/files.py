@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from verl_aiops.incidents.build.case import Case, PromptOptions, assistant, build_case
 from verl_aiops.incidents.build.folds import Fold
+from verl_aiops.incidents.build.judged import FORMS, Rows
 from verl_aiops.incidents.build.pairs import PairMaker, PairOptions
 from verl_aiops.incidents.build.summary import Part, Side, Summary
 from verl_aiops.incidents.errors import IncidentError
@@ -21,19 +21,7 @@ from verl_aiops.incidents.io.writers import Columns, row_writers, sibling
 from verl_aiops.incidents.prompts import Message, json_text
 from verl_aiops.split import split_side
 
-PREFS_COLUMNS: Columns = {
-    "prompt": "messages",
-    "chosen": "messages",
-    "rejected": "messages",
-    "id": "string",
-    "group": "string",
-    "weight": "double",
-    "kind": "string",
-    "lang": "string",
-    "source": "string",
-    "ground_truth": "string",
-    "incident_text": "string",
-}
+PREFS_COLUMNS: Columns = FORMS["pairs"].columns
 SFT_COLUMNS: Columns = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
 # What verl finds a row's reward and agent loop by.
 RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
@@ -57,8 +45,6 @@ RL_COLUMNS: Columns = {
     },
 }
 
-Rows = list[dict[str, Any]]
-
 
 def iter_cases(source: IncidentSource, options: PromptOptions) -> Iterator[tuple[Case, str]]:
     """Every incident of `source` made ready, with its split key, in order; a progress bar on a terminal's stderr."""
@@ -76,13 +62,18 @@ def build_prefs(
     seed: int = 0,
     prompts: PromptOptions | None = None,
     pairs: PairOptions | None = None,
+    form: str = "pairs",
     overwrite: bool = False,
 ) -> Summary:
-    """Write preference pairs to `out` and, for `val_share` of the faults, to `val_out` (default: see `sibling`).
+    """Write preference data to `out` and, for `val_share` of the faults, to `val_out` (default: see `sibling`).
 
-    Columns: `PREFS_COLUMNS`; `prompt`, `chosen` and `rejected` are lists of {role, content}. `seed` rules the split,
-    the candidate lists and the choice of near misses. An IncidentError, or any other, leaves no half-written file.
+    `form`, a key of `FORMS`: an incident's right answer and its near misses as pairs (`PREFS_COLUMNS`), as one group
+    of `completions`, each with its `score`, or as single answers, each a `completion` with its `label`. Prompts and
+    answers are lists of {role, content}. `seed` rules the split, the candidate lists and the choice of near misses, so
+    that all forms have the same ones. An IncidentError, or any other, leaves no half-written file.
     """
+    if form not in FORMS:
+        raise IncidentError(f"form '{form}': expected one of {', '.join(FORMS)}")
     prompts = replace(prompts or PromptOptions(), seed=seed)
     pairs = replace(pairs or PairOptions(), seed=seed)
     makers = {side: PairMaker(source.taxonomy, pairs) for side in ("train", "val")}
@@ -90,7 +81,6 @@ def build_prefs(
     def rows(case: Case, group: str, side: str) -> Rows:
         shared = {
             "prompt": case.prompt,
-            "chosen": [assistant(case.answer)],
             "group": group,
             "weight": 1.0,
             "lang": case.incident.lang,
@@ -98,12 +88,10 @@ def build_prefs(
             "ground_truth": json_text(case.ground_truth),
             "incident_text": case.text,
         }
-        return [
-            {**shared, "rejected": [assistant(pair.rejected)], "id": f"{case.incident.id}#{number}", "kind": pair.kind}
-            for number, pair in enumerate(makers[side].make(case))
-        ]
+        return [{**shared, **row} for row in FORMS[form].rows_of(case, makers[side].make(case))]
 
-    summary = _build("preference pairs", source, out, val_out, val_share, seed, prompts, PREFS_COLUMNS, rows, overwrite)
+    what, columns, _ = FORMS[form]
+    summary = _build(what, source, out, val_out, val_share, seed, prompts, columns, rows, overwrite)
     summary.makers = makers
     return summary
 

@@ -25,11 +25,12 @@ _SEP_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 _PYTHON_LIST = re.compile(r"\[\s*(?:'.*'|u'.*'|\".*\"\s*,\s*'.*')\s*\]", re.DOTALL)
 
 
-def read_csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A header line, then one incident a row; rows of empty cells are passed over, as blank lines are.
+def read_csv_rows(path: Path, fields: frozenset[str] = _FIELDS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A header line, then one incident, or what else has `fields`, a row; rows of empty cells are passed over, as
+    blank lines are.
 
     Cells of `logs`, `evidence` and `upstream` hold a JSON list of strings or one entry a line. The separator is what
-    a first line `sep=;` says, else the one of `SEPARATORS` that the header has most of our fields with.
+    a first line `sep=;` says, else the one of `SEPARATORS` that the header has most of the fields with.
     """
     limit = csv.field_size_limit(_MAX_CELL)
     place = "line 1"
@@ -40,10 +41,10 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             skipped = 1 if said else 0
             if said:
                 first = file.readline()
-            separator = said[1] if said else _separator(first)
+            separator = said[1] if said else _separator(first, fields)
             reader = csv.reader(chain([first], file), strict=True, delimiter=separator)
             place = f"line {skipped + 1}"
-            header = _header(next(reader, []), place)
+            header = _header(next(reader, []), place, fields)
             if not header:
                 return
             while True:
@@ -61,21 +62,21 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         csv.field_size_limit(limit)
 
 
-def _separator(header: str) -> str:
+def _separator(header: str, fields: frozenset[str]) -> str:
     def known(separator: str) -> int:
-        return len(_FIELDS.intersection(name.strip() for name in next(csv.reader([header], delimiter=separator), [])))
+        return len(fields.intersection(name.strip() for name in next(csv.reader([header], delimiter=separator), [])))
 
     # of equals the first, the comma
     return max(SEPARATORS, key=known)
 
 
-def _header(names: Sequence[str], place: str) -> list[str]:
+def _header(names: Sequence[str], place: str, fields: frozenset[str]) -> list[str]:
     header = [name.strip() for name in names]
     while header and not header[-1]:  # columns that a spreadsheet once held
         header.pop()
     if len(set(header)) != len(header):
         raise IncidentError(f"{place}: a column name occurs twice in the header: {', '.join(header)}")
-    if len(header) == 1 and len(_FIELDS.intersection(re.findall(r"\w+", header[0]))) > 1:
+    if len(header) == 1 and len(fields.intersection(re.findall(r"\w+", header[0]))) > 1:
         raise IncidentError(
             f"{place}: the header is one cell, {one_line(header[0], 80)!r}; separate cells with one of "
             "comma, semicolon, tab and |, or begin the file with a line such as sep=;"

@@ -84,17 +84,20 @@ SINKS: dict[str, type[_ParquetSink | _JsonlSink]] = {".parquet": _ParquetSink, "
 def parquet_schema(columns: Columns) -> pa.Schema:
     """The arrow schema of `columns`, name to type.
 
-    Types: `string`, `double`, `int`, `strings` (a list), `messages` (a list of {role, content}), or a mapping like
-    `columns` itself, which makes a struct.
+    Types: `string`, `double`, `int`, `bool`, `strings` (a list), `messages` (a list of {role, content}), `completions`
+    (a list of {messages, score}), or a mapping like `columns` itself, which makes a struct.
     """
     import pyarrow as pa
 
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     types = {
+        "bool": pa.bool_(),
         "string": pa.string(),
         "double": pa.float64(),
         "int": pa.int64(),
         "strings": pa.list_(pa.string()),
-        "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        "messages": messages,
+        "completions": pa.list_(pa.struct([("messages", messages), ("score", pa.float64())])),
     }
     return pa.schema(
         [

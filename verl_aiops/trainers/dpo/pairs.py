@@ -9,6 +9,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
+from verl_aiops.data.fields import column_keys
 from verl_aiops.losses import kinds_of, needs_kl
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.batches import pair_batch
@@ -54,9 +55,7 @@ def load_pairs(
         limit=limit if limit is not None else (most if most > 0 else None),
         # like verl's own data sets: *_max_samples draws at random where the data is shuffled
         seed=order_seed(data) if limit is None and data.shuffle else None,
-        prompt_key=data.get("prompt_key", "prompt"),
-        chosen_key=data.get("chosen_key", "chosen"),
-        rejected_key=data.get("rejected_key", "rejected"),
+        **column_keys(data),
         apply_chat_template_kwargs=OmegaConf.to_container(data.apply_chat_template_kwargs or OmegaConf.create({})),
         **(_examples_of(dpo) if dpo else {}),
         # a look at the first rows is quick, and not worth a file
