@@ -1,5 +1,7 @@
 """Rows of GRPO and PPO in plain worker processes: verl's engines and ours on the same batch."""
 
+import functools
+
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
@@ -30,8 +32,26 @@ def rows_of(seed=0, prompts=3, n=4, first=3, second=2):
     return rows
 
 
-def batch_of(rows, seed=0, **entries):
-    """A batch as verl's trainer sends it to its workers."""
+def row_of(prompt, answer, mask=1.0):
+    """A row of ids, all of whose answer's tokens have a label, or none."""
+    return np.asarray(prompt, np.int64), np.asarray(answer, np.int64), np.full(len(answer), mask)
+
+
+def padding_rows(count):
+    """What verl adds to a batch that its workers cannot divide (`trainer/ppo/padding_utils.py`): 127 tokens and one,
+    which has no label."""
+    return [row_of([2] * 127, [2], 0.0)] * count
+
+
+def batch_of(rows, seed=0, leave_out=(), **entries):
+    """A batch as verl's trainer sends it to its workers.
+
+    Args:
+        rows: (prompt, answer, mask) each.
+        seed: of what would have been computed from the rows before.
+        leave_out: columns that it has not.
+        entries: what else the batch says, or says otherwise. Tensors have a row each, and so have lists.
+    """
     from verl.utils import tensordict_utils as tu
 
     generator = torch.Generator().manual_seed(seed)
@@ -43,6 +63,7 @@ def batch_of(rows, seed=0, **entries):
         return nested([torch.randn(len(answer), generator=generator) * scale + shift for _, answer, _ in rows])
 
     both = [np.concatenate([prompt, answer]) for prompt, answer, _ in rows]
+    each_row = {name: entry for name, entry in entries.items() if isinstance(entry, list | torch.Tensor)}
     data = tu.get_tensordict(
         {
             "input_ids": nested(both),
@@ -57,14 +78,17 @@ def batch_of(rows, seed=0, **entries):
             "rollout_is_weights": nested([torch.rand(len(a), generator=generator) + 0.5 for _, a, _ in rows]),
             "values": random(0.5),
             "returns": random(1.0),
+            **each_row,
         }
-    )
+    ).exclude(*leave_out)
     settings = {"temperature": 1.0, "use_dynamic_bsz": False, "micro_batch_size_per_gpu": len(rows)}
     settings |= {"global_batch_size": len(rows), "use_remove_padding": False, "max_token_len_per_gpu": 100_000}
-    tu.assign_non_tensor(data, **(settings | entries))
+    settings |= entries
+    tu.assign_non_tensor(data, **{name: entry for name, entry in settings.items() if name not in each_row})
     return data
 
 
+@functools.cache
 def _config(*overrides):
     from hydra import compose, initialize_config_module
 
@@ -104,11 +128,14 @@ def engine_of(model_dir, model_type, **options):
             ),
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
+                mixed_precision={"param_dtype": options["param_dtype"], "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 forward_only=options["forward_only"],
                 model_dtype=options["model_dtype"],
-                mixed_precision={"param_dtype": options["param_dtype"], "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
             ),
-            optimizer_config=FSDPOptimizerConfig(lr=1e-3, weight_decay=0.0, total_training_steps=100),
+            # steps in proportion to gradients: Adam makes a whole step of the round-off of one that is 0
+            optimizer_config=FSDPOptimizerConfig(
+                optimizer="SGD", lr=0.1, clip_grad=100.0, weight_decay=0.0, total_training_steps=100
+            ),
             checkpoint_config=CheckpointConfig(),
         )
     )
@@ -121,30 +148,52 @@ def _whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def by_name(worker, of=lambda parameter: parameter):
+    """{name: array}: the weights of a worker's model, or what `of` gives for each, without those where it is None."""
+    found = {n.replace("_fsdp_wrapped_module.", ""): of(p) for n, p in worker.engine.module.named_parameters()}
+    return {n: _whole(t.detach()).clone().cpu().numpy() for n, t in found.items() if t is not None}
+
+
 def loss_and_gradients(worker, data, loss_function):
     """Loss of all workers together, every gradient, and metrics of this one."""
+    from verl.utils.device import get_device_name
+
     engine = worker.engine
     with engine.train_mode():
         engine.optimizer_zero_grad()
         output = engine.forward_backward_batch(data, loss_function, forward_only=False)
-        gradients = {
-            name.replace("_fsdp_wrapped_module.", ""): _whole(p.grad).clone().cpu().numpy()
-            for name, p in engine.module.named_parameters()
-            if p.grad is not None
-        }
-    loss = torch.tensor(float(np.sum(output["loss"])))
+        gradients = by_name(worker, lambda parameter: parameter.grad)
+    loss = torch.tensor(float(np.sum(output["loss"])), device=get_device_name())
     torch.distributed.all_reduce(loss)
     return float(loss) / torch.distributed.get_world_size(), gradients, output["metrics"]
 
 
-def outputs(worker, data):
+def outputs(worker, data, without_adapters=False):
     """What scoring gives, as verl's trainer reads it: per row over the answer's tokens."""
+    from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
 
-    engine = worker.engine
-    with engine.eval_mode():
-        found = engine.infer_batch(data, loss_function=None)["model_output"]
+    tu.assign_non_tensor(data, compute_loss=False, global_token_num=None, no_lora_adapter=without_adapters)
+    found = worker.infer_batch(data)
     return {
-        name: [row.cpu().numpy() for row in response_from_nested(value, data["response_mask"]).unbind()]
+        name: [row.numpy() for row in response_from_nested(value, data["response_mask"]).unbind()]
         for name, value in found.items()
+        if isinstance(value, torch.Tensor)
     }
+
+
+def train(worker, data, loss_function, *, mini_batch_size, epochs):
+    """An update as verl's trainer asks for it, several optimizer steps.
+
+    Returns:
+        how much every weight has changed, and the metrics.
+    """
+    from verl.utils import tensordict_utils as tu
+
+    worker.set_loss_fn(loss_function)
+    before = by_name(worker)
+    tu.assign_non_tensor(data, mini_batch_size=mini_batch_size, global_batch_size=mini_batch_size, epochs=epochs)
+    tu.assign_non_tensor(data, seed=1, dataloader_kwargs={"shuffle": True})
+    metrics = tu.get(worker.train_mini_batch(data), "metrics")
+    after = by_name(worker)
+    return {name: after[name] - weights for name, weights in before.items()}, metrics

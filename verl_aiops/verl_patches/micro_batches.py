@@ -15,7 +15,7 @@ PLANNED = "planned_micro_batches"
 
 def cut_as_planned(prepare_micro_batches: Callable) -> Callable:
     """verl's ``prepare_micro_batches``, except that a batch which carries the positions of its micro-batches' rows
-    (non-tensor entry `PLANNED`, a tuple of lists) is cut so."""
+    (non-tensor entry `PLANNED`, a tuple of lists) is cut so. Its micro-batches carry the entry too."""
 
     @functools.wraps(prepare_micro_batches)
     def prepare(data: TensorDict, *args, **kwargs):
@@ -23,7 +23,6 @@ def cut_as_planned(prepare_micro_batches: Callable) -> Callable:
         if planned is None:
             return prepare_micro_batches(data, *args, **kwargs)
         rows = [list(part) for part in planned]
-        data = data.exclude(PLANNED)
         return [tu.index_select_tensor_dict(data, part) for part in rows], rows
 
     return prepare

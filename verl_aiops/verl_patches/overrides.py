@@ -185,7 +185,7 @@ OVERRIDES: tuple[Override, ...] = (
         forward_step=(f"{_FSDP}.forward_backward_batch", "float32 log-probs of answers, by our backends"),
     ),
     *_of(
-        "trainers.worker.engine:FSDPPreferenceEngine",
+        "trainers.worker.module:FastModule",
         _ENGINE,
         infer_batch=(f"{_WORKERS}:TrainingWorker.infer_batch", "FSDP2 keeps gathered weights after it"),
         train_batch=(f"{_WORKERS}:TrainingWorker.train_batch", "FSDP2 settles gradient dtypes at its first forward"),

@@ -51,7 +51,8 @@ def shared_attention(
         why = ", ".join(odd) or "its layers do not pass arguments on"
         raise NotImplementedError(
             f"{type(module).__name__} cannot share prompts ({why}). Set "
-            "algorithm.dpo.logprob_backend=rows (algorithm.online_dpo.logprob_backend for online DPO)."
+            "algorithm.dpo.logprob_backend=rows (algorithm.online_dpo.logprob_backend for online DPO, "
+            "algorithm.logprob_backend=stock for GRPO and PPO)."
         )
     if torch.is_autocast_enabled(query.device.type):
         # rotary embeddings may have made float32 of what the kernels want in half precision

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from verl_aiops.trainers.logprobs.prefixes import by_prefix
+
 __all__ = ["LEAST_SAVED", "SharedLayout"]
 
 # A segment of its own costs a call of the attention kernel in each layer on a CPU and copies of its keys on a GPU, as
@@ -56,12 +58,11 @@ class SharedLayout:
         self.ancestors: list[tuple[int, ...]] = []
 
         # by their tokens, not by which pair or group they belong to; without the last token, which predicts nothing
-        rows = [torch.cat(row).numpy()[:-1] for row in zip(prompts, answers, strict=True)]
-        # equal rows, as online pairs have them, are one
-        different = {row.tobytes(): row for row in rows}
-        places_of: dict[bytes, np.ndarray] = {}
-        self._grow(different, 0, np.empty(0, np.int64), (), places_of)
-        places = [places_of[row.tobytes()] for row in rows]
+        rows = [torch.cat(row).numpy() for row in zip(prompts, answers, strict=True)]
+        # where no row has more than that one token, the model still needs an input
+        if any(len(row) > 1 for row in rows):
+            rows = [row[:-1] for row in rows]
+        places = self._lay_out(rows)
 
         predicted_from, ids, slots = [], [], []
         self.answer_tokens = 0
@@ -93,37 +94,32 @@ class SharedLayout:
         self.slots = torch.from_numpy(np.concatenate(slots)[order])
         del self._ids, self._positions, self._keys
 
-    def _grow(
-        self,
-        rows: dict[bytes, np.ndarray],
-        start: int,
-        before: np.ndarray,
-        ancestors: tuple[int, ...],
-        places: dict[bytes, np.ndarray],
-    ) -> None:
-        """Lay out what different rows hold from ``start`` on, up to where they are one.
-
-        Args:
-            rows: ids of each row, by their bytes.
-            start: tokens that are laid out already, the same in all of them.
-            before: (start,) where those stand in the sequence.
-            ancestors: the segments that they are in.
-            places: filled in: for each row, where its tokens stand.
-        """
-        if len(rows) == 1:
-            ((name, row),) = rows.items()
-            places[name], _ = self._add_segment(row[start:], before, ancestors)
-            return
-        common = _common_length(list(rows.values()), start)
-        fork = start + common
-        if common * (len(rows) - 1) >= LEAST_SAVED:
-            before, ancestors = self._add_segment(next(iter(rows.values()))[start:fork], before, ancestors)
-            start = fork
-        branches: dict[int | None, dict[bytes, np.ndarray]] = {}
-        for name, row in rows.items():
-            branches.setdefault(int(row[fork]) if len(row) > fork else None, {})[name] = row
-        for branch in branches.values():
-            self._grow(branch, start, before, ancestors, places)
+    def _lay_out(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns for each row where its tokens stand in the sequence."""
+        # equal rows, as online pairs have them, are one
+        names = [row.tobytes() for row in rows]
+        different = list(dict(zip(names, rows)).items())
+        order, shared = by_prefix([row for _, row in different])
+        ordered = [different[at] for at in order]
+        places: dict[bytes, np.ndarray] = {}
+        # stretches of the order: from where to where, tokens of it that are laid out, where those stand and in which
+        # segments. No recursion: a row for each turn of a conversation makes a tree as deep as it has turns
+        open_stretches = [(0, len(ordered), 0, np.empty(0, np.int64), ())]
+        while open_stretches:
+            first, last, start, before, ancestors = open_stretches.pop()
+            name, row = ordered[first]
+            if last - first == 1:
+                places[name], _ = self._add_segment(row[start:], before, ancestors)
+                continue
+            fork = min(shared[first + 1 : last])
+            if (fork - start) * (last - first - 1) >= LEAST_SAVED:
+                before, ancestors = self._add_segment(row[start:fork], before, ancestors)
+                start = fork
+            borders = [first, *(at for at in range(first + 1, last) if shared[at] == fork), last]
+            # the last of them is laid out first: hence backwards
+            for branch in reversed(list(zip(borders, borders[1:]))):
+                open_stretches.append((*branch, start, before, ancestors))
+        return [places[name] for name in names]
 
     def _add_segment(
         self, ids: np.ndarray, before: np.ndarray, ancestors: tuple[int, ...]
@@ -147,11 +143,3 @@ class SharedLayout:
             if isinstance(value, torch.Tensor):
                 setattr(self, name, value.to(device, non_blocking=True))
         return self
-
-
-def _common_length(sequences: list[np.ndarray], start: int) -> int:
-    """How many tokens from ``start`` on all sequences have in common."""
-    shortest = min(len(sequence) for sequence in sequences)
-    stacked = np.stack([sequence[start:shortest] for sequence in sequences])
-    differs = (stacked != stacked[0]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else shortest - start

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from verl_aiops.trainers.logprobs.prefixes import by_prefix
+
 __all__ = ["MicroBatches", "cut"]
 
 
@@ -94,14 +96,13 @@ class _Seen:
     """
 
     def __init__(self, rows: list[np.ndarray], unit: int, shares: bool):
-        # big-endian, so that bytes are ordered as the ids are
-        order = sorted(range(len(rows)), key=lambda at: rows[at].astype(">i8").tobytes())
+        order, common = by_prefix(rows)
         self._lengths = np.array([len(rows[at]) for at in order])
-        self._shared = np.zeros(len(rows), dtype=np.int64)
-        for place, (one, other) in enumerate(zip(order, order[1:])):
-            common = _common(rows[one], rows[other])
-            if shares or common == len(rows[one]) == len(rows[other]):
-                self._shared[place] = common
+        # of each with the one after it
+        self._shared = np.append(common[1:], 0)
+        if not shares:
+            equal = (self._shared == self._lengths) & (self._shared == np.append(self._lengths[1:], 0))
+            self._shared *= equal
         places = np.empty(len(rows), dtype=np.int64)
         places[order] = np.arange(len(rows))
         # (units, unit): where each row stands in that order
@@ -127,9 +128,3 @@ def _stretches(names: list[bytes]) -> list[tuple[int, int]]:
     starts = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
     return list(zip(starts, [*starts[1:], len(names)]))
 
-
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """Length of the common beginning."""
-    length = min(len(one), len(other))
-    differs = one[:length] != other[:length]
-    return int(differs.argmax()) if differs.any() else length

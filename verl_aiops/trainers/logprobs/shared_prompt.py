@@ -7,6 +7,8 @@ same result.
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from tensordict import TensorDict
 
@@ -17,7 +19,10 @@ from verl_aiops.trainers.logprobs.head import head_gives_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 
-__all__ = ["label_values", "shared_answer_log_probs", "state_values"]
+__all__ = ["label_values", "shared_answer_log_probs", "state_values", "with_own_attention"]
+
+# the attention that each model had before it shared prompts
+_OWN_ATTENTION: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
 
 def shared_answer_log_probs(
@@ -88,8 +93,17 @@ def _ready(module: torch.nn.Module) -> torch.nn.Module:
     """The model itself, whose attention understands layouts."""
     model = unwrapped(module)
     if model.config._attn_implementation != SHARED_ATTENTION:
+        _OWN_ATTENTION[model] = model.config._attn_implementation
         model.set_attn_implementation(SHARED_ATTENTION)
     return model
+
+
+def with_own_attention(module: torch.nn.Module) -> None:
+    """Set a model back for rows that are padded or packed. Not at the end of each pass that shares: a backward pass
+    with gradient checkpointing computes the layers once more."""
+    model = unwrapped(module)
+    if model in _OWN_ATTENTION:
+        model.set_attn_implementation(_OWN_ATTENTION.pop(model))
 
 
 def _inputs(layout: SharedLayout) -> dict:
@@ -108,6 +122,7 @@ def _by_rows(module: torch.nn.Module, columns: list, limit: int, device) -> torc
         raise RuntimeError(
             f"a row of more than {limit} tokens has a rotary embedding of its own: set logprob_backend=rows"
         )
+    with_own_attention(module)
     prompts, answers, masks = columns
     ids = [torch.cat(row) for row in zip(prompts, answers)]
     columns = AnswerBatch(

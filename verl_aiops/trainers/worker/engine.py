@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from tensordict import TensorDict
@@ -82,7 +82,6 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
         self._reference: list[torch.Tensor] | None = None
-        self._inferred_without_gradients = False
         # of the mini-batch at hand, on the device
         self._kl: torch.Tensor | None = None
         # set while a step is launched whose numbers nobody waits for, and while a single worker reads them
@@ -163,17 +162,12 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             return super().forward_step(micro_batch, loss_function, forward_only)
         backend = LOGPROB_BACKENDS[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
         packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=False)
-        autocast = (
-            nullcontext()
-            if self._autocast_dtype == torch.float32
-            else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
-        )
         if loss_function is not None:
             # before the forward pass: a copy that is asked for after it waits until the device has done it
             columns = columns_for_loss(micro_batch, get_device_id())
             if self._kl is not None:
                 columns["kl"] = self._kl.expand(len(micro_batch))
-        with autocast:
+        with self._autocast():
             log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         # autocast ends here: sums and losses are float32
         model_output = {"answer_log_probs": log_probs}
@@ -185,24 +179,6 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             )
         output = {"model_output": detach_tree(model_output), "loss": loss.detach(), "metrics": metrics}
         return loss, output
-
-    def infer_batch(self, data: TensorDict, loss_function=None):
-        output = super().infer_batch(data, loss_function=loss_function)
-        self._reshard()
-        # PEFT freezes the adapters while they are off
-        self._inferred_without_gradients |= not any(p.requires_grad for p in self.module.parameters())
-        return output
-
-    def train_batch(self, data: TensorDict, loss_function):
-        if self._inferred_without_gradients and isinstance(self.module, FSDPModule):
-            # FSDP2 settles gradient dtypes at its first forward pass, from the parameters that are trainable then. If
-            # that pass scored the reference with adapters off there were none; unshard() settles them again.
-            for module in self.module.modules():
-                if isinstance(module, FSDPModule):
-                    module.unshard()
-                    module.reshard()
-            self._inferred_without_gradients = False
-        return super().train_batch(data, loss_function)
 
     @property
     def can_run_ahead(self) -> bool:
@@ -252,12 +228,6 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
     def weights_not_finite(self) -> list[str]:
         """Names of the weights of which this rank holds a number that is NaN or infinite."""
         return names_not_finite((name, _local(p)) for name, p in self.module.named_parameters())
-
-    def _reshard(self) -> None:
-        """Drop gathered parameters. FSDP2 keeps the root's after a forward pass without a backward, and a later
-        change of the shards (a checkpoint, swapped weights) would not reach them."""
-        if isinstance(self.module, FSDPModule):
-            self.module.reshard()
 
     # --- live reference -------------------------------------------------------------------------------------------
 

@@ -1,10 +1,14 @@
-"""How our engines build the model that verl trains: its kernels, its FSDP units, and whether it needs FSDP at all."""
+"""What our engines have in common: how the model is built that verl trains (its kernels, its FSDP units, whether it
+needs FSDP at all), and what FSDP2 keeps of a pass without gradients."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from tensordict import TensorDict
+from torch.distributed.fsdp import FSDPModule
 from verl.utils.device import get_device_name
 
 from verl_aiops.kernels.cpu_linear import use_onednn
@@ -25,6 +29,8 @@ def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 class FastModule:
     """Stands before verl's FSDP engine in the bases of an engine."""
+
+    _inferred_without_gradients = False
 
     def _prepare_module(self, module: torch.nn.Module) -> None:
         """What an engine changes in a model before it is compiled and sharded."""
@@ -77,3 +83,35 @@ class FastModule:
         ):
             # verl's configurations are frozen
             object.__setattr__(config, "wrap_policy", {**config.wrap_policy, "disable": True})
+
+    def _autocast(self) -> AbstractContextManager:
+        """As verl's engine computes: the weights may be float32 where the model computes in half precision."""
+        if self._autocast_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
+
+    # --- FSDP2 after a pass without gradients ---------------------------------------------------------------------
+
+    def _reshard(self) -> None:
+        """Drop gathered parameters. FSDP2 keeps the root's after a forward pass without a backward, and a later
+        change of the shards (a checkpoint, swapped weights) would not reach them."""
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()
+
+    def infer_batch(self, data: TensorDict, loss_function=None):
+        output = super().infer_batch(data, loss_function=loss_function)
+        self._reshard()
+        # PEFT freezes the adapters while they are off
+        self._inferred_without_gradients |= not any(p.requires_grad for p in self.module.parameters())
+        return output
+
+    def train_batch(self, data: TensorDict, loss_function):
+        if self._inferred_without_gradients and isinstance(self.module, FSDPModule):
+            # FSDP2 settles gradient dtypes at its first forward pass, from the parameters that are trainable then. If
+            # that pass scored the reference with adapters off there were none; unshard() settles them again.
+            for module in self.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.unshard()
+                    module.reshard()
+            self._inferred_without_gradients = False
+        return super().train_batch(data, loss_function)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 from verl.workers.engine.utils import detach_tree
 from verl.workers.utils.padding import response_from_nested
 
+from verl_aiops.models.company import rotary_limit
 from verl_aiops.trainers.batch import ROWS_LOG_PROBS
 from verl_aiops.trainers.logprobs.layout import SharedLayout
-from verl_aiops.trainers.logprobs.micro_batches import cut
-from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_values
+from verl_aiops.trainers.logprobs.micro_batches import MicroBatches, cut
+from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_values, with_own_attention
 from verl_aiops.trainers.worker.module import FastModule
 from verl_aiops.verl_patches.micro_batches import PLANNED
 
@@ -32,7 +33,8 @@ class SharedRows(FastModule):
     """Micro-batches in which rows that share their beginnings stand together, each gone through the model as a tree.
 
     The rows' numbers come out as verl's own forward pass gives them, nested over prompt and answer with the value of a
-    token at the place before it; where ``response_mask`` is 0, and in the prompt, they are 0.
+    token at the place before it; where ``response_mask`` is 0, and in the prompt, they are 0. A batch of which any
+    worker's part asks for more than that (`_shares`) goes through verl's own forward pass on all of them.
     """
 
     verls_model_type: str
@@ -43,9 +45,12 @@ class SharedRows(FastModule):
         super().__init__(model_config, *args, **kwargs)
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
-        if not self._shares(data):
+        plan = self._plan(data)
+        if plan is None:
+            with_own_attention(self.module)
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        plan = self._cut(data)
+        # a copy of the names alone: what is said here holds for this pass, and whoever sent the batch may use it again
+        data = data.copy()
         # verl restores the order of rows in what it cuts dynamically
         tu.assign_non_tensor(data, use_dynamic_bsz=True, **{PLANNED: tuple(plan.rows)})
         output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
@@ -64,64 +69,79 @@ class SharedRows(FastModule):
         return summed.tolist()
 
     def _shares(self, data: TensorDict) -> bool:
+        """Whether this worker's rows can go through the model as trees, with all that is asked of them."""
+        if self.use_ulysses_sp or any(tu.get_non_tensor_data(data, key=k, default=False) for k in _VERLS_ALONE):
+            return False
+        # verl's older trainer pads; images and videos have three numbers for a position
+        if not all(data[name].is_nested for name in COLUMNS) or data["position_ids"].dim() > 2:
+            return False
         temperature = data["temperature"] if "temperature" in data.keys() else 1.0
         if isinstance(temperature, torch.Tensor) and len(temperature.unique()) > 1:
             return False
-        return not any(tu.get_non_tensor_data(data, key=key, default=False) for key in _VERLS_ALONE)
+        limit = rotary_limit(self.model_config.hf_config)
+        if limit is not None and int(data["input_ids"].offsets().diff().max()) > limit[0]:
+            return False
+        # verl gives each row a dictionary, an empty one where there is only text
+        return not any(_plain(data.get("multi_modal_inputs", ())))
 
-    def _cut(self, data: TensorDict):
-        """This worker's micro-batches: as many as every other worker of the sharded model has."""
-        columns = [[row.numpy() for row in data[name].cpu().unbind()] for name in COLUMNS[:2]]
-        dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
-        limit = (
-            {"most_tokens": data["max_token_len_per_gpu"]}
-            if dynamic
-            else {"most_rows": data["micro_batch_size_per_gpu"]}
-        )
-        plan = cut(*columns, **limit)
+    def _plan(self, data: TensorDict) -> MicroBatches | None:
+        """This worker's micro-batches, as many as every other worker of the sharded model has; None if any worker's
+        rows need verl's own forward pass."""
+        plan = None
+        if self._shares(data):
+            columns = [[row.numpy() for row in data[name].cpu().unbind()] for name in COLUMNS[:2]]
+            dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
+            limit = (
+                {"most_tokens": data["max_token_len_per_gpu"]}
+                if dynamic
+                else {"most_rows": data["micro_batch_size_per_gpu"]}
+            )
+            plan = cut(*columns, **limit)
         group = self.get_data_parallel_group()
         if torch.distributed.get_world_size(group) > 1:
-            number = torch.tensor(len(plan.rows), device=get_device_id())
-            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=group)
-            if int(number) > len(plan.rows):
-                plan = cut(*columns, **limit, at_least=int(number))
+            number = len(plan.rows) if plan else 0
+            most = torch.tensor([number, plan is None], dtype=torch.int64, device=get_device_id())
+            torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX, group=group)
+            most, not_all = most.tolist()
+            if not_all:
+                return None
+            if most > number:
+                plan = cut(*columns, **limit, at_least=most)
         return plan
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
-        if not self._shares(micro_batch):
+        if PLANNED not in micro_batch.keys():
             return super().forward_step(micro_batch, loss_function, forward_only)
-        columns = [micro_batch[name].cpu().unbind() for name in COLUMNS]
+        columns = [micro_batch[name].cpu() for name in COLUMNS]
+        rows = [column.unbind() for column in columns]
         # whatever goes to the GPU goes before the forward pass: afterwards a copy waits for it
-        layout = SharedLayout(*columns).to(get_device_id())
-        places = torch.from_numpy(_places_in_rows(*columns[:2])).to(get_device_id(), non_blocking=True)
-        micro_batch = micro_batch.to(get_device_id())
-        autocast = (
-            nullcontext()
-            if self._autocast_dtype == torch.float32
-            else torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
-        )
-        with autocast:
-            values = self._label_values(layout, micro_batch, loss_function is not None)
+        layout = SharedLayout(*rows).to(get_device_id())
+        places = torch.from_numpy(_places_in_rows(*rows[:2])).to(get_device_id(), non_blocking=True)
+        data = micro_batch.to(get_device_id())
+        # verl's losses take nothing but lengths from these, row by row: each would be waited for on a GPU
+        data.clear_device_()
+        data.update(dict(zip(COLUMNS[:2], columns)))
+        with self._autocast():
+            values = self._label_values(layout, data)
             model_output = {
-                name: _in_rows(column, places[layout.slots], micro_batch["input_ids"])
-                for name, column in values.items()
+                name: _in_rows(column, places[layout.slots], data["input_ids"]) for name, column in values.items()
             }
             if loss_function is None:
                 loss, metrics = torch.tensor(1.0, device=get_device_name()), {}
             else:
-                loss, metrics = self._loss(loss_function, model_output, micro_batch)
+                loss, metrics = loss_function(
+                    model_output=model_output, data=data, dp_group=self.get_data_parallel_group()
+                )
         return loss, {"model_output": detach_tree(model_output), "loss": loss.detach().item(), "metrics": metrics}
-
-    def _loss(self, loss_function, model_output: dict, data: TensorDict):
-        return loss_function(model_output=model_output, data=data, dp_group=self.get_data_parallel_group())
 
 
 class SharedPolicyEngine(SharedRows, FSDPEngineWithLMHead):
     verls_model_type = "language_model"
 
-    def _label_values(self, layout: SharedLayout, data: TensorDict, training: bool) -> dict[str, torch.Tensor]:
+    def _label_values(self, layout: SharedLayout, data: TensorDict) -> dict[str, torch.Tensor]:
         temperature = data["temperature"] if "temperature" in data.keys() else 1.0
-        temperature = float(temperature[0] if isinstance(temperature, torch.Tensor) else temperature)
+        # the least that verl divides by, for answers that were sampled greedily
+        temperature = max(float(temperature[0] if isinstance(temperature, torch.Tensor) else temperature), 1e-8)
         entropy = tu.get_non_tensor_data(data, key="calculate_entropy", default=False)
         values = label_values(self.module, layout, temperature=temperature, entropy=entropy)
         return {"log_probs": values[:, 0], "entropy": values[:, 1]} if entropy else {"log_probs": values}
@@ -149,8 +169,17 @@ def _loss_of_only_update(loss_function, *, model_output: dict, data: TensorDict,
 class SharedValueEngine(SharedRows, FSDPEngineWithValueHead):
     verls_model_type = "value_model"
 
-    def _label_values(self, layout: SharedLayout, data: TensorDict, training: bool) -> dict[str, torch.Tensor]:
+    def _shares(self, data: TensorDict) -> bool:
+        # TRL's critics, for models without token classification, have a head of their own
+        return not hasattr(self.module, "v_head") and super()._shares(data)
+
+    def _label_values(self, layout: SharedLayout, data: TensorDict) -> dict[str, torch.Tensor]:
         return {"values": state_values(self.module, layout)}
+
+
+def _plain(column: Iterable) -> Iterable:
+    """The entries of a column that is no tensor."""
+    return (entry.data if isinstance(entry, NonTensorData) else entry for entry in column)
 
 
 def _places_in_rows(prompts, answers) -> np.ndarray:
@@ -164,6 +193,9 @@ def _places_in_rows(prompts, answers) -> np.ndarray:
 
 def _in_rows(values: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Nested as ``rows``: the values at their places, 0 elsewhere."""
-    offsets = rows.offsets()
-    flat = values.new_zeros(rows.values().shape[0]).index_copy(0, places, values)
-    return torch.nested.nested_tensor_from_jagged(flat, offsets)
+    return torch.nested.nested_tensor_from_jagged(_flat(values, places, rows.values().shape[0]), rows.offsets())
+
+
+def _flat(values: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:
+    """(length,): the values at their places, 0 elsewhere."""
+    return values.new_zeros(length).index_copy(0, places, values)
