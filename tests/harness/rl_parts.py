@@ -9,6 +9,8 @@ from torch.distributed.tensor import DTensor
 VOCABULARY = 500
 ENGINE = {"strategy": "fsdp2", "param_dtype": "fp32", "lora_rank": 0, "gradient_checkpointing": False}
 ENGINE |= {"forward_only": False, "model_dtype": "fp32"}
+# steps in proportion to gradients: Adam makes a whole step of the round-off of one that is 0
+ENGINE |= {"optimizer": "SGD", "compile": False}
 
 
 def rows_of(seed=0, prompts=3, n=4, first=3, second=2):
@@ -128,13 +130,13 @@ def engine_of(model_dir, model_type, **options):
             ),
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
+                use_torch_compile=options["compile"],
                 mixed_precision={"param_dtype": options["param_dtype"], "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 forward_only=options["forward_only"],
                 model_dtype=options["model_dtype"],
             ),
-            # steps in proportion to gradients: Adam makes a whole step of the round-off of one that is 0
             optimizer_config=FSDPOptimizerConfig(
-                optimizer="SGD", lr=0.1, clip_grad=100.0, weight_decay=0.0, total_training_steps=100
+                optimizer=options["optimizer"], lr=0.1, clip_grad=100.0, weight_decay=0.0, total_training_steps=100
             ),
             checkpoint_config=CheckpointConfig(),
         )
@@ -190,10 +192,13 @@ def train(worker, data, loss_function, *, mini_batch_size, epochs):
     """
     from verl.utils import tensordict_utils as tu
 
+    def weights():
+        return {n: _whole(t).detach().clone().cpu().numpy() for n, t in worker.engine.module.state_dict().items()}
+
     worker.set_loss_fn(loss_function)
-    before = by_name(worker)
+    before = weights()
     tu.assign_non_tensor(data, mini_batch_size=mini_batch_size, global_batch_size=mini_batch_size, epochs=epochs)
     tu.assign_non_tensor(data, seed=1, dataloader_kwargs={"shuffle": True})
     metrics = tu.get(worker.train_mini_batch(data), "metrics")
-    after = by_name(worker)
-    return {name: after[name] - weights for name, weights in before.items()}, metrics
+    after = weights()
+    return {name: after[name] - held for name, held in before.items()}, metrics

@@ -92,8 +92,11 @@ def _environment(**variables):
                 os.environ[name] = value
 
 
-def run_ranks(world, function, *arguments):
-    """``[function(*arguments) on rank 0, on rank 1, ...]`` on CPUs, a process each; function must be importable."""
+def run_ranks(world, function, *arguments, platform="cpu"):
+    """``[function(*arguments) on rank 0, on rank 1, ...]``, a process each; function must be importable.
+
+    ``platform``: what verl is to run on; all ranks have the first device.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -110,7 +113,7 @@ def run_ranks(world, function, *arguments):
             LOCAL_RANK="0",
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
-            VERL_PLATFORM="cpu",
+            VERL_PLATFORM=platform,
             GLOO_SOCKET_IFNAME="lo",
             # logical ranks share two cores; one thread each keeps them from fighting
             OMP_NUM_THREADS="1",

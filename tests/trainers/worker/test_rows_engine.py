@@ -52,7 +52,10 @@ CASES = {
     "no label in some rows": case(f"{ACTOR}.loss_agg_mode=seq-mean-token-mean", rows=NO_LABEL + ROWS[2:]),
     "answers without a token": case(rows=NO_ANSWER + ROWS[:6]),
     "rows of one token in a micro-batch": case(rows=ROWS[:2] + NO_ANSWER[:1] * 2, micro_batch_size_per_gpu=2),
-    "rows longer than the budget": case(use_dynamic_bsz=True, max_token_len_per_gpu=30),
+    # verl itself refuses them
+    "rows longer than the budget": case(
+        use_dynamic_bsz=True, max_token_len_per_gpu=30, stock={"max_token_len_per_gpu": 1000}
+    ),
     # verl itself wants whole micro-batches
     "rows that micro-batches do not divide": case(micro_batch_size_per_gpu=5, stock={"micro_batch_size_per_gpu": 16}),
     "a temperature for each row": case(temperature=torch.linspace(0.5, 1.5, 16), shares=VERLS),
@@ -302,12 +305,9 @@ def test_sharded_models(name, checkpointing, two_workers):
         rows = TWO[name].rows[rank * len(TWO[name].rows) // 2 : (rank + 1) * len(TWO[name].rows) // 2]
         if (name, checkpointing) in found:
             stock, ours = found[name, checkpointing]
-            same(stock, ours, rows, shares=VERLS if TWO[name].shares is VERLS else _begin_alike(rows))
+            # counted over both
+            same(stock, ours, rows, shares=TWO[name].shares)
     assert ("grpo", checkpointing) in two_workers[0]
-
-
-def _begin_alike(rows):
-    return len({row[0][0] for row in rows}) < len(rows)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -317,3 +317,49 @@ def test_weights_of_sharded_models_after_several_steps(checkpointing, two_worker
         assert len(our_metrics["loss"]) == 2
         np.testing.assert_allclose(our_metrics["loss"], metrics["loss"], rtol=0, atol=1e-5)
         same_gradients(change, our_change)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def _on_a_gpu(model_dir, strategy):
+    """{(model type, dtype, rows in a micro-batch): numbers of scoring and what one step changes}"""
+    from verl.workers.utils.losses import ppo_loss
+
+    found = {}
+    for dtype in ("fp32", "bf16"):
+        for model_type in MODELS:
+            for rows in (4, len(ROWS)):
+                settings = {"strategy": strategy, "param_dtype": dtype, "compile": dtype == "bf16" and rows == 4}
+                worker = engine_of(model_dir, model_type, **settings)
+                data = batch_of(ROWS, micro_batch_size_per_gpu=rows, calculate_entropy=True, temperature=1.3)
+                scored = outputs(worker, data.clone())
+                loss = functools.partial(ppo_loss, actor_config(f"{ACTOR}.entropy_coeff=0.1"))
+                change, _ = train(worker, data, loss, mini_batch_size=len(ROWS), epochs=1)
+                found[model_type, dtype, rows] = scored, change
+    return found
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_on_a_gpu(strategy, tiny_model_dir):
+    """In float32 the numbers are verl's. In bfloat16 they are no further from those than verl's own are, whose
+    gradients depend on how rows are cut: in groups of 4 or all together they were off by 2 % and by 9 %."""
+    (found,) = run_ranks(1, _on_a_gpu, tiny_model_dir, strategy, platform="nvidia")
+    stock, ours = MODELS
+    exact, change = found[stock, "fp32", 4]
+    labelled = np.concatenate([row[2] for row in ROWS]) > 0
+
+    def gap(key, name):
+        return np.abs(np.concatenate(found[key][0][name])[labelled] - np.concatenate(exact[name])[labelled])
+
+    def change_gap(key):
+        return np.sqrt(sum(np.square(found[key][1][name] - held).sum() for name, held in change.items()))
+
+    for rows in (4, len(ROWS)):
+        for name in ("log_probs", "entropy"):
+            assert gap((ours, "fp32", rows), name).max() < 2e-5
+            assert gap((ours, "bf16", rows), name).mean() <= 1.5 * gap((stock, "bf16", rows), name).mean() + 1e-3
+        same_gradients(change, found[ours, "fp32", rows][1], 2e-5)
+        furthest = max(change_gap((stock, "bf16", each)) for each in (4, len(ROWS)))
+        assert change_gap((ours, "bf16", rows)) <= 1.5 * furthest

@@ -127,4 +127,3 @@ def _stretches(names: list[bytes]) -> list[tuple[int, int]]:
     """Where runs of equal names begin and end."""
     starts = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
     return list(zip(starts, [*starts[1:], len(names)]))
-
