@@ -54,7 +54,7 @@ CASES = {
     "rows of one token in a micro-batch": case(rows=ROWS[:2] + NO_ANSWER[:1] * 2, micro_batch_size_per_gpu=2),
     # verl itself refuses them
     "rows longer than the budget": case(
-        use_dynamic_bsz=True, max_token_len_per_gpu=30, stock={"max_token_len_per_gpu": 1000}
+        use_dynamic_bsz=True, max_token_len_per_gpu=30, stock={"max_token_len_per_gpu": 1000}, shares=False
     ),
     # verl itself wants whole micro-batches
     "rows that micro-batches do not divide": case(micro_batch_size_per_gpu=5, stock={"micro_batch_size_per_gpu": 16}),
@@ -126,11 +126,12 @@ def _losses(worker):
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
     found = {}
+    # `bypass_mode` runs one of the others, on what the trainer tells it of the rollout
+    needs = {"bypass_mode": "rollout_correction.loss_type=reinforce", "dro": "dro_beta=0.1"}
     for name, loss in POLICY_LOSS_REGISTRY.items():
-        # `bypass_mode` runs one of the others, on what the trainer tells it of the rollout
-        needs = [f"+{ACTOR}.policy_loss.rollout_correction.loss_type=reinforce"] if name == "bypass_mode" else []
         if not loss.__module__.startswith("verl_aiops"):
-            found[name] = _numbers(worker, case(f"{ACTOR}.policy_loss.loss_mode={name}", *needs))
+            more = [f"++{ACTOR}.policy_loss.{needs[name]}"] if name in needs else []
+            found[name] = _numbers(worker, case(f"{ACTOR}.policy_loss.loss_mode={name}", *more))
     for mode in AGGREGATIONS:
         found[mode] = _numbers(worker, case(f"{ACTOR}.loss_agg_mode={mode}", micro_batch_size_per_gpu=4))
     return found
