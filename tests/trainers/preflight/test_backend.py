@@ -73,7 +73,9 @@ def triage(tiny_model_dir, files, device):
         command = [*files(TRIAGE), f"{MODEL}.path={tiny_model_dir}", f"+verl_aiops={preset}", *settings]
         config = composed(*command)
         lines = prepare_triage(config, given(command))
-        return config, [line for line in lines if "_backend" in line or "bsz" in line or "micro_batch" in line]
+        return config, [
+            line for line in lines if "_backend" in line or "bsz" in line or "micro_batch" in line or "torn" in line
+        ]
 
     return prepare
 
@@ -251,7 +253,10 @@ def test_wrong_values_and_names_are_told_once(triage, other_task, device, settin
 # --- what stays verl's ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [(), (f"+{KEY}=stock",), (f"+{KEY}=null",)])
+OWN_REWARD = ("reward.custom_reward_function.path=reward.py", "reward.custom_reward_function.name=score")
+
+
+@pytest.mark.parametrize("settings", [(), OWN_REWARD, (f"+{KEY}=stock",), (f"+{KEY}=null",)])
 def test_without_the_key_or_with_stock_verls_run_is_verls(other_task, settings, capsys):
     after = other_task(*settings)
     assert changed(other_task.before, after) == set()
@@ -349,4 +354,13 @@ def test_a_limit_that_tears_every_group_is_told(triage):
     (said,) = (line for line in lines if line.startswith("warning: "))
     assert f"{ROLLOUT}.n=8: each prompt goes through the model 3 times" in said
     for settings in ((f"{ACTOR}.ppo_micro_batch_size_per_gpu=8",), (f"{KEY}=stock", f"{ACTOR}.use_dynamic_bsz=True")):
+        assert not any(line.startswith("warning: ") for line in triage(*settings)[1])
+
+
+def test_mini_batches_drawn_from_all_rows_are_told_to_tear_prompts(triage):
+    shuffle = f"{ACTOR}.shuffle=True"
+    _, lines = triage(shuffle, f"{ACTOR}.ppo_mini_batch_size=16")
+    (said,) = (line for line in lines if line.startswith("warning: "))
+    assert "shuffle=True draws rows into 4 mini-batches" in said
+    for settings in ((shuffle,), (f"{ACTOR}.ppo_mini_batch_size=16",), (shuffle, f"{KEY}=stock")):
         assert not any(line.startswith("warning: ") for line in triage(*settings)[1])

@@ -10,7 +10,7 @@ from worker_harness import run_ranks
 ROWS = rows_of(prompts=4)
 
 
-def _updated(model_dir):
+def _updated(model_dir, temperatures):
     """On this worker's share: log-probs before; loss and gradients with these as old ones, and with none; what an
     update brings back."""
     import torch
@@ -25,8 +25,11 @@ def _updated(model_dir):
     worker.set_loss_fn(loss)
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     rows = ROWS[rank * len(ROWS) // world : (rank + 1) * len(ROWS) // world]
-    # as verl's command line has them: micro-batches of several rows, which tear a group
-    data = batch_of(rows, seed=rank, micro_batch_size_per_gpu=3, global_batch_size=len(ROWS), calculate_entropy=True)
+    # as verl's command line has them: micro-batches of several rows, which tear a group; verl's own must divide them
+    size = 3 if len(temperatures) == 1 else 2
+    data = batch_of(rows, seed=rank, micro_batch_size_per_gpu=size, global_batch_size=len(ROWS), calculate_entropy=True)
+    if len(temperatures) > 1:
+        data["temperature"] = torch.tensor([temperatures[at % len(temperatures)] for at in range(len(rows))])
     before = outputs(worker, data.clone())["log_probs"]
     given = data.clone()
     given["old_log_probs"] = torch.nested.as_nested_tensor(list(map(torch.from_numpy, before)), layout=torch.jagged)
@@ -37,9 +40,15 @@ def _updated(model_dir):
     return before, both, tu.get(worker.train_mini_batch(without), "metrics")
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_log_probs_of_the_update_are_the_old_ones_and_come_back_in_the_order_of_all_rows(world, tiny_model_dir):
-    found = run_ranks(world, _updated, tiny_model_dir)
+@pytest.mark.parametrize(
+    "world, temperatures",
+    [(1, [1.0]), (2, [1.0]), (1, [0.7, 1.0])],
+    ids=["one worker", "two workers", "temperatures of which verl's own forward pass takes care"],
+)
+def test_log_probs_of_the_update_are_the_old_ones_and_come_back_in_the_order_of_all_rows(
+    world, temperatures, tiny_model_dir
+):
+    found = run_ranks(world, _updated, tiny_model_dir, temperatures)
     before = [row for share, _, _ in found for row in share]
     for _, ((loss, gradients), (our_loss, our_gradients)), metrics in found:
         assert our_loss == pytest.approx(loss, abs=1e-6)
@@ -51,5 +60,5 @@ def test_log_probs_of_the_update_are_the_old_ones_and_come_back_in_the_order_of_
             labelled = row[2] > 0
             np.testing.assert_allclose(ours[labelled], theirs[labelled], rtol=0, atol=1e-5)
         assert np.mean(metrics["actor/ppo_kl"]) == 0.0 and np.mean(metrics["actor/pg_clipfrac"]) == 0.0
-        # of all workers' tokens, the same number on each
-        assert len({value for value in metrics["shared_tokens_ratio"]}) == 1
+        # of all workers' tokens, the same number on each; none where each row went through the model by itself
+        assert len(set(metrics.get("shared_tokens_ratio", []))) == (1 if len(temperatures) == 1 else 0)

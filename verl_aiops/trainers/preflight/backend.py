@@ -134,9 +134,20 @@ def _not_in_this_verl() -> Iterator[str]:
 
 
 def check_torn(config: DictConfig, run: Run) -> None:
-    """Say where the user's own limit of rows tears every prompt's answers apart."""
-    size, n = config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu, config.actor_rollout_ref.rollout.n
-    if shares_prompts(config) and static_batches(config) and size is not None and size < n:
+    """Say where the user's own settings tear every prompt's answers apart."""
+    if not shares_prompts(config):
+        return
+    actor, n = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    if actor.shuffle and actor.ppo_mini_batch_size < config.data.train_batch_size:
+        # verl's workers draw the mini-batches from their share, long after the trainer put its rows in order
+        run.lines.append(
+            "warning: actor_rollout_ref.actor.shuffle=True draws rows into "
+            f"{-(-config.data.train_batch_size // actor.ppo_mini_batch_size)} mini-batches without regard to their "
+            "prompts: each that has some of a prompt's answers computes it again, which perf/torn_prompts does not "
+            "count. Prompts are in random order without it (data.shuffle)"
+        )
+    size = actor.ppo_micro_batch_size_per_gpu
+    if static_batches(config) and size is not None and size < n:
         run.lines.append(
             f"warning: actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={size} is less than "
             f"actor_rollout_ref.rollout.n={n}: each prompt goes through the model {-(-n // size)} times. Set {n} or a "
