@@ -1,6 +1,7 @@
 """Which engine GRPO, PPO and their kin get, why, and what of a run stays verl's."""
 
 import json
+import warnings
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from verl_aiops import missing
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight import backend, entry
 from verl_aiops.trainers.preflight.common import is_triage_run
+from verl_aiops.trainers.preflight.defaults_rl import has_critic
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 KEY, CRITIC = "algorithm.logprob_backend", "algorithm.critic_backend"
@@ -257,7 +259,9 @@ OWN_REWARD = ("reward.custom_reward_function.path=reward.py", "reward.custom_rew
 
 
 @pytest.mark.parametrize("settings", [(), OWN_REWARD, (f"+{KEY}=stock",), (f"+{KEY}=null",)])
-def test_without_the_key_or_with_stock_verls_run_is_verls(other_task, settings, capsys):
+def test_without_the_key_or_with_stock_verls_run_is_verls(other_task, settings, capsys, monkeypatch):
+    # nor does it need anything of ours
+    monkeypatch.setattr(entry, "check_available", lambda *_, **__: pytest.fail("a run of ours"))
     after = other_task(*settings)
     assert changed(other_task.before, after) == set()
     assert after.trainer.v1.trainer_mode == "sync" and OmegaConf.select(after, f"{MODEL}.model_type") is None
@@ -283,6 +287,13 @@ def test_a_run_of_another_task_gets_engine_and_trainer_and_nothing_else(other_ta
     assert ours.trainer.v1.trainer_mode == "aiops_sync"
     said = capsys.readouterr().out
     assert said.count(f"{KEY}=shared_prompt (each prompt goes through the model once)") == 1
+
+
+def test_verl_alone_says_that_there_is_no_critic(other_task):
+    config = other_task()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not has_critic(config)
 
 
 def test_of_other_trainers_the_engine_alone_is_ours(other_task):

@@ -1,6 +1,8 @@
 """Steps of the trainer on an actor that shares prompts: the order of rows, the passes, what is logged. Workers are
 fakes; the trainer's parts, and verl's beneath them, are not."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,11 @@ class Workers:
         if batch.extra_info["calculate_entropy"]:
             metrics["actor/entropy_loss"] = [3.0]
         if batch.extra_info.get(ROWS_LOG_PROBS):
-            metrics[ROWS_LOG_PROBS] = [np.full(tag["response_len"], -1.0, np.float32) for tag in batch.tags]
+            # as Ray brings them
+            rows = [np.full(tag["response_len"], -1.0, np.float32) for tag in batch.tags]
+            for row in rows:
+                row.flags.writeable = False
+            metrics[ROWS_LOG_PROBS] = rows
         metrics |= {"shared_tokens_ratio": [0.25, 0.35], "torn_prompts": [1.0, 0.0]}
         return tu.get_tensordict({}, non_tensor_dict={"metrics": metrics})
 
@@ -195,6 +201,17 @@ def test_the_entropy_of_the_pass_that_was_left_out_is_that_of_the_update():
     assert not any(update.get(ROWS_LOG_PROBS) for update in made.actor_rollout_wg.updates)
 
 
+@pytest.fixture
+def no_warning():
+    """None is left out because torch gave it before."""
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("no_warning")
 def test_what_verl_compares_with_the_rollout_is_compared_with_the_update(monkeypatch):
     """The rollout said -1.5 of each token, the update -1."""
     made, metrics = trainer(*SHARED), {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.trainers.config import shares_prompts
@@ -37,7 +39,10 @@ def _with_hf(config: DictConfig) -> bool:
 def has_critic(config: DictConfig) -> bool:
     from verl.trainer.ppo.utils import need_critic
 
-    return need_critic(config)
+    with warnings.catch_warnings():
+        # that there is none: told by verl's own call, in main_ppo
+        warnings.simplefilter("ignore")
+        return need_critic(config)
 
 
 def _critic_on_cpu(config: DictConfig) -> bool:

@@ -184,7 +184,8 @@ class SharedPromptSteps:
         """What verl logs of old log-probs and the rollout's, from those of the update."""
         fields = ["responses", "response_mask", "rollout_log_probs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        data["old_log_probs"] = torch.nested.as_nested_tensor(list(map(torch.from_numpy, rows)), layout=torch.jagged)
+        # copied: what Ray brings cannot be written to, of which torch would warn
+        data["old_log_probs"] = torch.nested.as_nested_tensor(list(map(torch.tensor, rows)), layout=torch.jagged)
         padded = DataProto(batch=data.to_padded_tensor())
         names = ("old_log_probs", "rollout_log_probs", "response_mask")
         found = calculate_debug_metrics(padded)
