@@ -29,10 +29,12 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-__all__ = ["ROWS_LOG_PROBS", "AnswerBatch", "nested"]
+__all__ = ["ENTROPY_IS_LOGGED", "ROWS_LOG_PROBS", "AnswerBatch", "nested"]
 
 # entry of a batch to be updated on, and the metric that it asks for: log-probs of the answers, an array a row, in order
 ROWS_LOG_PROBS = "rows_log_probs"
+# entry of a batch to be updated on: nothing is trained on the entropies that it asks for
+ENTROPY_IS_LOGGED = "entropy_is_logged"
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

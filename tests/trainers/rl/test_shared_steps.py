@@ -14,7 +14,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
-from verl_aiops.trainers.batch import ROWS_LOG_PROBS
+from verl_aiops.trainers.batch import ENTROPY_IS_LOGGED, ROWS_LOG_PROBS
 from verl_aiops.trainers.rl import shared_steps
 from verl_aiops.trainers.rl.scored_trainer import ScoredTrainer
 from verl_aiops.trainers.rl.shared_steps import why_old_log_probs
@@ -190,6 +190,7 @@ def test_the_entropy_of_the_pass_that_was_left_out_is_that_of_the_update():
     made._compute_old_log_prob(rows, metrics)
     made._update_actor(rows, metrics)
     assert made.actor_rollout_wg.updates[0]["calculate_entropy"] is True
+    assert made.actor_rollout_wg.updates[0][ENTROPY_IS_LOGGED] is True
     assert metrics["actor/entropy"] == 3.0 and "actor/entropy_loss" not in metrics
     assert made.config.actor_rollout_ref.actor.calculate_entropy is False
     assert {"actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_loss", "actor/grad_norm"} <= metrics.keys()
@@ -198,6 +199,7 @@ def test_the_entropy_of_the_pass_that_was_left_out_is_that_of_the_update():
     metrics = {}
     made._update_actor(rows, metrics)
     assert metrics["actor/entropy_loss"] == metrics["actor/entropy"] == 3.0
+    assert made.actor_rollout_wg.updates[1][ENTROPY_IS_LOGGED] is False
     assert not any(update.get(ROWS_LOG_PROBS) for update in made.actor_rollout_wg.updates)
 
 

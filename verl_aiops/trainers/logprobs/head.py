@@ -37,6 +37,7 @@ def head_gives_log_probs(
     sources_on_host: np.ndarray | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
+    entropy_gradient: bool = True,
 ) -> Iterator[None]:
     """Within, a forward pass of the model returns log-probs of labels as its ``logits``: (labels,), or with
     ``entropy`` (labels, 2), log-probs and entropies.
@@ -50,7 +51,7 @@ def head_gives_log_probs(
         label_ids: (labels,) token ids.
         label_sources: (labels,) the entry of ``positions`` that predicts each label, ascending. Default: one label a
             position, in order.
-        sources_on_host, temperature, entropy: as `label_log_probs` takes them.
+        sources_on_host, temperature, entropy, entropy_gradient: as `label_log_probs` takes them.
 
     Raises:
         RuntimeError: the forward pass does not use the head, once.
@@ -72,6 +73,7 @@ def head_gives_log_probs(
             sources_on_host=sources_on_host,
             temperature=temperature,
             entropy=entropy,
+            entropy_gradient=entropy_gradient,
         )
 
     head.forward = forward
@@ -101,6 +103,7 @@ def label_log_probs(
     logits_at_once: int = LOGITS_AT_ONCE,
     temperature: float = 1.0,
     entropy: bool = False,
+    entropy_gradient: bool = True,
 ) -> torch.Tensor:
     """Log-softmax of the head's logits at the labels, in float32 whatever the model computes in.
 
@@ -117,13 +120,14 @@ def label_log_probs(
         logits_at_once: most logits in a chunk; a chunk has one position at least.
         temperature: that logits are divided by.
         entropy: whether the entropy of the distribution that each label is drawn from is wanted too.
+        entropy_gradient: whether it is trained on, and not only logged.
 
     Returns:
         (labels,) float32, nats; with ``entropy`` (labels, 2), log-probs and entropies.
     """
     size = max(1, logits_at_once // vocabulary)
     if len(hidden) <= size:
-        return _chunk(head, hidden, label_sources, label_ids, temperature, entropy)
+        return _chunk(head, hidden, label_sources, label_ids, temperature, entropy, entropy_gradient)
     places = label_sources.cpu().numpy() if sources_on_host is None else sources_on_host
     borders = np.searchsorted(places, np.arange(0, len(hidden) + size, size)).tolist()
     parts = []
@@ -140,6 +144,7 @@ def label_log_probs(
                 label_ids[first:last],
                 temperature,
                 entropy,
+                entropy_gradient,
                 use_reentrant=False,
                 # nothing random in it, and keeping the state waits for the GPU
                 preserve_rng_state=False,
@@ -155,12 +160,15 @@ def log_probs_of(logits: torch.Tensor, label_sources: torch.Tensor, label_ids: t
     return logits[label_sources, label_ids] - logits.logsumexp(dim=-1)[label_sources]
 
 
-def _chunk(head, hidden, label_sources, label_ids, temperature: float, entropy: bool) -> torch.Tensor:
+def _chunk(head, hidden, label_sources, label_ids, temperature: float, entropy: bool, entropy_gradient: bool):
     logits = head(hidden).float()
     if temperature != 1:
         logits = logits / temperature
     log_probs = log_probs_of(logits, label_sources, label_ids)
     if not entropy:
         return log_probs
+    if not entropy_gradient:
+        # last, so that the backward pass, which computes a chunk again as far as it needs, does without
+        logits = logits.detach()
     entropies = logits.logsumexp(dim=-1) - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
     return torch.stack([log_probs, entropies[label_sources]], dim=-1)

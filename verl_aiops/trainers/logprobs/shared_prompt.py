@@ -57,7 +57,12 @@ def shared_answer_log_probs(
 
 
 def label_values(
-    module: torch.nn.Module, layout: SharedLayout, *, temperature: float = 1.0, entropy: bool = False
+    module: torch.nn.Module,
+    layout: SharedLayout,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    entropy_gradient: bool = True,
 ) -> torch.Tensor:
     """What the model says of a layout's labels.
 
@@ -66,6 +71,7 @@ def label_values(
         layout: of all rows of a micro-batch.
         temperature: that logits are divided by.
         entropy: whether entropies are wanted too.
+        entropy_gradient: whether they are trained on, and not only logged.
 
     Returns:
         (labels,) log-probs, or with ``entropy`` (labels, 2) log-probs and entropies; float32, nats.
@@ -79,6 +85,7 @@ def label_values(
         sources_on_host=layout.label_sources_on_host,
         temperature=temperature,
         entropy=entropy,
+        entropy_gradient=entropy_gradient,
     ):
         return module(**_inputs(layout)).logits
 

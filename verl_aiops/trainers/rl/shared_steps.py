@@ -22,7 +22,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
-from verl_aiops.trainers.batch import ROWS_LOG_PROBS
+from verl_aiops.trainers.batch import ENTROPY_IS_LOGGED, ROWS_LOG_PROBS
 from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.rl.reward_rows import session_of
@@ -147,6 +147,8 @@ class SharedPromptSteps:
         else:
             compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
             batch.extra_info[ROWS_LOG_PROBS] = compared
+            # times a coefficient of 0 its gradient would be computed for nothing
+            batch.extra_info[ENTROPY_IS_LOGGED] = actor.entropy_coeff == 0
             # verl logs the entropy of the pass that was left out
             with _set(actor, "calculate_entropy", True), self._rows_taken() as rows:
                 batch = super()._update_actor(batch, metrics)

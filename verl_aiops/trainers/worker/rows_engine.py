@@ -15,7 +15,7 @@ from verl.workers.engine.utils import detach_tree
 from verl.workers.utils.padding import response_from_nested
 
 from verl_aiops.models.company import rotary_limit
-from verl_aiops.trainers.batch import ROWS_LOG_PROBS
+from verl_aiops.trainers.batch import ENTROPY_IS_LOGGED, ROWS_LOG_PROBS
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.micro_batches import MicroBatches, cut
 from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_values, with_own_attention
@@ -143,7 +143,13 @@ class SharedPolicyEngine(SharedRows, FSDPEngineWithLMHead):
         # the least that verl divides by, for answers that were sampled greedily
         temperature = max(float(temperature[0] if isinstance(temperature, torch.Tensor) else temperature), 1e-8)
         entropy = tu.get_non_tensor_data(data, key="calculate_entropy", default=False)
-        values = label_values(self.module, layout, temperature=temperature, entropy=entropy)
+        values = label_values(
+            self.module,
+            layout,
+            temperature=temperature,
+            entropy=entropy,
+            entropy_gradient=not tu.get_non_tensor_data(data, key=ENTROPY_IS_LOGGED, default=False),
+        )
         return {"log_probs": values[:, 0], "entropy": values[:, 1]} if entropy else {"log_probs": values}
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
