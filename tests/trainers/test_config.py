@@ -87,6 +87,10 @@ def test_a_reference_is_used_where_the_loss_compares_with_one():
         ({"comparisons": "best", "loss_type": "listwise"}, "comparisons=best is about pairs, and algorithm.dpo.loss"),
         ({"gap_weight": 1}, "algorithm.dpo.gap_weight=1: expected true or false"),
         ({"gap_weight": True, "loss_type": "kto"}, "loss_type=kto is no loss of pairs. Remove gap_weight"),
+        (
+            {"gap_weight": True, "loss_type": ["sigmoid", "aot"]},
+            "sorts all pairs of a mini-batch together, where a weight",
+        ),
         ({"yes_from_score": 0.5}, "algorithm.dpo.loss_type=sigmoid takes as pairs"),
         ({"yes_from_score": 0.5, "loss_type": "plackett_luce"}, "loss_type=plackett_luce takes as lists"),
         (

@@ -216,6 +216,11 @@ class DPOConfig(PreferenceConfig):
                 f"algorithm.dpo.{name}={getattr(self, name)} is about pairs, and algorithm.dpo.loss_type="
                 f"{self.loss_type} is no loss of pairs. Remove {name}."
             )
+        if self.gap_weight and losses.needs_whole_batch(self.loss_type):
+            raise ConfigError(
+                f"algorithm.dpo.gap_weight=True weighs single pairs, and algorithm.dpo.loss_type={self.loss_type} "
+                "sorts all pairs of a mini-batch together, where a weight has no meaning. Remove gap_weight."
+            )
         if self.yes_from_score is not None and kinds != ("single",):
             raise ConfigError(
                 f"algorithm.dpo.yes_from_score={self.yes_from_score} makes single answers of groups, which "
