@@ -14,6 +14,7 @@ from tiny import make_tiny_model
 from verl_aiops import missing
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight import backend, entry
+from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.common import is_triage_run
 from verl_aiops.trainers.preflight.defaults_rl import has_critic
 
@@ -327,6 +328,15 @@ def test_dpo_keeps_to_its_own_key(tiny_model_dir, files, device):
     config = composed(*command, "algorithm.adv_estimator=online_dpo")
     with pytest.raises(ConfigError, match=f"^{KEY}: for GRPO and PPO. Here it is algorithm.online_dpo.logprob_backend"):
         prepare_online(config, given(command))
+
+
+@pytest.mark.parametrize("kind", ["dpo", "online_dpo"])
+def test_the_key_of_a_preference_run_may_be_given(kind):
+    """A section's key may be called like one of ours, or nearly so."""
+    run = Run(kind, {f"algorithm.{kind}.logprob_backend", f"algorithm.{kind}.comparisons", "algorithm.adv_estimator"})
+    assert backend.check_not_ours(OmegaConf.create(), run) == []
+    run.given.add(KEY)
+    assert len(backend.check_not_ours(OmegaConf.create(), run)) == 1
 
 
 # --- micro-batches --------------------------------------------------------------------------------------------------

@@ -35,8 +35,10 @@ _MORE = {
 
 def check_not_ours(config: DictConfig, run: Run) -> list[str]:
     """The key on the command line of a preference run, which has one of its own; a preset's is of no account there."""
-    given = [key for key in run.given if key.startswith("algorithm.") and RLConfig.concerns(key.partition(".")[2])]
-    return [f"{key}: for GRPO and PPO. Here it is algorithm.{run.kind}.logprob_backend." for key in sorted(given)]
+    # of algorithm's own keys: what a section of it calls alike is meant
+    given = [key for key in run.given if key.startswith("algorithm.") and key.count(".") == 1]
+    misplaced = sorted(key for key in given if RLConfig.concerns(key.partition(".")[2]))
+    return [f"{key}: for GRPO and PPO. Here it is algorithm.{run.kind}.logprob_backend." for key in misplaced]
 
 
 def check_backend(config: DictConfig, run: Run) -> None:
