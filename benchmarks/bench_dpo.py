@@ -3,6 +3,10 @@
     python benchmarks/bench_dpo.py --model models/SmolLM2-135M-Instruct         # prompts of 315, answers of 31 tokens
     python benchmarks/bench_dpo.py --model MODEL --pairs pairs.jsonl --batch 4 --steps 12 --out result.json
     python benchmarks/bench_dpo.py --device cuda --model MODEL --prompt 1024 --answer 64 --batch 16 --steps 24
+    python benchmarks/bench_dpo.py --model MODEL --completions 4 --batch 1  # four ranked answers, six pairs a prompt
+
+A step has --batch prompts, in all variants, and all pairs of each prompt's answers. Of more than two answers ours reads
+groups with ranks and compares all (`algorithm.dpo.comparisons=all`); TRL, which takes pairs alone, reads those pairs.
 
 Every run is a process of its own; the variants take turns for `--rounds` rounds, so that what else the machine does
 falls on all of them. Prints seconds a step (the time of all steps after a run's first over their number, eight at
@@ -23,7 +27,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_runs import GPU_ONLY, NOT_BY_DEFAULT, VARIANTS, make_model, make_pairs, run, step_seconds
+from dpo_plots import plot_steps
+from dpo_runs import GPU_ONLY, NOT_BY_DEFAULT, VARIANTS, make_data, make_model, pairs_of, run, step_seconds
 
 
 def machine(device: str) -> str:
@@ -37,8 +42,10 @@ def machine(device: str) -> str:
     return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
-def needed_flops(model: str, prompt: int, answer: int) -> dict[str, float]:
-    """FLOPs per pair and step: 2 per parameter and token forward, 4 backward; the head where a label is."""
+def needed_flops(model: str, prompt: int, answer: int, completions: int = 2) -> dict[str, float]:
+    """FLOPs per prompt and step, with all pairs of its answers: 2 per parameter and token forward, 4 backward. Ours
+    takes a prompt once, `rows` once an answer, both the head where a label is; TRL two rows a pair and every logit.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model)
@@ -48,18 +55,20 @@ def needed_flops(model: str, prompt: int, answer: int) -> dict[str, float]:
         total = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     head = config.vocab_size * config.hidden_size
     body = total - head * (1 if config.tie_word_embeddings else 2)
-    both = 2 * answer
-    ours = 6 * body * (prompt + both) + 6 * head * both
+    answers = completions * answer
+    shared, each = prompt + answers, completions * prompt + answers
+    of_pairs = 2 * pairs_of(completions) * (prompt + answer)
+    ours = 6 * body * shared + 6 * head * answers
     return {
         "ours": ours,
         "ours, compiled": ours,
         "ours, a unit a layer": ours,
-        "ours, live reference": 8 * body * (prompt + both) + 8 * head * both,
-        "rows": 6 * body * (2 * prompt + both) + 6 * head * both,
-        "rows, live reference": 8 * body * (2 * prompt + both) + 8 * head * both,
-        "TRL": 8 * (body + head) * (2 * prompt + both),
-        "TRL, cached reference": 6 * (body + head) * (2 * prompt + both),
-        "TRL, cached reference, Liger": 6 * (body + head) * (2 * prompt + both),
+        "ours, live reference": 8 * body * shared + 8 * head * answers,
+        "rows": 6 * body * each + 6 * head * answers,
+        "rows, live reference": 8 * body * each + 8 * head * answers,
+        "TRL": 8 * (body + head) * of_pairs,
+        "TRL, cached reference": 6 * (body + head) * of_pairs,
+        "TRL, cached reference, Liger": 6 * (body + head) * of_pairs,
     }
 
 
@@ -87,8 +96,9 @@ def main() -> int:
     parser.add_argument("--pairs", help="preference JSONL (default: random words of the lengths below)")
     parser.add_argument("--prompt", type=int, default=315, help="tokens of a made prompt (default 315)")
     parser.add_argument("--answer", type=int, default=31, help="tokens of each made answer (default 31)")
-    parser.add_argument("--batch", type=int, default=4, help="pairs per optimizer step (default 4)")
-    parser.add_argument("--micro-batch", type=int, help="pairs per forward pass (default: --batch)")
+    parser.add_argument("--completions", type=int, default=2, help="made answers to a prompt, ranked (default 2)")
+    parser.add_argument("--batch", type=int, default=4, help="prompts per optimizer step; pairs of --pairs (default 4)")
+    parser.add_argument("--micro-batch", type=int, help="prompts per forward pass (default: --batch)")
     parser.add_argument("--steps", type=int, default=9, help="optimizer steps, the least and the default 9")
     parser.add_argument("--rounds", type=int, default=1, help="times each variant is run (default 1)")
     parser.add_argument(
@@ -104,9 +114,12 @@ def main() -> int:
     parser.add_argument("--overrides", nargs="*", default=[], help="more settings for main_ppo")
     parser.add_argument("--verbose", action="store_true", help="show what main_ppo writes to stderr")
     parser.add_argument("--out", help="write the numbers as JSON")
+    parser.add_argument("--plot", help="draw seconds a step beside the law, as PNG and SVG")
     arguments = parser.parse_args()
     if arguments.steps < 9:
         parser.error(f"--steps {arguments.steps}: 9 at least, as the first is not timed and a speed needs eight")
+    if arguments.completions < 2 or (arguments.pairs and arguments.completions > 2):
+        parser.error(f"--completions {arguments.completions}: 2 at least, and 2 with --pairs, whose rows are pairs")
     left_out = {*NOT_BY_DEFAULT, *(GPU_ONLY if arguments.device == "cpu" else ())}
     arguments.variants = arguments.variants or [name for name in VARIANTS if name not in left_out]
     asked = dict(vars(arguments))
@@ -120,11 +133,17 @@ def main() -> int:
         if made:
             from transformers import AutoTokenizer
 
-            arguments.pairs = str(folder / "pairs.jsonl")
-            tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-            count = arguments.batch * arguments.steps
-            make_pairs(Path(arguments.pairs), tokenizer, pairs=count, prompt=arguments.prompt, answer=arguments.answer)
-        arguments.pairs = str(Path(arguments.pairs).resolve())
+            arguments.pairs, arguments.groups = make_data(
+                folder,
+                AutoTokenizer.from_pretrained(arguments.model),
+                prompts=arguments.batch * arguments.steps,
+                prompt=arguments.prompt,
+                answer=arguments.answer,
+                completions=arguments.completions,
+            )
+        else:
+            arguments.groups = arguments.pairs
+        arguments.pairs, arguments.groups = (str(Path(p).resolve()) for p in (arguments.pairs, arguments.groups))
         for number in range(arguments.rounds):
             turn = arguments.variants[number % len(arguments.variants) :] + arguments.variants
             for variant in dict.fromkeys(turn):
@@ -132,7 +151,8 @@ def main() -> int:
                 results[variant].append(result)
                 seconds = step_seconds(result["seconds"])
                 print(f"round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
-        flops = needed_flops(arguments.model, arguments.prompt, arguments.answer) if made else None
+        sizes = (arguments.model, arguments.prompt, arguments.answer, arguments.completions)
+        flops = needed_flops(*sizes) if made else None
     return report(arguments, asked, results, flops)
 
 
@@ -141,8 +161,8 @@ def report(arguments, asked, results, flops) -> int:
     ceiling = matmul_ceiling() if arguments.device == "cuda" and flops else None
     print(f"{machine(arguments.device)}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
     base = arguments.variants[0]
-    columns = ("s/step", "pairs/s", "peak GiB", f"/ {base}", "range", "FLOP law", "MFU")
-    widths = (8, 8, 9, 8, 13, 9, 6)
+    columns = ("s/step", "pairs/s", "peak GiB", f"/ {base}", "range", "FLOP law", "tokens seen", "MFU")
+    widths = (8, 8, 9, 8, 15, 9, 12, 6)
     print(" ".join([" " * 22, *(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))]))
     summary = {}
     for variant, runs in results.items():
@@ -156,13 +176,17 @@ def report(arguments, asked, results, flops) -> int:
         ratio, lowest, highest = statistics.mean(ratios), min(ratios), max(ratios)
         summary[variant] = {"s_per_step": seconds, "ratio": ratio, "ratio_range": [lowest, highest]}
         summary[variant] |= {"peak_gib": peak, "flop_law": law, "useful_mfu": mfu}
+        # of the tokens of all rows, two a pair; TRL sees them all
+        seen = statistics.mean(part for r in runs for part in r.get("seen", [1.0]))
+        summary[variant]["tokens_seen"] = seen
         cells = (
             f"{seconds:.3f}",
-            f"{arguments.batch / seconds:.3f}",
+            f"{arguments.batch * pairs_of(arguments.completions) / seconds:.3f}",
             f"{peak:.2f}",
             f"{ratio:.2f}",
             f"{lowest:.2f} to {highest:.2f}",
             "" if law is None else f"{law:.2f}",
+            f"{seen:.3f}",
             "" if mfu is None else f"{mfu:.1%}",
         )
         print(" ".join([f"{variant:<22}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]))
@@ -176,6 +200,8 @@ def report(arguments, asked, results, flops) -> int:
         record |= {"matmul_flops": ceiling, "summary": summary, "runs": results}
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n")
+    if arguments.plot:
+        plot_steps(summary, Path(arguments.plot))
     allowed = 1e-4 if arguments.device == "cpu" else 5e-3
     if max(first) - min(first) > allowed:
         print(f"the first losses do not agree to {allowed}: the trainers did not do the same work", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""One run of each DPO trainer on the same pairs, for the benchmarks: what it is given, and what is measured."""
+"""One run of each DPO trainer on the same comparisons, for the benchmarks: what it is given, and what is measured."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -11,7 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["GPU_ONLY", "NOT_BY_DEFAULT", "VARIANTS", "make_pairs", "make_model", "run", "step_seconds"]
+__all__ = [
+    "GPU_ONLY",
+    "NOT_BY_DEFAULT",
+    "VARIANTS",
+    "make_data",
+    "make_model",
+    "pairs_of",
+    "run",
+    "step_seconds",
+]
 
 COMPILE = "actor_rollout_ref.actor.fsdp_config.use_torch_compile=True"
 
@@ -36,8 +46,20 @@ GPU_ONLY = ("ours, a unit a layer", "TRL, cached reference, Liger")
 NOT_BY_DEFAULT = ("ours, compiled", "ours, a unit a layer")
 
 
-def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, seed: int = 0) -> None:
-    """Chat pairs of random words whose prompts and answers have exactly so many tokens, template and end included."""
+def pairs_of(completions: int) -> int:
+    """Pairs that can be made of so many answers to a prompt, no two of which are tied."""
+    return completions * (completions - 1) // 2
+
+
+def make_data(
+    folder: Path, tokenizer, *, prompts: int, prompt: int, answer: int, completions: int = 2, seed: int = 0
+) -> tuple[Path, Path]:
+    """Chats of random words whose prompts and answers have exactly so many tokens, template and end included.
+
+    Returns:
+        a file of pairs, all those of a prompt's answers one after another, and a file of the same answers as groups
+        with ranks, the best first. With two answers both are the file of pairs.
+    """
     from verl_aiops.data import PreferenceDataset
 
     rng = random.Random(seed)
@@ -49,23 +71,47 @@ def make_pairs(path: Path, tokenizer, *, pairs: int, prompt: int, answer: int, s
     )
     words = [word for word in words if len(tokenizer.encode("a" + word * 2, add_special_tokens=False)) == 3]
 
-    def text(tokens):
-        return "a" + "".join(rng.choice(words) for _ in range(tokens - 1))
+    def message(role, tokens):
+        return [{"role": role, "content": "a" + "".join(rng.choice(words) for _ in range(tokens - 1))}]
 
-    def row(prompt_words, answer_words):
-        sides = ((side, [{"role": "assistant", "content": text(answer_words)}]) for side in ("chosen", "rejected"))
-        return {"prompt": [{"role": "user", "content": text(prompt_words)}], **dict(sides)}
+    def chat(prompt_words, answer_words):
+        return message("user", prompt_words), [message("assistant", answer_words) for _ in range(completions)]
 
-    def lengths(rows):
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        return PreferenceDataset(
+    def written(name, rows):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lengths = PreferenceDataset(
             str(path), tokenizer, max_prompt_length=None, max_response_length=None, progress=False
         ).lengths
+        return path, lengths
 
-    (of_prompt, of_answer, _) = lengths([row(10, 10)])[0] - 10
-    made = lengths([row(prompt - of_prompt, answer - of_answer) for _ in range(pairs)])
-    if not (made == [prompt, answer, answer]).all():
-        raise ValueError(f"the words do not tokenise one by one: lengths {made[:3].tolist()} for {prompt}, {answer}")
+    def pairs(chats):
+        return [
+            {"prompt": asked, "chosen": better, "rejected": worse}
+            for asked, answers in chats
+            for better, worse in itertools.combinations(answers, 2)
+        ]
+
+    def groups(chats):
+        return [
+            {
+                "prompt": asked,
+                "completions": [{"messages": given, "rank": rank} for rank, given in enumerate(answers, 1)],
+            }
+            for asked, answers in chats
+        ]
+
+    (of_prompt, of_answer, _) = written("pairs", pairs([chat(10, 10)]))[1][0] - 10
+    chats = [chat(prompt - of_prompt, answer - of_answer) for _ in range(prompts)]
+    made = [written("pairs", pairs(chats))]
+    made.append(written("groups", groups(chats)) if completions > 2 else made[0])
+    for path, lengths in made:
+        if len(lengths) != prompts * pairs_of(completions) or (lengths != [prompt, answer, answer]).any():
+            raise ValueError(
+                f"{path.name}: the words do not tokenise one by one, or pairs are missing: {len(lengths)} of "
+                f"{prompts * pairs_of(completions)}, lengths {lengths[:3].tolist()} for {prompt}, {answer}"
+            )
+    return made[0][0], made[1][0]
 
 
 def make_model(folder: Path, tokenizer_of: str, architecture: str) -> Path:
@@ -108,15 +154,23 @@ def run(variant: str, arguments, folder: Path) -> dict:
     if trainer == "trl":
         out = folder / "result.json"
         request = {**vars(arguments), "cached": reference == "cached", "liger": LIGER in overrides, "out": str(out)}
+        request |= dict(zip(("batch", "micro_batch"), _sizes(arguments), strict=True))
         command = [sys.executable, __file__, json.dumps(request)]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())
     return _ours(trainer, reference, arguments, folder, *overrides)
 
 
+def _sizes(arguments) -> tuple[int, int]:
+    """Pairs of a step, and of a forward pass."""
+    pairs = pairs_of(arguments.completions)
+    return arguments.batch * pairs, (arguments.micro_batch or arguments.batch) * pairs
+
+
 def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str) -> dict:
     """main_ppo; times are the worker's, from the end of one step to the end of the next."""
     metrics = folder / "metrics.jsonl"
+    batch, micro = _sizes(arguments)
     started = time.time()
     subprocess.run(
         [
@@ -124,13 +178,13 @@ def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str
             "-m",
             "verl.trainer.main_ppo",
             "+verl_aiops=[dpo,cpu]" if arguments.device == "cpu" else "+verl_aiops=dpo",
-            f"data.train_files={arguments.pairs}",
+            f"data.train_files={arguments.groups}",
             "data.shuffle=False",
-            f"data.train_batch_size={arguments.batch}",
+            f"data.train_batch_size={batch}",
             f"data.max_prompt_length={arguments.max_length}",
             f"data.max_response_length={arguments.max_length}",
             f"actor_rollout_ref.model.path={arguments.model}",
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={arguments.micro_batch or arguments.batch}",
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
             "actor_rollout_ref.model.enable_gradient_checkpointing=False",
             "trainer.n_gpus_per_node=1",
             f"trainer.total_training_steps={arguments.steps}",
@@ -141,6 +195,7 @@ def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str
             "actor_rollout_ref.actor.checkpoint.save_contents=[extra]",
             f"algorithm.dpo.logprob_backend={backend}",
             f"algorithm.dpo.reference={reference}",
+            "algorithm.dpo.comparisons=all",
             *overrides,
             *arguments.overrides,
         ],
@@ -156,6 +211,7 @@ def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str
         "losses": [row["actor/loss"] for row in rows],
         "seconds": [row["timing_s/step"] for row in rows],
         "tokens": [row["perf/total_num_tokens"] for row in rows],
+        "seen": [row["perf/shared_tokens_ratio"] for row in rows],
         "peak_gib": max(row["perf/max_memory_allocated_gb"] for row in rows),
         "total_s": time.time() - started,
     }
@@ -191,7 +247,7 @@ def _trl(request: dict) -> dict:
     if on_cpu:
         torch.set_num_threads(os.cpu_count() or 1)
     started = time.time()
-    micro = request["micro_batch"] or request["batch"]
+    batch, micro = request["batch"], request["micro_batch"]
     trainer = InFileOrder(
         model=AutoModelForCausalLM.from_pretrained(
             request["model"], dtype=torch.float32, attn_implementation=request["trl_attention"]
@@ -199,7 +255,7 @@ def _trl(request: dict) -> dict:
         args=DPOConfig(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=request["batch"] // micro,
+            gradient_accumulation_steps=batch // micro,
             max_steps=request["steps"],
             learning_rate=1e-6,
             lr_scheduler_type="constant",

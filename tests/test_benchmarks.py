@@ -1,9 +1,11 @@
 """How the benchmarks read a speed from what they measured."""
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +50,89 @@ def test_every_variant_has_a_flop_law(benchmark, tiny_model_dir):
     flops = benchmark("bench_dpo").needed_flops(str(tiny_model_dir), 300, 30)
     assert set(flops) == set(benchmark("dpo_runs").VARIANTS)
     assert flops["ours"] < flops["rows"] < flops["TRL, cached reference"] < flops["TRL"]
+
+
+def test_flops_of_four_answers_are_those_of_one_prompt_against_twelve_rows(benchmark, tiny_model_dir):
+    """N (P + 4 a) + H 4 a against (N + H) 12 (P + a): each length's share is linear, and the head's is TRL's alone."""
+    law = benchmark("bench_dpo").needed_flops
+
+    def flops(prompt, answer, name):
+        return law(str(tiny_model_dir), prompt, answer, 4)[name]
+
+    trunk = flops(1, 0, "ours")  # 6 N
+    trunk_and_head = flops(0, 1, "ours") / 4  # 6 (N + H)
+    assert 0 < trunk < trunk_and_head
+    assert flops(300, 30, "ours") == 300 * trunk + 4 * 30 * trunk_and_head
+    assert flops(300, 30, "rows") == 4 * 300 * trunk + 4 * 30 * trunk_and_head
+    for name in ("TRL, cached reference", "TRL, cached reference, Liger"):
+        assert flops(300, 30, name) == 12 * 330 * trunk_and_head
+    assert flops(300, 30, "TRL") == flops(300, 30, "TRL, cached reference") * 8 / 6
+
+
+@pytest.mark.parametrize(("completions", "pairs"), [(2, 1), (4, 6)])
+def test_trl_gets_the_pairs_that_ours_makes_of_the_groups(benchmark, tiny_model_dir, tmp_path, completions, pairs):
+    """The same examples in the same order, a prompt's one after another."""
+    from transformers import AutoTokenizer
+
+    from verl_aiops.data import PreferenceDataset
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    files = benchmark("dpo_runs").make_data(
+        tmp_path, tokenizer, prompts=3, prompt=60, answer=20, completions=completions
+    )
+    of_pairs, of_groups = (
+        PreferenceDataset(str(path), tokenizer, max_prompt_length=None, max_response_length=None, comparisons="all")
+        for path in files
+    )
+    assert len(of_pairs) == len(of_groups) == 3 * pairs
+    for at in range(3 * pairs):
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert of_pairs[at][name].tolist() == of_groups[at][name].tolist()
+        assert of_groups[at]["prompt_number"] == at // pairs
+    assert len(files[1].read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("completions", "micro_batch", "sizes"), [(2, None, (5, 5)), (4, None, (30, 30)), (4, 1, (30, 6))]
+)
+def test_all_variants_take_the_same_prompts_a_step(benchmark, monkeypatch, tmp_path, completions, micro_batch, sizes):
+    module = benchmark("dpo_runs")
+    asked = []
+
+    def started(command, *, cwd, env=None, **_):
+        asked.append(command)
+        if env is None:
+            (cwd / "result.json").write_text("{}")
+            return
+        told = {name: 1.0 for name in ("actor/loss", "timing_s/step", "perf/total_num_tokens")}
+        told |= {"perf/shared_tokens_ratio": 0.1, "perf/max_memory_allocated_gb": 1.0}
+        Path(env["VERL_FILE_LOGGER_PATH"]).write_text(json.dumps({"data": told}) + "\n")
+
+    monkeypatch.setattr(module.subprocess, "run", started)
+    arguments = SimpleNamespace(
+        batch=5, micro_batch=micro_batch, completions=completions, pairs="PAIRS", groups="GROUPS", steps=9,
+        device="cpu", model="MODEL", max_length=64, overrides=[], verbose=False, trl_attention="sdpa",
+    )  # fmt: skip
+    for variant in ("ours", "TRL, cached reference"):
+        module.run(variant, arguments, tmp_path / variant)
+    ours, trl = asked
+    batch, micro = sizes
+    assert {
+        "data.train_files=GROUPS",
+        f"data.train_batch_size={batch}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
+        "algorithm.dpo.comparisons=all",
+    } <= set(ours)
+    request = json.loads(trl[-1])
+    assert (request["pairs"], request["batch"], request["micro_batch"]) == ("PAIRS", batch, micro)
+
+
+@pytest.mark.parametrize("given", [["--completions", "1"], ["--completions", "4", "--pairs", "FILE"]])
+def test_groups_are_made_and_never_of_one_answer(benchmark, monkeypatch, capsys, given):
+    monkeypatch.setattr(sys, "argv", ["bench_dpo.py", "--model", "MODEL", *given])
+    with pytest.raises(SystemExit) as end:
+        benchmark("bench_dpo").main()
+    assert end.value.code == 2 and "2 at least, and 2 with --pairs" in capsys.readouterr().err
 
 
 @pytest.fixture
