@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--completions", type=int, default=2, help="made answers to a prompt, ranked (default 2)")
     parser.add_argument("--batch", type=int, default=4, help="prompts per optimizer step; pairs of --pairs (default 4)")
     parser.add_argument("--micro-batch", type=int, help="prompts per forward pass (default: --batch)")
+    parser.add_argument("--trl-micro-batch", type=int, help="pairs per forward pass of TRL (default: as ours)")
     parser.add_argument("--steps", type=int, default=9, help="optimizer steps, the least and the default 9")
     parser.add_argument("--rounds", type=int, default=1, help="times each variant is run (default 1)")
     parser.add_argument(
@@ -120,6 +121,8 @@ def main() -> int:
         parser.error(f"--steps {arguments.steps}: 9 at least, as the first is not timed and a speed needs eight")
     if arguments.completions < 2 or (arguments.pairs and arguments.completions > 2):
         parser.error(f"--completions {arguments.completions}: 2 at least, and 2 with --pairs, whose rows are pairs")
+    if arguments.trl_micro_batch and arguments.batch * pairs_of(arguments.completions) % arguments.trl_micro_batch:
+        parser.error(f"--trl-micro-batch {arguments.trl_micro_batch} does not divide the pairs of a step")
     left_out = {*NOT_BY_DEFAULT, *(GPU_ONLY if arguments.device == "cpu" else ())}
     arguments.variants = arguments.variants or [name for name in VARIANTS if name not in left_out]
     asked = dict(vars(arguments))

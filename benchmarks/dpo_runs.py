@@ -154,7 +154,8 @@ def run(variant: str, arguments, folder: Path) -> dict:
     if trainer == "trl":
         out = folder / "result.json"
         request = {**vars(arguments), "cached": reference == "cached", "liger": LIGER in overrides, "out": str(out)}
-        request |= dict(zip(("batch", "micro_batch"), _sizes(arguments), strict=True))
+        batch, micro = _sizes(arguments)
+        request |= {"batch": batch, "micro_batch": arguments.trl_micro_batch or micro}
         command = [sys.executable, __file__, json.dumps(request)]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())

@@ -93,9 +93,12 @@ def test_trl_gets_the_pairs_that_ours_makes_of_the_groups(benchmark, tiny_model_
 
 
 @pytest.mark.parametrize(
-    ("completions", "micro_batch", "sizes"), [(2, None, (5, 5)), (4, None, (30, 30)), (4, 1, (30, 6))]
+    ("completions", "micro_batch", "of_trl", "sizes"),
+    [(2, None, None, (5, 5, 5)), (4, None, None, (30, 30, 30)), (4, 1, None, (30, 6, 6)), (4, None, 3, (30, 30, 3))],
 )
-def test_all_variants_take_the_same_prompts_a_step(benchmark, monkeypatch, tmp_path, completions, micro_batch, sizes):
+def test_all_variants_take_the_same_prompts_a_step(
+    benchmark, monkeypatch, tmp_path, completions, micro_batch, of_trl, sizes
+):
     module = benchmark("dpo_runs")
     asked = []
 
@@ -112,11 +115,12 @@ def test_all_variants_take_the_same_prompts_a_step(benchmark, monkeypatch, tmp_p
     arguments = SimpleNamespace(
         batch=5, micro_batch=micro_batch, completions=completions, pairs="PAIRS", groups="GROUPS", steps=9,
         device="cpu", model="MODEL", max_length=64, overrides=[], verbose=False, trl_attention="sdpa",
+        trl_micro_batch=of_trl,
     )  # fmt: skip
     for variant in ("ours", "TRL, cached reference"):
         module.run(variant, arguments, tmp_path / variant)
     ours, trl = asked
-    batch, micro = sizes
+    batch, micro, of_trl = sizes
     assert {
         "data.train_files=GROUPS",
         f"data.train_batch_size={batch}",
@@ -124,15 +128,22 @@ def test_all_variants_take_the_same_prompts_a_step(benchmark, monkeypatch, tmp_p
         "algorithm.dpo.comparisons=all",
     } <= set(ours)
     request = json.loads(trl[-1])
-    assert (request["pairs"], request["batch"], request["micro_batch"]) == ("PAIRS", batch, micro)
+    assert (request["pairs"], request["batch"], request["micro_batch"]) == ("PAIRS", batch, of_trl)
 
 
-@pytest.mark.parametrize("given", [["--completions", "1"], ["--completions", "4", "--pairs", "FILE"]])
-def test_groups_are_made_and_never_of_one_answer(benchmark, monkeypatch, capsys, given):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--completions", "1"], "2 at least, and 2 with --pairs"),
+        (["--completions", "4", "--pairs", "FILE"], "2 at least, and 2 with --pairs"),
+        (["--completions", "4", "--batch", "1", "--trl-micro-batch", "4"], "does not divide the pairs of a step"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(benchmark, monkeypatch, capsys, given, message):
     monkeypatch.setattr(sys, "argv", ["bench_dpo.py", "--model", "MODEL", *given])
     with pytest.raises(SystemExit) as end:
         benchmark("bench_dpo").main()
-    assert end.value.code == 2 and "2 at least, and 2 with --pairs" in capsys.readouterr().err
+    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.fixture
