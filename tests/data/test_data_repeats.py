@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
 from verl_aiops.data.repeats import count_repeats, count_shared, count_untrained
+from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.pairs import data_lines, load_pairs, pair_order
 
 
@@ -101,6 +102,19 @@ def test_pairs_that_no_step_trains_and_held_out_pairs_that_are_trained(tokenizer
     trained = len(np.unique(np.concatenate([order.step(step) for step in range(1, 6)])))
     expected = [] if trained == 10 else [f"{10 - trained} of 10 training pairs are in none of the 5 steps of 4 pairs"]
     assert [line.partition(" (an")[0] for line in data_lines(train, None, order, 5)] == expected
+
+
+def test_examples_are_called_by_their_kind(tokenizer, write_rows):
+    def lines(*rows):
+        data = _data(write_rows(rows, f"{len(rows)}.jsonl"))
+        examples = load_pairs(data, tokenizer, "train", dpo=DPOConfig(loss_type=["sigmoid", "kto"]))
+        return data_lines(examples, examples, pair_order(examples, data), 0)
+
+    yes = [{"prompt": f"{n}!", "completion": "a", "label": True} for n in range(5)]
+    left, shared = lines(*yes)
+    assert left.startswith("5 of 5 training single answers are in none of the 0 steps of 4 single answers (an")
+    assert shared.startswith("warning: 5 of 5 held-out single answers are trained on")
+    assert lines(*yes, _row("x?", "a", "b"))[0].startswith("6 of 6 training examples are in none")
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ def count_shared(own: Iterable[Hashable], others: Iterable[Hashable]) -> int:
     return sum(one in known for one in own)
 
 
-def shared_text(shared: int, held_out: int) -> str:
+def shared_text(shared: int, held_out: int, what: str = "pairs") -> str:
     return (
-        f"warning: {shared} of {held_out} held-out pairs are trained on, token by token: for these, what is measured "
-        "on held-out pairs proves nothing"
+        f"warning: {shared} of {held_out} held-out {what} are trained on, token by token: for these, what is measured "
+        f"on held-out {what} proves nothing"
     )
 
 

@@ -148,6 +148,9 @@ def _names(files: Any) -> list[str]:
     return [str(files)] if isinstance(files, str) else [str(name) for name in files]
 
 
+_NAMES = {"pair": "pairs", "single": "single answers", "list": "lists"}
+
+
 def check_saved_order(folder: str, order: PairOrder) -> None:
     """Raises ValueError if a checkpoint was made on other data or in another order, by what verl has saved of it."""
     path = os.path.join(folder, "data.pt")
@@ -156,18 +159,25 @@ def check_saved_order(folder: str, order: PairOrder) -> None:
 
 
 def data_lines(train: PreferenceDataset, val: PreferenceDataset | None, order: PairOrder, steps: int) -> list[str]:
-    """What is to be said of a run's data: pairs that no step trains on, and held-out pairs that are trained on."""
+    """What is to be said of a run's data: examples that no step trains on, and held-out ones that are trained on."""
     lines = []
+    what = _name_of(train)
     untrained = count_untrained(len(train), order.batch, steps, order.epoch)
     if untrained:
         lines.append(
-            f"{untrained} of {len(train)} training pairs are in none of the {steps} steps of {order.batch} pairs (an "
+            f"{untrained} of {len(train)} training {what} are in none of the {steps} steps of {order.batch} {what} (an "
             f"epoch has {order.steps_per_epoch} steps)"
         )
     shared = count_shared(map(bytes, val.row_digests()), map(bytes, train.row_digests())) if val else 0
     if shared:
-        lines.append(shared_text(shared, len(val)))
+        lines.append(shared_text(shared, len(val), _name_of(val)))
     return lines
+
+
+def _name_of(data: PreferenceDataset) -> str:
+    """What its examples are called, all of them together."""
+    kinds = np.unique(data.kinds).tolist()
+    return _NAMES[kinds[0]] if len(kinds) == 1 else "examples"
 
 
 def example_lines(train: PreferenceDataset, dpo: DPOConfig) -> list[str]:
@@ -195,6 +205,3 @@ def example_lines(train: PreferenceDataset, dpo: DPOConfig) -> list[str]:
         name = "undesirable_weight" if yes > no else "desirable_weight"
         line = f"warning: {line}, which algorithm.dpo.{name} between {low:.3g} and {high:.3g} gives"
     return [*lines, line]
-
-
-_NAMES = {"pair": "pairs", "single": "single answers", "list": "lists"}
