@@ -191,7 +191,7 @@ OVERRIDES: tuple[Override, ...] = (
         train_batch=(f"{_WORKERS}:TrainingWorker.train_batch", "FSDP2 settles gradient dtypes at its first forward"),
     ),
     *_of(
-        "trainers.worker.objective:_LateSum",
+        "trainers.worker.late_sums:_LateSum",
         "verl.utils.metric.utils:Metric",
         init_list=("verl.utils.py_functional:append_to_dict", "values are read when they are asked for"),
         append=("verl.utils.py_functional:append_to_dict", "likewise"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import (
@@ -24,13 +23,13 @@ from verl_aiops.losses import kinds_of, needs_kl, needs_shift
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.ahead import StepsAhead
 from verl_aiops.trainers.dpo.checkpoints import resume_folder
-from verl_aiops.trainers.dpo.examples import ROWS_PER_PAIR, Row, rows_of, tokens_seen
 from verl_aiops.trainers.dpo.likelihood_displacement import ChosenWatch
 from verl_aiops.trainers.dpo.order import data_lines, example_lines, pair_order
-from verl_aiops.trainers.dpo.pairs import arrange, load_pairs, pair_batch, pair_tokens
+from verl_aiops.trainers.dpo.pairs import load_pairs
 from verl_aiops.trainers.dpo.shift import RunningShift
+from verl_aiops.trainers.dpo.step_batches import ExampleBatches
 from verl_aiops.trainers.dpo.training import PreferenceTraining
-from verl_aiops.trainers.preflight.defaults import data_parallel_size, sequence_parallel_size
+from verl_aiops.trainers.preflight.defaults import data_parallel_size
 from verl_aiops.trainers.reference.scorer import ReferenceScorer
 from verl_aiops.trainers.runs.finite import NotFiniteError
 from verl_aiops.trainers.runs.note import RunNote, run_settings
@@ -51,20 +50,11 @@ class NoRollouts:
         return None
 
 
-class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
+class OfflineDPOTrainer(StepsAhead, ExampleBatches, PreferenceTraining, PPOTrainer):
     """Preference pairs instead of rollouts; verl's engine, checkpoints, trackers and profiler as they are.
 
     Only the training workers are started: no rollout server, reward worker, critic or reference worker.
     """
-
-    # (examples,) number of each one's prompt; None where no prompt is there twice
-    train_prompts: np.ndarray | None = None
-    val_prompts: np.ndarray | None = None
-    rows_per_example = ROWS_PER_PAIR
-    estimates_kl = False
-    # whether single answers are without one for the KL
-    singles_alone = False
-    shift: RunningShift | None = None
 
     def __init__(self, config: DictConfig):
         super().__init__(config)
@@ -233,68 +223,6 @@ class OfflineDPOTrainer(StepsAhead, PreferenceTraining, PPOTrainer):
     def _log_rollout_data(self, batch, timing_raw, rollout_data_dir): ...
 
     # --- training ----------------------------------------------------------------------------------------------------
-
-    def batch_settings(self) -> dict[str, Any]:
-        """Micro-batching of every batch, the scoring of references included: equal shapes round equally."""
-        actor = self.config.actor_rollout_ref.actor
-        return {
-            "use_dynamic_bsz": actor.use_dynamic_bsz,
-            "micro_batch_size_per_gpu": actor.ppo_micro_batch_size_per_gpu,
-            "max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
-            "sp_size": sequence_parallel_size(self.config),
-            "logprob_backend": self.reference.backend,
-        }
-
-    def arranged(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
-        """``indices`` in the order in which the ranks get them."""
-        return np.asarray(indices)[self._arrangement(dataset, indices, mini_pairs)]
-
-    def _arrangement(self, dataset, indices: np.ndarray, mini_pairs: int) -> np.ndarray:
-        """Positions in ``indices``, in that order."""
-        lengths = self._row_tokens(dataset)[indices].tolist()
-        prompts = self.val_prompts if dataset is self.val_dataset else self.train_prompts
-        if prompts is None:
-            return np.asarray(arrange(lengths, mini_pairs, self.ranks))
-        shares = self.reference.backend == "shared_prompt"
-
-        def rows(index: int) -> list[Row]:
-            return rows_of(dataset[int(index)], self.rows_per_example, estimates_kl=self.estimates_kl)
-
-        def cost(places: list[int]) -> int:
-            return tokens_seen([row for at in places for row in rows(indices[at])], shares=shares)
-
-        keys = prompts[indices].tolist()
-        return np.asarray(arrange(lengths, mini_pairs, self.ranks, prompts=keys, cost=cost))
-
-    def _row_tokens(self, dataset) -> np.ndarray:
-        """(examples,) tokens that each costs as rows."""
-        return pair_tokens(dataset, alone=self.singles_alone)
-
-    def build_batch(self, dataset, indices: np.ndarray, *, mini_pairs: int, counted=None, with_reference: bool = True):
-        """TensorDict of the examples ``indices``, which are arranged for the ranks already."""
-        cached = with_reference and self.dpo.uses_reference and self.dpo.reference == "cached"
-        batch = pair_batch(
-            [dataset[int(i)] for i in indices],
-            mini_pairs=mini_pairs,
-            reference=self.reference.lookup(dataset, indices) if cached else None,
-            counted=counted,
-            ranks=self.ranks,
-            rows_per_example=self.rows_per_example,
-            estimates_kl=self.estimates_kl,
-            **self.batch_settings(),
-        )
-        if self.shift is not None:
-            batch["shift"] = torch.full((len(batch),), self.shift.mean)
-        if with_reference and self.dpo.uses_reference and self.dpo.reference == "live":
-            self._add_live_reference(batch)
-        return batch
-
-    def _step_batch(self, step: int):
-        """The batch of a step, and the tokens that it costs as rows."""
-        indices = self.arranged(self.train_dataset, self.train_dataloader.step(step), self.mini_pairs)
-        batch = self.build_batch(self.train_dataset, indices, mini_pairs=self.mini_pairs)
-        self._for_update(batch, mini_pairs=self.mini_pairs, epochs=1)
-        return batch, int(self._row_tokens(self.train_dataset)[indices].sum())
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         metrics.update(self._worker_metrics(self._update(timing_raw)))
