@@ -163,6 +163,7 @@ NAMES: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("preset", "ppo_mturn", _preset),
     ("preset", "combined", _preset),
     ("preset", "shared_prompt", _preset),
+    ("preset", "kto", _preset),
     ("preset", "cpu", _preset),
 )
 
