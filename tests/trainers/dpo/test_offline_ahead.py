@@ -10,6 +10,7 @@ from verl.utils import tensordict_utils as tu
 
 from verl_aiops.trainers.dpo import ahead
 from verl_aiops.trainers.dpo.offline import OfflineDPOTrainer
+from verl_aiops.trainers.dpo.step_batches import ExampleBatches
 from verl_aiops.trainers.worker import worker as worker_module
 from verl_aiops.trainers.worker.worker import PreferenceWorker
 
@@ -200,3 +201,8 @@ def test_where_the_driver_waits_for_each_step_its_own_clock_is_logged():
     values = logged({}, {"step": 4.0, "update_actor": 3.0})
     assert values["timing_s/step"] == 4.0 and values["timing_s/update_actor"] == 3.0
     assert values["perf/tokens_per_s"] == 400 and values["perf/throughput"] == 150
+
+
+def test_the_batches_of_steps_are_the_trainers_own():
+    """What sends steps ahead declares the method; the class that has it stands before it."""
+    assert OfflineDPOTrainer._step_batch is ExampleBatches._step_batch

@@ -50,7 +50,7 @@ class NoRollouts:
         return None
 
 
-class OfflineDPOTrainer(StepsAhead, ExampleBatches, PreferenceTraining, PPOTrainer):
+class OfflineDPOTrainer(ExampleBatches, StepsAhead, PreferenceTraining, PPOTrainer):
     """Preference pairs instead of rollouts; verl's engine, checkpoints, trackers and profiler as they are.
 
     Only the training workers are started: no rollout server, reward worker, critic or reference worker.
