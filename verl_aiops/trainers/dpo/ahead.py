@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from omegaconf import OmegaConf
-from tensordict import TensorDict
 from verl.protocol import BatchData
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
@@ -33,10 +32,6 @@ class StepsAhead:
         self._prepared: dict[int, Future] = {}
         self._sent: dict[int, tuple[list[ray.ObjectRef], int]] = {}
         self._results: dict[int, dict[str, Any]] = {}
-
-    def _step_batch(self, step: int) -> tuple[TensorDict, int]:
-        """The batch of a step, and the tokens that it costs as rows."""
-        raise NotImplementedError
 
     def _step_parts(self, step: int) -> tuple[list[ray.ObjectRef], int]:
         """As `_step_batch`, cut for the workers and in Ray's store."""

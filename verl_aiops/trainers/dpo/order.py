@@ -186,12 +186,11 @@ def example_lines(train: PreferenceDataset, dpo: DPOConfig) -> list[str]:
     counts = ", ".join(f"{number} {_NAMES[str(kind)]}" for kind, number in zip(kinds, numbers))
     prompts = len(np.unique(train.prompt_numbers))
     lines = [f"data.train_batch_size counts examples: {counts}, of {prompts} prompts"]
-    verdicts = [train[at]["label"] for at in np.flatnonzero(train.kinds == "single").tolist()]
-    yes, no = sum(verdicts), len(verdicts) - sum(verdicts)
-    if not verdicts:
+    yes, no = (train.report.examples.get(verdict, 0) for verdict in ("yes", "no"))
+    if not yes + no:
         return lines
     if not (yes and no):
-        return [*lines, f"warning: all {len(verdicts)} single answers have a {'yes' if yes else 'no'}"]
+        return [*lines, f"warning: all {yes + no} single answers have a {'yes' if yes else 'no'}"]
     weights = {"desirable_weight": dpo.desirable_weight, "undesirable_weight": dpo.undesirable_weight}
     if not all(weights.values()):
         return [*lines, f"{yes} answers with a yes, {no} with a no"]
