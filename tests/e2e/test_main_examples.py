@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
+from rl_runs import main_ppo
 
 pytestmark = pytest.mark.e2e
 
@@ -39,7 +39,6 @@ def pairs(number):
 
 def run(model_dir, out, train, *overrides, val=None):
     """Metrics by step, and the output."""
-    out.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "algorithm.adv_estimator=dpo"),
         f"data.train_files={train}",
@@ -50,22 +49,7 @@ def run(model_dir, out, train, *overrides, val=None):
         *("trainer.logger=[console,file]", f"trainer.default_local_dir={out}"),
         *overrides,
     ]
-    environment = os.environ | {"VERL_AIOPS_CACHE": str(out / "cache"), "VERL_FILE_LOGGER_PATH": str(out / "m.jsonl")}
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=out,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    steps: dict[int, dict] = {}
-    for line in (out / "m.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        steps.setdefault(entry["step"], {}).update(entry["data"])
-    return steps, done.stdout
+    return main_ppo(command, out, VERL_AIOPS_CACHE=str(out / "cache"))
 
 
 def test_a_file_of_ranked_groups_trains(tiny_model_dir, tmp_path):

@@ -57,10 +57,16 @@ def run(data, model_dir, out, *overrides, estimator="grpo"):
         f"trainer.validation_data_dir={out / 'validation'}",
         *overrides,
     ]
+    return main_ppo(command, out, RAY_DEDUP_LOGS="0")
+
+
+def main_ppo(command, out, **environment):
+    """Run it in its folder; metrics by step, and the output."""
     out.mkdir(parents=True, exist_ok=True)
+    metrics = out / "metrics.jsonl"
     done = subprocess.run(
         command,
-        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"), "RAY_DEDUP_LOGS": "0"},
+        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), **environment},
         cwd=out,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -69,7 +75,7 @@ def run(data, model_dir, out, *overrides, estimator="grpo"):
     )
     assert done.returncode == 0, done.stdout[-6000:]
     steps: dict[int, dict] = {}
-    for line in (out / "metrics.jsonl").read_text().splitlines():
+    for line in metrics.read_text().splitlines():
         entry = json.loads(line)
         steps.setdefault(entry["step"], {}).update(entry["data"])
     return steps, done.stdout
