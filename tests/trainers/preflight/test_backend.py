@@ -6,9 +6,8 @@ import warnings
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from prepared import prepare_online, prepare_triage
+from prepared import MATHS, TRIAGE, composed, given, prepare_online, prepare_triage
 from tiny import make_tiny_model
 
 from verl_aiops import missing
@@ -20,18 +19,6 @@ from verl_aiops.trainers.preflight.defaults_rl import has_critic
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 KEY, CRITIC = "algorithm.logprob_backend", "algorithm.critic_backend"
-TRIAGE = {
-    "data_source": "aiops_mturn",
-    "agent_name": "aiops_mturn",
-    "prompt": [{"role": "user", "content": "logs"}],
-    "reward_model": {"style": "rule", "ground_truth": json.dumps({"service": "a", "incident_type": "b"})},
-    "extra_info": {"id": "i-1", "rounds": ["Now JSON."], "incident_text": "logs"},
-}
-MATHS = {
-    "data_source": "openai/gsm8k",
-    "prompt": [{"role": "user", "content": "1+1?"}],
-    "reward_model": {"style": "rule", "ground_truth": "2"},
-}
 
 
 @pytest.fixture
@@ -57,15 +44,6 @@ def files(tmp_path):
         return [f"data.{key}_files={path}" for key in ("train", "val")]
 
     return write
-
-
-def composed(*overrides):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=list(overrides))
-
-
-def given(overrides):
-    return {override.split("=")[0].lstrip("+~") for override in overrides}
 
 
 @pytest.fixture

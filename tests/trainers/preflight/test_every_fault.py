@@ -9,25 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
-from prepared import prepare_offline
+from prepared import MATHS, TRIAGE, prepare_offline
 
 from verl_aiops.trainers.preflight import entry, offline, online, rl, rows
 from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
 from verl_aiops.trainers.preflight.common import of_triage
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
-TRIAGE = {
-    "data_source": "aiops_mturn",
-    "agent_name": "aiops_mturn",
-    "prompt": [{"role": "user", "content": "logs"}],
-    "reward_model": {"style": "rule", "ground_truth": json.dumps({"service": "a", "incident_type": "b"})},
-    "extra_info": {"id": "i-1", "rounds": ["Now JSON."], "incident_text": "logs"},
-}
-MATHS = {
-    "data_source": "openai/gsm8k",
-    "prompt": [{"role": "user", "content": "1+1?"}],
-    "reward_model": {"style": "rule", "ground_truth": "2"},
-}
 
 
 @pytest.fixture(autouse=True)

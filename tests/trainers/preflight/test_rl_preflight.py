@@ -1,14 +1,13 @@
 """What runs on triage data are given and refused before Ray starts."""
 
-import json
 import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from prepared import prepare_triage
+from prepared import TRIAGE as ROW
+from prepared import composed, given, prepare_triage
 
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.common import first_rows, is_triage_run, refuse_ignored_keys
@@ -17,14 +16,6 @@ from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAUL
 # of the lines that a run prints, those that depend on the batch, the optimizer or the models
 DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}
 DEPENDS |= {"logprob_backend", "critic_backend"}
-
-ROW = {
-    "data_source": "aiops_mturn",
-    "agent_name": "aiops_mturn",
-    "prompt": [{"role": "user", "content": "logs"}],
-    "reward_model": {"style": "rule", "ground_truth": json.dumps({"service": "a", "incident_type": "b"})},
-    "extra_info": {"id": "i-1", "rounds": ["Now JSON."], "incident_text": "logs"},
-}
 
 
 @pytest.fixture
@@ -42,15 +33,6 @@ def on_cpu(monkeypatch):
     from verl.utils import device
 
     monkeypatch.setattr(device, "get_device_name", lambda: "cpu")
-
-
-def composed(*overrides):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=list(overrides))
-
-
-def given(overrides):
-    return {override.split("=")[0].lstrip("+~") for override in overrides}
 
 
 @pytest.fixture
