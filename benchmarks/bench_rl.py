@@ -12,7 +12,8 @@ answers between half and one and a half times `--answer` long. `--stock` and `--
 `use_fused_kernels`): each is tried for one step on `--trial-prompts` prompts, and the fastest that fits is measured.
 `ours, as trained` leaves out the old log-probs, which our trainer does not compute where the one update on its answers
 has the same numbers. The runs take turns, a process each, `--rounds` times; seconds are means of `--repeats` steps
-after the first. `--also rows=8` measures another setting of verl's beside its fastest.
+after the first. `--also rows=8` measures another setting of verl's
+beside its fastest, `--also-ours` one of ours.
 
 Writes OUT.json after every run, and goes on from there when called again; then the plots, OUT.png and, with `--vary`,
 OUT_law.png.
@@ -152,9 +153,12 @@ class Bench:
                     missing = [(name, p) for name, p in missing if not self.fits(run, setting, turn, p)]
                     if not missing:
                         break
-            for setting in asked.also:
-                if setting != orders["verl"][0] and turn == 0:
-                    self.measure(f"verl at {setting}", setting, points[:1], turn, asked.also_repeats)
+            if turn:
+                continue
+            for engine, also in (("verl", asked.also), ("ours", asked.also_ours)):
+                for setting in also:
+                    if setting != orders[engine][0]:
+                        self.measure(f"{engine} at {setting}", setting, points[:1], turn, asked.also_repeats)
 
     def fits(self, run: str, setting: str, turn: int, point: dict) -> bool:
         key = {"run": run, "setting": setting, "turn": turn, "point": point}
@@ -219,6 +223,7 @@ def arguments_of(argv: list[str]):
     parser.add_argument("--stock", nargs="+", default=["rows=8"], help="verl's settings to try (default rows=8)")
     parser.add_argument("--ours", nargs="+", default=["tokens=16384"], help="ours (default tokens=16384)")
     parser.add_argument("--also", nargs="+", default=[], help="settings of verl's measured whichever is the fastest")
+    parser.add_argument("--also-ours", nargs="+", default=[], help="likewise of ours, for one with a lower peak")
     parser.add_argument("--also-repeats", type=int, default=2, help="their timed steps (default %(default)s)")
     parser.add_argument("--trial-prompts", type=int, default=4, help="prompts of a trial (default %(default)s)")
     parser.add_argument("--warm-prompts", type=int, help="prompts of the first, untimed step (default: all)")
@@ -229,7 +234,7 @@ def arguments_of(argv: list[str]):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, help="OUT.json and OUT.png are written")
     arguments = parser.parse_args(argv)
-    for text in (*arguments.stock, *arguments.ours, *arguments.also):
+    for text in (*arguments.stock, *arguments.ours, *arguments.also, *arguments.also_ours):
         try:
             parse_setting(text)
         except ValueError as error:
