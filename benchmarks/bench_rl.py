@@ -155,10 +155,11 @@ class Bench:
                         break
             if turn:
                 continue
-            for engine, also in (("verl", asked.also), ("ours", asked.also_ours)):
-                for setting in also:
-                    if setting != orders[engine][0]:
-                        self.measure(f"{engine} at {setting}", setting, points[:1], turn, asked.also_repeats)
+            also = [("verl", s, asked.also_repeats) for s in asked.also]
+            also += [("ours", s, asked.repeats) for s in asked.also_ours]
+            for engine, setting, repeated in also:
+                if setting != orders[engine][0]:
+                    self.measure(f"{engine} at {setting}", setting, points[:1], turn, repeated)
 
     def fits(self, run: str, setting: str, turn: int, point: dict) -> bool:
         key = {"run": run, "setting": setting, "turn": turn, "point": point}
@@ -224,7 +225,7 @@ def arguments_of(argv: list[str]):
     parser.add_argument("--ours", nargs="+", default=["tokens=16384"], help="ours (default tokens=16384)")
     parser.add_argument("--also", nargs="+", default=[], help="settings of verl's measured whichever is the fastest")
     parser.add_argument("--also-ours", nargs="+", default=[], help="likewise of ours, for one with a lower peak")
-    parser.add_argument("--also-repeats", type=int, default=2, help="their timed steps (default %(default)s)")
+    parser.add_argument("--also-repeats", type=int, default=2, help="timed steps of --also (default %(default)s)")
     parser.add_argument("--trial-prompts", type=int, default=4, help="prompts of a trial (default %(default)s)")
     parser.add_argument("--warm-prompts", type=int, help="prompts of the first, untimed step (default: all)")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=V,V,..", help="n, prompt, answer, prompts")
