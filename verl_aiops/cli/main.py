@@ -19,6 +19,7 @@ from verl_aiops.cli import evaluate as cli_eval
 from verl_aiops.cli import importers as cli_import
 from verl_aiops.cli import prefs as cli_prefs
 from verl_aiops.cli import train as cli_train
+from verl_aiops.cli.baseline import BASELINE
 from verl_aiops.cli.before_after import BEFORE_AFTER
 from verl_aiops.cli.command import Command, users_can_mend
 from verl_aiops.cli.curves import CURVES
@@ -125,6 +126,7 @@ COMMANDS: dict[str, Command] = {
         cli_compare.compare_options,
         cli_compare.run_compare,
     ),
+    "baseline": BASELINE,
     "before-after": BEFORE_AFTER,
     "curves": CURVES,
     "doctor": Command(

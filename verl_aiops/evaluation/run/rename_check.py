@@ -26,7 +26,7 @@ from verl_aiops.evaluation.run.questions import Question
 from verl_aiops.rewards.triage.answer import FIELDS, normalise_label
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth
 
-__all__ = ["LABELS", "Renamed", "named", "rename_question", "rename_questions"]
+__all__ = ["LABELS", "Renamed", "candidates_of", "named", "pattern_of", "rename_question", "rename_questions"]
 
 # What may be swapped, by the name of the choice.
 LABELS = {"both": tuple(FIELDS), "service": ("service",), "type": ("incident_type",)}
@@ -59,7 +59,7 @@ def rename_questions(
     for question in questions:
         system = systems.setdefault(question.source, {field: {} for field in FIELDS})
         for field in FIELDS:
-            for label in [question.ground_truth[field], *_candidates(question.ground_truth, field)]:
+            for label in [question.ground_truth[field], *candidates_of(question.ground_truth, field)]:
                 system[field].setdefault(normalise_label(label), label)
     renamed, left_out = [], Counter[str]()
     for question in questions:
@@ -76,7 +76,7 @@ def rename_questions(
 def named(question: Question, field: str) -> bool:
     """Whether the incident's data name the true label of a field, or another name of it."""
     names = [question.ground_truth[field], *getattr(read_ground_truth(question.ground_truth), field)]
-    return _pattern(names).search(question.incident_text) is not None
+    return pattern_of(names).search(question.incident_text) is not None
 
 
 def rename_question(
@@ -118,7 +118,8 @@ def _spelled(aliases: Mapping[str, str], names: Mapping[str, str]) -> dict[str, 
     return {alias: spelling[normalise_label(label)] for alias, label in aliases.items()}
 
 
-def _candidates(truth: Mapping[str, Any], field: str) -> list[str]:
+def candidates_of(truth: Mapping[str, Any], field: str) -> list[str]:
+    """The names that a row offers for a field, as spelled; none where it knows of none."""
     listed = truth.get("candidates") or {}
     return [*(listed.get(field) or ()), *(listed.get(f"{field}s") or ())]
 
@@ -128,7 +129,7 @@ def _free(
 ) -> list[str]:
     """The labels that may be swapped, in a fixed order."""
     counts = _outside(question, [label for names in labels.values() for label in names])
-    listed = {normalise_label(label) for label in _candidates(question.ground_truth, field)}
+    listed = {normalise_label(label) for label in candidates_of(question.ground_truth, field)}
     both = set.intersection(*({normalise_label(label) for label in labels[name]} for name in FIELDS))
     taken = both | set().union(*others.values())
     free = []
@@ -146,11 +147,11 @@ def _outside(question: Question, labels: Iterable[str]) -> Counter[str]:
     texts = [*(message["content"] for message in question.messages), *question.rounds]
     if question.incident_text:
         texts = [text.replace(question.incident_text, "\n") for text in texts]
-    pattern = _pattern(labels)
+    pattern = pattern_of(labels)
     return Counter(normalise_label(match.group()) for text in texts for match in pattern.finditer(text))
 
 
-def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+def pattern_of(names: Iterable[str]) -> re.Pattern[str]:
     """Finds names as whole words, the longest that fits first."""
     return _compiled(tuple(sorted(names, key=lambda name: (-len(name), name))))
 
@@ -171,7 +172,7 @@ class _Swap:
 
     def __init__(self, names: Mapping[str, str]):
         self._names = {normalise_label(name): (name, new) for name, new in names.items()}
-        self._pattern = _pattern(names)
+        self._pattern = pattern_of(names)
 
     def __call__(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._new(match.group()), text)
@@ -236,7 +237,7 @@ def _applied(question: Question, swap: _Swap, movable: Sequence[str], others: Ma
     }
     for field in movable:
         changed[field] = swap.label(truth[field])
-    listed = {field: _candidates(truth, field) for field in FIELDS}
+    listed = {field: candidates_of(truth, field) for field in FIELDS}
     if any(listed.values()):
         changed["candidates"] = {field: [swap.label(name) for name in names] for field, names in listed.items()}
     return replace(

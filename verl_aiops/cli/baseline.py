@@ -1,0 +1,57 @@
+"""The command that evaluates baselines without a language model: its options, and what runs it."""
+
+from __future__ import annotations
+
+import argparse
+
+from verl_aiops.cli.command import Command
+from verl_aiops.cli.values import reward_settings
+
+__all__ = ["BASELINE"]
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, metavar="FILE", help="RL prompts of build-rl to learn from")
+    parser.add_argument("--val", required=True, metavar="FILE", help="RL prompts to answer, of other faults")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for a folder of each method, as eval writes it, and a table"
+    )
+    parser.add_argument(
+        "--methods",
+        default="majority,rule,linear,linear_values",
+        metavar="M,M",
+        help="majority: the source's most frequent answer; rule: last bad callee of the trace, else who is named on "
+        "the severest lines; linear: logistic regression over the lines that name a candidate; linear_values: that and "
+        "each number's ratio to its usual value and the order of names (default all)",
+    )
+    parser.add_argument("--reward", metavar="K=V,K=V", help="settings of the reward, as of eval (default none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals (default %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="start anew where other answers are in the folders")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from verl_aiops.evaluation.baseline.run import baseline
+    from verl_aiops.inputs.shown import one_line, printable
+
+    methods = [name.strip() for name in args.methods.split(",") if name.strip()]
+    made = baseline(
+        args.data,
+        args.val,
+        args.out,
+        methods,
+        reward=reward_settings(args.reward),
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    print(printable(made.table))
+    print(f"{one_line(args.out)}: {', '.join(methods)} (each as a folder of eval), baseline.json, table.txt")
+
+
+BASELINE = Command(
+    "score yardsticks without a language model (majority, a rule, logistic regression) as eval scores one",
+    "verl-aiops baseline --data rl.parquet --val rl.val.parquet --out eval/baseline\n"
+    "verl-aiops baseline --data rl.parquet --val rl.val.parquet --methods majority,rule --out eval/simple\n"
+    "verl-aiops compare linear=eval/baseline/linear sft=eval/sft --out compare/sft",
+    _options,
+    _run,
+)

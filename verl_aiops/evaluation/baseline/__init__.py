@@ -1,0 +1,1 @@
+"""Yardsticks without a language model, evaluated as one: `verl-aiops baseline`."""
