@@ -37,7 +37,7 @@ def calibrate(margins: Sequence[float]) -> Calibration:
     Raises:
         ValueError: no margins, or one that is not finite.
     """
-    from verl_aiops.evaluation.stats.bootstrap import wilson_interval
+    from verl_aiops.evaluation.stats.shares import clopper_pearson
 
     values = np.asarray(margins, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
@@ -52,7 +52,7 @@ def calibrate(margins: Sequence[float]) -> Calibration:
         if not count:
             continue
         accuracy, said = float(right[inside].mean()), float(confidence[inside].mean())
-        interval = wilson_interval(float(right[inside].sum()), count)
+        interval = clopper_pearson(float(right[inside].sum()), count)
         bins.append(
             {
                 "low": low,
@@ -65,7 +65,7 @@ def calibrate(margins: Sequence[float]) -> Calibration:
             }
         )
         error += count / len(values) * abs(said - accuracy)
-    low, high = wilson_interval(float(right.sum()), len(values))
+    low, high = clopper_pearson(float(right.sum()), len(values))
     log_loss = float(np.logaddexp(0, -values).mean())
     return Calibration(len(values), float(right.mean()), low, high, log_loss, error, bins)
 

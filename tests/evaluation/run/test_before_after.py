@@ -66,7 +66,7 @@ def test_the_shares_of_answers_are_those_of_the_one_evaluator(made):
     table = (base / "out" / "table.txt").read_text()
     assert table in said
     rows = {line.partition("  ")[0]: line for line in table.splitlines()}
-    assert rows["pairs ranked right (20 held out)"].split("  ")[-1] == "75.0 % [53, 89]"
+    assert rows["pairs ranked right (20 held out)"].split("  ")[-1] == "75.0 % [51, 91]"
     assert rows["log-prob gap chosen - rejected (nats)"].split()[-2:] == ["+1.00", "+3.00"]
     for name, title in (("acc_main", "both fields right"), ("json_ok", "valid JSON")):
         shares = [share_text(summary_of(base, which)["overall"]["metrics"][name]) for which in ("before", "after")]

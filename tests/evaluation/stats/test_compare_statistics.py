@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -140,7 +141,8 @@ def test_holm_lies_between_no_correction_and_bonferroni_in_any_order(ps, random)
 # --- intervals of means -----------------------------------------------------------------------------------------------
 
 
-def test_intervals_are_the_percentiles_of_means_over_drawn_groups():
+def test_intervals_of_amounts_are_percentiles_of_means_over_drawn_groups():
+    """Further out than 2.5 and 97.5 %, by t with 11 degrees of freedom and the n - 1 of a variance."""
     rng = np.random.default_rng(2)
     values, groups = rng.normal(size=40), rng.integers(0, 12, size=40)
     groups = np.unique(groups, return_inverse=True)[1]
@@ -153,7 +155,9 @@ def test_intervals_are_the_percentiles_of_means_over_drawn_groups():
             drawn = [v for v, g in zip(values, groups) for _ in range(weights[g]) if not math.isnan(v)]
             draws.append(math.fsum(drawn) / len(drawn))
     assert (mean.value, mean.n) == (pytest.approx(np.nanmean(values)), 39)
-    assert (mean.low, mean.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    outer = 100 * NormalDist().cdf(-2.20098516 * math.sqrt(count / (count - 1)))
+    assert count == 12 and outer < 1.1
+    assert (mean.low, mean.high) == pytest.approx(tuple(np.percentile(draws, [outer, 100 - outer])))
 
 
 def test_intervals_have_the_width_of_the_normal_theory():

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from verl_aiops.evaluation.answer_line import AnswerLine
-from verl_aiops.evaluation.compare.pairing import Pairing, values
+from verl_aiops.evaluation.compare.pairing import Pairing, columns_held, values
 from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, predicted_class, true_class
-from verl_aiops.evaluation.stats.paired_tests import mean_intervals, share_ranges
+from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 
 __all__ = ["class_changes", "examples", "flips"]
 
@@ -39,8 +39,8 @@ def _classes(pairing: Pairing, field: str, seed: int) -> list[dict[str, Any]]:
     sizes = Counter(of.tolist())
     order = sorted(sizes, key=lambda label: (-sizes[label], label))
     columns = np.column_stack([np.where((of == label)[:, None], grid, np.nan) for label in order])
-    ranges = share_ranges(len(pairing.runs)) * len(order)
-    means = [asdict(mean) for mean in mean_intervals(columns, pairing.groups, seed, ranges)]
+    held = columns_held(pairing, right) * len(order)
+    means = [asdict(mean) for mean in mean_intervals(columns, pairing.groups, seed, held)]
     runs, width = pairing.labels, grid.shape[1]
     wrong = {run: _wrong_labels(pairing, run, field) for run in runs}
     return [

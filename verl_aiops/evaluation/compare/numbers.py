@@ -32,20 +32,20 @@ import numpy as np
 from verl_aiops import __version__
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.flips import class_changes, flips
-from verl_aiops.evaluation.compare.pairing import Pairing, values
+from verl_aiops.evaluation.compare.pairing import Pairing, columns_held, values
 from verl_aiops.evaluation.run.results import without_text
 from verl_aiops.evaluation.run.summary import SLICES
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k
-from verl_aiops.evaluation.stats.estimates import table_of, values_of
+from verl_aiops.evaluation.stats.estimates import macro_changes, table_of, values_of
 from verl_aiops.evaluation.stats.metrics import MAIN, In, Metric, metrics, over_k_titles
 from verl_aiops.evaluation.stats.paired_tests import (
     FEW_GROUPS,
     holm,
     mcnemar_exact,
     mean_intervals,
-    share_ranges,
     sign_flip_test,
 )
+from verl_aiops.evaluation.stats.shares import Of
 
 __all__ = ["comparison_of"]
 
@@ -118,9 +118,9 @@ def _labelled(pairing: Pairing, means: Sequence[Any]) -> dict[str, dict[str, Any
 def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
     width = 2 * len(pairing.runs) - 1
     known = {name: metric for name, metric in metrics(In.COMPARE).items() if metric.value}
-    ranges = [within for metric in known.values() for within in _ranges(metric, len(pairing.runs))]
+    held = [of for name in known for of in columns_held(pairing, name)]
     columns = np.column_stack([_with_differences(grid[name]) for name in known])
-    means = mean_intervals(columns, pairing.groups, seed, ranges)
+    means = mean_intervals(columns, pairing.groups, seed, held)
     shown = {}
     for at, (name, metric) in enumerate(known.items()):
         found = _labelled(pairing, means[at * width : (at + 1) * width])
@@ -146,10 +146,6 @@ def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dic
     return shown
 
 
-def _ranges(metric: Metric, runs: int) -> list[tuple[float, float] | None]:
-    return share_ranges(runs) if metric.digits is None else [None] * (2 * runs - 1)
-
-
 def _metric(metric: Metric, found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": metric.title,
@@ -172,7 +168,7 @@ def _macro_f1(pairing: Pairing, seed: int) -> dict[str, Any]:
     tables = {label: table_of(_answers(pairing, label), groups) for label in pairing.labels}
     first, *others = pairing.labels
     found = {label: values_of(table, seed) for label, table in tables.items()}
-    changes = {label: values_of(tables[label], seed, less=tables[first]) for label in others}
+    changes = {label: macro_changes(tables[label], tables[first], seed) for label in others}
     shown = {}
     for name, metric in metrics(In.COMPARE).items():
         if not metric.classes:
@@ -218,10 +214,8 @@ def _over_k(pairing: Pairing, seed: int) -> dict[str, Any] | None:
         columns["differences", label] = grids[label][:, :, :common] - grids[first][:, :, :common]
     found: dict[str, Any] = {name: {"values": {}, "differences": {}} for name in over_k_titles()}
     for (kind, label), grid in columns.items():
-        within = (-1.0, 1.0) if kind else (0.0, 1.0)
-        means = mean_intervals(
-            grid.reshape(len(pairing.ids), -1), pairing.groups, seed, [within] * (grid.shape[1] * grid.shape[2])
-        )
+        held = [Of(difference=bool(kind))] * (grid.shape[1] * grid.shape[2])
+        means = mean_intervals(grid.reshape(len(pairing.ids), -1), pairing.groups, seed, held)
         for at, name in enumerate(found):
             part = means[at * grid.shape[2] : (at + 1) * grid.shape[2]]
             found[name][kind or "values"][label] = [{"k": k, **asdict(mean)} for k, mean in enumerate(part, 1)]
@@ -252,8 +246,8 @@ def _slices(pairing: Pairing, grid: Mapping[str, np.ndarray], key: str, seed: in
     columns = [
         _with_differences(np.where((of == name)[:, None], grid[metric], np.nan)) for name in names for metric in sliced
     ]
-    ranges = [within for _ in names for metric in sliced.values() for within in _ranges(metric, len(pairing.runs))]
-    means = mean_intervals(np.column_stack(columns), pairing.groups, seed, ranges)
+    held = [of for metric in sliced for of in columns_held(pairing, metric)] * len(names)
+    means = mean_intervals(np.column_stack(columns), pairing.groups, seed, held)
     parts = iter(means[start : start + width] for start in range(0, len(means), width))
     return {
         name: {"incidents": int((of == name).sum())} | {metric: _labelled(pairing, next(parts)) for metric in sliced}

@@ -13,10 +13,11 @@ from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.read_runs import Run
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.summary import UNKNOWN
-from verl_aiops.evaluation.stats.metrics import Metric, metrics
+from verl_aiops.evaluation.stats.metrics import Metric, held_by, metrics
+from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.rewards.triage.answer import normalise_label
 
-__all__ = ["Pairing", "pair", "values"]
+__all__ = ["Pairing", "columns_held", "pair", "values"]
 
 
 _DRAWN = "with data.val_max_samples, verl draws other prompts for each run unless data.seed is set"
@@ -171,3 +172,11 @@ def values(pairing: Pairing, label: str, name: str) -> np.ndarray:
 def _mean(metric: Metric, lines: Sequence[AnswerLine]) -> float:
     found = [value for value in map(metric.value, lines) if value is not None]
     return math.fsum(found) / len(found) if found else math.nan
+
+
+def columns_held(pairing: Pairing, name: str) -> list[Of | None]:
+    """What the columns of a metric hold (`metrics.held_by`): one for each run, one for each difference to the first."""
+    several = {label: max(map(len, pairing.answers[label])) > 1 for label in pairing.labels}
+    first, *others = pairing.labels
+    levels = [held_by(name, several[label]) for label in pairing.labels]
+    return levels + [held_by(name, several[first] or several[label], difference=True) for label in others]

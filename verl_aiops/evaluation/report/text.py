@@ -35,7 +35,7 @@ def _head(result: Mapping[str, Any]) -> str:
     if result["groups"] < result["few_groups"]:
         lines[0] += f" need {result['few_groups']} faults, so none are given"
     else:
-        lines[0] += " by bootstrap over faults"
+        lines[0] += " over faults"
     lines += [f"  {sentence}" for sentence, _ in wording.left_out(result)]
     for run in result["runs"]:
         line = f"  {run['label']}: {wording.counted(run['compared']['answers'], 'answer')} compared"

@@ -1,8 +1,8 @@
 """A model before and after a DPO run: held-out pairs as the run logged them, and both models' answers to their prompts.
 
 The answers are those of `evaluate`: two evaluations, in the folders ``before`` and ``after``, which `verl-aiops
-compare` reads like any others. Shares of answers have its intervals, by bootstrap over faults. Of the pairs only their
-number and the share ranked right are known, so that interval (`bootstrap.wilson_interval`) takes them as independent.
+compare` reads like any others. Shares of answers have its intervals, over faults. Of the pairs only their
+number and the share ranked right are known, so that interval (`shares.clopper_pearson`) takes them as independent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.questions import Question, fingerprint, read_pair_questions, sampled
 from verl_aiops.evaluation.run.results import read_lines
 from verl_aiops.evaluation.run.table import as_columns, share_text
-from verl_aiops.evaluation.stats.bootstrap import wilson_interval
 from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, METRICS
+from verl_aiops.evaluation.stats.shares import clopper_pearson
 from verl_aiops.evaluation.training_curves import not_finite, plot_curves, read_metrics
 from verl_aiops.files import replacing, write_atomically
 from verl_aiops.models.folders import ModelFolder, find_model
@@ -151,7 +151,7 @@ def report_rows(
 def _ranked(value: float, pairs: int) -> str:
     if not math.isfinite(value):
         return _NOT_FINITE
-    low, high = wilson_interval(value * pairs, pairs)
+    low, high = clopper_pearson(value * pairs, pairs)
     return share_text({"value": value, "low": low, "high": high})
 
 

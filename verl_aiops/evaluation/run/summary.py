@@ -9,13 +9,17 @@ Shares are from 0 to 1; every metric is ``{"value", "low", "high", "n"}`` (`esti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from verl_aiops.evaluation.answer_line import AnswerLine
-from verl_aiops.evaluation.stats.estimates import class_table, table_of, values_of
-from verl_aiops.evaluation.stats.metrics import FIELDS, In, metrics
+from verl_aiops.evaluation.stats.estimates import Value, class_table, table_of, values_of
+from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, held_by, metrics
+from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 
 __all__ = ["UNKNOWN", "drop", "section", "summarise"]
 
@@ -89,10 +93,21 @@ def drop(
 def _differences(pairs: Sequence[tuple[AnswerLine, AnswerLine]], names: Sequence[str], seed: int) -> dict[str, Any]:
     if not pairs:
         return {}
-    groups = sorted({before["group"] for before, _ in pairs})
-    tables = [table_of(side, groups) for side in zip(*pairs)]
-    before, after = (values_of(table, seed) for table in tables)
-    differences = values_of(tables[0], seed, less=tables[1])
-    return {
-        name: {**asdict(differences[name]), "before": before[name].value, "after": after[name].value} for name in names
-    }
+    known = metrics()
+    sides = [[[_value(known[name], line) for name in names] for line in side] for side in zip(*pairs)]
+    before, after = (np.array(side, dtype=float) for side in sides)
+    neither = np.isnan(before - after)
+    groups = np.unique([line["group"] for line, _ in pairs], return_inverse=True)[1]
+    several = len({line["id"] for line, _ in pairs}) < len(pairs)
+    of = [held_by(name, several, difference=True) for name in names]
+    found = {}
+    for at, (name, change) in enumerate(zip(names, mean_intervals(before - after, groups, seed, of, fewest=1))):
+        own = [None if change.value is None else float(side[~neither[:, at], at].mean()) for side in (before, after)]
+        shown = Value(change.value, change.low, change.high, change.n)
+        found[name] = {**asdict(shown), "before": own[0], "after": own[1]}
+    return found
+
+
+def _value(metric: Metric, line: AnswerLine) -> float:
+    value = None if metric.value is None else metric.value(line)
+    return math.nan if value is None else value

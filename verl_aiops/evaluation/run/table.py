@@ -32,7 +32,7 @@ def _head(summary: Mapping[str, Any]) -> str:
     overall, counts = summary["overall"], summary["counts"]
     lines = [
         f"{overall['incidents']:,} incidents of {overall['groups']:,} faults, {overall['answers']:,} answers; "
-        "95 % intervals by bootstrap over faults"
+        "95 % intervals over faults"
     ]
     if counts["failed"]:
         lines.append(f"{counts['failed']:,} of {counts['asked']:,} answers failed and count in no figure")

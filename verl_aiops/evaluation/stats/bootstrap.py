@@ -1,6 +1,7 @@
 """Confidence intervals by resampling whole groups of incidents: answers to one fault are not independent.
 
-Where all groups agree, resampling them says nothing: every draw is the same. Such a share has the bounds of
+For means of amounts without bounds, and for macro-F1. What is a mean of values from 0 to 1 has those of `shares`.
+Where all groups agree, resampling them says nothing: every draw is the same. Macro-F1 then has the bounds of
 `of_constant` instead.
 """
 
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-__all__ = ["DRAWS", "LEVEL", "NO_WIDTH", "intervals", "of_constant", "wilson_interval"]
+__all__ = ["DRAWS", "LEVEL", "NO_WIDTH", "intervals", "of_constant"]
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -23,9 +25,11 @@ _CHUNK = 100
 def intervals(
     statistics: Callable[[np.ndarray], np.ndarray], groups: int, seed: int, draws: int = DRAWS, level: float = LEVEL
 ) -> np.ndarray:
-    """Percentile intervals of the cluster bootstrap (Efron and Tibshirani 1993, chapters 13 and 8.3).
+    """Expanded percentile intervals of the cluster bootstrap (Efron and Tibshirani 1993, chapters 13 and 8.3).
 
     Each draw takes as many groups as there are, with replacement; a group drawn twice counts twice, with all it holds.
+    The percentiles lie further out than the level says by what Student's t and the n - 1 of a variance are to the
+    normal distribution (Hesterberg 2015, The American Statistician 69, 371): those of few groups would be too narrow.
 
     Args:
         statistics: from weights (b, groups), how often each group was drawn, to statistics (b, m), NaN where a draw
@@ -45,7 +49,7 @@ def intervals(
     bounds = np.full((drawn.shape[1], 2), np.nan)
     if groups < 2:
         return bounds
-    tail = 100 * (1 - level) / 2
+    tail = 100 * _tail(groups, level)
     for at, column in enumerate(drawn.T):
         defined = column[~np.isnan(column)]
         if len(defined):
@@ -53,8 +57,14 @@ def intervals(
     return bounds
 
 
-def of_constant(value: float, groups: int, lowest: float, highest: float, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of a mean whose value is the same in every group.
+def _tail(groups: int, level: float) -> float:
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(-math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, (1 + level) / 2)))
+
+
+def of_constant(value: Any, groups: Any, lowest: float, highest: float, level: float = LEVEL) -> tuple[Any, Any]:
+    """The interval of a mean whose value is the same in every group; numbers, or arrays of them.
 
     With n equal groups, at least the share ``(1 - level) / 2`` to the power 1/n of all groups is like them (Clopper and
     Pearson 1934 for n successes in n trials; about 1 - 3.7 / n); the rest may be anything from ``lowest`` to
@@ -63,13 +73,3 @@ def of_constant(value: float, groups: int, lowest: float, highest: float, level:
     """
     other = 1 - ((1 - level) / 2) ** (1 / groups)
     return value - other * (value - lowest), value + other * (highest - value)
-
-
-def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of which only the count is known, its trials taken as independent (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share = successes / n
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))

@@ -11,9 +11,10 @@ import numpy as np
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k, sizes
 from verl_aiops.evaluation.stats.bootstrap import NO_WIDTH, intervals, of_constant
-from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, In, is_share, metrics, predicted_class, true_class
+from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, In, held_by, metrics, predicted_class, true_class
+from verl_aiops.evaluation.stats.shares import share_intervals
 
-__all__ = ["Value", "class_table", "table_of", "values_of"]
+__all__ = ["Value", "class_table", "macro_changes", "table_of", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Table:
     """Sums by group, from which every metric of any reweighted set of groups follows.
 
     ``sums`` and ``counts`` are (groups, means): of values, and of the answers or incidents that have one; ``classes``
-    by the name of the macro-F1 that is made of them.
+    by the name of the macro-F1 that is made of them; ``several``: an incident may have more than one answer.
     """
 
     groups: list[str]
@@ -49,6 +50,7 @@ class Table:
     sums: np.ndarray
     counts: np.ndarray
     classes: dict[str, _Classes]
+    several: bool
 
     @property
     def names(self) -> list[str]:
@@ -98,7 +100,8 @@ def table_of(lines: Sequence[AnswerLine], groups: Sequence[str] | None = None) -
             counts[group, at] += 1
     fields = {name: metric.classes for name, metric in known.items() if metric.classes}
     classes = {name: _classes(answered, field, place) for name, field in fields.items()}
-    return Table(names, list(columns), sums, counts, classes)
+    several = len({line["id"] for line in answered}) < len(answered)
+    return Table(names, list(columns), sums, counts, classes, several)
 
 
 def _several(answered: Sequence[AnswerLine], place: Mapping[str, int]) -> dict[str, list[tuple[int, float]]]:
@@ -139,33 +142,49 @@ def _classes(answered: Sequence[AnswerLine], field: str, place: Mapping[str, int
     return _Classes(labels, right, wrong, missed)
 
 
-def values_of(table: Table, seed: int, less: Table | None = None) -> dict[str, Value]:
-    """Every metric with its interval, clustered by group; with ``less``, of the differences to that table.
-
-    Both tables must then have the same groups; metrics that only one of them has are left out.
-    """
-    names = table.names if less is None else [name for name in table.names if name in less.names]
-
-    def statistics(weights: np.ndarray) -> np.ndarray:
-        own = table.statistics(weights)[:, [table.names.index(name) for name in names]]
-        if less is None:
-            return own
-        return own - less.statistics(weights)[:, [less.names.index(name) for name in names]]
-
+def values_of(table: Table, seed: int) -> dict[str, Value]:
+    """Every metric with its interval over groups: `shares.share_intervals`, or the bootstrap where it is no share, or
+    no mean."""
     if not table.groups:
         return {}
-    groups = table.held()
-    if less is not None:
-        groups = {name: min(count, less.held().get(name, 0)) for name, count in groups.items()}
-    counts = dict(zip(table.names, table.n()))
-    point = statistics(np.ones((1, len(table.groups))))[0]
+    held = [held_by(name, table.several) for name in table.means]
+    shares = np.array([of is not None for of in held])
+    bounds = np.full((len(table.names), 2), np.nan)
+    bounds[: len(held)][shares] = share_intervals(
+        table.sums[:, shares], table.counts[:, shares], [of for of in held if of is not None]
+    )
+    drawn = np.concatenate([~shares, np.ones(len(table.classes), bool)])
+    bounds[drawn] = intervals(lambda weights: table.statistics(weights)[:, drawn], len(table.groups), seed)
+    point = table.statistics(np.ones((1, len(table.groups))))[0]
+    for name in table.classes:
+        _widen_constant(bounds[table.names.index(name)], point[table.names.index(name)], table.held()[name], 0.0)
+    return _values(table.names, point, bounds, table.n())
+
+
+def macro_changes(table: Table, less: Table, seed: int) -> dict[str, Value]:
+    """The differences of macro-F1 to another table of the same groups, by a paired bootstrap."""
+
+    def statistics(weights: np.ndarray) -> np.ndarray:
+        of = len(table.means), len(less.means)
+        return table.statistics(weights)[:, of[0] :] - less.statistics(weights)[:, of[1] :]
+
+    names = list(table.classes)
     bounds = intervals(statistics, len(table.groups), seed)
+    point = statistics(np.ones((1, len(table.groups))))[0]
     for at, name in enumerate(names):
-        if is_share(name) and bounds[at, 1] - bounds[at, 0] < NO_WIDTH and groups[name]:
-            bounds[at] = of_constant(point[at], int(groups[name]), 0.0 if less is None else -1.0, 1.0)
+        _widen_constant(bounds[at], point[at], min(table.held()[name], less.held()[name]), -1.0)
+    return _values(names, point, bounds, table.n()[len(table.means) :])
+
+
+def _widen_constant(bounds: np.ndarray, value: float, groups: int, lowest: float) -> None:
+    if groups and bounds[1] - bounds[0] < NO_WIDTH:
+        bounds[:] = of_constant(value, groups, lowest, 1.0)
+
+
+def _values(names: Sequence[str], point: np.ndarray, bounds: np.ndarray, n: np.ndarray) -> dict[str, Value]:
     return {
-        name: Value(_number(value), _number(low), _number(high), int(counts[name]))
-        for name, value, (low, high) in zip(names, point, bounds)
+        name: Value(_number(value), _number(low), _number(high), int(count))
+        for name, value, (low, high), count in zip(names, point, bounds, n)
     }
 
 

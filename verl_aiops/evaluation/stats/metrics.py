@@ -43,6 +43,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 
 from verl_aiops.evaluation.answer_line import AnswerLine
+from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.rewards.triage.answer import MAX_LABEL_CHARS, normalise_label
 from verl_aiops.rewards.triage.components import PARTS
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth
@@ -54,6 +55,7 @@ __all__ = [
     "METRICS",
     "In",
     "Metric",
+    "held_by",
     "is_share",
     "metrics",
     "over_k_titles",
@@ -106,6 +108,7 @@ class Metric:
         better: +1 where more is better, -1 where less is, 0 where it is neither.
         digits: behind the point; None for shares from 0 to 1, which are shown in percent.
         whole: 0 or 1 for each answer, so that tests are exact.
+        unit: an amount, with ``digits``, that is from 0 to 1 too, as the reward is.
         short: its title over a narrow column.
         optional: lines of earlier evaluations may lack it, and it is shown only where it is not 0.
         classes: of `FIELDS`, in place of ``value``: macro-F1 of this field's classes.
@@ -117,6 +120,7 @@ class Metric:
     better: int = 1
     digits: int | None = None
     whole: bool = False
+    unit: bool = False
     short: str = ""
     optional: bool = False
     classes: str | None = None
@@ -224,8 +228,8 @@ METRICS: dict[str, Metric] = {
     "cut": Metric("cut at the budget", _cut, better=-1, whole=True),
     "reasoning_cut": Metric("reasoning not closed", scored("reasoning_cut"), In.EVAL, -1, whole=True, optional=True),
     "empty": Metric("answers without any text", _empty, In.EVAL, -1, whole=True, optional=True),
-    "score": Metric("reward", scored("score"), _TABLES | In.SLICES | In.RENAME | In.BEST, digits=3),
-    "evidence": Metric("evidence paid", scored("evidence"), In.COMPARE | In.RENAME | In.BEST, digits=3),
+    "score": Metric("reward", scored("score"), _TABLES | In.SLICES | In.RENAME | In.BEST, digits=3, unit=True),
+    "evidence": Metric("evidence paid", scored("evidence"), In.COMPARE | In.RENAME | In.BEST, digits=3, unit=True),
     "acc": Metric("fields right", scored("acc"), In.NOTHING_ELSE),
     "quotes": Metric("verbatim quotations", scored("quotes"), In.EVAL, digits=2),
     "invented": Metric("invented quotations", scored("invented"), _TABLES, -1, digits=2),
@@ -249,10 +253,23 @@ def metrics(at: In | None = None) -> dict[str, Metric]:
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric (or ``best@k/METRIC``, ``pass@k``) is a share, from 0 to 1, and no amount."""
+    """Whether a metric (or ``best@k/METRIC``, ``pass@k``) is from 0 to 1: a share, or an amount like the reward."""
+    metric = _metric_of(name)
+    return metric is None or metric.digits is None or metric.unit
+
+
+def held_by(name: str, several: bool, difference: bool = False) -> Of | None:
+    """What a column of a metric (or ``best@k/METRIC``, ``pass@k``) holds, as intervals need to know it; None: an amount
+    without bounds. ``several``: there are several answers to an incident."""
+    if not is_share(name):
+        return None
+    metric, whole = _metric_of(name), name in metrics() and metrics()[name].whole
+    return Of(whole and not several, metric is not None and metric.digits is not None, difference)
+
+
+def _metric_of(name: str) -> Metric | None:
     known = metrics()
-    metric = known.get(name) or known.get(name.partition("/")[2])
-    return metric is None or metric.digits is None
+    return known.get(name) or known.get(name.partition("/")[2])
 
 
 def over_k_titles() -> dict[str, str]:

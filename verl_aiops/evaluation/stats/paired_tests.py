@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verl_aiops.evaluation.stats.bootstrap import NO_WIDTH, intervals, of_constant
+from verl_aiops.evaluation.stats.bootstrap import intervals
+from verl_aiops.evaluation.stats.shares import Of, difference_intervals, share_intervals
 
-__all__ = ["FEW_GROUPS", "Mean", "Test", "holm", "mcnemar_exact", "mean_intervals", "share_ranges", "sign_flip_test"]
+__all__ = ["FEW_GROUPS", "Mean", "Test", "holm", "mcnemar_exact", "mean_intervals", "sign_flip_test"]
 
 FEW_GROUPS = 5
-"""Below so many groups a bootstrap interval is far too narrow, and none is given."""
+"""Below so many groups an interval says next to nothing, and none is given."""
 
 FLIPS = 20_000
 _ENUMERATED = 18
@@ -32,46 +33,57 @@ class Mean:
 
 
 def mean_intervals(
-    columns: np.ndarray, groups: np.ndarray, seed: int, ranges: Sequence[tuple[float, float] | None] = ()
+    columns: np.ndarray, groups: np.ndarray, seed: int, of: Sequence[Of | None] = (), fewest: int = FEW_GROUPS
 ) -> list[Mean]:
-    """The mean of each column with the 95 % interval of the cluster bootstrap (`bootstrap.intervals`).
+    """The mean of each column with its 95 % interval over groups: `shares.share_intervals` and `difference_intervals`,
+    or, of amounts without bounds, the cluster bootstrap (`bootstrap.intervals`).
 
-    All columns share the draws. The column ``b - a`` therefore gives the paired interval of a difference.
+    The column ``b - a`` gives the paired interval of a difference; all bootstrapped ones share their draws.
 
     Args:
         columns: (incidents, m); NaN where an incident has no value.
         groups: (incidents,) numbers of the groups, from 0.
-        ranges: of each column the smallest and largest value that there can be, None where there is none. A column with
-            a range has an interval also where all groups agree (`bootstrap.of_constant`).
+        of: of each column what it holds; None, or nothing at all, for amounts without bounds.
+        fewest: groups that a column must have values in for an interval to be given.
     """
     count = int(groups.max()) + 1 if len(groups) else 0
+    width = columns.shape[1]
+    if not count or not width:
+        return [Mean(None, None, None, 0, 0)] * width
     there = ~np.isnan(columns)
-    sums, counts = (np.zeros((count, columns.shape[1])) for _ in range(2))
-    np.add.at(sums, groups, np.where(there, columns, 0.0))
-    np.add.at(counts, groups, there)
-
-    def statistics(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (weights @ sums) / (weights @ counts)
-
-    if not count or not columns.shape[1]:
-        return [Mean(None, None, None, 0, 0)] * columns.shape[1]
-    point = statistics(np.ones((1, count)))[0]
+    filled = np.where(there, columns, 0.0)
+    sums, counts = (_by_group(part, groups, count) for part in (filled, there))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        point = sums.sum(0) / counts.sum(0)
+    bounds = np.full((width, 2), np.nan)
+    held = dict(enumerate(of or [None] * width))
+    free = [at for at, one in held.items() if one is None]
+    levels = [at for at, one in held.items() if one is not None and not one.difference]
+    changes = [at for at, one in held.items() if one is not None and one.difference]
+    if free:
+        bounds[free] = intervals(lambda weights: _ratio(weights, sums[:, free], counts[:, free]), count, seed)
+    if levels:
+        bounds[levels] = share_intervals(sums[:, levels], counts[:, levels], [of[at] for at in levels])
+    if changes:
+        gains, losses = (_by_group(np.maximum(sign * filled[:, changes], 0.0), groups, count) for sign in (1, -1))
+        bounds[changes] = difference_intervals(gains, losses, counts[:, changes], [of[at] for at in changes])
     means = []
-    ranges = ranges or [None] * len(point)
-    for value, (low, high), n, held, within in zip(
-        point, intervals(statistics, count, seed), there.sum(0), (counts > 0).sum(0), ranges, strict=True
-    ):
-        if within is not None and high - low < NO_WIDTH and held:
-            low, high = of_constant(float(value), int(held), *within)
-        bounds = (None, None) if held < FEW_GROUPS else (float(low), float(high))
-        means.append(Mean(float(value) if n else None, *bounds, int(n), int(held)))
+    for value, (low, high), n, held in zip(point, bounds, there.sum(0), (counts > 0).sum(0), strict=True):
+        given = held >= fewest and not np.isnan(low)
+        shown = (float(low), float(high)) if given else (None, None)
+        means.append(Mean(float(value) if n else None, *shown, int(n), int(held)))
     return means
 
 
-def share_ranges(runs: int) -> list[tuple[float, float] | None]:
-    """The ranges of the shares of so many runs and of their differences to the first, as columns stand in."""
-    return [(0.0, 1.0)] * runs + [(-1.0, 1.0)] * (runs - 1)
+def _by_group(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums
+
+
+def _ratio(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weights @ sums) / (weights @ counts)
 
 
 @dataclass(frozen=True)
