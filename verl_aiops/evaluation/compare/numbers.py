@@ -7,10 +7,11 @@ answers counts with their mean. Differences are those of a run to the first one.
 key               value
 ================  =====================================================================================================
 ``incidents``     how many are compared, of how many ``groups``; intervals need ``few_groups`` of them
-``runs``          per run label, path, counts, what is ``left_out`` and why, settings, notes
+``runs``          per run label, path, how many are ``pooled``, counts, what is ``left_out`` and why, settings, notes
 ``notes``         what a reader must know of the data
 ``metrics``       by metric: ``values`` by run; ``comparisons`` by run: ``difference``, ``p``, ``p_holm``, ``test``
-                  (`paired_tests.Test`); ``digits`` to show, null for shares
+                  (`paired_tests.Test`); ``digits`` to show, null for shares. Means and differences of ``metrics``
+                  have ``new_seeds`` too: ``{"low", "high"}`` for runs of new seeds (`seeds`), null unless pooled
 ``mcnemar``       by run ``fixed``, ``broken``, ``p``, ``p_holm``; null unless each incident has one answer
 ``over_k``        by metric and run the means for k = 1, 2, ... answers, and their differences; null for single answers
                   and pooled runs
@@ -33,6 +34,7 @@ from verl_aiops import __version__
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.flips import class_changes, flips
 from verl_aiops.evaluation.compare.pairing import Pairing, columns_held, values
+from verl_aiops.evaluation.compare.seeds import with_new_seeds
 from verl_aiops.evaluation.run.results import without_text
 from verl_aiops.evaluation.run.summary import SLICES
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k
@@ -58,6 +60,7 @@ def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | Non
     compared = metrics(In.COMPARE)
     grid = {name: _common_values(pairing, name) for name, metric in compared.items() if metric.value}
     found = _metrics(pairing, grid, seed) | _macro_f1(pairing, seed)
+    with_new_seeds(pairing, found)
     single = all(len(lines) == 1 for answers in pairing.answers.values() for lines in answers)
     return {
         "verl_aiops": __version__,
@@ -85,6 +88,7 @@ def _run(pairing: Pairing, at: int) -> dict[str, Any]:
     return {
         "label": run.label,
         "path": run.path,
+        "pooled": run.pooled,
         "incidents": len(run.incidents),
         "answers": len(lines),
         "failed": sum(line["error"] is not None for line in lines),

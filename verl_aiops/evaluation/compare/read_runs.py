@@ -32,8 +32,8 @@ class Run:
 
     ``incidents`` has each incident's lines (`answer_line`) in the order of their samples, failed ones included;
     ``settings`` what they were made with, as far as the files say; ``notes`` what a reader must know of them;
-    ``by_prompt`` where prompts stand for incidents (`verl_dumps`); ``pooled`` how many runs it is made of, such as
-    those of several seeds.
+    ``by_prompt`` where prompts stand for incidents (`verl_dumps`); ``starts`` the first sample number of each of the
+    runs that it is made of, such as those of several seeds.
     """
 
     label: str
@@ -42,7 +42,12 @@ class Run:
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
     by_prompt: bool = False
-    pooled: int = 1
+    starts: tuple[int, ...] = (0,)
+
+    @property
+    def pooled(self) -> int:
+        """How many runs it is made of."""
+        return len(self.starts)
 
 
 def read_runs(specs: Sequence[str]) -> list[Run]:
@@ -79,16 +84,17 @@ def _one_or_pooled(label: str, path: str) -> Run:
 def pool(runs: Sequence[Run]) -> Run:
     """Several runs as one: an incident has the answers of all of them.
 
-    So its value is the mean over the runs, and an interval over incidents is one of that mean. It says nothing of how
-    far runs differ; their own shares of right answers are noted.
+    So its value is the mean over the runs, and an interval over incidents is one of that mean: it holds for these runs.
+    What new ones would show is `seeds`' to say. Their own shares of right answers are noted.
 
     Raises:
         EvaluationError: their incidents, or the truth of one, are not the same.
     """
     first = runs[0]
     incidents: dict[str, list[AnswerLine]] = {name: [] for name in first.incidents}
-    offset = 0
+    offset, starts = 0, []
     for run in runs:
+        starts.append(offset)
         if run.incidents.keys() != incidents.keys():
             odd = sorted(run.incidents.keys() ^ incidents.keys())
             raise EvaluationError(
@@ -108,7 +114,7 @@ def pool(runs: Sequence[Run]) -> Run:
     notes += [f"{run.path}: {note}" for run in runs for note in run.notes]
     same = {key: value for key, value in first.settings.items() if all(r.settings.get(key) == value for r in runs)}
     path = ", ".join(run.path for run in runs)
-    return Run(first.label, path, incidents, same, tuple(notes), first.by_prompt, pooled=len(runs))
+    return Run(first.label, path, incidents, same, tuple(notes), first.by_prompt, tuple(starts))
 
 
 def _right(run: Run) -> float:

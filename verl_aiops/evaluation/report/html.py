@@ -62,13 +62,18 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         lstrip_blocks=True,
     )
     environment.filters.update(
-        value=wording.value_parts, change=wording.change_parts, p=wording.p_text, counted=wording.counted
+        value=wording.value_parts,
+        change=wording.change_parts,
+        p=wording.p_text,
+        counted=wording.counted,
+        new_seeds=wording.new_seeds_text,
     )
     labels = [run["label"] for run in result["runs"]]
     return environment.get_template("comparison.html.j2").render(
         result=result,
         labels=labels,
         first=labels[0],
+        pooled=any(run["pooled"] > 1 for run in result["runs"]),
         others=labels[1:],
         plots={plot.name.partition(".")[0]: Markup(plot.svg) for plot in plots},
         verdicts=[wording.verdict(result, label) for label in labels[1:]],

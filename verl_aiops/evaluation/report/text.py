@@ -49,7 +49,8 @@ def _head(result: Mapping[str, Any]) -> str:
 def _against_first(result: Mapping[str, Any], label: str) -> str:
     first = result["runs"][0]["label"]
     corrected = ", Holm" if len(result["runs"]) > 2 else ""
-    rows = [("", first, label, "difference", f"p{corrected}")]
+    pooled = any(run["pooled"] > 1 for run in result["runs"] if run["label"] in (first, label))
+    rows = [("", first, label, "difference", *["for new seeds too"] * pooled, f"p{corrected}")]
     for metric in result["metrics"].values():
         entry = metric["comparisons"][label]
         if entry["difference"]["value"] is not None:
@@ -57,7 +58,8 @@ def _against_first(result: Mapping[str, Any], label: str) -> str:
                 wording.in_one(wording.value_parts(metric["values"][run], metric["digits"])) for run in (first, label)
             ]
             shown = wording.in_one(wording.change_parts(entry["difference"], metric["digits"]))
-            rows.append((metric["title"], *means, shown, wording.p_text(entry["p_holm"])))
+            wide = [wording.new_seeds_text(entry["difference"], metric["digits"]) or "–"] * pooled
+            rows.append((metric["title"], *means, shown, *wide, wording.p_text(entry["p_holm"])))
     text = as_columns(rows)
     flips = result["flips"][label]
     text += (

@@ -17,6 +17,7 @@ __all__ = [
     "failed",
     "left_out",
     "listed",
+    "new_seeds_text",
     "p_text",
     "value_parts",
     "verdict",
@@ -74,6 +75,12 @@ def change_parts(mean: Mapping[str, Any], digits: int | None = None) -> tuple[st
     return centre, "" if low is None else f"[{_signed(factor * low, places)}, {_signed(factor * high, places)}]"
 
 
+def new_seeds_text(mean: Mapping[str, Any], digits: int | None = None) -> str:
+    """The interval of a difference that holds for new seeds too: `[−1.0, +19.2]`; "" where runs are not pooled."""
+    wide = mean.get("new_seeds")
+    return "" if wide is None else change_parts({**mean, **wide}, digits)[1]
+
+
 def _signed(value: float, digits: int) -> str:
     text = f"{value:+,.{digits}f}"
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
@@ -100,6 +107,8 @@ def verdict(result: Mapping[str, Any], label: str) -> tuple[str, str]:
         f"{METRICS[MAIN].title} in {before} of answers with {first}, {after} with {label}; "
         f"{in_one(change_parts(entry['difference']))} points, p {p if p.startswith('<') else '= ' + p}"
     )
+    if wide := new_seeds_text(entry["difference"]):
+        figures += f"; {wide} for new seeds too"
     if entry["p_holm"] >= ALPHA:
         return "open", f"No difference shown between {label} and {first}: {figures}."
     kind = "better" if entry["difference"]["value"] > 0 else "worse"
