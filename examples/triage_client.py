@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from verl_aiops.cli.evaluate import api_key
@@ -41,6 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--max-chars", type=int, default=1200, help="trim incident data (default %(default)s; 0: whole)"
     )
+    parser.add_argument(
+        "--trim",
+        default="blind",
+        choices=("blind", "evidence"),
+        help="what is kept: blind, by the text alone (default), or evidence, what is around the incident's `evidence`, "
+        "as in --trim evidence for incidents that were looked into already",
+    )
     parser.add_argument("--round-tokens", default="320,64", help="tokens of each round (default %(default)s)")
     parser.add_argument(
         "--schema",
@@ -61,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         options = SamplingOptions(round_tokens=tokens)
         backend = EndpointBackend(endpoint, options)
-        questions = read_questions(args.incidents, args.taxonomy, args.max_chars, args.id)
+        asked = PromptOptions(budget=args.max_chars, trim=args.trim, whole_evidence=True, max_candidates=0)
+        questions = read_questions(args.incidents, args.taxonomy, asked, args.id)
         backend.check(questions)
     except (OSError, ValueError) as error:
         print(f"triage_client: error: {error}", file=sys.stderr)
@@ -95,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(answered) else 1
 
 
-def read_questions(path: str, taxonomy: str | None, max_chars: int, wanted: str | None) -> list[Question]:
-    """What is asked about each incident of a file."""
+def read_questions(path: str, taxonomy: str | None, asked: PromptOptions, wanted: str | None) -> list[Question]:
+    """What is asked about each incident of a file, in the words of `build_case`, as in training and evaluation."""
     systems = Taxonomy.load(taxonomy) if taxonomy else None
     reader = READERS.get(Path(path).suffix.lower())
     if reader is None:
@@ -107,7 +116,7 @@ def read_questions(path: str, taxonomy: str | None, max_chars: int, wanted: str 
             if not isinstance(row, dict):
                 raise IncidentError("expected an object")
             if wanted is None or row.get("id") == wanted:
-                questions.append(_question(row, systems, max_chars))
+                questions.append(_question(row, systems, asked))
         except IncidentError as error:
             raise IncidentError(f"{path}, {place}: {error}") from None
     if not questions:
@@ -115,13 +124,13 @@ def read_questions(path: str, taxonomy: str | None, max_chars: int, wanted: str 
     return questions
 
 
-def _question(row: dict, systems: Taxonomy | None, max_chars: int) -> Question:
+def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Question:
     # the answer, if there is one, has no part in what is asked: all names of the system are listed
     system = _system_of(row.get("source") or "user", systems) if systems else System((NOT_KNOWN,), (NOT_KNOWN,))
     hidden = {"service": system.services[0], "incident_type": system.incident_types[0], "aliases": None, "decoys": None}
-    incident = Incident.from_dict({**row, **hidden, "evidence": None})
-    options = PromptOptions(budget=max_chars, show_candidates=systems is not None, max_candidates=0)
-    case = build_case(incident, system, options)
+    evidence = row.get("evidence") if asked.trim == "evidence" else None
+    incident = Incident.from_dict({**row, **hidden, "evidence": evidence})
+    case = build_case(incident, system, replace(asked, show_candidates=systems is not None))
     return Question(
         id=incident.id,
         group=incident.id,

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,13 @@ def test_no_file_names_one_beside_the_checkout():
         if looks := looks_above(text, len(path.relative_to(ROOT).parts) - 1):
             found[str(path.relative_to(ROOT))] = looks
     assert found == {}
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig):
+    passed_over = pytestconfig.getini("norecursedirs")
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
+    assert {"incidents", "build"} <= folders
+    assert [name for name in folders if any(fnmatch(name, pattern) for pattern in passed_over)] == []
 
 
 @pytest.mark.parametrize(

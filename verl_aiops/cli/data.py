@@ -34,8 +34,8 @@ def _add_simulator_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--topologies", metavar="A,B", help="of shop, bank, media, fleet (default all)")
 
 
-def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """How prompts are made; `prompts_from` reads these."""
+def add_prompt_options(parser: argparse.ArgumentParser, asked_alone: bool = False) -> None:
+    """How prompts are made; `prompts_from` reads these. `asked_alone`: a model is asked, and nothing is trained."""
     group = parser.add_argument_group("prompts")
     group.add_argument("--style", default="two_round", metavar="two_round|direct", help="default: %(default)s")
     group.add_argument(
@@ -43,8 +43,28 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1200,
         metavar="N",
-        help="trim incident data around the evidence to N characters; 0 keeps them whole (default %(default)s)",
+        help="trim incident data to N characters; 0 keeps them whole (default %(default)s)",
     )
+    blind = "by the text alone, as a model is served"
+    if asked_alone:
+        group.add_argument(
+            "--trim",
+            metavar="blind|evidence",
+            help=f"what is kept: blind, {blind} (default), or evidence, what is around the known evidence",
+        )
+    else:
+        group.add_argument(
+            "--trim",
+            default="evidence",
+            metavar="evidence|blind",
+            help=f"what is kept in the training file: what is around the known evidence (default), or blind: {blind}",
+        )
+        group.add_argument(
+            "--val-trim",
+            default="blind",
+            metavar="blind|evidence",
+            help="the same for the files that a model is asked from: validation, test, unseen (default %(default)s)",
+        )
     group.add_argument("--no-candidates", action="store_true", help="do not list the system's services and types")
     group.add_argument(
         "--max-candidates",
@@ -68,6 +88,21 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--val-out", metavar="FILE", help="validation file (default: OUT with .val before its suffix)")
     group.add_argument(
         "--val-share", type=float, default=0.1, metavar="S", help="share of faults held out (default %(default)s)"
+    )
+    group.add_argument(
+        "--test-share",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="share of faults in a third file, OUT.test beside OUT.val, to be looked at once (default: no such file)",
+    )
+    group.add_argument(
+        "--hold-out-source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a system that nothing is trained on, with all that begins with NAME/: its incidents go to OUT.unseen; "
+        "can be repeated, as in --hold-out-source petshop --hold-out-source loghub/BGL",
     )
     group.add_argument("--seed", type=int, default=0, help="of simulation, split and choices (default %(default)s)")
     group.add_argument("--overwrite", action="store_true", help="replace files that are already there")
@@ -105,6 +140,7 @@ def prompts_from(args: argparse.Namespace) -> PromptOptions:
     return PromptOptions(
         style=args.style,
         budget=args.max_chars,
+        trim=args.trim or "blind",
         show_candidates=not args.no_candidates,
         max_candidates=args.max_candidates,
         max_quotes=args.max_quotes,
@@ -138,8 +174,11 @@ def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "out": args.out,
         "val_out": args.val_out,
         "val_share": args.val_share,
+        "test_share": args.test_share,
+        "hold_out": args.hold_out_source,
         "seed": args.seed,
         "prompts": prompts_from(args),
+        "val_trim": args.val_trim,
         "overwrite": args.overwrite,
     }
 

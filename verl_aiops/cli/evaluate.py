@@ -25,6 +25,7 @@ _OPTIONS = {"budget": "max_chars", "show_candidates": "no_candidates", "seed": "
 EXAMPLES = (
     "verl-aiops eval --model runs/grpo/huggingface --data rl.val.parquet --out eval/grpo\n"
     "verl-aiops eval --model runs/grpo/global_step_40 --incidents incidents.jsonl --max-chars 600 --out eval/step40\n"
+    "verl-aiops eval --model MODEL --incidents incidents.jsonl --trim evidence --out eval/evidence\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --n 8 --temperature 0.8 --round-tokens 320,64 --out eval/n8\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --rename 1 --out eval/renamed\n"
     "verl-aiops eval --endpoint http://host:8000/v1 --model NAME --data rl.val.parquet --out eval/name"
@@ -48,7 +49,7 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--taxonomy", metavar="FILE", help="services and types per system, JSON; goes with --incidents")
     data.add_argument("--prompt-seed", type=int, default=0, help="as --seed of build-rl (default %(default)s)")
     data.add_argument("--limit", type=int, metavar="N", help="ask N incidents, chosen at random (default all)")
-    add_prompt_options(parser)
+    add_prompt_options(parser, asked_alone=True)
     _sampling_options(parser)
     _endpoint_options(parser)
     judged = parser.add_argument_group("judgement")
@@ -247,9 +248,9 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
         raise EvaluationError(f"--limit {args.limit}: expected 1 or more")
     prompts = replace(prompts_from(args), seed=args.prompt_seed)
     if args.data is not None:
-        default = PromptOptions()
+        default = replace(PromptOptions(), trim=prompts.trim)
         given = [_OPTIONS.get(name, name) for name, value in vars(prompts).items() if value != getattr(default, name)]
-        given += ["taxonomy"] if args.taxonomy is not None else []
+        given += [name for name in ("trim", "taxonomy") if getattr(args, name) is not None]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise EvaluationError(f"{flags}: goes with --incidents; {args.data} has its prompts already")

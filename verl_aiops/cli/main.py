@@ -73,7 +73,8 @@ COMMANDS: dict[str, Command] = {
         "verl-aiops build-prefs --out prefs.parquet\n"
         "verl-aiops build-prefs --out prefs.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600\n"
         "verl-aiops build-prefs --out prefs.jsonl --num-incidents 50000 --lang mix --kinds wrong_type=2,upstream=1\n"
-        "verl-aiops build-prefs --out groups.parquet --groups --pairs-per-incident 3",
+        "verl-aiops build-prefs --out groups.parquet --groups --pairs-per-incident 3\n"
+        "verl-aiops build-prefs --out prefs.parquet --incidents incidents.jsonl --test-share 0.2 --val-trim evidence",
         cli_prefs.prefs_options,
         cli_prefs.run_build_prefs,
     ),
@@ -81,14 +82,17 @@ COMMANDS: dict[str, Command] = {
     "build-sft": Command(
         "write conversations for verl's SFT trainer",
         "verl-aiops build-sft --out sft.parquet\n"
-        "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --val-share 0.2 --style direct",
+        "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --val-share 0.2 --style direct\n"
+        "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --trim blind",
         cli_data.sft_options,
         cli_data.run_build_sft,
     ),
     "build-rl": Command(
         "write prompts with ground truth for verl's RL trainers (GRPO, PPO)",
         "verl-aiops build-rl --out rl.parquet --model models/SmolLM2-135M-Instruct\n"
-        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600",
+        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600\n"
+        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --test-share 0.2 --hold-out-source petshop\n"
+        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --trim blind --val-trim blind",
         cli_data.rl_options,
         cli_data.run_build_rl,
     ),

@@ -20,6 +20,8 @@ class AnswerLine(TypedDict):
     ``id``            the incident's; with ``sample`` it names the line, and runs are paired by it
     ``group``         the fault that the incident belongs to; incidents of one group are not independent
     ``source``        the incident's system, ``lang`` its language, ``difficulty`` as the data give it; each may be null
+    ``part``          ``real``, ``simulated`` or ``unseen`` (a system held out from training); null if not known
+    ``answerable``    how it can be found: ``read``, ``given_away`` or ``remembered`` (`incidents.marks`); or null
     ``sample``        number of the answer, from 0
     ``seed``          that the answer was drawn with
     ``rounds``        the assistant's texts, the answer last: the turns of the conversation
@@ -38,6 +40,8 @@ class AnswerLine(TypedDict):
     source: str | None
     lang: str | None
     difficulty: str | None
+    part: str | None
+    answerable: str | None
     sample: int
     seed: int
     rounds: list[str]

@@ -10,7 +10,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -80,21 +80,22 @@ def choose_candidates(
     rng = random.Random(f"candidates/{seed}/{incident.id}")
     if named is None:
         named = system.services_in(incident_text(incident))
-    services = [name for name in system.services if not incident.is_service(name)]
-    types = [name for name in system.incident_types if not incident.is_type(name)]
-    services, types = _shuffled(rng, services), _shuffled(rng, types)
-    if max_candidates > 0:
-        services = sorted(services, key=lambda name: name not in named)[: max_candidates - 1]
-        decoys = {incident_type for _, incident_type in incident.decoys}
-        types = sorted(types, key=lambda name: name not in decoys)[: max_candidates - 1]
-    # Shuffled again, since the cut has put first what the text names.
-    return Candidates(
-        tuple(_shuffled(rng, [*services, incident.service])), tuple(_shuffled(rng, [*types, incident.incident_type]))
-    )
+    decoys = {incident_type for _, incident_type in incident.decoys}
+    services = _chosen(rng, system.services, incident.service, incident.is_service, named, max_candidates)
+    types = _chosen(rng, system.incident_types, incident.incident_type, incident.is_type, decoys, max_candidates)
+    return Candidates(services, types)
 
 
-def _shuffled(rng: random.Random, names: list[str]) -> list[str]:
-    return sorted(names, key=lambda _: rng.random())
+def _chosen(
+    rng: random.Random, names: Sequence[str], right: str, is_right: Callable[[str], bool], first: Set[str], most: int
+) -> tuple[str, ...]:
+    # Drawn for every name of the system, whichever is right: who asks without knowing the answer draws the same.
+    draws = {name: (rng.random(), rng.random()) for name in dict.fromkeys((*names, right))}
+    others = [name for name in draws if not is_right(name)]
+    if most > 0:
+        others = sorted(others, key=lambda name: (name not in first, draws[name][0]))[: most - 1]
+    # By the second draw, since the cut has put first what the text names.
+    return tuple(sorted([*others, right], key=lambda name: draws[name][1]))
 
 
 def round1_message(incident: Incident, text: str | None = None) -> Message:

@@ -428,6 +428,7 @@ def incidents(tmp_path):
 
 def command(server, incidents, out, *more):
     arguments = ["eval", "--endpoint", server.url, "--model", "m", "--incidents", incidents, "--max-chars", 400]
+    arguments += ["--trim", "evidence"]  # as `questions_of` asks
     return cli.main([*map(str, arguments), "--out", str(out), *map(str, more)])
 
 

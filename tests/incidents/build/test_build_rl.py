@@ -55,12 +55,13 @@ def mixed(count: int = 300, seed: int = 0):
 def built(tmp_path_factory):
     """2,400 rows, more than two row groups, of a mixed simulation."""
     out = tmp_path_factory.mktemp("rl") / "rl.parquet"
-    return out, build_rl(mixed(2400), out, val_share=0.1)
+    return out, build_rl(mixed(2400), out, val_share=0.1, val_trim="evidence")
 
 
 def test_parquet_types(built):
     out, _ = built
-    info = [("index", pa.int64()), *((name, pa.string()) for name in ("id", "group", "lang", "source", "difficulty"))]
+    names = ("id", "group", "lang", "source", "difficulty", "part", "answerable")
+    info = [("index", pa.int64()), *((name, pa.string()) for name in names)]
     lists = ("rounds", "answers")
     expected = pa.schema(
         [
@@ -110,7 +111,7 @@ def test_the_datasets_library_reads_the_same_types(built, tmp_path):
 
 def test_the_same_split_prompt_and_truth_as_the_pairs(built, tmp_path):
     out, _ = built
-    build_prefs(mixed(2400), tmp_path / "rl.parquet", val_share=0.1)
+    build_prefs(mixed(2400), tmp_path / "rl.parquet", val_share=0.1, val_trim="evidence")
     for name in ("rl.parquet", "rl.val.parquet"):
         pairs = {row["id"].rpartition("#")[0]: row for row in rows(tmp_path / name)}
         prompts = {row["extra_info"]["id"]: row for row in rows(out.with_name(name))}
@@ -182,7 +183,7 @@ def test_the_reference_answer_earns_the_full_reward(built):
 
 def test_the_reference_answer_of_collected_incidents_earns_it_too(collected, tmp_path):
     source = file_source(collected.path)
-    build_rl(source, tmp_path / "r.parquet")
+    build_rl(source, tmp_path / "r.parquet", val_trim="evidence")
     check_rewards(both_sides(tmp_path / "r.parquet"), source)
 
 
@@ -251,7 +252,7 @@ def test_collected_evidence_stays_whole(collected, tmp_path, budget):
     for incident in source.stream():
         check_evidence(incident, source.taxonomy.system_of(incident), budget, "two_round")
     out = tmp_path / "r.parquet"
-    summary = build_rl(source, out, prompts=PromptOptions(budget=budget))
+    summary = build_rl(source, out, prompts=PromptOptions(budget=budget), val_trim="evidence")
     truths = {incident.id: neutralise_incident(incident).evidence for incident in source.stream()}
     over = 0
     built = both_sides(out)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_aiops.incidents import Incident, IncidentError, Simulator, incident_text, neutralise_incident, trim_incident
+from verl_aiops.incidents.build.salience import by_salience
 
 LINES = tuple(f"{number:02d} line of log with some words" for number in range(40))
 
@@ -112,6 +113,79 @@ def test_never_loses_the_evidence(seed, budget, lang, difficulty):
     if sum(len(item) + 1 for item in incident.evidence) + len(incident.symptom) + 200 < budget:
         assert trimmed.incident.evidence == incident.evidence
     assert trim_incident(trimmed.incident, budget).incident == trimmed.incident
+
+
+# --- blind ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10_000), budget=st.integers(260, 1500), lang=st.sampled_from(["en", "zh"]))
+def test_blind_text_does_not_depend_on_the_evidence_and_what_is_left_of_it_is_found_again(seed, budget, lang):
+    incident = Simulator(seed=seed, lang=lang, difficulty="hard").incident(0)
+    trimmed = trim_incident(incident, budget, blind=True, whole_evidence=True)
+    text = incident_text(trimmed.incident)
+    assert text == incident_text(trim_incident(replace(incident, evidence=()), budget).incident)
+    assert len(text) <= budget and not trimmed.over_budget
+    kept = trimmed.incident.evidence
+    assert kept == tuple(item for item in incident.evidence if item in text)
+    assert trimmed.evidence_left_out == len(incident.evidence) - len(kept)
+
+
+def kept(logs, budget, trace=None):
+    """The lines that a blind cut leaves, without the marks of what is gone."""
+    trimmed = trim_incident(make(logs, trace), budget, blind=True).incident
+    return [line for line in (*trimmed.logs, *trimmed.trace_lines) if not line.startswith("…")]
+
+
+QUIET = [f"10:{number:02} INFO api{number} request {number} of user {number} served as usual" for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "10:20 FATAL db: no space left",
+        "10:20 [error] mod_jk child in state 6",
+        "10:20 db: IOException while reading a block",
+        "10:20 db 连接超时",
+        "metric db p99_ms=5656 (usual 27)",
+        "metric db free=0.5 (usual 9.8)",
+        "span db query 2378.0ms (usual 162.6ms)",
+    ],
+)
+@pytest.mark.parametrize("place", [0, 11, 20])
+def test_blind_keeps_what_is_severe_or_far_from_usual(line, place):
+    assert line in kept([*QUIET[:place], line, *QUIET[place:]], 300)
+    assert line in kept(QUIET, 300, trace="\n".join([*QUIET[:place], line, *QUIET[place:]]))
+
+
+def test_blind_prefers_new_lines_to_repetitions_and_causes_to_effects():
+    errors = [f"10:{number:02} ERROR api{number} call {number} failed" for number in range(20)]
+    other = "10:30 ERROR disk of the ledger is full"
+    found = kept([*errors, other], 200)
+    assert other in found and errors[0] in found
+
+
+@pytest.mark.parametrize(
+    "line", ["x p=1.0 (usual 1.0)", "x p=- (usual -)", "x (usual 5)", "x 3 or so (usual 5)", "alertmanager up"]
+)
+def test_blind_takes_no_odd_line_for_trouble(line):
+    lines = [*"abcdefghij", line, "z"]
+    assert by_salience(lines, []) == list(range(12))
+    assert by_salience([*lines, "p=1e999 (usual 1)"], [])[0] == 12
+
+
+def test_a_long_incident_is_cut_quickly_enough_to_count_lines():
+    """Every line is looked at once and the cut is found by bisection: a fixed number of measurements."""
+    calls = 0
+
+    def measure(text: str) -> int:
+        nonlocal calls
+        calls += 1
+        return len(text)
+
+    digits = "1" * 50_000 + " (usual 3)"
+    trim_incident(make([*QUIET * 200, digits]), 1200, measure=measure, blind=True)
+    assert calls < 40
 
 
 WORDS = st.text(st.sampled_from("ab <|>\n\u200b"), min_size=1, max_size=40)

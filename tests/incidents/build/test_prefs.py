@@ -61,7 +61,7 @@ def test_columns_and_shapes(built):
     train = rows(out)
     assert list(train[0]) == [
         *("prompt", "chosen", "rejected", "id", "group", "weight"),
-        *("kind", "lang", "source", "ground_truth", "incident_text"),
+        *("kind", "lang", "source", "part", "answerable", "ground_truth", "incident_text"),
     ]
     for row in train:
         assert [message["role"] for message in row["prompt"]] == ["user", "assistant", "user"]
@@ -263,10 +263,15 @@ def test_files_are_protected_and_whole(tmp_path):
     assert val.read_text() == "mine" and not out.exists()
     build_prefs(source, out, overwrite=True, val_share=0.3)
     assert rows(val)
-    # One incident in training and none held out: a validation file of an earlier build must not stay beside it.
-    build_prefs(simulator_source(Simulator(), 1), out, overwrite=True, val_share=0.01)
-    assert not val.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+    # One incident in training and none held out is refused, so that no validation file of an earlier build stays beside
+    # another's training file.
+    before = out.read_bytes()
+    with pytest.raises(
+        IncidentError, match="nothing to write for validation from 1 incidents, which are 1 fault: 1 named"
+    ):
+        build_prefs(simulator_source(Simulator(), 1), out, overwrite=True, val_share=0.01)
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.parquet", "p.val.parquet"]
 
 
 def test_an_error_half_way_leaves_nothing(tmp_path):

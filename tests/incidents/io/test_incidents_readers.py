@@ -22,6 +22,7 @@ from verl_aiops.incidents import (
     write_incidents,
     write_taxonomy,
 )
+from verl_aiops.incidents.io.faults import Faults
 
 ROW = {"id": "a-1", "service": "db", "incident_type": "disk_full", "symptom": "Slow.", "logs": ["db: disk at 100%"]}
 
@@ -186,18 +187,20 @@ def test_taxonomy_file_round_trip_and_errors(tmp_path, incidents):
 
 
 def test_records_that_share_evidence_stay_together(tmp_path):
+    x1, x2, y1 = (f"2031-06-14 09:33:{n} RAS KERNEL FATAL data storage interrupt" for n in (11, 12, 21))
     rows = [
-        {**ROW, "id": "w-1", "logs": ["x 1", "y 1"], "evidence": ["x 1"]},
-        {**ROW, "id": "w-2", "logs": ["x 2"], "evidence": ["x 2"]},
-        {**ROW, "id": "w-3", "logs": ["x 1", "x 2"], "evidence": ["x 1", "x 2"]},
-        {**ROW, "id": "w-4", "logs": ["y 1"], "evidence": ["y 1"]},
-        {**ROW, "id": "w-5", "logs": ["x 1"], "evidence": ["x 1"], "fault": "its own"},
+        {**ROW, "id": "w-1", "logs": [x1, y1], "evidence": [x1]},
+        {**ROW, "id": "w-2", "logs": [x2], "evidence": [x2]},
+        {**ROW, "id": "w-3", "logs": [x1, x2], "evidence": [x1, x2]},
+        {**ROW, "id": "w-4", "logs": [y1], "evidence": [y1]},
+        {**ROW, "id": "w-5", "logs": [x1], "evidence": [x1], "fault": "its own"},
     ]
     source = file_source(jsonl(tmp_path / "a.jsonl", *rows))
     groups = [source.group_of(incident) for incident in source.stream()]
     assert len(set(groups[:3])) == 1
     assert groups[3:] == ["w-4", "its own"]
     assert source.count == 5
+    assert source.faults == Faults(by_field=1, by_evidence=1, alone=1)
 
 
 def test_a_collection_of_many_systems(collected):

@@ -16,7 +16,7 @@ key               value
 ``over_k``        by metric and run the means for k = 1, 2, ... answers, and their differences; null for single answers
                   and pooled runs
 ``over``          ``name`` and ``values``, the number that each run was given (`--over`); null without
-``by``            by source, lang and difficulty: values and differences of the metrics shown `In.SLICES`
+``by``            by `summary.SLICES`: values and differences of the metrics shown `In.SLICES`
 ``classes``       `flips.class_changes`; ``flips``: `flips.flips`
 ================  =====================================================================================================
 """
@@ -36,7 +36,7 @@ from verl_aiops.evaluation.compare.flips import class_changes, flips
 from verl_aiops.evaluation.compare.pairing import Pairing, columns_held, values
 from verl_aiops.evaluation.compare.seeds import with_new_seeds
 from verl_aiops.evaluation.run.results import without_text
-from verl_aiops.evaluation.run.summary import SLICES
+from verl_aiops.evaluation.run.summary import SLICES, slice_order
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k
 from verl_aiops.evaluation.stats.estimates import macro_changes, table_of, values_of
 from verl_aiops.evaluation.stats.metrics import MAIN, In, Metric, metrics, over_k_titles
@@ -51,7 +51,6 @@ from verl_aiops.evaluation.stats.shares import Of
 
 __all__ = ["comparison_of"]
 
-_ORDER = ("easy", "medium", "hard")
 _LARGEST_DENOMINATOR = 1_000_000
 
 
@@ -244,7 +243,7 @@ def _best_values(answers: Sequence[Sequence[AnswerLine]], most: int) -> np.ndarr
 
 def _slices(pairing: Pairing, grid: Mapping[str, np.ndarray], key: str, seed: int) -> dict[str, Any]:
     of = np.array(pairing.slices(key))
-    names = sorted(set(of.tolist()), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    names = sorted(set(of.tolist()), key=slice_order)
     width = 2 * len(pairing.runs) - 1
     sliced = metrics(In.SLICES)
     columns = [

@@ -50,7 +50,7 @@ class Pairing:
         return self.answers[self.runs[0].label][at][0]
 
     def slices(self, key: str) -> list[str]:
-        """``source``, ``lang`` or ``difficulty`` of each incident."""
+        """One of `summary.SLICES` of each incident."""
         return [self.info(at)[key] or UNKNOWN for at in range(len(self.ids))]
 
 

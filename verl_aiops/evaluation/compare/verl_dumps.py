@@ -127,6 +127,8 @@ def _answer_line(row: Mapping[str, Any]) -> AnswerLine:
         "source": None,
         "lang": None,
         "difficulty": None,
+        "part": None,
+        "answerable": None,
         "seed": 0,
         "rounds": turns,
         "cut": [],

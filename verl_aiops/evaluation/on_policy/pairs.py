@@ -174,6 +174,8 @@ def _common(question: Question, name: str, kind: str) -> dict[str, Any]:
         "kind": kind,
         "lang": question.lang or "",
         "source": question.source or "",
+        "part": question.part or "",
+        "answerable": question.answerable or "",
         "ground_truth": json.dumps(question.ground_truth, ensure_ascii=False),
         "incident_text": question.incident_text,
     }

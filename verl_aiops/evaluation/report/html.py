@@ -17,6 +17,7 @@ from verl_aiops.evaluation.compare.flips import examples
 from verl_aiops.evaluation.compare.pairing import Pairing
 from verl_aiops.evaluation.report import wording
 from verl_aiops.evaluation.report.plots import Plot
+from verl_aiops.evaluation.run.summary import slices_shown
 from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, METRICS, In, metrics, over_k_titles
 
 __all__ = ["html_report"]
@@ -26,6 +27,14 @@ _CHANGES_SHOWN = 8
 _IDS_SHOWN = 100
 # Settings that say which model it is and where it was asked: they differ on purpose.
 _NAMES = frozenset(["model", "endpoint"])
+_SLICE_TITLES = {
+    "part": "Part: real, simulated, or a system that was held out from training (unseen)",
+    "answerable": "How the answer can be found: read, given away (the prompt lists one alone), or remembered (the text "
+    "names no candidate)",
+    "source": "Source",
+    "lang": "Language",
+    "difficulty": "Difficulty",
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,8 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         main_title=METRICS[MAIN].title,
         sliced={name: metric.head for name, metric in metrics(In.HEADLINE).items()},
         tone=_tone,
+        slices_shown=slices_shown(result["by"]),
+        slice_titles=_SLICE_TITLES,
         classes=_class_changes(result),
         examples={label: _examples(result, pairing, label, shown) for label in labels[1:]},
         ids_shown=_IDS_SHOWN,

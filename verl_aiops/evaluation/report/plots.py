@@ -60,7 +60,8 @@ def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
         plots.append(_plot("over_k", alt, lambda: _over_k(result)))
     slices = _slices_drawn(result)
     if slices:
-        alt = f"Differences of {METRICS[MAIN].title}, by source, language and difficulty, with 95 % intervals."
+        by = "part of the data, source, language and difficulty"
+        alt = f"Differences of {METRICS[MAIN].title}, by {by}, with 95 % intervals."
         plots.append(_plot("slices", alt, lambda: _slices(result, slices)))
     return plots
 

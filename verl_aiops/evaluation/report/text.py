@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_aiops.evaluation.report import wording
+from verl_aiops.evaluation.run.summary import slices_shown
 from verl_aiops.evaluation.run.table import as_columns, one_line
 from verl_aiops.evaluation.stats.best_of import sizes
 from verl_aiops.evaluation.stats.metrics import MAIN, METRICS, over_k_titles
@@ -22,7 +23,7 @@ def render_comparison(result: Mapping[str, Any]) -> str:
     parts += [_against_first(result, label) for label in labels[1:]]
     if result["over_k"] is not None:
         parts.append(_over_k(result))
-    parts += [_slices(result, key) for key, slices in result["by"].items() if len(slices) > 1]
+    parts += [_slices(result, key) for key in slices_shown(result["by"])]
     parts.append("\n".join(wording.verdict(result, label)[1] for label in labels[1:]))
     return "\n\n".join(parts) + "\n"
 

@@ -12,7 +12,9 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.incidents import IncidentSource, PromptOptions, iter_cases
 from verl_aiops.incidents.build.files import UNKNOWN_DIFFICULTY
+from verl_aiops.incidents.marks import answerable_by, part_of
 from verl_aiops.incidents.prompts import Candidates, lists_candidates
+from verl_aiops.incidents.taxonomy import names_in
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth
 
 __all__ = [
@@ -35,7 +37,8 @@ class Question:
 
     ``messages`` stand before the first answer; ``rounds`` are the user's later texts, each of which another answer
     follows; ``incident_text`` is the part of the messages that may be quoted; ``ground_truth`` is what `compute_score`
-    reads. ``source``, ``lang`` and ``difficulty`` are None where the data do not say.
+    reads. ``source``, ``lang`` and ``difficulty`` are None where the data do not say; ``part`` and ``answerable`` are
+    those of `incidents.marks`.
     """
 
     id: str
@@ -47,6 +50,8 @@ class Question:
     rounds: tuple[str, ...]
     incident_text: str
     ground_truth: dict[str, Any]
+    part: str | None = None
+    answerable: str | None = None
 
 
 def offered_names(question: Question) -> dict[str, list[str]]:
@@ -67,7 +72,7 @@ def incident_questions(source: IncidentSource, options: PromptOptions) -> list[Q
     Raises:
         IncidentError: an incident that cannot be used, or one whose file or taxonomy is at fault.
     """
-    # as build_rl does: evidence that was cut away could not be quoted
+    # as build_rl does: around the evidence, what was cut away could not be quoted
     options = replace(options, whole_evidence=True)
     return [
         Question(
@@ -80,6 +85,8 @@ def incident_questions(source: IncidentSource, options: PromptOptions) -> list[Q
             rounds=tuple(message["content"] for message in case.rounds[1:]),
             incident_text=case.text,
             ground_truth=case.ground_truth,
+            part=part_of(case.incident.source),
+            answerable=case.answerable,
         )
         for case, group in iter_cases(source, options)
     ]
@@ -142,18 +149,35 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
         rounds=_rounds(info.get("rounds")),
         incident_text=text,
         ground_truth=truth,
+        part=_text(info.get("part"), "extra_info.part"),
+        answerable=_text(info.get("answerable"), "extra_info.answerable"),
     )
     return _of_whole_characters(question)
 
 
 def _of_whole_characters(question: Question) -> Question:
+    """The question itself, marked where its file did not."""
     try:
         _as_json(question).encode("utf-8")
     except UnicodeEncodeError as error:
         raise EvaluationError(
             f"expected valid Unicode, found the lone surrogate U+{ord(error.object[error.start]):04X}"
         ) from None
-    return question
+    return _marked(question)
+
+
+def _marked(question: Question) -> Question:
+    part, answerable = question.part, question.answerable
+    if part is None and question.source is not None:
+        part = part_of(question.source)
+    if answerable is None:
+        listed = offered_names(question)
+        names = listed or question.ground_truth.get("candidates") or {}
+        services, types = (list(names.get(field) or ()) for field in ("service", "incident_type"))
+        if services:
+            named = names_in(question.incident_text, services)
+            answerable = answerable_by(services, types, bool(listed), named)
+    return replace(question, part=part, answerable=answerable)
 
 
 def read_pair_questions(path: str) -> list[Question]:
@@ -170,7 +194,7 @@ def read_pair_questions(path: str) -> list[Question]:
     (file,) = open_files(path)
     asked: dict[str, Question] = {}
     ids: set[str] = set()
-    columns = ["prompt", "ground_truth", "id", "group", "source", "lang", "incident_text"]
+    columns = ["prompt", "ground_truth", "id", "group", "source", "lang", "incident_text", "part", "answerable"]
     for number, record in enumerate(file.records(columns, np.arange(file.rows))):
         try:
             if record.fault:
@@ -203,6 +227,8 @@ def _pair_question(row: Mapping[str, Any], number: int) -> Question:
         rounds=(),
         incident_text=_text(row.get("incident_text"), "incident_text") or "",
         ground_truth=_truth(row["ground_truth"]),
+        part=_text(row.get("part"), "part"),
+        answerable=_text(row.get("answerable"), "answerable"),
     )
 
 
@@ -275,4 +301,7 @@ def fingerprint(questions: Sequence[Question]) -> str:
 
 
 def _as_json(question: Question) -> str:
-    return json.dumps(asdict(question), sort_keys=True, ensure_ascii=False)
+    known = asdict(question)
+    # neither is asked nor judged by them
+    del known["part"], known["answerable"]
+    return json.dumps(known, sort_keys=True, ensure_ascii=False)

@@ -17,6 +17,7 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import NO_TEXT, Generation, Job
 from verl_aiops.evaluation.run.result_checks import SCORES, content_fault
 from verl_aiops.files import replacing, write_atomically
+from verl_aiops.incidents.marks import part_of
 from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
 from verl_aiops.inputs.shown import brief
 from verl_aiops.inputs.sniff import refusal
@@ -30,6 +31,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "source": (str, type(None)),
     "lang": (str, type(None)),
     "difficulty": (str, type(None)),
+    "part": (str, type(None)),
+    "answerable": (str, type(None)),
     "sample": (int,),
     "seed": (int,),
     "rounds": (list,),
@@ -59,6 +62,8 @@ def line_of(job: Job, made: Generation, reward: Mapping[str, Any]) -> AnswerLine
         "source": question.source,
         "lang": question.lang,
         "difficulty": question.difficulty,
+        "part": question.part,
+        "answerable": question.answerable,
         "sample": job.sample,
         "seed": job.seed,
         "rounds": made.turns,
@@ -100,6 +105,7 @@ def _read(path: Path, unfinished: bool) -> tuple[list[AnswerLine], int]:
                 break
             try:
                 line = read_json(text)
+                _mark(line)
                 fault = _fault(line) or content_fault(line)
             except JsonFault as error:
                 fault = f"not JSON: {error}"
@@ -108,6 +114,14 @@ def _read(path: Path, unfinished: bool) -> tuple[list[AnswerLine], int]:
             lines.append(line)
             size += len(text)
     return lines, size
+
+
+def _mark(line: Any) -> None:
+    """What lines of earlier evaluations do not have."""
+    if isinstance(line, dict):
+        source = line.get("source")
+        line.setdefault("part", part_of(source) if isinstance(source, str) else None)
+        line.setdefault("answerable", None)
 
 
 def _fault(line: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 Shares are from 0 to 1; every metric is ``{"value", "low", "high", "n"}`` (`estimates.Value`), the interval 95 %. Keys:
 ``settings``; ``counts``, where ``no_text`` has the failed answers whose reply had no text, by its sort; ``overall`` and
-``by`` (source, lang, difficulty; "unknown" where the data do not say), each with ``incidents``, ``groups``,
+``by`` (`SLICES`; "unknown" where the data do not say), each with ``incidents``, ``groups``,
 ``answers``, ``failed``, ``metrics``, ``pass_at_k`` and ``best_of_n``; ``classes``; and with `--rename` also ``renamed``
 (as ``overall``) and ``drop``.
 """
@@ -20,24 +20,40 @@ from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.stats.estimates import Value, class_table, table_of, values_of
 from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, held_by, metrics
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
+from verl_aiops.incidents.marks import ANSWERABLE, PARTS
 
-__all__ = ["UNKNOWN", "drop", "section", "summarise"]
+__all__ = ["SLICES", "UNKNOWN", "drop", "section", "slice_order", "slices_shown", "summarise"]
 
 UNKNOWN = "unknown"
-SLICES = ("source", "lang", "difficulty")
+SLICES = ("part", "answerable", "source", "lang", "difficulty")
+# Real, simulated and unseen are never one figure, and nor are answers that need no reading.
+_ALWAYS_SHOWN = ("part", "answerable")
+_IN_ORDER = (*PARTS, *ANSWERABLE, "easy", "medium", "hard")
+
+
+def slices_shown(by: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What tables show of ``by``: slices of more than one value, and always those by part and by how the answer can be
+    found, where the data say it."""
+    told = {key: key in _ALWAYS_SHOWN and set(slices) != {UNKNOWN} for key, slices in by.items()}
+    return {key: slices for key, slices in by.items() if told[key] or len(slices) > 1}
 
 
 def summarise(lines: Sequence[AnswerLine], seed: int) -> dict[str, Any]:
     """Overall, by slice and by class."""
     by: dict[str, dict[str, Any]] = {}
     for key in SLICES:
-        names = sorted({line[key] or UNKNOWN for line in lines})
+        names = sorted({line[key] or UNKNOWN for line in lines}, key=slice_order)
         by[key] = {name: section([r for r in lines if (r[key] or UNKNOWN) == name], seed) for name in names}
     return {
         "overall": section(lines, seed),
         "by": by,
         "classes": {field: class_table(lines, field) for field in FIELDS},
     }
+
+
+def slice_order(name: str) -> tuple[int, str]:
+    """Sorts the values of a slice: those that have an order of their own by it, all others by name."""
+    return _IN_ORDER.index(name) if name in _IN_ORDER else len(_IN_ORDER), name
 
 
 def section(lines: Sequence[AnswerLine], seed: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from verl_aiops.evaluation.run.summary import slices_shown
 from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, metrics
 
 __all__ = ["as_columns", "one_line", "render", "share_text", "without_text_said"]
@@ -15,11 +16,9 @@ _CLASSES_SHOWN = 30
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """All tables: overall, slices with more than one value, classes, several answers, renaming."""
+    """All tables: overall, slices, classes, several answers, renaming."""
     parts = [_head(summary), _overall(summary["overall"])]
-    for key, slices in summary["by"].items():
-        if len(slices) > 1:
-            parts.append(_slices(key, slices))
+    parts += [_slices(key, slices) for key, slices in slices_shown(summary["by"]).items()]
     parts += [_classes(name, rows) for name, rows in summary["classes"].items() if rows]
     if len(summary["overall"]["pass_at_k"]) > 1:
         parts.append(_several(summary["overall"]))
@@ -62,10 +61,10 @@ def _overall(section: Mapping[str, Any]) -> str:
 
 def _slices(key: str, slices: Mapping[str, Any]) -> str:
     shown = {name: metric for name, metric in metrics(In.SLICES).items() if metric.digits is None}
-    rows = [(key, "answers", *(metric.head for metric in shown.values()))]
+    rows = [(key, "incidents", "answers", *(metric.head for metric in shown.values()))]
     for name, section in slices.items():
         cells = [share_text(section["metrics"][metric]) if section["metrics"] else "-" for metric in shown]
-        rows.append((one_line(name), f"{section['answers']:,}", *cells))
+        rows.append((one_line(name), f"{section['incidents']:,}", f"{section['answers']:,}", *cells))
     return as_columns(rows)
 
 

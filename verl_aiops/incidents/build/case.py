@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from verl_aiops.incidents.build.trim import Trimmed, trim_incident
+from verl_aiops.incidents.build.trim import TRIMS, Trimmed, trim_incident
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.marks import answerable_by
 from verl_aiops.incidents.prompts import (
     STYLES,
     Candidates,
@@ -30,13 +31,15 @@ class PromptOptions:
     """How prompts are made.
 
     `budget` bounds the incident's data, in characters or in the unit of `measure`; 0 leaves them whole. With
-    `whole_evidence` it gives way where evidence needs more.
+    `whole_evidence` it gives way where evidence needs more. `trim`: what is kept, the lines around the known evidence
+    or, `blind`, what the text alone speaks for (`trim_incident`), as wherever a model is asked.
     """
 
     style: str = "two_round"
     budget: int = 1200
     measure: Callable[[str], int] = len
     whole_evidence: bool = False
+    trim: str = "evidence"
     show_candidates: bool = True
     max_candidates: int = 8
     max_quotes: int = 3
@@ -46,6 +49,8 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise IncidentError(f"prompt style '{self.style}': expected one of {', '.join(STYLES)}")
+        if self.trim not in TRIMS:
+            raise IncidentError(f"trim '{self.trim}': expected one of {', '.join(TRIMS)}")
         for name, least in (("budget", 0), ("max_candidates", 0), ("max_quotes", 1), ("quote_chars", 0)):
             if getattr(self, name) < least:
                 raise IncidentError(f"{name}: expected {least} or more, found {getattr(self, name)}")
@@ -70,6 +75,7 @@ class Case:
     answer: str
     ground_truth: dict[str, Any]
     trimmed: Trimmed
+    answerable: str
 
     @property
     def opening(self) -> list[Message]:
@@ -96,7 +102,11 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
     options = options or PromptOptions()
     if options.budget:
         trimmed = trim_incident(
-            incident, options.budget, measure=options.measure, whole_evidence=options.whole_evidence
+            incident,
+            options.budget,
+            measure=options.measure,
+            whole_evidence=options.whole_evidence,
+            blind=options.trim == "blind",
         )
     else:
         trimmed = Trimmed(neutralise_incident(incident))
@@ -122,4 +132,7 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
         answer=answer_json(incident.service, incident.incident_type),
         ground_truth=ground_truth(incident, candidates),
         trimmed=trimmed,
+        answerable=answerable_by(
+            candidates.services, candidates.incident_types, listed=options.show_candidates, named=named
+        ),
     )

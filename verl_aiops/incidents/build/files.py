@@ -1,10 +1,15 @@
-"""Data files from incidents: preference pairs, SFT conversations and RL prompts, with one and the same split."""
+"""Data files from incidents: preference pairs, SFT conversations and RL prompts, with one and the same split.
+
+What is trained on may be trimmed around the known evidence; what a model is asked for a figure (validation, test,
+unseen systems) is trimmed as it is served, blind.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -14,15 +19,20 @@ from verl_aiops.incidents.build.case import Case, PromptOptions, assistant, buil
 from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.judged import FORMS, Rows
 from verl_aiops.incidents.build.pairs import PairMaker, PairOptions
+from verl_aiops.incidents.build.sides import SIDES, TRAIN, UNSEEN_SIDE, Split, Splitter
 from verl_aiops.incidents.build.summary import Part, Side, Summary
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.sources import IncidentSource
-from verl_aiops.incidents.io.writers import Columns, row_writers, sibling
+from verl_aiops.incidents.io.writers import Columns, row_writers
+from verl_aiops.incidents.marks import part_of
 from verl_aiops.incidents.prompts import Message, json_text
-from verl_aiops.split import split_side
+from verl_aiops.incidents.schema import Incident
 
 PREFS_COLUMNS: Columns = FORMS["pairs"].columns
-SFT_COLUMNS: Columns = {"messages": "messages", "id": "string", "group": "string", "lang": "string", "source": "string"}
+SFT_COLUMNS: Columns = {
+    "messages": "messages",
+    **dict.fromkeys(("id", "group", "lang", "source", "part", "answerable"), "string"),
+}
 # What verl finds a row's reward and agent loop by.
 RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
 UNKNOWN_DIFFICULTY = "unknown"
@@ -39,6 +49,8 @@ RL_COLUMNS: Columns = {
         "lang": "string",
         "source": "string",
         "difficulty": "string",
+        "part": "string",
+        "answerable": "string",
         "incident_text": "string",
         "rounds": "strings",
         "answers": "strings",
@@ -46,11 +58,34 @@ RL_COLUMNS: Columns = {
 }
 
 
-def iter_cases(source: IncidentSource, options: PromptOptions) -> Iterator[tuple[Case, str]]:
-    """Every incident of `source` made ready, with its split key, in order; a progress bar on a terminal's stderr."""
+def iter_incidents(source: IncidentSource) -> Iterator[tuple[Incident, str]]:
+    """Every incident of `source` with its split key, in order; a progress bar on a terminal's stderr."""
     incidents = tqdm(source.stream(), total=source.count, unit="incident", disable=None, file=sys.stderr, leave=False)
     for incident in incidents:
-        yield build_case(incident, source.taxonomy.system_of(incident), options), source.group_of(incident)
+        yield incident, source.group_of(incident)
+
+
+def iter_cases(source: IncidentSource, options: PromptOptions) -> Iterator[tuple[Case, str]]:
+    """Every incident of `source` made ready, with its split key, in order."""
+    for incident, group in iter_incidents(source):
+        yield build_case(incident, source.taxonomy.system_of(incident), options), group
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What every build takes: where incidents come from and go to, and how they are asked."""
+
+    source: IncidentSource
+    out: str | Path
+    split: Split
+    prompts: PromptOptions
+    val_trim: str
+    val_out: str | Path | None = None
+    overwrite: bool = False
+
+    def asked(self, side: str) -> PromptOptions:
+        """The prompt options of a side."""
+        return self.prompts if side == TRAIN else replace(self.prompts, trim=self.val_trim)
 
 
 def build_prefs(
@@ -59,40 +94,44 @@ def build_prefs(
     *,
     val_out: str | Path | None = None,
     val_share: float = 0.1,
+    test_share: float = 0.0,
+    hold_out: Sequence[str] = (),
     seed: int = 0,
     prompts: PromptOptions | None = None,
+    val_trim: str = "blind",
     pairs: PairOptions | None = None,
     form: str = "pairs",
     overwrite: bool = False,
 ) -> Summary:
     """Write preference data to `out` and, for `val_share` of the faults, to `val_out` (default: see `sibling`).
 
-    `form`, a key of `FORMS`: an incident's right answer and its near misses as pairs (`PREFS_COLUMNS`), as one group
-    of `completions`, each with its `score`, or as single answers, each a `completion` with its `label`. Prompts and
-    answers are lists of {role, content}. `seed` rules the split, the candidate lists and the choice of near misses, so
-    that all forms have the same ones. An IncidentError, or any other, leaves no half-written file.
+    `test_share` and `hold_out`: the other sides (`sides.Split`). `prompts.trim` is of the training side, `val_trim` of
+    all others. `form`, a key of `FORMS`: an incident's right answer and its near misses as pairs (`PREFS_COLUMNS`), as
+    one group of `completions`, each with its `score`, or as single answers, each a `completion` with its `label`.
+    Prompts and answers are lists of {role, content}. `seed` rules the split, the candidate lists and the choice of near
+    misses, so that all forms have the same ones. An IncidentError, or any other, leaves no half-written file; a side
+    without a row is one.
     """
     if form not in FORMS:
         raise IncidentError(f"form '{form}': expected one of {', '.join(FORMS)}")
     prompts = replace(prompts or PromptOptions(), seed=seed)
     pairs = replace(pairs or PairOptions(), seed=seed)
-    makers = {side: PairMaker(source.taxonomy, pairs) for side in ("train", "val")}
+    makers = {side: PairMaker(source.taxonomy, pairs) for side in SIDES}
 
     def rows(case: Case, group: str, side: str) -> Rows:
         shared = {
             "prompt": case.prompt,
-            "group": group,
             "weight": 1.0,
-            "lang": case.incident.lang,
-            "source": case.incident.source,
+            **_of(case, group, side),
             "ground_truth": json_text(case.ground_truth),
             "incident_text": case.text,
         }
         return [{**shared, **row} for row in FORMS[form].rows_of(case, makers[side].make(case))]
 
     what, columns, _ = FORMS[form]
-    summary = _build(what, source, out, val_out, val_share, seed, prompts, columns, rows, overwrite)
-    summary.makers = makers
+    split = Split(val_share, test_share, seed, tuple(hold_out))
+    summary = _write(_Build(source, out, split, prompts, val_trim, val_out, overwrite), what, columns, rows)
+    summary.makers = {side: makers[side] for side in summary.sides}
     return summary
 
 
@@ -102,29 +141,30 @@ def build_sft(
     *,
     val_out: str | Path | None = None,
     val_share: float = 0.1,
+    test_share: float = 0.0,
+    hold_out: Sequence[str] = (),
     seed: int = 0,
     prompts: PromptOptions | None = None,
+    val_trim: str = "blind",
     fold: Fold | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Write conversations for verl's SFT trainer, one per incident: the prompt of the pairs and the right answer.
 
-    Columns: `SFT_COLUMNS`; `messages` is a list of {role, content}. The same source, seed and share put the same
-    incidents on the same side as in `build_prefs`. With `fold`, its incidents are left out of the training file.
+    Columns: `SFT_COLUMNS`; `messages` is a list of {role, content}. The same source, seed and shares put the same
+    incidents on the same side as in `build_prefs`, where the other arguments are told. With `fold`, its incidents are
+    left out of the training file.
     """
 
     def rows(case: Case, group: str, side: str) -> Rows:
         messages = [*case.prompt, assistant(case.answer)]
-        incident = case.incident
-        return [
-            {"messages": messages, "id": incident.id, "group": group, "lang": incident.lang, "source": incident.source}
-        ]
+        return [{"messages": messages, "id": case.incident.id, **_of(case, group, side)}]
 
     prompts = replace(prompts or PromptOptions(), seed=seed)
     part = None if fold is None else Part(fold, inside=False)
-    return _build(
-        "SFT conversations", source, out, val_out, val_share, seed, prompts, SFT_COLUMNS, rows, overwrite, part=part
-    )
+    split = Split(val_share, test_share, seed, tuple(hold_out))
+    build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
+    return _write(build, "SFT conversations", SFT_COLUMNS, rows, part=part)
 
 
 def build_rl(
@@ -133,8 +173,11 @@ def build_rl(
     *,
     val_out: str | Path | None = None,
     val_share: float = 0.1,
+    test_share: float = 0.0,
+    hold_out: Sequence[str] = (),
     seed: int = 0,
     prompts: PromptOptions | None = None,
+    val_trim: str = "blind",
     fold: Fold | None = None,
     overwrite: bool = False,
 ) -> Summary:
@@ -142,22 +185,19 @@ def build_rl(
 
     Columns: `RL_COLUMNS`. `prompt` holds the messages before the first answer, `extra_info.rounds` the user's texts of
     the rounds after it, `extra_info.answers` right answers to all of them (for self-play),
-    `reward_model.ground_truth` is JSON text, and `extra_info.index` numbers a file's rows. The evidence always stays in
-    the prompt whole (`PromptOptions.whole_evidence`), since the reward pays for quoting it. The same source, seed and
-    share put the same incidents on the same side as in `build_prefs`. With `fold`, the training file has its incidents
-    alone.
+    `reward_model.ground_truth` is JSON text, and `extra_info.index` numbers a file's rows. Trimmed around the evidence,
+    a prompt always has all of it (`PromptOptions.whole_evidence`), since the reward pays for quoting it; trimmed blind,
+    the ground truth has what evidence is left. The same source, seed and shares put the same incidents on the same side
+    as in `build_prefs`, where the other arguments are told. With `fold`, the training file has its incidents alone.
     """
-    indices = {side: count() for side in ("train", "val")}
+    indices: dict[str, Iterator[int]] = defaultdict(count)
 
     def rows(case: Case, group: str, side: str) -> Rows:
-        incident = case.incident
         extra_info = {
             "index": next(indices[side]),
-            "id": incident.id,
-            "group": group,
-            "lang": incident.lang,
-            "source": incident.source,
-            "difficulty": incident.difficulty or UNKNOWN_DIFFICULTY,
+            "id": case.incident.id,
+            **_of(case, group, side),
+            "difficulty": case.incident.difficulty or UNKNOWN_DIFFICULTY,
             "incident_text": case.text,
             "rounds": [message["content"] for message in case.rounds[1:]],
             "answers": [case.analysis, case.answer][-len(case.rounds) :],
@@ -169,57 +209,72 @@ def build_rl(
                 "agent_name": RL_NAME,
                 "ability": RL_ABILITY,
                 "reward_model": {"style": "rule", "ground_truth": json_text(case.ground_truth)},
-                "extra_info": extra_info,
+                "extra_info": {key: extra_info[key] for key in RL_COLUMNS["extra_info"]},
             }
         ]
 
     prompts = replace(prompts or PromptOptions(), seed=seed, whole_evidence=True)
     part = None if fold is None else Part(fold, inside=True)
-    return _build(
-        *("RL prompts", source, out, val_out, val_share, seed, prompts, RL_COLUMNS, rows, overwrite),
-        prompt_of=lambda case: case.opening,
-        part=part,
-    )
+    split = Split(val_share, test_share, seed, tuple(hold_out))
+    build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
+    return _write(build, "RL prompts", RL_COLUMNS, rows, prompt_of=lambda case: case.opening, part=part)
 
 
-def _build(
+def _of(case: Case, group: str, side: str) -> dict[str, str]:
+    """What rows of every kind say of their incident."""
+    return {
+        "group": group,
+        "lang": case.incident.lang,
+        "source": case.incident.source,
+        "part": part_of(case.incident.source, unseen=side == UNSEEN_SIDE),
+        "answerable": case.answerable,
+    }
+
+
+def _write(
+    build: _Build,
     what: str,
-    source: IncidentSource,
-    out: str | Path,
-    val_out: str | Path | None,
-    val_share: float,
-    seed: int,
-    prompts: PromptOptions,
     columns: Columns,
     rows_of: Callable[[Case, str, str], Rows],
-    overwrite: bool,
     prompt_of: Callable[[Case], list[Message]] = lambda case: case.prompt,
     part: Part | None = None,
 ) -> Summary:
-    if not 0 <= val_share < 1:
-        raise IncidentError(f"val share: expected a share from 0 to below 1, found {val_share}")
-    if val_out is not None and val_share == 0:
-        raise IncidentError(
-            f"{val_out}: a validation share of 0 leaves nothing for it; raise the share or drop the name"
-        )
-    files = {"train": str(out)}
-    if val_share > 0:
-        files["val"] = str(val_out or sibling(out, "val"))
-    sides = {side: Side(groups=None if source.one_each else set()) for side in files}
-    with row_writers(list(files.values()), columns, overwrite=overwrite) as writers:
+    source, split = build.source, build.split
+    files = split.files(build.out, build.val_out)
+    options = {side: build.asked(side) for side in files}
+    splitter = Splitter(split, source)
+    sides = {side: Side(groups=None if source.one_each else set(), trim=options[side].trim) for side in files}
+    with row_writers(list(files.values()), columns, overwrite=build.overwrite) as writers:
         by_side = dict(zip(files, writers))
-        for case, group in iter_cases(source, prompts):
-            side = split_side(group, val_share, seed)
-            if side == "train" and part is not None and not part.keeps(group):
+        for incident, group in iter_incidents(source):
+            side = splitter.side_of(incident, group)
+            if side == TRAIN and part is not None and not part.keeps(group):
                 continue
+            case = build_case(incident, source.taxonomy.system_of(incident), options[side])
             rows = rows_of(case, group, side)
             for row in rows:
                 by_side[side].write(row)
-            sides[side].add(case, group, len(rows), sum(len(message["content"]) for message in prompt_of(case)))
-        if not by_side["train"].count:
-            where = f" in {part.note}" if part is not None else ""
-            raise IncidentError(
-                f"{source.name}: nothing to write for training from {source.count} incidents{where}; give more of "
-                "them, more than one possible answer, or a smaller validation share"
-            )
-    return Summary(what, source.name, sides, files, part=part)
+            part_named = part_of(incident.source, unseen=side == UNSEEN_SIDE)
+            chars = sum(len(message["content"]) for message in prompt_of(case))
+            sides[side].add(case, group, part_named, len(rows), chars)
+        for side, writer in by_side.items():
+            if not writer.count:
+                raise IncidentError(_nothing_written(source, side, split, sides[side], part))
+    return Summary(what, source, sides, files, part=part)
+
+
+_SIDE_NAMES = {"train": "training", "val": "validation", "test": "the test", "unseen": "unseen systems"}
+
+
+def _nothing_written(source: IncidentSource, side: str, split: Split, counts: Side, part: Part | None) -> str:
+    """Why a side has no row, and how to mend it."""
+    where = f" in {part.note}" if part is not None and side == TRAIN else ""
+    text = f"{source.name}: nothing to write for {_SIDE_NAMES[side]} from {source.count:,} incidents{where}"
+    if counts.incidents:
+        return f"{text}: the {counts.incidents:,} that fell on this side have only one possible answer each"
+    share = {"val": split.val_share, "test": split.test_share}.get(side)
+    if share is None:
+        mend = "give more of them, more than one possible answer, or smaller shares of validation and test"
+    else:
+        mend = f"give more of them, another seed or a larger {side} share than {share:g}, or 0 for no such file"
+    return f"{text}, which are {source.faults}; {mend}"

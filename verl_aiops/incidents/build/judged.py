@@ -21,6 +21,8 @@ COMMON_COLUMNS: Columns = {
     "kind": "string",
     "lang": "string",
     "source": "string",
+    "part": "string",
+    "answerable": "string",
     "ground_truth": "string",
     "incident_text": "string",
 }

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from verl_aiops.incidents.build.case import Case
 from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.pairs import OTHER_SYSTEM, PairMaker
+from verl_aiops.incidents.io.sources import IncidentSource
+from verl_aiops.incidents.marks import GIVEN_AWAY, REMEMBERED
+from verl_aiops.inputs.shown import one_line
 
 _NAMES_SHOWN = 8
 # A class this often on one side of a difference can be answered without reading.
 _LOPSIDED = 0.75
+_TRIMMED = {"evidence": "around their evidence", "blind": "blind, as a model is served"}
 
 
 @dataclass
 class Side:
-    """Counts of one side of the split; `groups` is None where every incident is a fault of its own."""
+    """Counts of one side of the split; `groups` is None where every incident is a fault of its own.
+
+    `trim`: how its prompts are cut (`PromptOptions.trim`).
+    """
 
     incidents: int = 0
     rows: int = 0
@@ -24,6 +32,9 @@ class Side:
     services: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
     langs: Counter[str] = field(default_factory=Counter)
+    parts: Counter[str] = field(default_factory=Counter)
+    answerable: Counter[str] = field(default_factory=Counter)
+    trim: str = "evidence"
     prompt_chars: int = 0
     longest_prompt: int = 0
     trimmed: int = 0
@@ -32,7 +43,7 @@ class Side:
     over_budget: int = 0
     without_evidence: int = 0
 
-    def add(self, case: Case, group: str, rows: int, prompt_chars: int) -> None:
+    def add(self, case: Case, group: str, part: str, rows: int, prompt_chars: int) -> None:
         incident, trimmed = case.incident, case.trimmed
         self.incidents += 1
         self.rows += rows
@@ -41,6 +52,8 @@ class Side:
         self.services[incident.service] += 1
         self.types[incident.incident_type] += 1
         self.langs[incident.lang] += 1
+        self.parts[part] += 1
+        self.answerable[case.answerable] += 1
         self.prompt_chars += prompt_chars
         self.longest_prompt = max(self.longest_prompt, prompt_chars)
         self.trimmed += trimmed.lines_left_out > 0
@@ -73,7 +86,7 @@ class Summary:
     """Counts of a whole build; `str()` of it is the printed report. `makers` is empty where no pairs were made."""
 
     what: str
-    source: str
+    source: IncidentSource
     sides: dict[str, Side]
     files: dict[str, str]
     makers: dict[str, PairMaker] = field(default_factory=dict)
@@ -81,15 +94,14 @@ class Summary:
 
     @property
     def written(self) -> list[str]:
-        """The files there are: a side without rows has none."""
-        return [self.files[name] for name, side in self.sides.items() if side.rows]
+        """The files there are."""
+        return list(self.files.values())
 
     def __str__(self) -> str:
-        lines = [f"{self.what} from {self.source}"]
+        lines = [f"{self.what} from {self.source.name}: {self.source.count:,} incidents, {self.source.faults}"]
+        if self.source.unknown:
+            lines.append(f"  fields that nothing reads: {_counted(self.source.unknown)}")
         for name, side in self.sides.items():
-            if not side.incidents:
-                lines.append(f"  {name}: no incident fell on this side; no file written")
-                continue
             lines += self._side(name, side)
             if name == "train" and self.part is not None:
                 lines.append(f"    {self.part.note}; {self.part.left_out:,} incidents left out")
@@ -101,19 +113,30 @@ class Summary:
         mean_prompt = side.prompt_chars / side.incidents
         faults = side.incidents if side.groups is None else len(side.groups)
         langs = ", ".join(f"{lang} {count:,}" for lang, count in sorted(side.langs.items()))
+        kept, gone, cut = _TRIMMED[side.trim], side.evidence_left_out, side.evidence_shortened
+        given_away, remembered = side.answerable[GIVEN_AWAY], side.answerable[REMEMBERED]
         lines = [
             f"  {name}: {side.rows:,} rows of {side.incidents:,} incidents ({faults:,} faults) in {self.files[name]}",
+            f"    parts: {_counted(side.parts)}; answers: {given_away:,} given away (no other is listed), "
+            f"{remembered:,} to be remembered (the text names no candidate service)",
             f"    classes: {len(side.services)} services, {len(side.types)} incident types; languages: {langs}",
             f"    prompt: {mean_prompt:,.0f} characters on average, at most {side.longest_prompt:,}",
         ]
         if side.trimmed or side.without_evidence:
             lines.append(
-                f"    trimmed {side.trimmed:,} incidents ({side.evidence_left_out:,} evidence lines left out, "
-                f"{side.evidence_shortened:,} cut short); {side.without_evidence:,} without evidence"
+                f"    trimmed {side.trimmed:,} incidents {kept} ({gone:,} evidence lines left out, {cut:,} cut short); "
+                f"{side.without_evidence:,} without evidence"
             )
         if side.over_budget:
             lines.append(f"    {side.over_budget:,} incidents exceed the budget, since their evidence stays whole")
         return lines
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """`real 175, simulated 430`: names of files too, so on one line."""
+    shown = sorted(counts.items(), key=lambda entry: -entry[1])[:_NAMES_SHOWN]
+    more = f" and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+    return ", ".join(f"{one_line(name, 60)} {count:,}" for name, count in shown) + more
 
 
 def _pair_lines(maker: PairMaker) -> list[str]:

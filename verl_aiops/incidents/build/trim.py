@@ -1,4 +1,4 @@
-"""Cutting an incident down to a budget around its evidence."""
+"""Cutting an incident down to a budget: around its evidence, or blind, by its text alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from verl_aiops.incidents.build.salience import by_salience
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.schema import Incident
 from verl_aiops.incidents.text import layout, neutralise_incident
 
+TRIMS = ("evidence", "blind")
 _MARKERS = {"en": "… {} lines left out", "zh": "… 略去 {} 行"}
 
 
@@ -30,7 +32,12 @@ class Trimmed:
 
 
 def trim_incident(
-    incident: Incident, budget: int, *, measure: Callable[[str], int] = len, whole_evidence: bool = False
+    incident: Incident,
+    budget: int,
+    *,
+    measure: Callable[[str], int] = len,
+    whole_evidence: bool = False,
+    blind: bool = False,
 ) -> Trimmed:
     """Shorten `incident` until `measure(incident_text(incident)) <= budget`, keeping evidence and the lines near it.
 
@@ -41,12 +48,17 @@ def trim_incident(
 
     With `whole_evidence` all evidence stays, uncut: the rest of its lines and the symptom give way to it, then the
     budget does (`over_budget`), and nothing is raised.
+
+    With `blind` the text is what an incident without evidence gives, whose lines are chosen by `by_salience`: what a
+    model is served, where nobody knows the evidence yet. The evidence that happens to be left is listed;
+    `whole_evidence` has no meaning.
     """
     incident = neutralise_incident(incident)
+    whole_evidence = whole_evidence and not blind
     if measure(layout(incident.lang, incident.symptom, incident.logs, incident.trace_lines)) <= budget:
         return Trimmed(incident)
     page = _Page(incident, incident.symptom)
-    spans = {text: page.parts_of(text) for text in incident.evidence}
+    spans = {} if blind else {text: page.parts_of(text) for text in incident.evidence}
     said = [text for text, span in spans.items() if not span] if whole_evidence else []
     least = max([1, *(incident.symptom.index(text) + len(text) for text in said)])
     # At most half of the budget goes to the symptom, or a rambling one would leave nothing to triage.
@@ -147,10 +159,7 @@ class _Page:
     def by_distance(self, marks: list[int]) -> list[int]:
         """All line indices: the marked ones, then the others from near to far."""
         if not marks:
-            # Nothing says where to look: the beginnings of logs and trace, turn about.
-            return sorted(
-                range(len(self.lines)), key=lambda index: index if index < len(self.logs) else index - len(self.logs)
-            )
+            return by_salience(self.logs, self.trace)  # nothing says where to look
         others = sorted(set(range(len(self.lines))).difference(marks))
         return marks + sorted(others, key=lambda index: min(abs(index - mark) for mark in marks))
 

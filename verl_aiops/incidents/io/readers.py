@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from verl_aiops.inputs.shown import one_line
 from verl_aiops.inputs.sniff import by_content, refusal
 
 Rows = Iterator[tuple[str, Any]]
+_KNOWN = frozenset(REQUIRED_FIELDS + OPTIONAL_FIELDS)
 
 
 def _parse_json(text: str) -> Any:
@@ -52,10 +54,12 @@ def read_parquet_rows(path: Path) -> Rows:
         if table.rows:
             # told once, before any row, and of columns that are not read too
             check_names(dict.fromkeys(table.columns))
+        # nothing reads these, but they are counted
+        unread = {name: None for name in table.columns if name not in REQUIRED_FIELDS + OPTIONAL_FIELDS}
         for number, row, fault in table.records(REQUIRED_FIELDS + OPTIONAL_FIELDS):
             if fault:
                 raise IncidentError(f"row {number + 1}: field {fault}")
-            yield f"row {number + 1}", {name: value for name, value in row.items() if value is not None}
+            yield f"row {number + 1}", unread | {name: value for name, value in row.items() if value is not None}
     except ParquetFault as error:
         raise IncidentError(
             f"after row {number + 1}: not a readable parquet file ({error}); write or copy it anew"
@@ -78,8 +82,10 @@ _KINDS: dict[Callable[[Path], Rows], str] = {
 }
 
 
-def read_incidents(path: str | Path) -> Iterator[Incident]:
+def read_incidents(path: str | Path, unknown: Counter[str] | None = None) -> Iterator[Incident]:
     """Yield the incidents of a JSONL, CSV or parquet file, in order, without holding the file in memory.
+
+    `unknown`, if given, counts the incidents that have a field of a name that nothing reads, by name.
 
     Raises FileNotFoundError, or `IncidentError` with file, line or row, field, what was expected and how to mend it.
     Nothing is skipped: the first bad record stops the reading. Ids must be unique within the file.
@@ -114,6 +120,8 @@ def read_incidents(path: str | Path) -> Iterator[Incident]:
             except IncidentError as error:
                 raise IncidentError(f"{place}: {error}") from None
             seen[incident.id] = place
+            if unknown is not None:
+                unknown.update(name for name in row if name not in _KNOWN)
             yield incident
     except IncidentError as error:
         raise IncidentError(f"{name}, {error}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.io.faults import FaultFinder, Faults
 from verl_aiops.incidents.io.readers import read_incidents
 from verl_aiops.incidents.schema import Incident, fault_id
 from verl_aiops.incidents.simulator import Simulator, simulator_taxonomy
@@ -17,8 +19,9 @@ from verl_aiops.incidents.taxonomy import System, Taxonomy
 class IncidentSource:
     """Incidents that can be streamed more than once.
 
-    `merged` maps a fault to the one it has to stay together with; `one_each` says that every incident is a fault of its
-    own.
+    `merged` maps a fault to the one it has to stay together with, and `faults` counts how they were told; `one_each`
+    says that every incident is a fault of its own. `unknown` counts the incidents that have a field which nothing
+    reads, by its name.
     """
 
     name: str
@@ -27,6 +30,8 @@ class IncidentSource:
     taxonomy: Taxonomy
     merged: Mapping[str, str] = field(default_factory=dict)
     one_each: bool = False
+    faults: Faults = field(default_factory=Faults)
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
     def group_of(self, incident: Incident) -> str:
         """The split key: incidents with the same one must be on the same side."""
@@ -38,23 +43,26 @@ def simulator_source(simulator: Simulator, count: int) -> IncidentSource:
     """The first `count` incidents of a simulator, in constant memory."""
     if count < 1:
         raise IncidentError(f"number of incidents: expected at least 1, found {count}")
-    return IncidentSource("simulator", count, lambda: simulator.stream(count), simulator_taxonomy(), one_each=True)
+    faults = Faults(by_field=count)
+    return IncidentSource(
+        "simulator", count, lambda: simulator.stream(count), simulator_taxonomy(), one_each=True, faults=faults
+    )
 
 
 def file_source(path: str | Path, taxonomy: Taxonomy | None = None) -> IncidentSource:
     """The incidents of a file, read once to check all of it and again for each use.
 
     Without `taxonomy`, the candidates of a system are the names that occur in the file under its source (and, for the
-    simulator's systems, all that it knows). Faults that share a whole evidence string are merged: records cut from
-    overlapping windows of one log are near copies, and a split between them would flatter the validation figures. A
-    record that names its `fault` is left as it says.
+    simulator's systems, all that it knows). `FaultFinder` says which incidents are records of one fault; one that names
+    its `fault` is left as it says.
     """
-    merger = _Merger()
+    finder = FaultFinder()
+    unknown: Counter[str] = Counter()
     names: dict[str, tuple[set[str], set[str]]] = {}
     count = 0
-    for incident in read_incidents(path):
+    for incident in read_incidents(path, unknown):
         count += 1
-        merger.add(incident)
+        finder.add(incident)
         if taxonomy is not None:
             taxonomy.system_of(incident)
         else:
@@ -63,7 +71,10 @@ def file_source(path: str | Path, taxonomy: Taxonomy | None = None) -> IncidentS
             types.add(incident.incident_type)
     if taxonomy is None:
         taxonomy = _taxonomy_of(names)
-    return IncidentSource(str(path), count, lambda: read_incidents(path), taxonomy, merger.merged())
+    merged, faults = finder.found()
+    return IncidentSource(
+        str(path), count, lambda: read_incidents(path), taxonomy, merged, faults=faults, unknown=unknown
+    )
 
 
 def _taxonomy_of(names: Mapping[str, tuple[set[str], set[str]]]) -> Taxonomy:
@@ -75,30 +86,3 @@ def _taxonomy_of(names: Mapping[str, tuple[set[str], set[str]]]) -> Taxonomy:
             tuple(sorted(services.union(known.services))), tuple(sorted(types.union(known.incident_types)))
         )
     return Taxonomy(systems)
-
-
-class _Merger:
-    """Union-find over faults; evidence strings are kept as hashes, so memory stays small beside the file."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-        self.first: dict[int, str] = {}
-
-    def _root(self, fault: str) -> str:
-        while self.parent.get(fault, fault) != fault:
-            self.parent[fault] = self.parent.get(self.parent[fault], self.parent[fault])
-            fault = self.parent[fault]
-        return fault
-
-    def add(self, incident: Incident) -> None:
-        if incident.fault is not None:
-            return
-        fault = fault_id(incident)
-        for text in incident.evidence:
-            other = self.first.setdefault(hash((incident.source, text)), fault)
-            roots = self._root(fault), self._root(other)
-            if roots[0] != roots[1]:
-                self.parent[roots[0]] = roots[1]
-
-    def merged(self) -> dict[str, str]:
-        return {fault: self._root(fault) for fault in self.parent}
