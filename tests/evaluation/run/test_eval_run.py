@@ -17,6 +17,7 @@ from eval_harness import Knowing, questions_of, quoting, right_answer
 
 from verl_aiops.cli import evaluate as cli_eval
 from verl_aiops.cli import main as cli
+from verl_aiops.cli.baseline import BASELINE
 from verl_aiops.cli.before_after import BEFORE_AFTER
 from verl_aiops.cli.curves import CURVES
 from verl_aiops.evaluation.answer_line import KEYS
@@ -446,7 +447,11 @@ def test_the_docs_name_every_key_and_file():
     for name in (*KEYS, "generations.jsonl", "renamed.jsonl", "summary.json", "table.txt", "settings.json"):
         assert f"`{name}`" in docs, name
     sections = re.split(r"^## ", docs, flags=re.MULTILINE)
-    own = {"Before and after DPO": BEFORE_AFTER.add_options, "Training curves": CURVES.add_options}
+    own = {
+        "Before and after DPO": BEFORE_AFTER.add_options,
+        "Beside a baseline": BASELINE.add_options,
+        "Training curves": CURVES.add_options,
+    }
     unknown = set()
     for section in sections:
         parser = argparse.ArgumentParser()

@@ -51,7 +51,7 @@ class Pairing:
 
     def slices(self, key: str) -> list[str]:
         """One of `summary.SLICES` of each incident."""
-        return [self.info(at)[key] or UNKNOWN for at in range(len(self.ids))]
+        return [self.info(at).get(key) or UNKNOWN for at in range(len(self.ids))]
 
 
 def pair(runs: Sequence[Run]) -> Pairing:

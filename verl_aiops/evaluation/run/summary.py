@@ -42,8 +42,8 @@ def summarise(lines: Sequence[AnswerLine], seed: int) -> dict[str, Any]:
     """Overall, by slice and by class."""
     by: dict[str, dict[str, Any]] = {}
     for key in SLICES:
-        names = sorted({line[key] or UNKNOWN for line in lines}, key=slice_order)
-        by[key] = {name: section([r for r in lines if (r[key] or UNKNOWN) == name], seed) for name in names}
+        names = sorted({line.get(key) or UNKNOWN for line in lines}, key=slice_order)
+        by[key] = {name: section([r for r in lines if (r.get(key) or UNKNOWN) == name], seed) for name in names}
     return {
         "overall": section(lines, seed),
         "by": by,
