@@ -1,0 +1,185 @@
+"""The files of `learning.py`: what is trained on, asked while training, and asked at the end.
+
+train.parquet   RL rows that SFT sees, with their copies under other names and in other orders
+ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all
+side.parquet    RL rows of the held-out sides, one file for all
+sft.jsonl       the conversations of train.parquet for our trainer, sft.parquet the same for verl's
+shardI.parquet  ask.parquet in parts, for the processes that ask
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["build_data", "make_files", "part_of", "renamed", "shuffled"]
+
+Row = dict[str, Any]
+SEPARATORS = (", ", "、")
+
+
+def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path, command: Callable) -> None:
+    """Everything from incident files; ``command`` runs `verl-aiops` with these arguments."""
+    data = recipe["data"]
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [Path(path).read_text(encoding="utf-8") for path in incidents]
+    if data["simulate"]:
+        command("simulate", "--out", folder / "simulated.jsonl", *options(data["simulate"]), "--overwrite")
+        parts.append((folder / "simulated.jsonl").read_text(encoding="utf-8"))
+    (folder / "all.jsonl").write_text("".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
+    build = ["--incidents", folder / "all.jsonl", *options(data["build"]), "--overwrite"]
+    command("build-rl", "--out", folder / "rl.parquet", *build)
+    if data["folds"]:
+        folds = ["--folds", data["folds"], "--fold", data["folds"] - 1]
+        command("build-rl", "--out", folder / "fold.parquet", *folds, *build)
+    make_files(recipe, folder)
+    for name in ("simulated.jsonl", "all.jsonl"):  # what is trained on is in the other files
+        (folder / name).unlink(missing_ok=True)
+
+
+def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    data = recipe["data"]
+    table = pq.read_table(folder / "rl.parquet")
+    rows = table.to_pylist()
+    ask = rows
+    if data["folds"]:
+        ask = pq.read_table(folder / "fold.parquet").to_pylist()
+        apart = {row["extra_info"]["group"] for row in ask}
+        rows = [row for row in rows if row["extra_info"]["group"] not in apart]
+    copies = [renamed(row, seed) for seed in range(data["rename"]) for row in rows]
+    copies += [shuffled(row, seed) for seed in range(data["shuffle"]) for row in rows]
+    train = rows + [row for row in copies if row is not None]
+    for number, row in enumerate(train):
+        row["extra_info"]["index"] = number
+    _write(folder / "train.parquet", train, table.schema)
+    _write(folder / "ask.parquet", ask, table.schema)
+    sides = [row for side in recipe["sides"] for row in pq.read_table(folder / f"rl.{side}.parquet").to_pylist()]
+    _write(folder / "side.parquet", sides, pq.read_schema(folder / f"rl.{recipe['sides'][0]}.parquet"))
+    conversations = [conversation(row) for row in train]
+    with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in conversations)
+    _write(folder / "sft.parquet", [{"messages": [*row["prompt"], *row["chosen"]]} for row in conversations], None)
+    for name, stage in recipe["stages"].items():
+        if stage["kind"] == "answers":
+            chosen = ask
+            if stage["limit"] is not None and stage["limit"] < len(ask):
+                chosen = random.Random(f"ask/{name}").sample(ask, stage["limit"])
+            for shard in range(stage["shards"]):
+                _write(folder / f"{name}{shard}.parquet", chosen[shard :: stage["shards"]], table.schema)
+
+
+def _write(path: Path, rows: Sequence[Row], schema: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not rows:
+        raise SystemExit(f"{path}: no rows; give more incidents, or other shares")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """A mapping as options; a list gives the option once for each value, true a flag."""
+    made: list[str] = []
+    for key, value in settings.items():
+        for one in value if isinstance(value, list) else [value]:
+            made += [f"--{key}"] if one is True else [f"--{key}", str(one)]
+    return made
+
+
+def conversation(row: Row) -> Row:
+    """The right conversation after a row's prompt, as ``chosen``. A pair needs a rejected one too, which the loss `sft`
+    does not look at: the same with another verdict."""
+    answers, rounds = row["extra_info"]["answers"], row["extra_info"]["rounds"]
+    chosen = [{"role": "assistant", "content": answers[0]}]
+    for user, answer in zip(rounds, answers[1:]):
+        chosen += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    rejected = [*chosen[:-1], {"role": "assistant", "content": '{"service": "unknown", "incident_type": "unknown"}'}]
+    return {
+        "prompt": row["prompt"],
+        "chosen": chosen,
+        "rejected": rejected,
+        "id": row["extra_info"]["id"],
+        "group": row["extra_info"]["group"],
+    }
+
+
+def renamed(row: Row, seed: int) -> Row | None:
+    """A copy whose candidate services have swapped names everywhere, so that only reading helps; None where there is
+    nothing to swap, or a name is found in the instruction or only within a quoted part of one."""
+    from verl_aiops.evaluation.run.rename_check import pattern_of
+    from verl_aiops.rewards.triage.answer import normalise_label
+
+    truth = json.loads(row["reward_model"]["ground_truth"])
+    names = (truth.get("candidates") or {}).get("service") or []
+    if len(names) < 2:
+        return None
+    rng = random.Random(f"rename/{seed}/{row['extra_info']['id']}")
+    order = rng.sample(names, len(names))
+    swap = {normalise_label(old): new for old, new in zip(order, order[1:] + order[:1])}
+    pattern = pattern_of(names)
+
+    def swapped(text: str) -> str:
+        return pattern.sub(lambda match: swap[normalise_label(match.group())], text)
+
+    truth["service"] = swapped(truth["service"])
+    truth["candidates"]["service"] = [swapped(name) for name in names]
+    truth["evidence"] = [swapped(text) for text in truth.get("evidence") or []]
+    # other names of the old service would pay whoever remembers it
+    truth["aliases"] = {**(truth.get("aliases") or {}), "service": []}
+    copy = _copied(row, f"renamed{seed}", swapped, truth)
+    kept = all(text in copy["extra_info"]["incident_text"] for text in truth["evidence"])
+    return copy if kept and copy["extra_info"]["incident_text"] in copy["prompt"][0]["content"] else None
+
+
+def shuffled(row: Row, seed: int) -> Row | None:
+    """A copy whose candidate lists stand in another order; None where the prompt lists none."""
+    truth = json.loads(row["reward_model"]["ground_truth"])
+    rng = random.Random(f"shuffle/{seed}/{row['extra_info']['id']}")
+    lists = {}
+    for field, names in (truth.get("candidates") or {}).items():
+        truth["candidates"][field] = rng.sample(names, len(names))
+        lists |= {between.join(names): between.join(truth["candidates"][field]) for between in SEPARATORS}
+    found = 0
+
+    def reordered(text: str) -> str:
+        nonlocal found
+        lines = text.split("\n")
+        for at, line in enumerate(lines):
+            # a list stands at the end of its line, after its heading
+            listed = next((old for old in lists if old and line.endswith((f": {old}", f"：{old}"))), None)
+            if listed is not None:
+                found += 1
+                lines[at] = line.removesuffix(listed) + lists[listed]
+        return "\n".join(lines)
+
+    copy = _copied(row, f"shuffled{seed}", reordered, truth, last_only=True)
+    return copy if found else None
+
+
+def _copied(row: Row, mark: str, change: Callable[[str], str], truth: Row, last_only: bool = False) -> Row:
+    info = row["extra_info"]
+    *rounds, last = [*[message["content"] for message in row["prompt"]], *info["rounds"]]
+    texts = [*(rounds if last_only else map(change, rounds)), change(last)]
+    asked = len(row["prompt"])
+    return {
+        **row,
+        "prompt": [{**message, "content": text} for message, text in zip(row["prompt"], texts)],
+        "reward_model": {**row["reward_model"], "ground_truth": json.dumps(truth, ensure_ascii=False)},
+        "extra_info": {
+            **info,
+            "id": f"{info['id']}#{mark}",
+            "rounds": texts[asked:],
+            "answers": [text if last_only else change(text) for text in info["answers"]],
+            "incident_text": info["incident_text"] if last_only else change(info["incident_text"]),
+        },
+    }
+
+
+def part_of(line: Mapping[str, Any]) -> str:
+    """The part that an answer counts for: what its row says, else real or simulated by its source."""
+    return line.get("part") or ("simulated" if (line["source"] or "").startswith("simulator/") else "real")
