@@ -90,7 +90,7 @@ def said(measured: dict | None) -> str:
     if measured is None:
         return "does not fit into memory"
     if "error" in measured:
-        return "fails: " + measured["error"].strip().splitlines()[-1][:200]
+        return "fails: " + measured["error"][:200]
     parts = {part: statistics.mean(values) for part, values in measured["seconds"].items()}
     peak = f", peak {measured['peak_gib']:.1f} GiB" if measured["peak_gib"] else ""
     seen = f", {measured['tokens_ratio']:.2f} of the tokens seen" if measured["tokens_ratio"] < 1 else ""
@@ -108,6 +108,10 @@ class Bench:
         jobs = [(key, {**job, "limits": limits}) for key, job in jobs if not self.record.has(kind, key)]
         found = jobs_in_one_process(self.model, self.arguments.device, engine, build, [job for _, job in jobs])
         for (key, _), measured in zip(jobs, found):
+            if measured and "error" in measured:
+                # its traceback names folders of this machine
+                print(measured["error"], file=sys.stderr)
+                measured = {"error": measured["error"].strip().splitlines()[-1]}
             self.record.add(kind, key, measured)
             name = "" if kind == "runs" else "tried, "
             print(f"{name}{key['point_name']}, {key['run']}, {setting}: {said(measured)}", flush=True)

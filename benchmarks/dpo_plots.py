@@ -23,11 +23,13 @@ def plot_steps(summary: dict[str, dict], path: Path) -> None:
     if None not in laws:
         axis.plot([seconds[0] * law for law in laws], names, "k|", markersize=22, label=f"by the law, from {names[0]}")
         axis.legend(frameon=False, fontsize=8, markerscale=0.4, loc="upper right")
-    for name, value in zip(names, seconds):
+    for name, value, law in zip(names, seconds, laws):
         ratio = summary[name]["ratio"]
+        # beside the law's mark, not across it
+        right = max(value, seconds[0] * law) if law is not None else value
         axis.annotate(
             f"{value:.3g} s, {ratio:.1f} times" if ratio != 1 else f"{value:.3g} s",
-            (value, name),
+            (right, name),
             xytext=(8, 0),
             textcoords="offset points",
             va="center",

@@ -70,7 +70,13 @@ def plot_law(points: dict, path: Path) -> None:
                 mark = marker if key == "ratio" else None
                 axis.plot(there, ratios, color=colour, marker=mark, linestyle=line, label=f"{run}: {text}")
         axis.set_xscale("log", base=2)
-        axis.set_xticks(values, [f"{value:,}" for value in values])
+        # the base point may stand so near to another that their labels would cover each other
+        ticks = [
+            v
+            for v in values
+            if v != points["base"]["point"][dimension] or all(v == o or max(v, o) / min(v, o) > 1.5 for o in values)
+        ]
+        axis.set_xticks(ticks, [f"{value:,}" for value in ticks])
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
