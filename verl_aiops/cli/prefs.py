@@ -79,7 +79,8 @@ def prefs_options(parser: argparse.ArgumentParser) -> None:
 
 # of `build-prefs`, what has a meaning with --from-generations
 _OWN_ONLY = ("data", "trained_on", "chosen", "invalid_answers")
-_OWN_TOO = ("out", "val_share", "seed", "overwrite", "pairs_per_incident", "from_generations", "form")
+_OWN_TOO = ("out", "val_share", "test_share", "hold_out_source", "seed", "overwrite")
+_OWN_TOO += ("pairs_per_incident", "from_generations", "form")
 
 
 def _run_own_pairs(args: argparse.Namespace) -> None:
@@ -106,6 +107,8 @@ def _run_own_pairs(args: argparse.Namespace) -> None:
         pairs_per_incident=args.pairs_per_incident,
         invalid=args.invalid_answers != "skip",
         val_share=args.val_share,
+        test_share=args.test_share,
+        hold_out=tuple(args.hold_out_source),
         seed=args.seed,
         form=args.form,
     )

@@ -367,6 +367,23 @@ def test_held_out_incidents_are_refused(asked, tmp_path):
     build_own_pairs([folder], tmp_path / "own.parquet", options=OwnPairOptions(val_share=0))
 
 
+@pytest.mark.parametrize(
+    ("side", "options", "message"),
+    [
+        ("test", {"test_share": 0.3}, r"are held out for the test \(--test-share 0.3 --seed 0\) and must not"),
+        ("unseen", {"val_share": 0}, "are of a system that nothing is trained on and must not"),
+        ("", {"hold_out": ("simulator",)}, "incidents, .* are of a system that nothing is trained on"),
+    ],
+)
+def test_test_sides_and_unseen_systems_are_refused(asked, tmp_path, side, options, message):
+    data = tmp_path / "sides.parquet"
+    build_rl(source(), data, prompts=PROMPTS, test_share=0.3, hold_out=["simulator/shop"])
+    folder = asked(lambda job: ("I see.", other(job)), n=1, data=data.with_suffix(f".{side}.parquet") if side else data)
+    with pytest.raises(EvaluationError, match=message):
+        build_own_pairs([folder], tmp_path / "own.parquet", options=OwnPairOptions(**options))
+    assert not (tmp_path / "own.parquet").exists()
+
+
 def test_another_data_file_is_refused(asked, tmp_path):
     folder = asked(lambda job: ("I see.", other(job)), n=1)
     build_rl(source(seed=4), tmp_path / "other.parquet", prompts=PROMPTS)

@@ -314,7 +314,11 @@ def test_values_and_changes_in_words():
 def test_verdicts_follow_the_corrected_p(p, change, kind, start):
     values = {"a": mean(0.5, 0.4, 0.6), "b": mean(0.5 + change, 0.5, 0.7)}
     entry = {"difference": mean(change, -0.2, 0.2), "p": 0.001, "p_holm": p}
-    result = {"runs": [{"label": "a"}], "metrics": {"acc_main": {"values": values, "comparisons": {"b": entry}}}}
+    result = {
+        "runs": [{"label": "a"}],
+        "metrics": {"acc_main": {"values": values, "comparisons": {"b": entry}}},
+        "by": {"part": {}},
+    }
     found, sentence = wording.verdict(result, "b")
     assert found == kind and sentence.startswith(start)
 

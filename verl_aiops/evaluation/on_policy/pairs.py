@@ -67,7 +67,7 @@ def build_own_pairs(
     answers: dict[str, list[OwnAnswer]] = {}
     for path, file, seen in zip_longest(generations, each_data, each_trained):
         evaluation = load(Path(path), file)
-        check_held_out(evaluation, options.val_share, options.seed)
+        check_held_out(evaluation, options)
         if seen is not None:
             check_not_seen(evaluation, Path(seen))
         summary.evaluations += 1

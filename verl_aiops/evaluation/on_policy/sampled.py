@@ -10,9 +10,12 @@ from typing import Any
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.on_policy.summary import OwnPairOptions
 from verl_aiops.evaluation.run.questions import Question, fingerprint, read_rl_questions, sampled
 from verl_aiops.evaluation.run.results import read_lines
 from verl_aiops.incidents import split_side
+from verl_aiops.incidents.build.sides import is_of
+from verl_aiops.incidents.marks import UNSEEN
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import brief
 from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
@@ -114,15 +117,29 @@ def _settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def check_held_out(evaluation: Sampled, val_share: float, seed: int) -> None:
-    """Raises EvaluationError if an incident is on the validation side of the split."""
-    held_out = [q for q in evaluation.questions if split_side(q.group, val_share, seed) == "val"]
-    if held_out:
+def check_held_out(evaluation: Sampled, options: OwnPairOptions) -> None:
+    """Raises EvaluationError if an incident is on the validation or test side of the split, or of an unseen system."""
+    val, test, seed = options.val_share, options.test_share, options.seed
+    held_out: dict[str, list[str]] = {}
+    for question in evaluation.questions:
+        side = split_side(question.group, val, seed, test)
+        if question.part == UNSEEN or is_of(question.source or "", options.hold_out):
+            side = "unseen"
+        held_out.setdefault(side, []).append(question.id)
+    held_out.pop("train", None)
+    for side, ids in held_out.items():
+        share = f"--test-share {test:g}" if side == "test" else f"--val-share {val:g}"
+        if side == "unseen":
+            why, mend = "are of a system that nothing is trained on", ""
+        else:
+            why = f"are held out for {'validation' if side == 'val' else 'the test'} ({share} --seed {seed})"
+            mend = (
+                "; if it was split otherwise, give its --val-share, --test-share and --seed, or --val-share 0 where "
+                "nothing is held out"
+            )
         raise EvaluationError(
-            f"{evaluation.file}: {len(held_out)} of {len(evaluation.questions)} incidents, {held_out[0].id!r} first, "
-            f"are held out for validation (--val-share {val_share:g} --seed {seed}) and must not be trained on. "
-            "Sample answers to the training file of build-rl; if it was split otherwise, give its --val-share and "
-            "--seed, or --val-share 0 where nothing is held out."
+            f"{evaluation.file}: {len(ids)} of {len(evaluation.questions)} incidents, {ids[0]!r} first, {why} and must "
+            f"not be trained on. Sample answers to the training file of build-rl{mend}."
         )
 
 

@@ -30,15 +30,17 @@ LEFT_OUT = {
 class OwnPairOptions:
     """``chosen``: ``own`` takes the model's own right answer and makes no pair where there is none, ``truth`` the true
     verdict after the wrong answer's own analysis, ``auto`` the first where it exists, else the second. ``invalid``:
-    whether answers that are no verdict may be rejected ones. ``val_share`` and ``seed`` are those of the data's split.
-    ``form``, a key of `incidents.FORMS`: pairs; or all answers, as a group with the reward's scores, or each with a
-    label, a yes where both fields are right.
+    whether answers that are no verdict may be rejected ones. ``val_share``, ``test_share``, ``hold_out`` and ``seed``
+    are those of the data's split (`incidents.build.sides.Split`). ``form``, a key of `incidents.FORMS`: pairs; or all
+    answers, as a group with the reward's scores, or each with a label, a yes where both fields are right.
     """
 
     chosen: str = "auto"
     pairs_per_incident: int = 2
     invalid: bool = True
     val_share: float = 0.1
+    test_share: float = 0.0
+    hold_out: tuple[str, ...] = ()
     seed: int = 0
     form: str = "pairs"
 

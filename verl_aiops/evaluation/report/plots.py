@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.report.svg import COLOURS, as_svg, drawing
 from verl_aiops.evaluation.report.wording import listed, visible
+from verl_aiops.evaluation.run.summary import UNKNOWN
 from verl_aiops.evaluation.stats.metrics import MAIN, METRICS, In, metrics, over_k_titles
 from verl_aiops.evaluation.training_curves import draw_curves
+from verl_aiops.incidents.marks import ANSWERABLE, PARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,13 +127,17 @@ def _sentence(text: str) -> str:
 def _slices_drawn(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The largest slices of the fields that have more than one."""
     found = [
-        (f"{name} (n = {part['incidents']:,})", part)
-        for slices in result["by"].values()
+        (f"{key} {name}" if name == UNKNOWN else name, part)
+        for key, slices in result["by"].items()
         if len(slices) > 1
         for name, part in slices.items()
     ]
     kept = sorted(found, key=lambda entry: -entry[1]["incidents"])[:_SLICES_DRAWN]
-    return {name: part[MAIN]["differences"] for name, part in found if any(part is other for _, other in kept)}
+    return {
+        f"{name} (n = {part['incidents']:,})": part[MAIN]["differences"]
+        for name, part in found
+        if name in (*PARTS, *ANSWERABLE) or any(part is other for _, other in kept)
+    }
 
 
 def _slices(result: Mapping[str, Any], slices: Mapping[str, Any]) -> Figure:

@@ -109,10 +109,20 @@ def verdict(result: Mapping[str, Any], label: str) -> tuple[str, str]:
     )
     if wide := new_seeds_text(entry["difference"]):
         figures += f"; {wide} for new seeds too"
+    apart = _by_part(result, label)
     if entry["p_holm"] >= ALPHA:
-        return "open", f"No difference shown between {label} and {first}: {figures}."
+        return "open", f"No difference shown between {label} and {first}: {figures}.{apart}"
     kind = "better" if entry["difference"]["value"] > 0 else "worse"
-    return kind, f"{label} is {kind} than {first}: {figures}."
+    return kind, f"{label} is {kind} than {first}: {figures}.{apart}"
+
+
+def _by_part(result: Mapping[str, Any], label: str) -> str:
+    """The same difference on real, simulated and unseen incidents, where there are several: one figure hides two."""
+    parts = result["by"]["part"]
+    if len(parts) < 2:
+        return ""
+    said = [f"{name} {in_one(change_parts(part[MAIN]['differences'][label]))}" for name, part in parts.items()]
+    return f" Apart, in points: {', '.join(said)}."
 
 
 def failed(run: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from verl_aiops.incidents.io.writers import sibling
 from verl_aiops.incidents.schema import Incident
 from verl_aiops.split import split_side
 
-__all__ = ["SIDES", "Split", "Splitter"]
+__all__ = ["SIDES", "Split", "Splitter", "is_of"]
 
 TRAIN, VAL, TEST, UNSEEN_SIDE = SIDES = ("train", "val", "test", "unseen")
 
@@ -81,7 +81,7 @@ class Splitter:
         groups, sources, left = set(), set(), set(self.split.hold_out)
         for incident in source.stream():
             sources.add(incident.source)
-            names = set(_names_of(incident.source, self.split.hold_out))
+            names = {name for name in self.split.hold_out if is_of(incident.source, (name,))}
             if names:
                 left -= names
                 groups.add(source.group_of(incident))
@@ -98,5 +98,6 @@ class Splitter:
         return split_side(group, self.split.val_share, self.split.seed, self.split.test_share)
 
 
-def _names_of(source: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if source == name or source.startswith(f"{name}/")]
+def is_of(source: str, names: Iterable[str]) -> bool:
+    """Whether a source is one of these, or below one: `petshop/high` of `petshop`."""
+    return any(source == name or source.startswith(f"{name}/") for name in names)
