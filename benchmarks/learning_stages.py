@@ -150,6 +150,6 @@ def eval_arguments(recipe: Mapping[str, Any], model: Path, data: Path, out: Path
 def pairs_arguments(stage: Mapping[str, Any], recipe: Mapping[str, Any], answers: list[Path], out: Path) -> list[str]:
     """`build-prefs` on sampled answers, told the split of the data, so that a held-out fault is refused."""
     build = recipe["data"]["build"]
-    split = [f"--{key}={build[key]}" for key in ("val-share", "test-share", "seed") if key in build]
+    split = [f"--{key}={build[key]}" for key in ("val-share", "seed") if key in build]
     form = {"pairs": [f"--pairs-per-incident={stage['pairs-per-incident']}"], "groups": ["--groups"]}[stage["form"]]
     return ["build-prefs", "--from-generations", *map(str, answers), "--out", str(out), "--overwrite", *form, *split]

@@ -22,8 +22,6 @@ __all__ = ["Linear", "need_scikit_learn"]
 
 _LEAST_ROWS = 2
 _STEPS = 300
-# Inverse strength of the prior on the weights; a type has few examples, so theirs is wider.
-_C_SERVICE, _C_TYPE = 1.0, 4.0
 
 
 def need_scikit_learn() -> None:
@@ -47,12 +45,12 @@ class Linear:
         self._values = values
 
     def fit(self, asked: Sequence[Asked], truths: Sequence[Answer]) -> None:
-        services = _Model(_C_SERVICE)
+        services = _Model()
         services.fit(
             (self._of_candidate(row, name) for row in asked for name in row.services),
             [name == service for row, (service, _) in zip(asked, truths) for name in row.services],
         )
-        types = _Model(_C_TYPE)
+        types = _Model()
         types.fit(
             (self._of_type(row, service) for row, (service, _) in zip(asked, truths)), [kind for _, kind in truths]
         )
@@ -104,9 +102,6 @@ def _best(offered: Sequence[str], scores: dict[str, float]) -> str:
 class _Model:
     """Logistic regression over which features a row has. Of rows with one and the same label nothing is learned."""
 
-    def __init__(self, c: float):
-        self._c = c
-
     def fit(self, rows: Iterable[Iterable[str]], labels: Sequence[Any]) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -118,7 +113,8 @@ class _Model:
         self.size = table.shape[1]
         self._model = None
         if len(set(labels)) > 1:
-            self._model = LogisticRegression(C=self._c, max_iter=_STEPS).fit(table, labels)
+            # scikit-learn's own prior on the weights: nothing here was chosen by looking at answers
+            self._model = LogisticRegression(max_iter=_STEPS).fit(table, labels)
 
     def scores(self, rows: Iterable[Iterable[str]]) -> dict[Any, list[float]]:
         """For each label of training the log-odds of every row, up to what all labels of a row share."""

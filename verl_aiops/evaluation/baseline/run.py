@@ -156,17 +156,18 @@ def _check_apart(train: Sequence[Question], asked: Sequence[Question], data: str
 
 def _table(summary: Mapping[str, Any]) -> str:
     rows = summary["rows"]
-    head = f"{rows['train']:,} rows to learn from, {rows['val']:,} asked; 95 % intervals by bootstrap over faults"
+    head = f"{rows['train']:,} rows to learn from, {rows['val']:,} asked; 95 % intervals over faults"
     lines = [("", *_SHOWN.values(), "weights", "seconds")]
     for name, one in summary["methods"].items():
         shares = (share_text(one["overall"][key]) for key in _SHOWN)
         lines.append((name, *shares, f"{one['size']:,}", f"{sum(one['seconds'].values()):.1f}"))
-    parts = {part for one in summary["methods"].values() for part in one["by"].get("part", {})}
-    tables = [head, as_columns(lines)]
-    if len(parts) > 1:
-        names = sorted(parts)
-        apart = [(_SHOWN["acc_main"], *names)]
-        for name, one in summary["methods"].items():
-            apart.append((name, *(share_text(one["by"]["part"][part]["acc_main"]) for part in names)))
-        tables.append(as_columns(apart))
+    tables = [head, as_columns(lines), *(_apart(key, summary["methods"]) for key in ("part", "answerable"))]
     return "\n\n".join(tables) + "\n"
+
+
+def _apart(key: str, methods: Mapping[str, Any]) -> str:
+    names = sorted({name for one in methods.values() for name in one["by"][key]})
+    lines = [(f"{_SHOWN['acc_main']}, by {key}", *names)]
+    for method, one in methods.items():
+        lines.append((method, *(share_text(one["by"][key][name]["acc_main"]) for name in names)))
+    return as_columns(lines)

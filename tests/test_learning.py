@@ -1,0 +1,275 @@
+"""benchmarks/learning.py: recipes, the rows of its files, jobs that are not done twice, the table of kept answers."""
+
+import gzip
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from verl_aiops.cli.main import main
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of the folder, by its name; what it imports of its neighbours is found."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "recipes").glob("*.yaml")))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_recipe_is_complete_and_its_commands_are_verls(benchmark, name, device, tmp_path):
+    """Every setting of a training command is one that Hydra finds in verl's configuration and our presets."""
+    from hydra import compose, initialize_config_module
+
+    recipe = benchmark("learning_recipe").read_recipe(name)
+    stages = benchmark("learning_stages")
+    for stage in recipe["stages"].values():
+        if stage["kind"] == "answers":
+            continue
+        paths = {"model": tmp_path / "model", "data": tmp_path / "rows.parquet", "out": tmp_path / "out"}
+        command = stages.train_command(stage, recipe, **paths, seed=3, device=device)
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=command[3:])
+        assert config.data.seed == 3
+        assert config.actor_rollout_ref.actor.optim.lr == stage["lr"]
+
+
+def test_a_recipe_is_changed_by_keys_and_what_is_unknown_is_refused(benchmark):
+    read = benchmark("learning_recipe").read_recipe
+    changed = read("groups", ["stages.sft.epochs=1", "seeds=[4]", "stages.pairs=null", "data.build.max-chars=300"])
+    assert changed["stages"]["sft"]["epochs"] == 1 and changed["seeds"] == [4]
+    assert "pairs" not in changed["stages"] and changed["data"]["build"]["max-chars"] == 300
+    for change, said in (
+        ("stages.sft.epoch=1", "'epoch' is no setting"),
+        ("stages.sft.kind=rloo", "expected one of sft, answers"),
+        ("stages.sft.from=pairs", "expected a stage above it"),
+        ("stages.pairs.answers=null", "answers has to be given"),
+        ("stages.sft", "expected KEY.KEY=VALUE"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            read("groups", [change])
+    with pytest.raises(SystemExit, match="there are .*groups"):
+        read("nothing")
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(benchmark, tmp_path):
+    """The files of the tiny recipe on three sides, and its settings."""
+    recipe = benchmark("learning_recipe").read_recipe(
+        "tiny",
+        [
+            "data.simulate={num-incidents: 60, seed: 1, difficulty: mix}",
+            "data.build={max-chars: 300, val-share: 0.2, test-share: 0.2, hold-out-source: [simulator/bank]}",
+            "sides=[test, unseen]",
+        ],
+    )
+    benchmark("learning_data").build_data(
+        recipe, [], tmp_path / "data", lambda *arguments: main(list(map(str, arguments)))
+    )
+    return tmp_path / "data", recipe
+
+
+def rows_of(path):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+def groups_of(rows):
+    return {row["extra_info"]["group"] for row in rows}
+
+
+def test_models_are_asked_about_a_fold_that_sft_has_not_seen(built):
+    data, recipe = built
+    train, ask, side = (rows_of(data / f"{name}.parquet") for name in ("train", "ask", "side"))
+    assert not groups_of(train) & groups_of(ask) and not (groups_of(train) | groups_of(ask)) & groups_of(side)
+    assert {row["extra_info"]["part"] for row in side} == {"simulated", "unseen"}
+    assert groups_of(side) == groups_of(rows_of(data / "rl.test.parquet")) | groups_of(
+        rows_of(data / "rl.unseen.parquet")
+    )
+    shards = [rows_of(data / f"own{shard}.parquet") for shard in range(2)]
+    assert groups_of(shards[0]) | groups_of(shards[1]) == groups_of(ask) and len(shards[0]) + len(shards[1]) == len(ask)
+    conversations = [json.loads(line) for line in (data / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in conversations] == [row["extra_info"]["id"] for row in train]
+    for row, own in zip(train, conversations):
+        truth = json.loads(row["reward_model"]["ground_truth"])
+        said = json.loads(own["chosen"][-1]["content"])
+        assert said == {key: truth[key] for key in ("service", "incident_type")}
+        assert [message["content"] for message in own["chosen"][1::2]] == row["extra_info"]["rounds"]
+
+
+def test_copies_have_other_names_or_another_order_and_stay_true(built, benchmark):
+    from verl_aiops.rewards.aiops_mturn import compute_score
+
+    data, recipe = built
+    module = benchmark("learning_data")
+    kept = {"renamed": 0, "shuffled": 0}
+    for row in rows_of(data / "rl.parquet"):
+        truth = json.loads(row["reward_model"]["ground_truth"])
+        for name, copy in (("renamed", module.renamed(row, 0)), ("shuffled", module.shuffled(row, 0))):
+            if copy is None:
+                continue
+            kept[name] += 1
+            info, other = copy["extra_info"], json.loads(copy["reward_model"]["ground_truth"])
+            assert (other["service"] == truth["service"]) == (name == "shuffled")
+            assert sorted(other["candidates"]["service"]) == sorted(truth["candidates"]["service"])
+            assert ", ".join(other["candidates"]["service"]) in info["rounds"][-1] or "、" in info["rounds"][-1]
+            extra = {"turns": info["answers"], "incident_text": info["incident_text"]}
+            own = {"turns": row["extra_info"]["answers"], "incident_text": row["extra_info"]["incident_text"]}
+            scores = [compute_score("", "", t, e)["score"] for t, e in ((other, extra), (truth, own))]
+            assert scores[0] == pytest.approx(scores[1])
+            assert info["group"] == row["extra_info"]["group"] and info["id"] != row["extra_info"]["id"]
+    assert min(kept.values()) > 20
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again_until_its_settings_change(benchmark, tmp_path):
+    jobs = benchmark("learning_jobs")
+    ran = []
+
+    def plan(rate, fails=()):
+        def job(name, settings, *needs):
+            def do(folder, run):
+                ran.append(name)
+                run([sys.executable, "-c", f"import sys; sys.exit({int(name in fails)})"])
+
+            return jobs.Job(name, do, settings, needs, on_device=name != "data")
+
+        return [job("data", {}), job("sft", {"lr": rate}, "data"), job("eval", {}, "sft"), job("other", {}, "data")]
+
+    def run(*given, **options):
+        ran.clear()
+        runner = jobs.Runner(tmp_path, [None], **options)
+        runner.run(plan(*given))
+        return runner
+
+    failed = run(1.0, ("sft",)).failed
+    assert sorted(ran) == ["data", "other", "sft"]
+    assert failed["sft"].startswith("RuntimeError: exit code 1") and failed["eval"] == "needs sft"
+    runner = run(1.0)
+    assert ran == ["sft", "eval"] and not runner.failed and set(runner.seconds) == {"data", "sft", "eval", "other"}
+    run(1.0)
+    assert ran == []
+    run(2.0)
+    assert ran == ["sft", "eval"]
+    late = run(3.0, minutes=0)
+    assert ran == [] and late.failed == {"sft": "no time left", "eval": "no time left"}
+
+
+def test_jobs_on_a_device_have_it_alone_and_are_told_which(benchmark, tmp_path):
+    jobs = benchmark("learning_jobs")
+    shown = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(0.3)"
+
+    def do(folder, run):
+        run([sys.executable, "-c", shown])
+
+    runner = jobs.Runner(tmp_path, [4, 7])
+    runner.run([jobs.Job(f"job{number}", do, on_device=True) for number in range(4)])
+    seen = [(tmp_path / f"job{number}" / "log.txt").read_text().split()[-1] for number in range(4)]
+    assert sorted(seen) == ["4", "4", "7", "7"]
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+
+def line(number, right, part="real"):
+    truth = {"service": "a", "incident_type": "b", "evidence": []}
+    from verl_aiops.rewards.aiops_mturn import compute_score
+
+    answer = json.dumps({"service": "a" if right else "c", "incident_type": "b"})
+    return {
+        **{"id": f"i{number}", "group": f"f{number}", "source": "shop", "lang": "en", "difficulty": None},
+        **{"part": part, "answerable": "read", "sample": 0, "seed": 0, "rounds": ["", answer], "cut": [False, False]},
+        **{"tokens": [3, 9], "ground_truth": truth, "predicted": json.loads(answer), "error": None},
+        "score": compute_score("", answer, truth),
+    }
+
+
+def kept(benchmark, folder, label, seed, shares, count=40):
+    """A run whose share of right answers differs by part."""
+    rng = random.Random(f"{label}/{seed}")
+    lines = [line(n, rng.random() < shares[n % 2], ("real", "simulated")[n % 2]) for n in range(count)]
+    file = folder / "generations.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    benchmark("learning_table").keep_answers(file, folder / "answers" / label / f"s{seed}.jsonl.gz")
+    return lines
+
+
+def test_a_table_is_made_of_kept_answers_alone_parts_apart(benchmark, tmp_path):
+    table = benchmark("learning_table")
+    lines = {("sft", seed): kept(benchmark, tmp_path, "sft", seed, (0.4, 0.6)) for seed in range(2)}
+    lines |= {("dpo", seed): kept(benchmark, tmp_path, "dpo", seed, (0.9, 0.6)) for seed in range(2)}
+    lines["linear", 0] = kept(benchmark, tmp_path, "linear", 0, (0.7, 1.0))
+    files = {"sft": ["s0.jsonl.gz", "s1.jsonl.gz"], "dpo": ["s0.jsonl.gz", "s1.jsonl.gz"], "linear": ["s0.jsonl.gz"]}
+    made = table.table_of(tmp_path / "answers", "sft", files)
+    assert list(made) == ["all", "real", "simulated"] and list(made["all"]["labels"]) == ["sft", "dpo", "linear"]
+    for part in made:
+        for label, seeds in files.items():
+            runs = [[one for one in lines[label, seed] if part in ("all", one["part"])] for seed in range(len(seeds))]
+            shares = [sum(one["score"]["acc_main"] for one in own) / len(own) for own in runs]
+            found = made[part]["labels"][label]["acc_main"]
+            assert found["runs"] == pytest.approx(shares) and found["value"] == pytest.approx(sum(shares) / len(shares))
+            assert found["low"] < found["value"] <= found["high"]
+    assert made["real"]["labels"]["dpo"]["acc_main"]["difference"]["value"] > 0.2
+    result = {"table": made, "baselines": ["linear"]}
+    text = table.write_table(result, tmp_path / "table.md")
+    assert text.splitlines()[0] == "| both fields right | all (40) | real (20) | simulated (20) |"
+    pytest.importorskip("matplotlib")
+    table.plot(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="expected answers of grpo"):
+        table.table_of(tmp_path / "answers", "grpo", files)
+
+
+def test_kept_answers_are_the_same_bytes_and_read_as_an_evaluation(benchmark, tmp_path):
+    from verl_aiops.evaluation.run.results import read_lines
+
+    kept(benchmark, tmp_path, "sft", 0, (0.5, 0.5))
+    first = (tmp_path / "answers" / "sft" / "s0.jsonl.gz").read_bytes()
+    lines = kept(benchmark, tmp_path, "sft", 0, (0.5, 0.5))
+    assert (tmp_path / "answers" / "sft" / "s0.jsonl.gz").read_bytes() == first
+    (tmp_path / "plain.jsonl").write_bytes(gzip.decompress(first))
+    assert read_lines(tmp_path / "plain.jsonl") == [{**one, "tokens": None} for one in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_tiny_recipe_goes_through_every_kind_of_stage(tmp_path, tiny_model_dir, monkeypatch):
+    import subprocess
+
+    command = [sys.executable, str(FOLDER / "learning.py"), "--recipe", "tiny", "--model", str(tiny_model_dir)]
+    command += ["--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    made = json.loads((tmp_path / "out" / "learning.json").read_text())
+    stages = [
+        name
+        for name, stage in yaml.safe_load((FOLDER / "recipes" / "tiny.yaml").read_text())["stages"].items()
+        if stage["kind"] != "answers"
+    ]
+    assert [name for name in made["table"]["all"]["labels"] if name not in made["baselines"]] == stages
+    again = subprocess.run([*command, "--table-only"], capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0 and json.loads((tmp_path / "out" / "learning.json").read_text()) == made
