@@ -8,13 +8,19 @@
 # verl.trainer.main_ppo`, and compares the model before and after on incidents it has not seen.
 # PAIRS (default 80) sets how many pairs are trained on: training takes most of the time.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 RUN=${RUN:-runs/quickstart}
 PAIRS=${PAIRS:-80}
 
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+
+# a name is first looked for where the command was given
+case "${INCIDENTS:-}" in ""|/*) ;; *) [ ! -e "$here/$INCIDENTS" ] || INCIDENTS="$here/$INCIDENTS" ;; esac
+if [ -n "${INCIDENTS:-}" ] && command -v "${PYTHON:-python3}" >/dev/null; then
+  "${PYTHON:-python3}" scripts/check_incidents.py "$INCIDENTS"
+fi
 
 step "environment $VENV"
 . scripts/make_env.sh "$VENV" ".[model,plot]"
