@@ -241,6 +241,8 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
     from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.run.questions import incident_questions, read_rl_questions, sampled
     from verl_aiops.incidents import PromptOptions, Taxonomy, file_source
+    from verl_aiops.incidents.build.summary import unread_said
+    from verl_aiops.inputs.shown import printable
 
     if (args.data is None) == (args.incidents is None):
         raise EvaluationError("expected --data FILE or --incidents FILE, one of them")
@@ -256,6 +258,8 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
             raise EvaluationError(f"{flags}: goes with --incidents; {args.data} has its prompts already")
         return sampled(read_rl_questions(args.data), args.limit, args.seed), {"data": args.data, "limit": args.limit}
     source = file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None)
+    if source.unknown:
+        print(printable(f"{args.incidents}: {unread_said(source.unknown)}"))
     options = {name: value for name, value in vars(prompts).items() if name != "measure"}
     where = {"incidents": args.incidents, "taxonomy": args.taxonomy, "limit": args.limit, "prompts": options}
     return sampled(incident_questions(source, prompts), args.limit, args.seed), where

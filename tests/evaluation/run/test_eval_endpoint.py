@@ -444,6 +444,18 @@ def test_the_command_from_incidents_to_tables(incidents, tmp_path, capsys, monke
         assert b"secret-key" not in file.read_bytes()
 
 
+def test_fields_of_incidents_that_nothing_reads_are_named(incidents, tmp_path, capsys):
+    lines = [json.loads(line) for line in Path(incidents).read_text(encoding="utf-8").splitlines()]
+    file = tmp_path / "more.jsonl"
+    file.write_text("".join(json.dumps({**line, "team": "payments"}) + "\n" for line in lines), encoding="utf-8")
+    with serving(oracle(questions_of(6))) as server:
+        assert command(server, file, tmp_path / "out") == 0
+    assert f"{file}: fields that nothing reads: team 6\n" in capsys.readouterr().out
+    asked = ["eval", "--model", "m", "--endpoint", "http://h/v1", "--data", "rl.parquet", "--out", str(tmp_path / "o")]
+    assert cli.main([*asked, "--trim", "blind"]) == 2
+    assert "--trim: goes with --incidents; rl.parquet has its prompts already" in capsys.readouterr().err
+
+
 def test_the_command_goes_on_and_refuses_other_settings(incidents, tmp_path, capsys):
     answering = oracle(questions_of(6))
     with serving(lambda body, number: answering(body, number) if number < 5 else (500, "")) as server:

@@ -137,7 +137,10 @@ def kept(logs, budget, trace=None):
     return [line for line in (*trimmed.logs, *trimmed.trace_lines) if not line.startswith("…")]
 
 
-QUIET = [f"10:{number:02} INFO api{number} request {number} of user {number} served as usual" for number in range(20)]
+# none repeats another, or it would stand back for that alone
+QUIET = [
+    f"10:{number:02} INFO api-{chr(97 + number)} request of user {chr(97 + number)} served" for number in range(20)
+]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,16 @@ def test_a_long_incident_is_cut_quickly_enough_to_count_lines():
     digits = "1" * 50_000 + " (usual 3)"
     trim_incident(make([*QUIET * 200, digits]), 1200, measure=measure, blind=True)
     assert calls < 40
+
+
+@pytest.mark.parametrize("budget", [60, 80, 100])
+def test_a_blind_cut_within_a_line_is_the_same_with_and_without_evidence(budget):
+    lines = [f"ERROR {letter * 200} disk full" for letter in "abcdefgh"]
+    bare = trim_incident(make(lines), budget)
+    known = trim_incident(make(lines, evidence=["disk full"]), budget, whole_evidence=True, blind=True)
+    assert known.incident == bare.incident and (known.evidence_left_out, known.over_budget) == (1, False)
+    with pytest.raises(IncidentError, match="leaves no room for its data"):
+        trim_incident(make(lines, evidence=["disk full"]), 20, whole_evidence=True, blind=True)
 
 
 WORDS = st.text(st.sampled_from("ab <|>\n\u200b"), min_size=1, max_size=40)

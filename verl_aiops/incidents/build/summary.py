@@ -100,7 +100,7 @@ class Summary:
     def __str__(self) -> str:
         lines = [f"{self.what} from {self.source.name}: {self.source.count:,} incidents, {self.source.faults}"]
         if self.source.unknown:
-            lines.append(f"  fields that nothing reads: {_counted(self.source.unknown)}")
+            lines.append(f"  {unread_said(self.source.unknown)}")
         for name, side in self.sides.items():
             lines += self._side(name, side)
             if name == "train" and self.part is not None:
@@ -130,6 +130,11 @@ class Summary:
         if side.over_budget:
             lines.append(f"    {side.over_budget:,} incidents exceed the budget, since their evidence stays whole")
         return lines
+
+
+def unread_said(unknown: Mapping[str, int]) -> str:
+    """Of `IncidentSource.unknown`, where there are any."""
+    return f"fields that nothing reads: {_counted(unknown)}"
 
 
 def _counted(counts: Mapping[str, int]) -> str:
