@@ -4,26 +4,32 @@
 #   bash examples/quickstart.sh                        pairs from the incident simulator
 #   INCIDENTS=my.jsonl bash examples/quickstart.sh     pairs from your own incidents (JSONL, CSV or parquet)
 #
-# Makes the environment .venv, converts SmolLM2-135M-Instruct, builds pairs, trains through `python -m
-# verl.trainer.main_ppo`, and compares the model before and after on incidents it has not seen.
+# In a checkout it makes the environment .venv; where `verl-aiops examples DIR` wrote it, it uses the one that verl-aiops is
+# installed in, with models/ and runs/ in the working directory. It converts SmolLM2-135M-Instruct, builds pairs, trains
+# through `python -m verl.trainer.main_ppo`, and compares the model before and after on incidents it has not seen.
 # PAIRS (default 80) sets how many pairs are trained on: training takes most of the time.
 set -euo pipefail
 here=$PWD
-cd "$(dirname "$0")/.."
-VENV=${VENV:-.venv}
+examples=$(cd "$(dirname "$0")" && pwd)
 RUN=${RUN:-runs/quickstart}
 PAIRS=${PAIRS:-80}
 
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
-# a name is first looked for where the command was given
-case "${INCIDENTS:-}" in ""|/*) ;; *) [ ! -e "$here/$INCIDENTS" ] || INCIDENTS="$here/$INCIDENTS" ;; esac
-if [ -n "${INCIDENTS:-}" ] && command -v "${PYTHON:-python3}" >/dev/null; then
-  "${PYTHON:-python3}" scripts/check_incidents.py "$INCIDENTS"
+if [ -f "$examples/../scripts/make_env.sh" ]; then
+  cd "$examples/.."
+  VENV=${VENV:-.venv}
+  # a name is first looked for where the command was given
+  case "${INCIDENTS:-}" in ""|/*) ;; *) [ ! -e "$here/$INCIDENTS" ] || INCIDENTS="$here/$INCIDENTS" ;; esac
+  if [ -n "${INCIDENTS:-}" ] && command -v "${PYTHON:-python3}" >/dev/null; then
+    "${PYTHON:-python3}" scripts/check_incidents.py "$INCIDENTS"
+  fi
+  step "environment $VENV"
+  . scripts/make_env.sh "$VENV" ".[model,plot]"
+elif ! command -v verl-aiops >/dev/null; then
+  echo 'no command verl-aiops: activate its environment, or pip install "verl-aiops[model,plot]" into this one' >&2
+  exit 1
 fi
-
-step "environment $VENV"
-. scripts/make_env.sh "$VENV" ".[model,plot]"
 installed=$SECONDS
 
 step "model"
@@ -36,7 +42,7 @@ verl-aiops build-prefs ${INCIDENTS:+--incidents "$INCIDENTS"} --out "$RUN/prefs.
 
 step "DPO through python -m verl.trainer.main_ppo (log: $RUN/train.log)"
 MODEL=models/SmolLM2-135M-Instruct TRAIN="$RUN/prefs.parquet" VAL="$RUN/prefs.val.parquet" OUT="$RUN" \
-  bash examples/run_dpo_cpu.sh data.train_max_samples="$PAIRS" data.val_max_samples=40 data.max_prompt_length=512 \
+  bash "$examples/run_dpo_cpu.sh" data.train_max_samples="$PAIRS" data.val_max_samples=40 data.max_prompt_length=512 \
   2>&1 | tee "$RUN/train.log" | grep --line-buffered -aoE \
   "verl-aiops: .*|Reference log-probs.*|Training Progress.*|actor/loss:[0-9.]+|Error: .*|error: .*" || {
     echo "training failed; the log is $RUN/train.log" >&2; exit 1; }

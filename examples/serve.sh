@@ -2,7 +2,7 @@
 # From a model to an OpenAI-compatible endpoint with JSON-schema constrained answers, with SGLang or vLLM (their extras).
 #
 #   ENGINE=sglang MODEL=runs/grpo/global_step_40 bash examples/serve.sh [flag of the engine's server ...]
-#   python3 examples/triage_client.py incidents.jsonl --endpoint http://127.0.0.1:8000/v1 --model triage --schema
+#   verl-aiops triage incidents.jsonl --endpoint http://127.0.0.1:8000/v1 --model triage --schema
 #
 # serve_sglang.sh and serve_vllm.sh are this with their engine. It says when the server is ready, and stops it on
 # Ctrl-C. DRY_RUN=1 prints the command and stops. docs/12-serving.md.

@@ -54,7 +54,8 @@ ENVIRONMENT = {
     "unset, each run makes one, which `ray.get_actor('hf_server_reward_0').key.remote()` tells",
     "VERL_AIOPS_TRUST_CHECKPOINTS": "`1`: read checkpoints whose files name code to be run; otherwise they are refused",
     "HYDRA_FULL_ERROR": "Hydra's: `1` shows the traceback of an error that is otherwise told in one line",
-    "OPENAI_API_KEY": "key of the server that `verl-aiops eval --endpoint` asks, unless `--api-key-env` names another",
+    "OPENAI_API_KEY": "key of the server that `verl-aiops triage` and `eval --endpoint` ask, unless `--api-key-env` of "
+    "the latter names another",
     "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
     "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",
 }

@@ -47,9 +47,11 @@ def test_the_sdist_holds_the_checkout(tracked, built):
     assert not tracked - built[0]
 
 
-def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(tracked, built):
+def test_the_wheel_holds_the_packages_with_their_data_and_the_examples_and_nothing_else(tracked, built):
     packages = {name for name in tracked if name.startswith(("verl_aiops/", "hydra_plugins/"))}
-    assert {name for name in built[1] if ".dist-info/" not in name} == packages
+    examples = {f"verl_aiops/{name}" for name in tracked if name.startswith("examples/")}
+    assert "verl_aiops/examples/quickstart.sh" in examples
+    assert {name for name in built[1] if ".dist-info/" not in name} == packages | examples
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in built[1])
 
 

@@ -173,4 +173,4 @@ def test_a_folder_of_other_things_is_left_alone(make):
 
 def test_both_scripts_and_ci_go_through_it():
     for name in ("examples/quickstart.sh", "scripts/test.sh", ".ci/run"):
-        assert re.search(r"^\. scripts/make_env\.sh ", (ROOT / name).read_text(encoding="utf-8"), re.M), name
+        assert re.search(r"^ *\. scripts/make_env\.sh ", (ROOT / name).read_text(encoding="utf-8"), re.M), name

@@ -23,7 +23,9 @@ from verl_aiops.cli.baseline import BASELINE
 from verl_aiops.cli.before_after import BEFORE_AFTER
 from verl_aiops.cli.command import Command, users_can_mend
 from verl_aiops.cli.curves import CURVES
+from verl_aiops.cli.examples import EXAMPLES
 from verl_aiops.cli.feedback import FEEDBACK
+from verl_aiops.cli.triage import TRIAGE
 from verl_aiops.extensions import load_extensions
 from verl_aiops.inputs.shown import printable
 
@@ -133,6 +135,8 @@ COMMANDS: dict[str, Command] = {
     "baseline": BASELINE,
     "before-after": BEFORE_AFTER,
     "curves": CURVES,
+    "triage": TRIAGE,
+    "examples": EXAMPLES,
     "doctor": Command(
         "say what works in this environment and what does not (exit code 1 for a fault)",
         "verl-aiops doctor\nverl-aiops doctor --json > environment.json",

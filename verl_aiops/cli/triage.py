@@ -1,0 +1,105 @@
+"""The command that asks a served model about incidents."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from verl_aiops.cli.command import Command, run_alone
+from verl_aiops.cli.evaluate import api_key
+from verl_aiops.cli.values import round_tokens
+
+__all__ = ["TRIAGE"]
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "incidents", help="incidents, .jsonl, .csv or .parquet; service and incident_type may be missing"
+    )
+    parser.add_argument("--endpoint", required=True, metavar="URL", help="OpenAI-compatible server, up to /v1")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the name it serves the model by")
+    parser.add_argument("--id", help="ask only about this incident")
+    parser.add_argument(
+        "--taxonomy", metavar="FILE", help="services and types per system, JSON: the names that the prompt lists"
+    )
+    parser.add_argument(
+        "--max-chars", type=int, default=1200, help="trim incident data (default %(default)s; 0: whole)"
+    )
+    parser.add_argument(
+        "--trim",
+        default="blind",
+        choices=("blind", "evidence"),
+        help="what is kept: blind, by the text alone (default), or evidence, what is around the incident's `evidence`, "
+        "as in --trim evidence for incidents that were looked into already",
+    )
+    parser.add_argument("--round-tokens", default="320,64", help="tokens of each round (default %(default)s)")
+    parser.add_argument(
+        "--schema",
+        action="store_true",
+        help="constrain round 2 to the answer's JSON, and to the names that the prompt lists",
+    )
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds per request (default %(default)s)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.evaluation.run.asked import read_questions
+    from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions
+    from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
+    from verl_aiops.incidents import PromptOptions
+    from verl_aiops.reasoning import ANY, visible
+    from verl_aiops.rewards.triage.answer import parse_answer
+
+    try:
+        tokens = round_tokens(args.round_tokens)
+        endpoint = EndpointOptions(
+            args.endpoint,
+            args.model,
+            api_key(None),
+            timeout_s=args.timeout,
+            deadline_s=3 * args.timeout,
+            schema=args.schema,
+        )
+        backend = EndpointBackend(endpoint, SamplingOptions(round_tokens=tokens))
+        asked = PromptOptions(budget=args.max_chars, trim=args.trim, whole_evidence=True, max_candidates=0)
+        questions = read_questions(args.incidents, args.taxonomy, asked, args.id)
+        backend.check(questions)
+    except ValueError as error:
+        raise EvaluationError(error) from None
+    answered, unconstrained = [], []
+
+    def done(job: Job, made: Generation) -> None:
+        # what a model thinks first, unless the server has taken it out, is neither its verdict nor its analysis
+        shown = [visible(text, ANY, None).text for text in made.turns]
+        answer = parse_answer(shown[-1]) if made.error is None else parse_answer(None)
+        verdict = {"service": answer.service, "incident_type": answer.incident_type}
+        line = {"id": job.question.id, **(verdict if answer.ok else dict.fromkeys(verdict))}
+        line["analysis"] = "\n".join(shown[:-1]) if made.error is None else None
+        line["error"] = made.error
+        answered.append(answer.ok)
+        if made.error is None and not answer.ok:
+            unconstrained.append(job.question.id)
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+
+    backend.generate([Job(question, 0, 0) for question in questions], done)
+    if args.schema and unconstrained:
+        print(
+            f"triage: {len(unconstrained)} answers are no verdict in spite of --schema, such as that to "
+            f"{unconstrained[0]}: the server ignores response_format, or round 2 ran out of tokens (--round-tokens)",
+            file=sys.stderr,
+        )
+    return 0 if all(answered) else 1
+
+
+TRIAGE = Command(
+    "ask a served model to triage incidents, in the rounds that it was trained for, and print a verdict for each",
+    "verl-aiops triage incidents.jsonl --endpoint http://host:8000/v1 --model triage --taxonomy names.json --schema\n"
+    "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --id my-17",
+    _options,
+    _run,
+)
+
+
+if __name__ == "__main__":
+    sys.exit(run_alone("triage", TRIAGE))

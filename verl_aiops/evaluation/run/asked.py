@@ -1,0 +1,64 @@
+"""Incidents of users as a model is asked about them: without their answer, all names of their system to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.run.questions import Question
+from verl_aiops.incidents import Incident, IncidentError, PromptOptions, System, Taxonomy, build_case
+from verl_aiops.incidents.io.readers import READERS
+
+__all__ = ["read_questions"]
+
+NOT_KNOWN = "not-known"
+
+
+def read_questions(path: str, taxonomy: str | None, asked: PromptOptions, wanted: str | None) -> list[Question]:
+    """What is asked about each incident of a file, in the words of `build_case`, as in training and evaluation."""
+    systems = Taxonomy.load(taxonomy) if taxonomy else None
+    reader = READERS.get(Path(path).suffix.lower())
+    if reader is None:
+        raise IncidentError(f"{path}: name the file by its format, one of {', '.join(READERS)}")
+    questions = []
+    for place, row in reader(Path(path)):
+        try:
+            if not isinstance(row, dict):
+                raise IncidentError("expected an object")
+            if wanted is None or row.get("id") == wanted:
+                questions.append(_question(row, systems, asked))
+        except IncidentError as error:
+            raise IncidentError(f"{path}, {place}: {error}") from None
+    if not questions:
+        raise EvaluationError(f"{path}: no incident{f' with the id {wanted!r}' if wanted else ' in it'}")
+    return questions
+
+
+def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Question:
+    # the answer, if there is one, has no part in what is asked: all names of the system are listed
+    system = _system_of(row.get("source") or "user", systems) if systems else System((NOT_KNOWN,), (NOT_KNOWN,))
+    hidden = {"service": system.services[0], "incident_type": system.incident_types[0], "aliases": None, "decoys": None}
+    evidence = row.get("evidence") if asked.trim == "evidence" else None
+    incident = Incident.from_dict({**row, **hidden, "evidence": evidence})
+    case = build_case(incident, system, replace(asked, show_candidates=systems is not None))
+    return Question(
+        id=incident.id,
+        group=incident.id,
+        source=incident.source,
+        lang=incident.lang,
+        difficulty=None,
+        messages=tuple(case.opening),
+        rounds=tuple(message["content"] for message in case.rounds[1:]),
+        incident_text=case.text,
+        ground_truth={"candidates": case.ground_truth["candidates"]},
+    )
+
+
+def _system_of(source: str, systems: Taxonomy) -> System:
+    name = source
+    while name not in systems.systems:
+        if "/" not in name:
+            raise IncidentError(f"source '{source}' is not in the taxonomy, which has: {', '.join(systems.systems)}")
+        name = name.rpartition("/")[0]
+    return systems.systems[name]
