@@ -198,7 +198,9 @@ def test_a_blind_cut_within_a_line_is_the_same_with_and_without_evidence(budget)
     known = trim_incident(make(lines, evidence=["disk full"]), budget, whole_evidence=True, blind=True)
     assert known.incident == bare.incident and (known.evidence_left_out, known.over_budget) == (1, False)
     with pytest.raises(IncidentError, match="leaves no room for its data"):
-        trim_incident(make(lines, evidence=["disk full"]), 20, whole_evidence=True, blind=True)
+        trim_incident(make(lines, evidence=["disk full"]), 20, blind=True)
+    least = trim_incident(make(lines, evidence=["disk full"]), 20, whole_evidence=True, blind=True)
+    assert least.over_budget and least.incident.logs[0] == lines[0][:20] and not least.incident.evidence
 
 
 WORDS = st.text(st.sampled_from("ab <|>\n\u200b"), min_size=1, max_size=40)

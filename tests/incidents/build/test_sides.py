@@ -102,6 +102,13 @@ def test_each_side_is_trimmed_as_it_was_asked_for(tmp_path, trim, val_trim):
         assert (lost > 0) == blind
 
 
+def test_a_budget_without_room_gives_way_on_both_sides_and_says_why(tmp_path):
+    said = str(build_rl(mixed(100), tmp_path / "x.parquet", prompts=PromptOptions(budget=60)))
+    train, val = said.split("  val: ")
+    assert "exceed the budget, since their evidence stays whole" in train
+    assert "exceed the budget, which has no room for a line" in val
+
+
 def test_a_fault_that_reaches_into_a_held_out_system_is_held_out_with_it(tmp_path):
     path = tmp_path / "i.jsonl"
     write_incidents(Simulator(topologies=("shop", "bank")).stream(40), path)

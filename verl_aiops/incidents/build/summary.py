@@ -128,7 +128,8 @@ class Summary:
                 f"{side.without_evidence:,} without evidence"
             )
         if side.over_budget:
-            lines.append(f"    {side.over_budget:,} incidents exceed the budget, since their evidence stays whole")
+            why = "since their evidence stays whole" if side.trim == "evidence" else "which has no room for a line"
+            lines.append(f"    {side.over_budget:,} incidents exceed the budget, {why}")
         return lines
 
 

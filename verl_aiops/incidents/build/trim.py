@@ -12,6 +12,8 @@ from verl_aiops.incidents.schema import Incident
 from verl_aiops.incidents.text import layout, neutralise_incident
 
 TRIMS = ("evidence", "blind")
+# characters of a line that say anything at all
+_LEAST = 20
 _MARKERS = {"en": "… {} lines left out", "zh": "… 略去 {} 行"}
 
 
@@ -50,10 +52,11 @@ def trim_incident(
     budget does (`over_budget`), and nothing is raised.
 
     With `blind` the text is what an incident without evidence gives, whose lines are chosen by `by_salience`: what a
-    model is served, where nobody knows the evidence yet. The evidence that happens to be left is listed;
-    `whole_evidence` has no meaning.
+    model is served, where nobody knows the evidence yet. The evidence that happens to be left is listed; of
+    `whole_evidence` it is left that the budget gives way where there is no room for any data.
     """
     incident = neutralise_incident(incident)
+    gives_way = whole_evidence
     whole_evidence = whole_evidence and not blind
     if measure(layout(incident.lang, incident.symptom, incident.logs, incident.trace_lines)) <= budget:
         return Trimmed(incident)
@@ -81,8 +84,10 @@ def trim_incident(
     length = _most(len(text), lambda n: fits({index: text[:n]}))
     if not text[:length].strip() and whole_evidence:
         return replace(page.trimmed({index: text}), over_budget=True)
+    if not text[:length].strip() and gives_way:
+        return replace(page.trimmed({index: text.lstrip()[:_LEAST]}), over_budget=True)
     if not text[:length].strip():
-        least = measure(layout(incident.lang, page.symptom, *page.sections({index: ""}))) + 20
+        least = measure(layout(incident.lang, page.symptom, *page.sections({index: ""}))) + _LEAST
         raise IncidentError(
             f"incident '{incident.id}': a budget of {budget} leaves no room for its data; give at least {least}"
         )
