@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from verl_aiops.evaluation.stats.bootstrap import intervals
 from verl_aiops.evaluation.stats.shares import Of, clopper_pearson, difference_intervals, share_intervals
@@ -118,6 +119,39 @@ def test_bounds_hold_the_mean_and_stay_within_what_can_be():
     assert (-1 <= bounds).all() and (bounds <= 1).all()
     nowhere = share_intervals(np.zeros((3, 1)), np.zeros((3, 1)), [Of()])
     assert np.isnan(nowhere).all()
+
+
+def plain(right, asked, most):
+    """The formulas written out: ratio, linearised variance, degrees of freedom, effective number, exact bounds."""
+    n, share = sum(asked), sum(right) / sum(asked)
+    errors = [(r - share * a) / n for r, a in zip(right, asked)]
+    faults, squares = len(asked), sum(e**2 for e in errors)
+    freedom = 1 + 2 * squares**2 / (sum(e**4 for e in errors) - squares**2 / faults)
+    freedom = max(1, min(freedom, n**2 / sum(a**2 for a in asked) - 1))
+    equal = min(share * (1 - share) / (faults / (faults - 1) * squares), most)
+    equal *= (stats.t.ppf(0.975, most - 1) / stats.t.ppf(0.975, freedom)) ** 2
+    low, high = share * equal, (1 - share) * equal
+    return stats.beta.ppf(0.025, low, high + 1), stats.beta.ppf(0.975, low + 1, high)
+
+
+@pytest.mark.parametrize(
+    "right, asked",
+    [((3, 0, 2, 5, 1), (4, 2, 2, 8, 1)), ((8, 7, 8, 8, 8, 2), (8,) * 6), ((4, 4, 4, 5), (8, 8, 8, 8))],
+)
+def test_a_share_is_as_sure_as_that_of_so_many_independent_answers(right, asked):
+    """In the last case faults are more alike than chance would have them: it is no surer than 32 answers for that."""
+    sums, counts = (np.array(part, dtype=float)[:, None] for part in (right, asked))
+    (found,) = share_intervals(sums, counts, [Of(single=True)])
+    assert found == pytest.approx(plain(right, asked, sum(asked)), rel=1e-6)
+    # a fault without an answer is none
+    more = [np.vstack([part, [[0.0]]]) for part in (sums, counts)]
+    assert share_intervals(*more, [Of(single=True)])[0] == pytest.approx(found)
+
+
+def test_values_that_cannot_be_raise_nothing():
+    wild = np.array([[7.0, -3.0, 1e100], [0.0, 0.0, 1.0], [2.0, -1.0, 1e100]])
+    bounds = share_intervals(wild, np.ones((3, 3)), [Of(), Of(single=True), Of(amount=True)])
+    assert bounds.shape == (3, 2)
 
 
 def test_swapping_the_runs_turns_the_interval_round():
