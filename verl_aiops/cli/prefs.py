@@ -36,8 +36,9 @@ def prefs_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kinds",
         metavar="K=S,K=S",
-        help="shares of wrong_service, wrong_type, both, upstream (a service that only shows the effect) and swapped "
-        "(a red herring); default wrong_service=0.25,wrong_type=0.35,both=0.1,upstream=0.2,swapped=0.1",
+        help="shares of wrong_service, wrong_type, both, upstream (a service that only shows the effect; where the "
+        "data do not say who calls whom, a wrong_service that the text names) and swapped (a red herring); default "
+        "wrong_service=0.25,wrong_type=0.35,both=0.1,upstream=0.2,swapped=0.1",
     )
     group.add_argument(
         "--hard-share",
@@ -45,6 +46,12 @@ def prefs_options(parser: argparse.ArgumentParser) -> None:
         default=0.7,
         metavar="S",
         help="how often a wrong service must be named in the incident's text (default %(default)s)",
+    )
+    group.add_argument(
+        "--overlapping-names",
+        action="store_true",
+        help="also reject names that contain the right one or lie in it, as 'DNS' and 'DNS infrastructure' do, which "
+        "without it are left out and counted; e.g. where they are different services for certain",
     )
     group = parser.add_argument_group("pairs of a model's own answers, instead of near misses (docs/own_pairs.md)")
     group.add_argument(
@@ -126,5 +133,5 @@ def run_build_prefs(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             raise IncidentError(f"--{name.replace('_', '-')} goes with --from-generations; give both or neither")
     kinds = parse_kinds(args.kinds) if args.kinds is not None else DEFAULT_KINDS
-    pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed)
+    pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed, args.overlapping_names)
     print(printable(build_prefs(**build_arguments(args), pairs=pairs, form=args.form)))

@@ -37,7 +37,7 @@ _DIRECT = {
     "zh": "故障定位。给出故障服务和故障类型，只回答一个 JSON 对象：",
 }
 _FORM = '{"service": "...", "incident_type": "..."}'
-_LISTS = {"en": ("Services: ", "Incident types: ", ", "), "zh": ("服务：", "故障类型：", "、")}
+_LISTS = {"en": ("Services: ", "Incident types: "), "zh": ("服务：", "故障类型：")}
 _ANALYSES = {
     "en": (
         "The earliest sign of trouble is {quotes}. What follows elsewhere reads like its effect.",
@@ -122,8 +122,9 @@ def _delimited(text: str) -> str:
 def _candidate_lines(lang: str, candidates: Candidates | None) -> str:
     if candidates is None:
         return ""
-    services, types, comma = _LISTS[lang]
-    return f"\n{services}{comma.join(candidates.services)}\n{types}{comma.join(candidates.incident_types)}"
+    # A name may hold a comma, so names stand in quotes, spelled as in the answer.
+    services, types = _LISTS[lang]
+    return f"\n{services}{json_text(candidates.services)}\n{types}{json_text(candidates.incident_types)}"
 
 
 def lists_candidates(message: str, candidates: Candidates) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from string import ascii_letters, digits
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.names import names_in
 from verl_aiops.incidents.schema import Incident, check_label
 from verl_aiops.inputs.json_text import JsonFault, read_json_file
 from verl_aiops.inputs.shown import one_line
@@ -22,27 +22,8 @@ class System:
     incident_types: tuple[str, ...]
 
     def services_in(self, text: str) -> set[str]:
-        """The services that `text` names as whole words."""
+        """The services that `text` names (`names.names_in`)."""
         return names_in(text, self.services)
-
-
-# Chinese text has no spaces around a name, so only these join it to a longer word; `db` is not found in `ledger-db`.
-_WORD = frozenset(ascii_letters + digits + "_-")
-
-
-def names_in(text: str, names: Iterable[str]) -> set[str]:
-    """Those of `names` that occur in `text` as whole words."""
-    return {name for name in names if _occurs(text, name)}
-
-
-def _occurs(text: str, name: str) -> bool:
-    start = text.find(name)
-    while start >= 0:
-        before, after = text[start - 1 : start], text[start + len(name) : start + len(name) + 1]
-        if before not in _WORD and after not in _WORD:
-            return True
-        start = text.find(name, start + 1)
-    return False
 
 
 @dataclass(frozen=True)

@@ -235,3 +235,14 @@ def test_named_says_whether_the_data_name_the_truth():
     assert named(made, "service") and named(made, "incident_type")
     made, _ = question("the dbms is slow")
     assert not named(made, "service") and not named(made, "incident_type")
+
+
+def test_a_name_that_a_list_spells_otherwise_is_not_swapped():
+    """In the JSON array of the prompt its quotes are escaped, so the list would go on to offer it."""
+    services = ['the "old" API', "cart", "web"]
+    made, labels = question("cart and web: slow", ("cart", "oom"), services)
+    listed = replace(made, rounds=(f"Answer.\nServices: {json.dumps(services)}\nTypes: oom, disk_full",))
+    for seed in range(8):
+        found = rename_question(listed, labels, seed)
+        assert found.names["cart"] == "web" and services[0] not in found.names
+        assert json.loads(found.question.rounds[0].splitlines()[1].removeprefix("Services: "))[0] == services[0]

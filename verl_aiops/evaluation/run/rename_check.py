@@ -14,6 +14,7 @@ another name of the truth.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter
@@ -137,7 +138,9 @@ def _free(
         key = normalise_label(label)
         # a candidate stands once in its list; where no list is known, any label may
         expected = 1 if key in listed or not listed else 0
-        if key not in taken and counts[key] <= expected:
+        # in a list a name with quotes is spelled otherwise, as in an answer
+        plain = json.dumps(label, ensure_ascii=False) == f'"{label}"'
+        if plain and key not in taken and counts[key] <= expected:
             free.append(label)
     return free
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from verl_aiops.incidents.build.case import Case
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.names import overlap
 from verl_aiops.incidents.prompts import answer_json
 from verl_aiops.incidents.taxonomy import Taxonomy
 
@@ -46,12 +47,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """`kinds`: relative shares; `hard_share`: how often a wrong service must be one that the incident's text names."""
+    """`kinds`: relative shares; `hard_share`: how often a wrong service must be one that the incident's text names;
+    `overlapping`: whether a name may be rejected that contains the right one, or is contained in it (`names.overlap`).
+    """
 
     pairs_per_incident: int = 2
     kinds: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_KINDS))
     hard_share: float = 0.7
     seed: int = 0
+    overlapping: bool = False
 
     def __post_init__(self) -> None:
         if self.pairs_per_incident < 1:
@@ -101,12 +105,14 @@ def _both(case: Case) -> list[tuple[str, str]]:
 
 
 def _upstream(case: Case) -> list[tuple[str, str]]:
-    """A service that shows the effect; where the data do not say which do, one that the text names."""
-    services = _wrong_services(case)
-    if case.incident.upstream:
-        services = [name for name in services if name in case.incident.upstream]
-    else:
-        services = [name for name in services if name in case.named]
+    """A service that shows the effect, where the data say which do."""
+    services = [name for name in _wrong_services(case) if name in case.incident.upstream]
+    return [(service, case.incident.incident_type) for service in services]
+
+
+def _named(case: Case) -> list[tuple[str, str]]:
+    """A service that the text names, whatever its part in the incident."""
+    services = [name for name in _wrong_services(case) if name in case.named]
     return [(service, case.incident.incident_type) for service in services]
 
 
@@ -114,6 +120,10 @@ def _swapped(case: Case) -> list[tuple[str, str]]:
     """A red herring of the text with the type it hints at."""
     services, types = set(_wrong_services(case)), set(_wrong_types(case))
     return [decoy for decoy in case.incident.decoys if decoy[0] in services and decoy[1] in types]
+
+
+_Alike = tuple[frozenset[str], frozenset[str]]
+_Found = tuple[str, NearMiss]
 
 
 class Kind(NamedTuple):
@@ -132,6 +142,10 @@ KINDS: dict[str, Kind] = {
     "swapped": Kind(("service", "incident_type"), _swapped),
 }
 
+# What is made in place of a kind, and what that is, in systems whose incidents do not say who calls whom.
+_WITHOUT_CALLS = {"upstream": Kind(("service",), _named)}
+_IS_THEN = "wrong_service"
+
 
 @dataclass
 class PairMaker:
@@ -143,13 +157,17 @@ class PairMaker:
     whose names have been right more often than wrong in their system, and that brings the two total lengths together.
     What is made depends on options and order alone.
 
-    After use: `kinds` counts pairs by kind; `right` and `wrong` count, by (field, name), how often a name was the right
-    and the wrong side of a difference; `lengths` sums the characters of chosen and rejected answers.
+    After use: `kinds` counts pairs by what they are; `instead`, by the kind that was asked, those that are a
+    `wrong_service` since their system does not know the call graph; `overlapping` counts incidents that offer a name
+    which contains the right one or lies in it; `right` and `wrong` count, by (field, name), how often a name was the
+    right and the wrong side of a difference; `lengths` sums the characters of chosen and rejected answers.
     """
 
     taxonomy: Taxonomy
     options: PairOptions = field(default_factory=PairOptions)
     kinds: Counter[str] = field(default_factory=Counter)
+    instead: Counter[str] = field(default_factory=Counter)
+    overlapping: int = 0
     right: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: Counter[tuple[str, str]] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=lambda: [0, 0])
@@ -158,14 +176,19 @@ class PairMaker:
     short_incidents: int = 0
     pairs: int = 0
     _owed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _with_calls: set[str] = field(default_factory=set)
 
     def make(self, case: Case) -> list[Pair]:
         """Up to `pairs_per_incident` pairs with different rejected answers; none if no wrong answer exists at all."""
         rng = random.Random(f"pairs/{self.options.seed}/{case.incident.id}")
         used: set[tuple[str, str]] = set()
+        alike = self._alike(case)
+        self.overlapping += any(alike)
+        if self.options.overlapping:
+            alike = frozenset(), frozenset()
         pairs = []
         for _ in range(self.options.pairs_per_incident):
-            found = self._next(case, rng, used)
+            found = self._next(case, rng, used, alike)
             if found is None:
                 self.short_incidents += 1
                 break
@@ -174,18 +197,37 @@ class PairMaker:
             pairs.append(self._pair(case, kind, answer))
         return pairs
 
-    def _next(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> tuple[str, NearMiss] | None:
+    def _alike(self, case: Case) -> _Alike:
+        """The wrong services and types of an incident that contain a right name, or are contained in one."""
+        right = case.incident.right_services, case.incident.right_types
+        wrong = _wrong_services(case), _wrong_types(case)
+        services, types = (
+            frozenset(name for name in names if any(overlap(name, own) for own in accepted))
+            for names, accepted in zip(wrong, right)
+        )
+        return services, types
+
+    def _next(self, case: Case, rng: random.Random, used: set[tuple[str, str]], alike: _Alike) -> _Found | None:
         source = case.incident.source
         total = sum(self.options.kinds.values())
 
         def excess(kind: str) -> float:
             one_sided = sum(self._owed[source, name, getattr(case.incident, name)] for name in KINDS[kind].fields)
-            return self.kinds[kind] - (self.pairs + 1) * self.options.kinds[kind] / total + one_sided
+            made = self.kinds[kind] + self.instead[kind] - (sum(self.instead.values()) if kind == _IS_THEN else 0)
+            return made - (self.pairs + 1) * self.options.kinds[kind] / total + one_sided
 
-        for kind in sorted((kind for kind, share in self.options.kinds.items() if share > 0), key=excess):
-            proposals = [NearMiss(*names, source) for names in KINDS[kind].propose(case) if names not in used]
+        if case.incident.upstream:
+            self._with_calls.add(source)
+        for asked in sorted((kind for kind, share in self.options.kinds.items() if share > 0), key=excess):
+            other = None if source in self._with_calls else _WITHOUT_CALLS.get(asked)
+            proposals = [
+                NearMiss(*names, source)
+                for names in (other or KINDS[asked]).propose(case)
+                if names not in used and names[0] not in alike[0] and names[1] not in alike[1]
+            ]
             if proposals:
-                return kind, self._best(case, proposals, rng)
+                self.instead[asked] += other is not None
+                return asked if other is None else _IS_THEN, self._best(case, proposals, rng)
         proposals = self._from_other_systems(case, rng, used)
         if not proposals:
             return None
@@ -193,12 +235,18 @@ class PairMaker:
 
     def _from_other_systems(self, case: Case, rng: random.Random, used: set[tuple[str, str]]) -> list[NearMiss]:
         """For a system with a single possible answer: the names of all others, both wrong."""
+        incident = case.incident
+
+        def differs(name: str, right: frozenset[str]) -> bool:
+            return self.options.overlapping or not any(overlap(name, own) for own in right)
+
         answers = [
             NearMiss(service, incident_type, source)
             for source, system in self.taxonomy.systems.items()
             for service in system.services
+            if not incident.is_service(service) and differs(service, incident.right_services)
             for incident_type in system.incident_types
-            if not case.incident.is_service(service) and not case.incident.is_type(incident_type)
+            if not incident.is_type(incident_type) and differs(incident_type, incident.right_types)
         ]
         answers = [answer for answer in answers if answer[:2] not in used]
         return rng.sample(answers, _MAX_PROPOSALS) if len(answers) > _MAX_PROPOSALS else answers
