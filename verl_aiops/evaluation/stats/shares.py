@@ -120,7 +120,7 @@ def _freedom(errors: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> np.n
     are left, however many faults there are. They are one more than that estimate, which is too small by about one
     where errors are alike, and never more than Kish's number of equally large faults (1965) less one.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         squares, fourths = (errors**2).sum(0), (errors**4).sum(0)
         kish = counts.sum(0) ** 2 / (counts**2).sum(0)
         found = 2 * squares**2 / (fourths - squares**2 / groups)

@@ -162,14 +162,10 @@ def _pair_lines(maker: PairMaker) -> list[str]:
     for name in ("service", "incident_type"):
         lines.append(f"    {name}s right / wrong: {_balance(maker, name)}")
     for kind, count in (+maker.instead).items():
-        lines.append(
-            f"    {count:,} asked as {kind} are a wrong_service that the text names: no data on who calls whom"
-        )
+        lines.append(f"    {count:,} asked as {kind} are a wrong_service that is named: no data on who calls whom")
     if maker.overlapping:
-        done = "may be rejected" if maker.options.overlapping else "are never rejected (--overlapping-names takes them)"
-        lines.append(
-            f"    names that contain the right one or lie in it: in {maker.overlapping:,} incidents; they {done}"
-        )
+        done = "may be rejected" if maker.options.overlapping else "never rejected (--overlapping-names takes them)"
+        lines.append(f"    names that contain the right one or lie in it, {done}: in {maker.overlapping:,} incidents")
     if maker.kinds[OTHER_SYSTEM] or maker.short_incidents:
         lines.append(
             f"    fallbacks: {maker.kinds[OTHER_SYSTEM]:,} pairs with names of other systems (their own has only one "
