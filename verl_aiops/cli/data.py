@@ -32,6 +32,13 @@ def _add_simulator_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--zh-share", type=float, metavar="S", help="share of Chinese with --lang mix (default 0.5)")
     group.add_argument("--difficulty", metavar="easy|medium|hard|mix", help="of simulated incidents (default medium)")
     group.add_argument("--topologies", metavar="A,B", help="of shop, bank, media, fleet (default all)")
+    group.add_argument(
+        "--hold-out-wordings",
+        type=float,
+        metavar="S",
+        help="share of the simulator's wordings that no incident for training uses, as in 0.3; a tenth as many "
+        "incidents more, in these wordings alone, go to OUT.unseen",
+    )
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, asked_alone: bool = False) -> None:
@@ -116,20 +123,22 @@ def source_from(args: argparse.Namespace) -> IncidentSource:
         if args.taxonomy is not None:
             raise IncidentError("--taxonomy goes with --incidents; the simulator brings its own")
         return simulator_source(_simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
-    for name in ("num_incidents", "lang", "zh_share", "difficulty", "topologies"):
+    for name in ("num_incidents", "lang", "zh_share", "difficulty", "topologies", "hold_out_wordings"):
         if getattr(args, name) is not None:
             raise IncidentError(f"--{name.replace('_', '-')} belongs to the simulator; leave it out with --incidents")
     return file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None)
 
 
 def _simulator_from(args: argparse.Namespace):
-    from verl_aiops.incidents import Simulator
+    from verl_aiops.incidents import Simulator, Wordings
 
     given = {
         name: getattr(args, name) for name in ("lang", "zh_share", "difficulty") if getattr(args, name) is not None
     }
     if args.topologies is not None:
         given["topologies"] = tuple(name.strip() for name in args.topologies.split(","))
+    if args.hold_out_wordings is not None:
+        given["wordings"] = Wordings(args.hold_out_wordings)
     return Simulator(seed=args.seed, **given)
 
 
@@ -158,13 +167,19 @@ def simulate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_simulate(args: argparse.Namespace) -> None:
-    from verl_aiops.incidents import simulator_source, write_incidents, write_taxonomy
+    from verl_aiops.incidents import sibling, simulator_source, write_incidents, write_taxonomy
 
-    source = simulator_source(_simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
+    simulator, count = _simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents
+    source = simulator_source(simulator, count)
+    more = source.count - count
     if args.taxonomy_out is not None:
         write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
-    count = write_incidents(source.stream(), args.out, overwrite=args.overwrite)
+    write_incidents(simulator.stream(count), args.out, overwrite=args.overwrite)
     print(printable(f"{count:,} incidents in {args.out}"))
+    if more:
+        unseen = sibling(args.out, "unseen")
+        write_incidents(simulator.held_out().stream(more, start=count), unseen, overwrite=args.overwrite)
+        print(printable(f"{more:,} in held-out wordings in {unseen}"))
 
 
 def build_arguments(args: argparse.Namespace) -> dict[str, Any]:

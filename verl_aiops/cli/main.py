@@ -58,7 +58,8 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command(
         "write simulated incidents",
         "verl-aiops simulate --out incidents.jsonl --num-incidents 5000\n"
-        "verl-aiops simulate --out zh.jsonl --lang zh --difficulty hard --seed 7 --taxonomy-out taxonomy.json",
+        "verl-aiops simulate --out zh.jsonl --lang zh --difficulty hard --seed 7 --taxonomy-out taxonomy.json\n"
+        "verl-aiops simulate --out hard.jsonl --difficulty hard --hold-out-wordings 0.3",
         cli_data.simulate_options,
         cli_data.run_simulate,
     ),

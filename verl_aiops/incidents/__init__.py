@@ -36,7 +36,7 @@ from verl_aiops.incidents.prompts import (
 )
 from verl_aiops.incidents.safety import neutralise
 from verl_aiops.incidents.schema import Incident, fault_id, normalise_label
-from verl_aiops.incidents.simulator import Difficulty, Simulator, simulator_taxonomy
+from verl_aiops.incidents.simulator import Difficulty, Simulator, Wordings, simulator_taxonomy
 from verl_aiops.incidents.taxonomy import System, Taxonomy
 from verl_aiops.incidents.text import incident_text, neutralise_incident
 from verl_aiops.split import split_side
@@ -68,6 +68,7 @@ __all__ = [
     "System",
     "Taxonomy",
     "Trimmed",
+    "Wordings",
     "answer_json",
     "build_case",
     "build_feedback",

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from verl_aiops.incidents.schema import Incident
-from verl_aiops.incidents.taxonomy import System
+from verl_aiops.incidents.taxonomy import ABSTENTIONS, System
 from verl_aiops.incidents.text import incident_text
 
 Message = dict[str, str]
@@ -66,6 +66,11 @@ class Candidates:
     services: tuple[str, ...]
     incident_types: tuple[str, ...]
 
+    @property
+    def abstentions(self) -> frozenset[str]:
+        """Those of `ABSTENTIONS` that are offered as a whole answer, both as service and as type."""
+        return frozenset(ABSTENTIONS).intersection(self.services, self.incident_types)
+
 
 def choose_candidates(
     incident: Incident, system: System, *, max_candidates: int = 0, seed: int = 0, named: Set[str] | None = None
@@ -81,19 +86,28 @@ def choose_candidates(
     if named is None:
         named = system.services_in(incident_text(incident))
     decoys = {incident_type for _, incident_type in incident.decoys}
-    services = _chosen(rng, system.services, incident.service, incident.is_service, named, max_candidates)
-    types = _chosen(rng, system.incident_types, incident.incident_type, incident.is_type, decoys, max_candidates)
+    always, most = system.abstentions, max_candidates
+    services = _chosen(rng, system.services, incident.service, incident.is_service, named, always, most)
+    types = _chosen(rng, system.incident_types, incident.incident_type, incident.is_type, decoys, always, most)
     return Candidates(services, types)
 
 
 def _chosen(
-    rng: random.Random, names: Sequence[str], right: str, is_right: Callable[[str], bool], first: Set[str], most: int
+    rng: random.Random,
+    names: Sequence[str],
+    right: str,
+    is_right: Callable[[str], bool],
+    first: Set[str],
+    always: Set[str],
+    most: int,
 ) -> tuple[str, ...]:
     # Drawn for every name of the system, whichever is right: who asks without knowing the answer draws the same.
     draws = {name: (rng.random(), rng.random()) for name in dict.fromkeys((*names, right))}
     others = [name for name in draws if not is_right(name)]
     if most > 0:
-        others = sorted(others, key=lambda name: (name not in first, draws[name][0]))[: most - 1]
+        kept = [name for name in others if name in always]
+        others = [name for name in others if name not in always]
+        others = sorted(others, key=lambda name: (name not in first, draws[name][0]))[: most - 1] + kept
     # By the second draw, since the cut has put first what the text names.
     return tuple(sorted([*others, right], key=lambda name: draws[name][1]))
 

@@ -13,6 +13,10 @@ from verl_aiops.incidents.schema import Incident, check_label
 from verl_aiops.inputs.json_text import JsonFault, read_json_file
 from verl_aiops.inputs.shown import one_line
 
+# Service and incident type of two answers: no fault explains the alert; the data do not tell which one does. A system
+# has them where such incidents occur, and its prompts then always offer them.
+NO_FAULT, UNKNOWN = ABSTENTIONS = ("none", "unknown")
+
 
 @dataclass(frozen=True)
 class System:
@@ -20,6 +24,11 @@ class System:
 
     services: tuple[str, ...]
     incident_types: tuple[str, ...]
+
+    @property
+    def abstentions(self) -> frozenset[str]:
+        """The answers of this system that name no fault: those of `ABSTENTIONS` that are both a service and a type."""
+        return frozenset(ABSTENTIONS).intersection(self.services, self.incident_types)
 
     def services_in(self, text: str) -> set[str]:
         """The services that `text` names (`names.names_in`)."""

@@ -43,7 +43,11 @@ def test_jsonl_round_trip(tmp_path, incidents):
 
 
 def test_parquet_round_trip(tmp_path, incidents):
-    pq.write_table(pa.Table.from_pylist([incident.to_dict() for incident in incidents]), tmp_path / "a.parquet")
+    rows = [incident.to_dict() for incident in incidents]
+    names = dict.fromkeys(name for row in rows for name in row)
+    # a table has the columns of its first row
+    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+    pq.write_table(table, tmp_path / "a.parquet")
     assert list(read_incidents(tmp_path / "a.parquet")) == incidents
 
 

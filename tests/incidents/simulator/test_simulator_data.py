@@ -45,7 +45,7 @@ def added(tmp_path, monkeypatch):
 
 
 def test_a_fault_and_a_system_of_ones_own_are_one_entry_each(added):
-    assert simulator_taxonomy().systems["simulator/radio"].services == ("front", "mixer", "tape")
+    assert simulator_taxonomy().systems["simulator/radio"].services == ("front", "mixer", "none", "tape", "unknown")
     assert isinstance(simulator_taxonomy().systems["simulator/shop"], System)
     simulator = Simulator(topologies=("radio",), lang="mix", difficulty=Difficulty(depth=(1, 1), hidden=0.3))
     made = [incident for incident in simulator.stream(600) if incident.incident_type == "leap_second"]

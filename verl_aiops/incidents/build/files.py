@@ -129,7 +129,7 @@ def build_prefs(
         return [{**shared, **row} for row in FORMS[form].rows_of(case, makers[side].make(case))]
 
     what, columns, _ = FORMS[form]
-    split = Split(val_share, test_share, seed, tuple(hold_out))
+    split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
     summary = _write(_Build(source, out, split, prompts, val_trim, val_out, overwrite), what, columns, rows)
     summary.makers = {side: makers[side] for side in summary.sides}
     return summary
@@ -162,7 +162,7 @@ def build_sft(
 
     prompts = replace(prompts or PromptOptions(), seed=seed)
     part = None if fold is None else Part(fold, inside=False)
-    split = Split(val_share, test_share, seed, tuple(hold_out))
+    split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
     build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
     return _write(build, "SFT conversations", SFT_COLUMNS, rows, part=part)
 
@@ -215,7 +215,7 @@ def build_rl(
 
     prompts = replace(prompts or PromptOptions(), seed=seed, whole_evidence=True)
     part = None if fold is None else Part(fold, inside=True)
-    split = Split(val_share, test_share, seed, tuple(hold_out))
+    split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
     build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
     return _write(build, "RL prompts", RL_COLUMNS, rows, prompt_of=lambda case: case.opening, part=part)
 

@@ -84,11 +84,14 @@ def parse_kinds(text: str) -> dict[str, float]:
 
 
 def _wrong_services(case: Case) -> list[str]:
-    return [name for name in case.candidates.services if not case.incident.is_service(name)]
+    """Wrong names of a service. An answer that names no fault is wrong as a whole (`_both`), not in its service."""
+    whole = case.candidates.abstentions
+    return [name for name in case.candidates.services if not case.incident.is_service(name) and name not in whole]
 
 
 def _wrong_types(case: Case) -> list[str]:
-    return [name for name in case.candidates.incident_types if not case.incident.is_type(name)]
+    whole = case.candidates.abstentions
+    return [name for name in case.candidates.incident_types if not case.incident.is_type(name) and name not in whole]
 
 
 def _wrong_service(case: Case) -> list[tuple[str, str]]:
@@ -101,7 +104,8 @@ def _wrong_type(case: Case) -> list[tuple[str, str]]:
 
 def _both(case: Case) -> list[tuple[str, str]]:
     types = _wrong_types(case)
-    return [(service, incident_type) for service in _wrong_services(case) for incident_type in types]
+    whole = [(name, name) for name in sorted(case.candidates.abstentions) if name != case.incident.service]
+    return [(service, incident_type) for service in _wrong_services(case) for incident_type in types] + whole
 
 
 def _upstream(case: Case) -> list[tuple[str, str]]:
@@ -254,9 +258,8 @@ class PairMaker:
     def _best(self, case: Case, proposals: list[NearMiss], rng: random.Random) -> NearMiss:
         incident = case.incident
         if rng.random() < self.options.hard_share:
-            hard = [
-                answer for answer in proposals if answer.service in case.named or answer.service == incident.service
-            ]
+            near = case.named | {incident.service} | case.candidates.abstentions
+            hard = [answer for answer in proposals if answer.service in near]
             proposals = hard or proposals
         right_length = len(incident.service) + len(incident.incident_type)
         surplus = self.lengths[1] - self.lengths[0]

@@ -11,7 +11,7 @@ from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.faults import FaultFinder, Faults
 from verl_aiops.incidents.io.readers import read_incidents
 from verl_aiops.incidents.schema import Incident, fault_id
-from verl_aiops.incidents.simulator import Simulator, simulator_taxonomy
+from verl_aiops.incidents.simulator import NEW_WORDINGS, Simulator, simulator_taxonomy
 from verl_aiops.incidents.taxonomy import System, Taxonomy
 
 
@@ -20,7 +20,8 @@ class IncidentSource:
     """Incidents that can be streamed more than once.
 
     `merged` maps a fault to the one it has to stay together with, and `faults` counts how they were told; `one_each`
-    says that every incident is a fault of its own. `unknown` counts the incidents that have a field which nothing
+    says that every incident is a fault of its own. `hold_out` names sources of it that nothing may be trained on
+    (`build.sides.Split`), whatever else is held out. `unknown` counts the incidents that have a field which nothing
     reads, by its name.
     """
 
@@ -30,6 +31,7 @@ class IncidentSource:
     taxonomy: Taxonomy
     merged: Mapping[str, str] = field(default_factory=dict)
     one_each: bool = False
+    hold_out: tuple[str, ...] = ()
     faults: Faults = field(default_factory=Faults)
     unknown: Mapping[str, int] = field(default_factory=dict)
 
@@ -40,13 +42,31 @@ class IncidentSource:
 
 
 def simulator_source(simulator: Simulator, count: int) -> IncidentSource:
-    """The first `count` incidents of a simulator, in constant memory."""
+    """The first `count` incidents of a simulator, in constant memory.
+
+    Where it holds out wordings, a tenth as many incidents in these alone follow, which are held out with them.
+    """
     if count < 1:
         raise IncidentError(f"number of incidents: expected at least 1, found {count}")
-    faults = Faults(by_field=count)
+    more = more_in_new_wordings(simulator, count)
+
+    def stream() -> Iterator[Incident]:
+        yield from simulator.stream(count)
+        if more:
+            yield from simulator.held_out().stream(more, start=count)
+
+    held_out = {incident.source for incident in simulator.held_out().stream(more, start=count)} if more else ()
     return IncidentSource(
-        "simulator", count, lambda: simulator.stream(count), simulator_taxonomy(), one_each=True, faults=faults
+        *("simulator", count + more, stream, simulator_taxonomy()),
+        one_each=True,
+        hold_out=tuple(sorted(held_out)),
+        faults=Faults(by_field=count + more),
     )
+
+
+def more_in_new_wordings(simulator: Simulator, count: int) -> int:
+    """How many incidents in held-out wordings go with `count` in the others; 0 if none are held out."""
+    return max(1, count // 10) if simulator.wordings.held_out_share and not simulator.wordings.held_out else 0
 
 
 def file_source(path: str | Path, taxonomy: Taxonomy | None = None) -> IncidentSource:
@@ -81,7 +101,7 @@ def _taxonomy_of(names: Mapping[str, tuple[set[str], set[str]]]) -> Taxonomy:
     simulated = simulator_taxonomy().systems
     systems = {}
     for source, (services, types) in sorted(names.items()):
-        known = simulated.get(source, System((), ()))
+        known = simulated.get(source.removesuffix(NEW_WORDINGS), System((), ()))
         systems[source] = System(
             tuple(sorted(services.union(known.services))), tuple(sorted(types.union(known.incident_types)))
         )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from verl_aiops.incidents.simulator.difficulty import DIFFICULTIES, Difficulty
 from verl_aiops.incidents.simulator.faults import Fault, faults, load_faults
-from verl_aiops.incidents.simulator.generate import Simulator, simulator_taxonomy
+from verl_aiops.incidents.simulator.generate import NEW_WORDINGS, Simulator, simulator_taxonomy
 from verl_aiops.incidents.simulator.topology import Topology, load_topologies, topologies
+from verl_aiops.incidents.simulator.wordings import Wordings
 
 if TYPE_CHECKING:
     FAULTS: dict[str, Fault]
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DIFFICULTIES",
     "FAULTS",
+    "NEW_WORDINGS",
     "TOPOLOGIES",
     "Difficulty",
     "Fault",
     "Simulator",
     "Topology",
+    "Wordings",
     "load_faults",
     "load_topologies",
     "simulator_taxonomy",

@@ -7,10 +7,12 @@ from functools import cache
 from pathlib import Path
 
 from verl_aiops.incidents.io.yaml_file import Entry, read_yaml
+from verl_aiops.incidents.simulator.signs import signs
 from verl_aiops.incidents.simulator.topology import KINDS
 from verl_aiops.incidents.simulator.values import DATA, wording
 
 SLOW, ERRORS, STALE = EFFECTS = ("slow", "errors", "stale")
+CHANGES = ("release", "config", "drill")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,11 @@ class Voice:
 
 @dataclass(frozen=True)
 class Fault:
-    """One incident type. `kinds` are the service kinds it strikes, `effects` what callers and users may see of it."""
+    """One incident type. `kinds` are the service kinds it strikes, `effects` what callers and users may see of it.
+
+    `moves` are the metrics that leave their usual range, `looks` the groups of wordings that it shares with other
+    types, `after` the kind of change that brought it about; without the first two, its `own` wordings tell it.
+    """
 
     name: str
     kinds: tuple[str, ...]
@@ -37,6 +43,15 @@ class Fault:
     metrics: tuple[str, ...]
     mild_metrics: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    moves: tuple[str, ...] = ()
+    looks: tuple[str, ...] = ()
+    after: str | None = None
+
+
+@cache
+def looks() -> dict[str, Voice]:
+    """The groups of wordings that types share, as data/looks.yaml has them."""
+    return {name: voice(entry, "op") for name, entry in read_yaml(DATA / "looks.yaml").items()}
 
 
 @cache
@@ -55,7 +70,12 @@ def load_faults(path: str | Path) -> dict[str, Fault]:
 
 
 def _fault(name: str, entry: Entry) -> Fault:
-    fields = entry.fields(("kinds", "effects", "own", "remote", "mild", "metrics"), ("mild_metrics", "aliases"))
+    fields = entry.fields(
+        ("kinds", "effects", "own", "remote", "mild", "metrics"),
+        ("mild_metrics", "aliases", "moves", "looks", "after"),
+    )
+    if fields["moves"].absent() != fields["looks"].absent():
+        raise entry.fail("moves and looks together, or neither of them", "without both, its own wordings tell it")
     return Fault(
         Entry(name, entry.file, entry.key).label(),
         tuple(kind.choice(*KINDS) for kind in fields["kinds"].list()),
@@ -66,6 +86,9 @@ def _fault(name: str, entry: Entry) -> Fault:
         metrics=lines(fields["metrics"]),
         mild_metrics=() if fields["mild_metrics"].absent() else lines(fields["mild_metrics"]),
         aliases=() if fields["aliases"].absent() else tuple(alias.label() for alias in fields["aliases"].list()),
+        moves=() if fields["moves"].absent() else tuple(move.choice(*signs()) for move in fields["moves"].list()),
+        looks=() if fields["looks"].absent() else tuple(look.choice(*looks()) for look in fields["looks"].list()),
+        after=None if fields["after"].absent() else fields["after"].choice(*CHANGES),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from verl_aiops.incidents.io.yaml_file import Entry, read_yaml
 from verl_aiops.incidents.simulator.values import DATA
@@ -13,18 +14,26 @@ from verl_aiops.incidents.simulator.values import DATA
 KINDS = ("edge", "app", "db", "cache", "queue", "store")
 
 
+class Flow(NamedTuple):
+    """What users do: its English and Chinese name, the request that it is in the data, the services that it uses."""
+
+    en: str
+    zh: str
+    operation: str
+    through: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Topology:
     """A call graph without cycles. `kinds` gives each service's kind, `calls` the services that each one calls.
 
-    `flows` are what users notice, English and Chinese; they name no service. `operations` are request names for logs
-    and spans.
+    `flows` are what users notice; they name no service. `operations` are further request names for logs.
     """
 
     name: str
     kinds: Mapping[str, str]
     calls: Mapping[str, tuple[str, ...]]
-    flows: tuple[tuple[str, str], ...]
+    flows: tuple[Flow, ...]
     operations: tuple[str, ...]
 
     @cached_property
@@ -35,6 +44,30 @@ class Topology:
     def callers(self) -> Mapping[str, tuple[str, ...]]:
         """Who calls each service."""
         return {name: tuple(caller for caller, called in self.calls.items() if name in called) for name in self.kinds}
+
+    @cached_property
+    def flows_of(self) -> Mapping[str, tuple[Flow, ...]]:
+        """The flows that use each service; all of them for one that none names."""
+        return {name: tuple(flow for flow in self.flows if name in flow.through) or self.flows for name in self.kinds}
+
+    @cached_property
+    def routes(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """By a flow's operation, who calls each of its services on it."""
+        return {
+            flow.operation: {
+                name: tuple(caller for caller in self.callers[name] if caller in flow.through) for name in self.kinds
+            }
+            for flow in self.flows
+        }
+
+    @cached_property
+    def entries(self) -> Mapping[str, str]:
+        """By a flow's operation, the service at which its requests come in: one that nobody on it calls."""
+        return {
+            flow.operation: next(name for name in self.kinds if name in flow.through and not called[name])
+            for flow in self.flows
+            for called in (self.routes[flow.operation],)
+        }
 
 
 @cache
@@ -63,11 +96,20 @@ def _topology(name: str, entry: Entry) -> Topology:
         Entry(caller, called.file, called.key).choice(*kinds)
         calls[caller] = tuple(service.choice(*kinds) for service in called.list())
     _check_no_cycle(fields["calls"], calls)
-    flows = [flow.fields(("en", "zh")) for flow in fields["flows"].list()]
-    return Topology(
-        *(name, kinds, calls),
-        tuple((flow["en"].text(), flow["zh"].text()) for flow in flows),
-        tuple(operation.text() for operation in fields["operations"].list()),
+    operations = tuple(operation.text() for operation in fields["operations"].list())
+    flows = [_flow(flow, kinds, operations[i % len(operations)]) for i, flow in enumerate(fields["flows"].list())]
+    return Topology(name, kinds, calls, tuple(flows), operations)
+
+
+def _flow(entry: Entry, services: Mapping[str, str], operation: str) -> Flow:
+    fields = entry.fields(("en", "zh"), ("operation", "through"))
+    return Flow(
+        fields["en"].text(),
+        fields["zh"].text(),
+        operation if fields["operation"].absent() else fields["operation"].text(),
+        frozenset(
+            services if fields["through"].absent() else (name.choice(*services) for name in fields["through"].list())
+        ),
     )
 
 

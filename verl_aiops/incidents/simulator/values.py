@@ -37,14 +37,15 @@ def _value(entry: Entry) -> Filler:
     if not fields["hex"].absent():
         return Filler(_hex(fields["hex"].count(most=64)), fact)
     if not fields["decimal"].absent():
-        low, high = _bounds(fields["decimal"])
+        low, high = bounds(fields["decimal"])
         return Filler(_decimal(low, high, fields["digits"].count(most=15)), fact)
     if fields["text"].absent():
-        return Filler(_whole(*_bounds(fields["whole"])), fact)
-    return Filler(_text(fields["text"].text(), [_bounds(entry) for entry in fields["whole"].list()]), fact)
+        return Filler(_whole(*bounds(fields["whole"])), fact)
+    return Filler(_text(fields["text"].text(), [bounds(entry) for entry in fields["whole"].list()]), fact)
 
 
-def _bounds(entry: Entry) -> tuple[float, float]:
+def bounds(entry: Entry) -> tuple[float, float]:
+    """Two numbers, the smaller first."""
     bounds = [number.value for number in entry.list()]
     plain = all(isinstance(number, int | float) and not isinstance(number, bool) for number in bounds)
     if len(bounds) != 2 or not plain or not bounds[0] < bounds[1]:
