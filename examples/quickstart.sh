@@ -37,7 +37,10 @@ verl-aiops get-model --out models/SmolLM2-135M-Instruct
 
 step "pairs from ${INCIDENTS:-the simulator}"
 rm -rf "$RUN" && mkdir -p "$RUN"
-verl-aiops build-prefs ${INCIDENTS:+--incidents "$INCIDENTS"} --out "$RUN/prefs.parquet" --style direct \
+# Simulated ones are easy: a model of this size learns in minutes to read one fault, not to tell several apart.
+source=(--difficulty easy)
+[ -z "${INCIDENTS:-}" ] || source=(--incidents "$INCIDENTS")
+verl-aiops build-prefs "${source[@]}" --out "$RUN/prefs.parquet" --style direct \
   --max-chars 300 --max-candidates 5 --pairs-per-incident 1
 
 step "DPO through python -m verl.trainer.main_ppo (log: $RUN/train.log)"
