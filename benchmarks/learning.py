@@ -133,11 +133,9 @@ class Plan:
                 if stage["kind"] == "dpo":
                     made.append(self._pairs(name, stage, seed))
                 made += [self._train(name, stage, seed), self._eval(name, seed)]
-        # stage by stage, so that all seeds go on together
-        order = ["data", "baseline", *self.recipe["stages"]]
-        return sorted(
-            made, key=lambda job: order.index(job.name.split("/")[0]) if job.name.split("/")[0] in order else 1
-        )
+        # stage by stage, so that all seeds go on together; nothing waits for an evaluation
+        order = ["data", "baseline", *self.recipe["stages"], "base"]
+        return sorted(made, key=lambda job: ("/eval-" in job.name, order.index(job.name.partition("/")[0])))
 
     def _data(self) -> Job:
         files = [str(Path(path).resolve()) for path in self.arguments.incidents]
@@ -148,7 +146,8 @@ class Plan:
         def do(folder: Path, run: Callable) -> None:
             build_data(self.recipe, files, folder, partial(verl_aiops, run))
 
-        return Job("data", do, {**kept, "shards": shards, "incidents": digests})
+        kept |= {"shards": shards, "limit": self.recipe["ask"]["limit"], "incidents": digests}
+        return Job("data", do, kept)
 
     def _baseline(self) -> Job:
         def do(folder: Path, run: Callable) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["build_data", "make_files", "part_of", "renamed", "shuffled"]
+__all__ = ["build_data", "make_files", "options", "part_of", "renamed", "shuffled"]
 
 Row = dict[str, Any]
 SEPARATORS = (", ", "、")
@@ -59,6 +59,8 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
     _write(folder / "train.parquet", train, table.schema)
     _write(folder / "ask.parquet", ask, table.schema)
     sides = [row for side in recipe["sides"] for row in pq.read_table(folder / f"rl.{side}.parquet").to_pylist()]
+    if recipe["ask"]["limit"] is not None:
+        sides = random.Random("sides").sample(sides, min(recipe["ask"]["limit"], len(sides)))
     _write(folder / "side.parquet", sides, pq.read_schema(folder / f"rl.{recipe['sides'][0]}.parquet"))
     conversations = [conversation(row) for row in train]
     with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:

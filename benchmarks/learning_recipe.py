@@ -29,7 +29,7 @@ STAGES: dict[str, dict[str, Any]] = {
 _OPTIONAL = {"steps", "micro-batch", "limit"}
 _DATA = {"simulate": None, "build": {}, "folds": None, "rename": 0, "shuffle": 0}
 _RECIPE = {"seeds": [0], "sides": ["val"], "data": {}, "ask": {}, "base": False, "stages": {}}
-_ASK = {"round-tokens": "120,40", "concurrency": 64}
+_ASK = {"round-tokens": "120,40", "concurrency": 64, "limit": None}
 
 
 def read_recipe(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from learning_data import options
+
 __all__ = ["SFT_EXAMPLE", "collect_model", "eval_arguments", "pairs_arguments", "sft_by_verl", "train_command"]
 
 SFT_EXAMPLE = Path(__file__).parents[1] / "examples" / "run_sft.sh"
@@ -150,6 +152,6 @@ def eval_arguments(recipe: Mapping[str, Any], model: Path, data: Path, out: Path
 def pairs_arguments(stage: Mapping[str, Any], recipe: Mapping[str, Any], answers: list[Path], out: Path) -> list[str]:
     """`build-prefs` on sampled answers, told the split of the data, so that a held-out fault is refused."""
     build = recipe["data"]["build"]
-    split = [f"--{key}={build[key]}" for key in ("val-share", "seed") if key in build]
+    split = options({key: build[key] for key in ("val-share", "test-share", "hold-out-source", "seed") if key in build})
     form = {"pairs": [f"--pairs-per-incident={stage['pairs-per-incident']}"], "groups": ["--groups"]}[stage["form"]]
     return ["build-prefs", "--from-generations", *map(str, answers), "--out", str(out), "--overwrite", *form, *split]

@@ -249,6 +249,7 @@ def test_kept_answers_are_the_same_bytes_and_read_as_an_evaluation(benchmark, tm
 
     kept(benchmark, tmp_path, "sft", 0, (0.5, 0.5))
     first = (tmp_path / "answers" / "sft" / "s0.jsonl.gz").read_bytes()
+    assert first[4:8] == bytes(4)  # no time of writing
     lines = kept(benchmark, tmp_path, "sft", 0, (0.5, 0.5))
     assert (tmp_path / "answers" / "sft" / "s0.jsonl.gz").read_bytes() == first
     (tmp_path / "plain.jsonl").write_bytes(gzip.decompress(first))
