@@ -95,12 +95,12 @@ def options(settings: Mapping[str, Any]) -> list[str]:
 
 def conversation(row: Row) -> Row:
     """The right conversation after a row's prompt, as ``chosen``. A pair needs a rejected one too, which the loss `sft`
-    does not look at: the same with another verdict."""
+    does not look at: the same without a verdict."""
     answers, rounds = row["extra_info"]["answers"], row["extra_info"]["rounds"]
     chosen = [{"role": "assistant", "content": answers[0]}]
     for user, answer in zip(rounds, answers[1:]):
         chosen += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    rejected = [*chosen[:-1], {"role": "assistant", "content": '{"service": "unknown", "incident_type": "unknown"}'}]
+    rejected = [*chosen[:-1], {"role": "assistant", "content": "No verdict."}]
     return {
         "prompt": row["prompt"],
         "chosen": chosen,

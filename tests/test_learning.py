@@ -81,6 +81,7 @@ def built(benchmark, tmp_path):
         [
             "data.simulate={num-incidents: 60, seed: 1, difficulty: mix}",
             "data.build={max-chars: 300, val-share: 0.2, test-share: 0.2, hold-out-source: [simulator/bank]}",
+            "data.folds=2",
             "sides=[test, unseen]",
         ],
     )
@@ -117,6 +118,15 @@ def test_models_are_asked_about_a_fold_that_sft_has_not_seen(built):
         said = json.loads(own["chosen"][-1]["content"])
         assert said == {key: truth[key] for key in ("service", "incident_type")}
         assert [message["content"] for message in own["chosen"][1::2]] == row["extra_info"]["rounds"]
+        assert own["rejected"][:-1] == own["chosen"][:-1] and own["rejected"] != own["chosen"]
+
+
+def test_an_unknown_culprit_is_a_pair_too(benchmark):
+    """The rejected answer of SFT's pairs is none that an incident can have."""
+    answers = ["It cannot be told.", '{"service": "unknown", "incident_type": "unknown"}']
+    row = {"prompt": [], "extra_info": {"answers": answers, "rounds": ["Verdict:"], "id": "i", "group": "g"}}
+    made = benchmark("learning_data").conversation(row)
+    assert made["chosen"][-1]["content"] == answers[-1] != made["rejected"][-1]["content"]
 
 
 def test_copies_have_other_names_or_another_order_and_stay_true(built, benchmark):
