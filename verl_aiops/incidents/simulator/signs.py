@@ -77,7 +77,8 @@ def _sign(name: str, entry: Entry) -> Sign:
     return Sign(
         Entry(name, entry.file, entry.key).label(),
         tuple(kind.choice(*KINDS, FLOW) for kind in fields["kinds"].list()),
-        *(bounds(fields[part]) for part in ("low", "width")),
+        low=bounds(fields["low"]),
+        width=bounds(fields["width"]),
         moved=(1, 1) if fields["moved"].absent() else bounds(fields["moved"]),
         full=None if fields["full"].absent() else bounds(fields["full"]),
         falls=not fields["falls"].absent() and fields["falls"].flag(),
