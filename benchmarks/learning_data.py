@@ -18,7 +18,6 @@ from typing import Any
 __all__ = ["build_data", "make_files", "options", "part_of", "renamed", "shuffled"]
 
 Row = dict[str, Any]
-SEPARATORS = (", ", "、")
 
 
 def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path, command: Callable) -> None:
@@ -117,8 +116,10 @@ def renamed(row: Row, seed: int) -> Row | None:
     from verl_aiops.rewards.triage.answer import normalise_label
 
     truth = json.loads(row["reward_model"]["ground_truth"])
-    names = (truth.get("candidates") or {}).get("service") or []
-    if len(names) < 2:
+    offered = truth.get("candidates") or {}
+    # "none" of both lists says that nothing has failed, which no other name does
+    names = [name for name in offered.get("service") or [] if name not in (offered.get("incident_type") or [])]
+    if len(names) < 2 or truth["service"] not in names:
         return None
     rng = random.Random(f"rename/{seed}/{row['extra_info']['id']}")
     order = rng.sample(names, len(names))
@@ -129,7 +130,7 @@ def renamed(row: Row, seed: int) -> Row | None:
         return pattern.sub(lambda match: swap[normalise_label(match.group())], text)
 
     truth["service"] = swapped(truth["service"])
-    truth["candidates"]["service"] = [swapped(name) for name in names]
+    truth["candidates"]["service"] = [swap.get(normalise_label(name), name) for name in offered["service"]]
     truth["evidence"] = [swapped(text) for text in truth.get("evidence") or []]
     # other names of the old service would pay whoever remembers it
     truth["aliases"] = {**(truth.get("aliases") or {}), "service": []}
@@ -145,7 +146,7 @@ def shuffled(row: Row, seed: int) -> Row | None:
     lists = {}
     for field, names in (truth.get("candidates") or {}).items():
         truth["candidates"][field] = rng.sample(names, len(names))
-        lists |= {between.join(names): between.join(truth["candidates"][field]) for between in SEPARATORS}
+        lists[json.dumps(names, ensure_ascii=False)] = json.dumps(truth["candidates"][field], ensure_ascii=False)
     found = 0
 
     def reordered(text: str) -> str:
@@ -153,7 +154,7 @@ def shuffled(row: Row, seed: int) -> Row | None:
         lines = text.split("\n")
         for at, line in enumerate(lines):
             # a list stands at the end of its line, after its heading
-            listed = next((old for old in lists if old and line.endswith((f": {old}", f"：{old}"))), None)
+            listed = next((old for old in lists if line.endswith((f": {old}", f"：{old}"))), None)
             if listed is not None:
                 found += 1
                 lines[at] = line.removesuffix(listed) + lists[listed]

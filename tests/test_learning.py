@@ -144,7 +144,7 @@ def test_copies_have_other_names_or_another_order_and_stay_true(built, benchmark
             info, other = copy["extra_info"], json.loads(copy["reward_model"]["ground_truth"])
             assert (other["service"] == truth["service"]) == (name == "shuffled")
             assert sorted(other["candidates"]["service"]) == sorted(truth["candidates"]["service"])
-            assert ", ".join(other["candidates"]["service"]) in info["rounds"][-1] or "、" in info["rounds"][-1]
+            assert json.dumps(other["candidates"]["service"], ensure_ascii=False) in info["rounds"][-1]
             extra = {"turns": info["answers"], "incident_text": info["incident_text"]}
             own = {"turns": row["extra_info"]["answers"], "incident_text": row["extra_info"]["incident_text"]}
             scores = [compute_score("", "", t, e)["score"] for t, e in ((other, extra), (truth, own))]
