@@ -53,6 +53,14 @@ def prefs_options(parser: argparse.ArgumentParser) -> None:
         help="also reject names that contain the right one or lie in it, as 'DNS' and 'DNS infrastructure' do, which "
         "without it are left out and counted; e.g. where they are different services for certain",
     )
+    group.add_argument(
+        "--analyses",
+        nargs="+",
+        metavar="EVAL",
+        help="what stands before the verdict: the model's own analyses, of these folders of `verl-aiops eval --data "
+        "RL.parquet ...`, in place of the reference that quotes the evidence; incidents without one are left out. "
+        "--data and --trained-on go with it as below. E.g. --analyses eval/own eval/own_val",
+    )
     group = parser.add_argument_group("pairs of a model's own answers, instead of near misses (docs/own_pairs.md)")
     group.add_argument(
         "--from-generations",
@@ -130,8 +138,19 @@ def run_build_prefs(args: argparse.Namespace) -> None:
     if args.from_generations is not None:
         return _run_own_pairs(args)
     for name in _OWN_ONLY:
-        if getattr(args, name) is not None:
-            raise IncidentError(f"--{name.replace('_', '-')} goes with --from-generations; give both or neither")
+        with_analyses = args.analyses is not None and name in ("data", "trained_on")
+        if getattr(args, name) is not None and not with_analyses:
+            mates = "--from-generations" + " or --analyses" * (name in ("data", "trained_on"))
+            raise IncidentError(f"--{name.replace('_', '-')} goes with {mates}; give both or neither")
+    if args.analyses is not None and args.style == "direct":
+        raise IncidentError(
+            "--analyses: has no meaning with --style direct, which asks for none; leave one of them out"
+        )
     kinds = parse_kinds(args.kinds) if args.kinds is not None else DEFAULT_KINDS
     pairs = PairOptions(args.pairs_per_incident, kinds, args.hard_share, args.seed, args.overlapping_names)
-    print(printable(build_prefs(**build_arguments(args), pairs=pairs, form=args.form)))
+    analyses = None
+    if args.analyses is not None:
+        from verl_aiops.evaluation.on_policy.analyses import own_analyses
+
+        analyses = own_analyses(args.analyses, args.data or (), args.trained_on or ())
+    print(printable(build_prefs(**build_arguments(args), pairs=pairs, form=args.form, analyses=analyses)))

@@ -101,6 +101,7 @@ def build_prefs(
     val_trim: str = "blind",
     pairs: PairOptions | None = None,
     form: str = "pairs",
+    analyses: Callable[[Case], Case | None] | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Write preference data to `out` and, for `val_share` of the faults, to `val_out` (default: see `sibling`).
@@ -109,8 +110,9 @@ def build_prefs(
     all others. `form`, a key of `FORMS`: an incident's right answer and its near misses as pairs (`PREFS_COLUMNS`), as
     one group of `completions`, each with its `score`, or as single answers, each a `completion` with its `label`.
     Prompts and answers are lists of {role, content}. `seed` rules the split, the candidate lists and the choice of near
-    misses, so that all forms have the same ones. An IncidentError, or any other, leaves no half-written file; a side
-    without a row is one.
+    misses, so that all forms have the same ones. `analyses` puts another analysis into a case than the reference, such
+    as a model's own, or leaves its incident out, which is counted. An IncidentError, or any other, leaves no
+    half-written file; a side without a row is one.
     """
     if form not in FORMS:
         raise IncidentError(f"form '{form}': expected one of {', '.join(FORMS)}")
@@ -130,7 +132,8 @@ def build_prefs(
 
     what, columns, _ = FORMS[form]
     split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
-    summary = _write(_Build(source, out, split, prompts, val_trim, val_out, overwrite), what, columns, rows)
+    build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
+    summary = _write(build, what, columns, rows, analyses=analyses)
     summary.makers = {side: makers[side] for side in summary.sides}
     return summary
 
@@ -238,6 +241,7 @@ def _write(
     rows_of: Callable[[Case, str, str], Rows],
     prompt_of: Callable[[Case], list[Message]] = lambda case: case.prompt,
     part: Part | None = None,
+    analyses: Callable[[Case], Case | None] | None = None,
 ) -> Summary:
     source, split = build.source, build.split
     files = split.files(build.out, build.val_out)
@@ -250,7 +254,11 @@ def _write(
             side = splitter.side_of(incident, group)
             if side == TRAIN and part is not None and not part.keeps(group):
                 continue
-            case = build_case(incident, source.taxonomy.system_of(incident), options[side])
+            made = build_case(incident, source.taxonomy.system_of(incident), options[side])
+            case = made if analyses is None else analyses(made)
+            if case is None:
+                sides[side].without_analysis += 1
+                continue
             rows = rows_of(case, group, side)
             for row in rows:
                 by_side[side].write(row)
@@ -272,6 +280,11 @@ def _nothing_written(source: IncidentSource, side: str, split: Split, counts: Si
     text = f"{source.name}: nothing to write for {_SIDE_NAMES[side]} from {source.count:,} incidents{where}"
     if counts.incidents:
         return f"{text}: the {counts.incidents:,} that fell on this side have only one possible answer each"
+    if counts.without_analysis:
+        return (
+            f"{text}: none of the {counts.without_analysis:,} that fell on this side has an analysis to use; ask about "
+            "this side's file of build-rl too, made with the same options, or make no such side"
+        )
     share = {"val": split.val_share, "test": split.test_share}.get(side)
     if share is None:
         mend = "give more of them, more than one possible answer, or smaller shares of validation and test"

@@ -42,6 +42,7 @@ class Side:
     evidence_shortened: int = 0
     over_budget: int = 0
     without_evidence: int = 0
+    without_analysis: int = 0
 
     def add(self, case: Case, group: str, part: str, rows: int, prompt_chars: int) -> None:
         incident, trimmed = case.incident, case.trimmed
@@ -122,6 +123,8 @@ class Summary:
             f"    classes: {len(side.services)} services, {len(side.types)} incident types; languages: {langs}",
             f"    prompt: {mean_prompt:,.0f} characters on average, at most {side.longest_prompt:,}",
         ]
+        if side.without_analysis:
+            lines.append(f"    {side.without_analysis:,} incidents left out: no analysis, or other candidates asked")
         if side.trimmed or side.without_evidence:
             lines.append(
                 f"    trimmed {side.trimmed:,} incidents {kept} ({gone:,} evidence lines left out, {cut:,} cut short); "
