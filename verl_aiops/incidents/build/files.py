@@ -117,6 +117,9 @@ def build_prefs(
     if form not in FORMS:
         raise IncidentError(f"form '{form}': expected one of {', '.join(FORMS)}")
     prompts = replace(prompts or PromptOptions(), seed=seed)
+    if analyses is not None:
+        # they answer prompts of `build_rl`, whose text decides which candidates come first
+        prompts = replace(prompts, whole_evidence=True)
     pairs = replace(pairs or PairOptions(), seed=seed)
     makers = {side: PairMaker(source.taxonomy, pairs) for side in SIDES}
 

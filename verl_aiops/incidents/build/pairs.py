@@ -271,7 +271,7 @@ class PairMaker:
             if answer.incident_type != incident.incident_type:
                 owed += self._owed[answer.source, "incident_type", answer.incident_type]
             longer = len(answer.service) + len(answer.incident_type) - right_length
-            return owed - _LENGTH_WEIGHT * (abs(surplus + longer) - abs(surplus)) + 2 * rng.random()
+            return owed - _LENGTH_WEIGHT * (abs(surplus + longer) - abs(surplus)) + rng.random()
 
         return max(proposals, key=merit)
 
