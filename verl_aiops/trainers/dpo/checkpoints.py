@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from verl_aiops.files import remove, replacing, write_atomically
+from verl_aiops.models.card import write_card
 from verl_aiops.models.folders import merge_checkpoint
 from verl_aiops.trainers.runs.finite import FiniteRun, NotFiniteError, check_model_folder
 from verl_aiops.trainers.runs.log import RunLog
@@ -175,7 +176,8 @@ def exported_from(config: DictConfig) -> str | None:
 def export_model(folder: str, config: DictConfig) -> str:
     """Write the policy of a checkpoint as a plain Hugging Face folder, through verl's model merger.
 
-    LoRA adapters are merged into the weights and kept beside them in ``lora_adapter``. verl's merger writes bfloat16.
+    LoRA adapters are merged into the weights and kept beside them in ``lora_adapter``. verl's merger writes bfloat16. A
+    card (`models.card`) says what the model was made of.
 
     Returns:
         the folder, ``<default_local_dir>/huggingface``.
@@ -189,4 +191,6 @@ def export_model(folder: str, config: DictConfig) -> str:
         check_model_folder(partial)
         origin = {"checkpoint": os.path.basename(folder)}
         (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
+        logged = os.environ.get("VERL_FILE_LOGGER_PATH") or os.path.join(os.path.dirname(target), "metrics.jsonl")
+        write_card(partial, config, os.path.basename(folder), logged)
     return target
