@@ -266,6 +266,8 @@ def finish(out: Path, recipe: Mapping[str, Any], arguments: argparse.Namespace, 
     missing = [name for name in _FITTED if name not in result["baselines"]]
     if missing:
         print(f"no {' and '.join(missing)}: scikit-learn is not installed, or --only left them out", file=sys.stderr)
+    # first without the table: --table-only makes it elsewhere, should anything be missing here
+    about.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     held_to = arguments.held_to or next((label for label, names in done.items() if names), "nothing")
     result["table"] = table_of(out / "answers", held_to, done)
     about.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
