@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/configuration.md from the code: settings, presets, environment variables, commands; and the tables of
-settings in README.md and docs/.
+settings in other pages of docs/.
 
     python scripts/write_config_reference.py            # write the pages
     python scripts/write_config_reference.py --check    # exit code 1 if one of them is not what the code says
@@ -241,7 +241,7 @@ def pages() -> dict[Path, str]:
 
     written = {PAGE: page()}
     for file, owner in (
-        (ROOT / "README.md", DPOConfig),
+        (ROOT / "docs" / "dpo.md", DPOConfig),
         (ROOT / "docs" / "online_dpo.md", OnlineDPOConfig),
         (ROOT / "docs" / "rl.md", RoundSettings),
         (ROOT / "docs" / "reward_model.md", CombinedSettings),

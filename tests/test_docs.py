@@ -1,4 +1,4 @@
-"""What the README says of settings and files is what the code has."""
+"""What README and pages say of settings and files is what the code has."""
 
 import contextlib
 import io
@@ -15,6 +15,8 @@ from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_ZH = (ROOT / "README_zh.md").read_text(encoding="utf-8")
+OFFLINE = (ROOT / "docs" / "dpo.md").read_text(encoding="utf-8")
 RL = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
 ONLINE = (ROOT / "docs" / "online_dpo.md").read_text(encoding="utf-8")
 REWARD = (ROOT / "docs" / "reward_model.md").read_text(encoding="utf-8")
@@ -26,12 +28,12 @@ def rows_of(text):
     return re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", text, flags=re.MULTILINE)
 
 
-ROWS = rows_of(README)
+ROWS = rows_of(OFFLINE)
 
 
 @pytest.mark.parametrize(
     "text, settings",
-    [(README, DPOConfig), (RL, RoundSettings), (ONLINE, OnlineDPOConfig), (REWARD, CombinedSettings)],
+    [(OFFLINE, DPOConfig), (RL, RoundSettings), (ONLINE, OnlineDPOConfig), (REWARD, CombinedSettings)],
 )
 def test_every_setting_stands_in_the_docs_with_its_default(text, settings):
     as_yaml = {None: "null", True: "true", False: "false"}
@@ -43,7 +45,7 @@ def test_every_setting_stands_in_the_docs_with_its_default(text, settings):
         assert said[name] == expected, name
 
 
-def test_every_loss_and_divergence_stands_in_the_readme():
+def test_every_loss_and_divergence_stands_in_the_table_of_settings():
     meanings = {name: meaning for name, _, meaning in ROWS}
     for name in LOSS_TYPES:
         assert f"`{name}`" in meanings["loss_type"], name
@@ -78,8 +80,21 @@ def test_both_languages_give_the_same_commands_and_knobs(page):
     assert f"({page.name})" not in chinese and f"(../{page.name})" in chinese and f"(zh/{page.name})" in english
 
 
+def test_both_readmes_take_five_minutes_and_say_the_same():
+    assert len(README.splitlines()) <= 150
+    assert commands_of(README_ZH) == commands_of(README) != []
+    targets = [re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) for text in (README_ZH, README)]
+    # of the pages that there are in Chinese, those
+    chinese = {f"docs/zh/{page.name}": f"docs/{page.name}" for page in (ROOT / "docs" / "zh").glob("*.md")}
+    chinese |= {"README.md": "README_zh.md"}
+    assert [chinese.get(target, target) for target in targets[0]] == targets[1]
+    assert not {f"docs/{Path(page).name}" for page in chinese} & set(targets[0])
+    counted = [text.count("\n## ") for text in (README, README_ZH)]
+    assert counted[0] == counted[1]
+
+
 def test_links_between_pages_lead_somewhere():
-    for page, text in {ROOT / "README.md": README, **PAGES}.items():
+    for page, text in {ROOT / "README.md": README, ROOT / "README_zh.md": README_ZH, **PAGES}.items():
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -144,7 +144,7 @@ with initialize_config_module("verl.trainer.config", version_base=None):
         for name in ("dpo", "online_dpo")
     )
 hinge = {"beta": 1.0, "loss_type": "hinge"}
-short = reference.short_table(DPOConfig, open("README.md").read()).splitlines()
+short = reference.short_table(DPOConfig, open("docs/dpo.md").read()).splitlines()
 print(json.dumps({
     "losses": [float(compute_dpo_loss(*logps, **hinge, **more)[0]) for more in ({}, {"squeeze": 2.0})],
     "signatures": [inspect.signature(f).parameters["squeeze"].default
@@ -165,7 +165,8 @@ def test_a_new_setting_of_the_losses_is_a_field_and_its_use(tmp_path):
     """In a copy of the code, two files are changed by a line each; everything else must know the setting by itself."""
     for folder in ("verl_aiops", "hydra_plugins", "scripts"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "dpo.md", tmp_path / "docs")
     changes = {
         "settings.py": (r"(?m)^    simpo_gamma: float = knob\(", NEW_FIELD + "    simpo_gamma: float = knob("),
         "formulas.py": (r"relu\(1\.0 - k\.beta \* p\.margin\(k\)\)", "relu(1.0 - k.squeeze * k.beta * p.margin(k))"),
