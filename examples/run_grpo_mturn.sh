@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GRPO with the triage reward on two-round data, through verl's own main_ppo and SGLang.
 #
-#   verl-aiops build-rl --out data/rl.parquet --num-incidents 5000
+#   verl-aiops build-rl --out data/rl.parquet --num-incidents 5000 --difficulty easy
 #   MODEL=Qwen/Qwen2.5-7B-Instruct TRAIN=data/rl.parquet VAL=data/rl.val.parquet GPUS=8 OUT=runs/grpo \
 #     bash examples/run_grpo_mturn.sh [key=value ...]
 #

@@ -2,7 +2,7 @@
 # GRPO on two-round triage data on a machine without a GPU, through verl's own main_ppo and the embedded rollout `hf`.
 #
 #   verl-aiops get-model --out models/SmolLM2-135M-Instruct
-#   verl-aiops build-rl --out data/rl.parquet --max-chars 300 --max-candidates 5
+#   verl-aiops build-rl --out data/rl.parquet --difficulty easy --max-chars 300 --max-candidates 5
 #   MODEL=runs/sft/huggingface TRAIN=data/rl.parquet VAL=data/rl.val.parquet OUT=runs/grpo \
 #     bash examples/run_grpo_mturn_cpu.sh [key=value ...]
 #

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Online DPO with the triage reward on GPUs (SGLang; ENGINE=vllm for vLLM), through verl's own main_ppo.
 #
-#   verl-aiops build-rl --out data/rl.parquet --num-incidents 5000
+#   verl-aiops build-rl --out data/rl.parquet --num-incidents 5000 --difficulty easy
 #   MODEL=runs/sft/huggingface TRAIN=data/rl.parquet VAL=data/rl.val.parquet GPUS=8 OUT=runs/online_dpo \
 #     bash examples/run_online_dpo.sh [key=value ...]
 #
