@@ -6,6 +6,7 @@ None of them needs torch or verl, except `build-rl --model`, which asks verl its
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.inputs.shown import printable
@@ -13,17 +14,30 @@ from verl_aiops.inputs.shown import printable
 if TYPE_CHECKING:
     from verl_aiops.incidents import Fold
     from verl_aiops.incidents.build.case import PromptOptions
+    from verl_aiops.incidents.build.summary import Summary
+    from verl_aiops.incidents.io.columns import FieldColumns
     from verl_aiops.incidents.io.sources import IncidentSource
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Where incidents come from; `source_from` reads these."""
     group = parser.add_argument_group("incidents (the simulator, unless a file is given)")
-    group.add_argument("--incidents", metavar="FILE", help="incidents from a .jsonl, .csv or .parquet file")
+    group.add_argument("--incidents", metavar="FILE", help="incidents from a .jsonl, .csv, .xlsx or .parquet file")
+    add_columns_option(group)
     group.add_argument(
         "--taxonomy", metavar="FILE", help="services and types per system, JSON (default: those in FILE)"
     )
     _add_simulator_options(group)
+
+
+def add_columns_option(group: argparse._ActionsContainer) -> None:
+    """What a file of incidents calls their fields; `columns_from` reads it."""
+    group.add_argument(
+        "--columns",
+        metavar="NAME=THEIRS,...",
+        help="what the file calls the fields, as a ticket system exports them, e.g. --columns "
+        "id=ticket_id,service=service,incident_type=category,symptom=summary,logs=log_excerpt,source=system",
+    )
 
 
 def _add_simulator_options(group: argparse._ActionsContainer) -> None:
@@ -80,6 +94,14 @@ def add_prompt_options(parser: argparse.ArgumentParser, asked_alone: bool = Fals
         metavar="N",
         help="list at most N of each; 0 lists all (default %(default)s)",
     )
+    if not asked_alone:
+        group.add_argument(
+            "--candidates-range",
+            metavar="LOW-HIGH",
+            help="instead of --max-candidates: list another number of each, LOW to HIGH, in every training prompt, and "
+            "HIGH in the files that a model is asked from, e.g. --candidates-range 4-20; with HIGH no less than the "
+            "names of the largest system, as `verl-aiops triage` lists them all",
+        )
     group.add_argument(
         "--max-quotes", type=int, default=3, metavar="N", help="quotes in the reference analysis (default %(default)s)"
     )
@@ -111,22 +133,45 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="a system that nothing is trained on, with all that begins with NAME/: its incidents go to OUT.unseen; "
         "can be repeated, as in --hold-out-source petshop --hold-out-source loghub/BGL",
     )
+    group.add_argument(
+        "--taxonomy-out",
+        metavar="FILE.json",
+        help="also write the services and types of each system, as `eval` and `triage` take them for --taxonomy, e.g. "
+        "--taxonomy-out names.json",
+    )
     group.add_argument("--seed", type=int, default=0, help="of simulation, split and choices (default %(default)s)")
     group.add_argument("--overwrite", action="store_true", help="replace files that are already there")
 
 
 def source_from(args: argparse.Namespace) -> IncidentSource:
     """The incident source that the options of `add_source_options` (and `--seed`) ask for."""
-    from verl_aiops.incidents import IncidentError, Taxonomy, file_source, simulator_source
+    from verl_aiops.incidents import IncidentError, simulator_source
 
     if args.incidents is None:
         if args.taxonomy is not None:
             raise IncidentError("--taxonomy goes with --incidents; the simulator brings its own")
+        if args.columns is not None:
+            raise IncidentError("--columns goes with --incidents, whose columns it names; give both or neither")
         return simulator_source(_simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
     for name in ("num_incidents", "lang", "zh_share", "difficulty", "topologies", "hold_out_wordings"):
         if getattr(args, name) is not None:
             raise IncidentError(f"--{name.replace('_', '-')} belongs to the simulator; leave it out with --incidents")
-    return file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None)
+    return incidents_from(args)
+
+
+def columns_from(args: argparse.Namespace) -> FieldColumns:
+    """What `--columns` says."""
+    from verl_aiops.incidents.io.columns import AS_NAMED, FieldColumns
+
+    return AS_NAMED if args.columns is None else FieldColumns.parse(args.columns)
+
+
+def incidents_from(args: argparse.Namespace) -> IncidentSource:
+    """The incidents of the file that `--incidents`, `--taxonomy` and `--columns` name."""
+    from verl_aiops.incidents import Taxonomy, file_source
+
+    columns = columns_from(args)
+    return file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None, columns)
 
 
 def _simulator_from(args: argparse.Namespace):
@@ -144,9 +189,13 @@ def _simulator_from(args: argparse.Namespace):
 
 def prompts_from(args: argparse.Namespace) -> PromptOptions:
     """The prompt options that `add_prompt_options` (and `--seed`) ask for."""
-    from verl_aiops.incidents import PromptOptions
+    from verl_aiops.incidents import IncidentError, PromptOptions
 
+    lengths = getattr(args, "candidates_range", None)
+    if lengths is not None and (args.no_candidates or args.max_candidates != PromptOptions.max_candidates):
+        raise IncidentError("--candidates-range stands instead of --max-candidates and --no-candidates; give one")
     return PromptOptions(
+        candidates_range=None if lengths is None else _range(lengths),
         style=args.style,
         budget=args.max_chars,
         trim=args.trim or "blind",
@@ -156,6 +205,15 @@ def prompts_from(args: argparse.Namespace) -> PromptOptions:
         quote_chars=args.quote_chars,
         seed=args.seed,
     )
+
+
+def _range(text: str) -> tuple[int, int]:
+    from verl_aiops.incidents import IncidentError
+
+    numbers = text.split("-")
+    if len(numbers) != 2 or not all(number.strip().isdecimal() and len(number) < 10 for number in numbers):
+        raise IncidentError(f"--candidates-range {text}: expected two numbers such as 4-20")
+    return int(numbers[0]), int(numbers[1])
 
 
 def simulate_options(parser: argparse.ArgumentParser) -> None:
@@ -182,20 +240,29 @@ def run_simulate(args: argparse.Namespace) -> None:
         print(printable(f"{more:,} in held-out wordings in {unseen}"))
 
 
-def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What every `build_...` takes."""
-    return {
-        "source": source_from(args),
-        "out": args.out,
-        "val_out": args.val_out,
-        "val_share": args.val_share,
-        "test_share": args.test_share,
-        "hold_out": args.hold_out_source,
-        "seed": args.seed,
-        "prompts": prompts_from(args),
-        "val_trim": args.val_trim,
-        "overwrite": args.overwrite,
-    }
+def build(args: argparse.Namespace, build_files: Callable[..., Summary], **more: Any) -> Summary:
+    """Call a `build_...` with what the options say, and write the taxonomy where it is asked for."""
+    from verl_aiops.incidents import refuse_taken, write_taxonomy
+
+    source = source_from(args)
+    if args.taxonomy_out is not None:
+        refuse_taken(args.taxonomy_out, overwrite=args.overwrite)
+    summary = build_files(
+        source=source,
+        out=args.out,
+        val_out=args.val_out,
+        val_share=args.val_share,
+        test_share=args.test_share,
+        hold_out=args.hold_out_source,
+        seed=args.seed,
+        prompts=prompts_from(args),
+        val_trim=args.val_trim,
+        overwrite=args.overwrite,
+        **more,
+    )
+    if args.taxonomy_out is not None:
+        write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
+    return summary
 
 
 def sft_options(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +289,7 @@ def _fold_from(args: argparse.Namespace) -> Fold | None:
 def run_build_sft(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import build_sft
 
-    print(printable(build_sft(**build_arguments(args), fold=_fold_from(args))))
+    print(printable(build(args, build_sft, fold=_fold_from(args))))
 
 
 def rl_options(parser: argparse.ArgumentParser) -> None:
@@ -252,7 +319,7 @@ def run_build_rl(args: argparse.Namespace) -> None:
 
         # Before the work, which a wrong folder would waste.
         verl_check = VerlCheck(args.model, args.max_prompt_length)
-    summary = build_rl(**build_arguments(args), fold=_fold_from(args))
+    summary = build(args, build_rl, fold=_fold_from(args))
     print(printable(summary))
     for file in summary.written:
         print(printable(f"  checked {file}: {check_rl_file(file)}"))

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_aiops.cli.data import add_prompt_options, prompts_from
+from verl_aiops.cli.data import add_columns_option, add_prompt_options, incidents_from, prompts_from
 from verl_aiops.cli.values import json_object, reward_settings, round_tokens
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data (one of them)")
     data.add_argument("--data", metavar="FILE", help="RL prompts of build-rl, .parquet or .jsonl")
     data.add_argument(
-        "--incidents", metavar="FILE", help="incidents, .jsonl, .csv or .parquet; asked as build-rl would"
+        "--incidents", metavar="FILE", help="incidents, .jsonl, .csv, .xlsx or .parquet; asked as build-rl would"
     )
+    add_columns_option(data)
     data.add_argument("--taxonomy", metavar="FILE", help="services and types per system, JSON; goes with --incidents")
     data.add_argument("--prompt-seed", type=int, default=0, help="as --seed of build-rl (default %(default)s)")
     data.add_argument("--limit", type=int, metavar="N", help="ask N incidents, chosen at random (default all)")
@@ -240,8 +241,8 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
     """The questions, and the settings that say where they come from."""
     from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.run.questions import incident_questions, read_rl_questions, sampled
-    from verl_aiops.incidents import PromptOptions, Taxonomy, file_source
-    from verl_aiops.incidents.build.summary import unread_said
+    from verl_aiops.incidents import PromptOptions
+    from verl_aiops.incidents.build.summary import noticed
     from verl_aiops.inputs.shown import printable
 
     if (args.data is None) == (args.incidents is None):
@@ -252,14 +253,16 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
     if args.data is not None:
         default = replace(PromptOptions(), trim=prompts.trim)
         given = [_OPTIONS.get(name, name) for name, value in vars(prompts).items() if value != getattr(default, name)]
-        given += [name for name in ("trim", "taxonomy") if getattr(args, name) is not None]
+        given += [name for name in ("trim", "taxonomy", "columns") if getattr(args, name) is not None]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise EvaluationError(f"{flags}: goes with --incidents; {args.data} has its prompts already")
         return sampled(read_rl_questions(args.data), args.limit, args.seed), {"data": args.data, "limit": args.limit}
-    source = file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None)
-    if source.unknown:
-        print(printable(f"{args.incidents}: {unread_said(source.unknown)}"))
-    options = {name: value for name, value in vars(prompts).items() if name != "measure"}
+    source = incidents_from(args)
+    for line in noticed(source):
+        print(printable(f"{args.incidents}: {line}"))
+    options = {name: value for name, value in vars(prompts).items() if name not in ("measure", "candidates_range")}
     where = {"incidents": args.incidents, "taxonomy": args.taxonomy, "limit": args.limit, "prompts": options}
+    if args.columns is not None:
+        where["columns"] = args.columns
     return sampled(incident_questions(source, prompts), args.limit, args.seed), where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from verl_aiops.cli.data import add_output_options, add_prompt_options, add_source_options, build_arguments
+from verl_aiops.cli.data import add_output_options, add_prompt_options, add_source_options, build
 from verl_aiops.inputs.shown import printable
 
 __all__ = ["prefs_options", "run_build_prefs"]
@@ -153,4 +153,4 @@ def run_build_prefs(args: argparse.Namespace) -> None:
         from verl_aiops.evaluation.on_policy.analyses import own_analyses
 
         analyses = own_analyses(args.analyses, args.data or (), args.trained_on or ())
-    print(printable(build_prefs(**build_arguments(args), pairs=pairs, form=args.form, analyses=analyses)))
+    print(printable(build(args, build_prefs, pairs=pairs, form=args.form, analyses=analyses)))

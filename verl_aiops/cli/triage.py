@@ -7,6 +7,7 @@ import json
 import sys
 
 from verl_aiops.cli.command import Command, run_alone
+from verl_aiops.cli.data import add_columns_option, columns_from
 from verl_aiops.cli.evaluate import api_key
 from verl_aiops.cli.values import round_tokens
 
@@ -15,8 +16,9 @@ __all__ = ["TRIAGE"]
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "incidents", help="incidents, .jsonl, .csv or .parquet; service and incident_type may be missing"
+        "incidents", help="incidents, .jsonl, .csv, .xlsx or .parquet; service and incident_type may be missing"
     )
+    add_columns_option(parser)
     parser.add_argument("--endpoint", required=True, metavar="URL", help="OpenAI-compatible server, up to /v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="the name it serves the model by")
     parser.add_argument("--id", help="ask only about this incident")
@@ -63,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         )
         backend = EndpointBackend(endpoint, SamplingOptions(round_tokens=tokens))
         asked = PromptOptions(budget=args.max_chars, trim=args.trim, whole_evidence=True, max_candidates=0)
-        questions = read_questions(args.incidents, args.taxonomy, asked, args.id)
+        questions = read_questions(args.incidents, args.taxonomy, asked, args.id, columns_from(args))
         backend.check(questions)
     except ValueError as error:
         raise EvaluationError(error) from None

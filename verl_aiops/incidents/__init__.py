@@ -23,7 +23,14 @@ from verl_aiops.incidents.errors import IncidentError, OutputExistsError
 from verl_aiops.incidents.io.readback import check_rl_file
 from verl_aiops.incidents.io.readers import READERS, read_incidents
 from verl_aiops.incidents.io.sources import IncidentSource, file_source, simulator_source
-from verl_aiops.incidents.io.writers import RowWriter, row_writers, sibling, write_incidents, write_taxonomy
+from verl_aiops.incidents.io.writers import (
+    RowWriter,
+    refuse_taken,
+    row_writers,
+    sibling,
+    write_incidents,
+    write_taxonomy,
+)
 from verl_aiops.incidents.prompts import (
     Candidates,
     answer_json,
@@ -89,6 +96,7 @@ __all__ = [
     "parse_kinds",
     "read_incidents",
     "reference_analysis",
+    "refuse_taken",
     "round1_message",
     "round2_message",
     "row_writers",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
-from verl_aiops.incidents.safety import neutralise
-from verl_aiops.inputs.shown import brief, one_line
+from verl_aiops.incidents.field_checks import check_label, check_list, check_text, fail, found
+from verl_aiops.incidents.language import guess_language
+from verl_aiops.inputs.shown import one_line
 
 LANGUAGES = ("en", "zh")
-MAX_LABEL_CHARS = 200
 REQUIRED_FIELDS = ("id", "service", "incident_type", "symptom", "logs")
 OPTIONAL_FIELDS = ("source", "trace", "lang", "evidence", "fault", "aliases", "difficulty", "upstream", "decoys")
 FIELDS = ("id", "source", "service", "incident_type", "symptom", "logs", "trace", "lang", "evidence")
@@ -29,65 +29,6 @@ def normalise_label(label: str) -> str:
     if label.isascii():
         return label.strip().lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold()).strip()
-
-
-def _fail(field: str, expected: str, mend: str) -> IncidentError:
-    return IncidentError(f"field '{field}': expected {expected}; {mend}")
-
-
-def _found(value: Any) -> str:
-    if isinstance(value, str):
-        return f"str {value[:60]!r}"
-    return "null" if value is None else f"{type(value).__name__} {brief(value, 60)!r}"
-
-
-def _check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:
-    if not isinstance(value, str):
-        raise _fail(field, f"a string, found {_found(value)}", "put the text in quotes")
-    if not empty_ok and not value.strip():
-        raise _fail(field, "text, found an empty string", "fill it in or leave the record out")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            code = ord(value[error.start])
-            mend = "write the file anew as UTF-8"
-            raise _fail(field, f"valid Unicode, found the lone surrogate U+{code:04X}", mend) from None
-
-
-def check_label(field: str, value: Any) -> None:
-    """Raise IncidentError unless `value` is a name of a service, a type or the like: one short, clean line of text."""
-    _check_text(field, value)
-    if not _is_clean_label(value):
-        _refuse_label(field, value)
-
-
-@lru_cache(maxsize=4096)
-def _is_clean_label(value: str) -> bool:
-    spaced = value != value.strip() or not value.isprintable()
-    return not spaced and len(value) <= MAX_LABEL_CHARS and neutralise(value) == value
-
-
-def _refuse_label(field: str, value: str) -> None:
-    if value != value.strip() or not value.isprintable():
-        raise _fail(
-            field, f"one printable line without spaces around it, found {value[:60]!r}", "trim and clean the name"
-        )
-    if len(value) > MAX_LABEL_CHARS:
-        raise _fail(field, f"at most {MAX_LABEL_CHARS} characters, found {len(value)}", "give the short name of it")
-    raise _fail(field, f"a plain name, found the chat-template marker in {value[:60]!r}", "rename it")
-
-
-def _check_list(field: str, value: Any, *, labels: bool = False) -> None:
-    if not isinstance(value, tuple):
-        raise _fail(field, f"a list of strings, found {_found(value)}", 'write it as ["first line", "second line"]')
-    if not labels and set(map(type, value)) <= {str} and "".join(value).isascii():
-        return
-    for number, item in enumerate(value):
-        if labels:
-            check_label(f"{field}[{number}]", item)
-        else:
-            _check_text(f"{field}[{number}]", item, empty_ok=True)
 
 
 @dataclass(frozen=True)
@@ -118,42 +59,48 @@ class Incident:
     decoys: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("id", "source", "service", "incident_type"):
-            check_label(field, getattr(self, field))
-        _check_text("symptom", self.symptom)
-        _check_list("logs", self.logs)
-        if self.trace is not None:
-            _check_text("trace", self.trace, empty_ok=True)
+        for fault in self._faults():
+            raise fault
+
+    def _faults(self) -> Iterator[IncidentError]:
+        """The fault of each field that has one, in order."""
+        wrong = set()
+        for fields, check in _CHECKS.items():
+            if not wrong.intersection(fields.split()):
+                try:
+                    check(self)
+                except IncidentError as error:
+                    wrong.add(fields.split()[0])
+                    yield error
+
+    def _check_data(self) -> None:
         if not self.logs and not self.trace:
-            raise _fail("logs", "at least one line in logs or trace", "an incident without data cannot be triaged")
+            raise fail("logs", "at least one line in logs or trace", "an incident without data cannot be triaged")
+
+    def _check_lang(self) -> None:
         if self.lang not in LANGUAGES:
-            expected = f"one of {', '.join(LANGUAGES)} (the languages of the instructions), found {_found(self.lang)}"
-            raise _fail("lang", expected, 'set "en" if the data are in another language')
-        if self.fault is not None:
-            check_label("fault", self.fault)
-        if self.difficulty is not None:
-            check_label("difficulty", self.difficulty)
-        for field in ("service_aliases", "type_aliases", "upstream"):
-            _check_list(field, getattr(self, field), labels=True)
+            expected = f"one of {', '.join(LANGUAGES)} (the languages of the instructions), found {found(self.lang)}"
+            raise fail("lang", expected, 'set "en" if the data are in another language')
+
+    def _check_decoys(self) -> None:
         if not isinstance(self.decoys, tuple):
-            raise _fail("decoys", f"a list of pairs, found {_found(self.decoys)}", 'write [["service", "type"]]')
+            raise fail("decoys", f"a list of pairs, found {found(self.decoys)}", 'write [["service", "type"]]')
         for number, decoy in enumerate(self.decoys):
             if not isinstance(decoy, tuple) or len(decoy) != 2:
-                raise _fail(
-                    f"decoys[{number}]", f"a pair [service, incident type], found {_found(decoy)}", "write two names"
+                raise fail(
+                    f"decoys[{number}]", f"a pair [service, incident type], found {found(decoy)}", "write two names"
                 )
-            _check_list(f"decoys[{number}]", decoy, labels=True)
-        self._check_evidence()
+            check_list(f"decoys[{number}]", decoy, labels=True)
 
     def _check_evidence(self) -> None:
-        _check_list("evidence", self.evidence)
+        check_list("evidence", self.evidence)
         sections = (self.symptom, "\n".join(self.logs), self.trace or "")
         for number, text in enumerate(self.evidence):
             if not text.strip():
-                raise _fail(f"evidence[{number}]", "text, found an empty string", "leave the entry out")
+                raise fail(f"evidence[{number}]", "text, found an empty string", "leave the entry out")
             if not any(text in section for section in sections):
                 expected = f"a string that occurs verbatim in symptom, logs or trace, found {text[:120]!r}"
-                raise _fail(f"evidence[{number}]", expected, "copy it from there character by character")
+                raise fail(f"evidence[{number}]", expected, "copy it from there character by character")
 
     @property
     def trace_lines(self) -> tuple[str, ...]:
@@ -195,37 +142,98 @@ class Incident:
 
     @classmethod
     def from_dict(cls, row: Any) -> Incident:
-        """Build an incident from its JSON form; unknown fields are left alone unless they look misspelt."""
+        """Build an incident from its JSON form; unknown fields are left alone unless they look misspelt.
+
+        Without `lang` it is guessed from the script of the symptom (`guess_language`).
+        """
         if not isinstance(row, Mapping):
-            raise IncidentError(f"expected an object with the fields {', '.join(FIELDS)}, found {_found(row)}")
-        check_names(row)
-        trace = row.get("trace")
-        if isinstance(trace, list) and all(isinstance(line, str) for line in trace):
-            trace = "\n".join(trace)
-        aliases = row.get("aliases")
-        if aliases is None:
-            aliases = {}
-        if not isinstance(aliases, Mapping) or not set(aliases) <= {"service", "incident_type"}:
-            expected = f'an object like {{"service": ["other name"], "incident_type": []}}, found {_found(aliases)}'
-            raise _fail("aliases", expected, "list the other right names of the answer")
-        decoys = _tuple(row.get("decoys"))
-        return cls(
-            id=row["id"],
-            source=_default(row.get("source"), "user"),
-            service=row["service"],
-            incident_type=row["incident_type"],
-            symptom=row["symptom"],
-            logs=_tuple(row["logs"]),
-            trace=trace,
-            lang=_default(row.get("lang"), "en"),
-            evidence=_tuple(row.get("evidence")),
-            fault=row.get("fault"),
-            service_aliases=_tuple(aliases.get("service")),
-            type_aliases=_tuple(aliases.get("incident_type")),
-            difficulty=row.get("difficulty"),
-            upstream=_tuple(row.get("upstream")),
-            decoys=tuple(map(_tuple, decoys)) if isinstance(decoys, tuple) else decoys,
-        )
+            raise IncidentError(f"expected an object with the fields {', '.join(FIELDS)}, found {found(row)}")
+        for fault in name_faults(row):
+            raise fault
+        return cls(**_values(row))
+
+    @classmethod
+    def faults_in(cls, row: Any, columns: Mapping[str, str] | None = None) -> list[IncidentError]:
+        """All that `from_dict` would refuse in `row`, not only the first of it; nothing where it is an incident.
+
+        With `columns`, the file's names of fields (`FieldColumns.theirs`), others are not taken for misspelt ones.
+        """
+        if not isinstance(row, Mapping):
+            return [IncidentError(f"expected an object with the fields {', '.join(FIELDS)}, found {found(row)}")]
+        faults = name_faults(row, columns)
+        missing = [field for field in REQUIRED_FIELDS if field not in row]
+        # of the fields that are there, the others' faults are to be told too
+        whole = {**dict.fromkeys(missing, "-"), **row} | ({"logs": ["-"]} if "logs" in missing else {})
+        if {"symptom", "logs"}.intersection(missing):
+            whole["evidence"] = None  # which may stand in what is missing
+        try:
+            values = _values(whole)
+        except IncidentError as error:
+            return [*faults, error]
+        incident = object.__new__(cls)
+        for name, value in values.items():
+            object.__setattr__(incident, name, value)
+        return [*faults, *incident._faults()]
+
+
+def _labels(field: str) -> Callable[[Incident], None]:
+    return lambda incident: check_label(field, getattr(incident, field))
+
+
+def _label_list(field: str) -> Callable[[Incident], None]:
+    return lambda incident: check_list(field, getattr(incident, field), labels=True)
+
+
+def _if_given(field: str, check: Callable[[str, Any], None]) -> Callable[[Incident], None]:
+    return lambda incident: None if getattr(incident, field) is None else check(field, getattr(incident, field))
+
+
+# The check of each field, by its name and those that must be right before it can be looked at.
+_CHECKS: dict[str, Callable[[Incident], None]] = {
+    **{field: _labels(field) for field in ("id", "source", "service", "incident_type")},
+    "symptom": lambda incident: check_text("symptom", incident.symptom),
+    "logs": lambda incident: check_list("logs", incident.logs),
+    "trace": _if_given("trace", lambda field, value: check_text(field, value, empty_ok=True)),
+    "data logs trace": Incident._check_data,
+    "lang": Incident._check_lang,
+    "fault": _if_given("fault", check_label),
+    "difficulty": _if_given("difficulty", check_label),
+    **{field: _label_list(field) for field in ("service_aliases", "type_aliases", "upstream")},
+    "decoys": Incident._check_decoys,
+    "evidence symptom logs trace": Incident._check_evidence,
+}
+
+
+def _values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Incident`, of a row that has the required fields."""
+    trace = row.get("trace")
+    if isinstance(trace, list) and all(isinstance(line, str) for line in trace):
+        trace = "\n".join(trace)
+    aliases = row.get("aliases")
+    if aliases is None:
+        aliases = {}
+    if not isinstance(aliases, Mapping) or not set(aliases) <= {"service", "incident_type"}:
+        expected = f'an object like {{"service": ["other name"], "incident_type": []}}, found {found(aliases)}'
+        raise fail("aliases", expected, "list the other right names of the answer")
+    decoys = _tuple(row.get("decoys"))
+    lang = row.get("lang")
+    return {
+        "id": row["id"],
+        "source": _default(row.get("source"), "user"),
+        "service": row["service"],
+        "incident_type": row["incident_type"],
+        "symptom": row["symptom"],
+        "logs": _tuple(row["logs"]),
+        "trace": trace,
+        "lang": guess_language(str(row["symptom"])) if lang is None else lang,
+        "evidence": _tuple(row.get("evidence")),
+        "fault": row.get("fault"),
+        "service_aliases": _tuple(aliases.get("service")),
+        "type_aliases": _tuple(aliases.get("incident_type")),
+        "difficulty": row.get("difficulty"),
+        "upstream": _tuple(row.get("upstream")),
+        "decoys": tuple(map(_tuple, decoys)) if isinstance(decoys, tuple) else decoys,
+    }
 
 
 def _default(value: Any, default: str) -> Any:
@@ -237,19 +245,30 @@ def _tuple(value: Any) -> Any:
     return () if value is None else tuple(value) if isinstance(value, list) else value
 
 
-def check_names(row: Mapping[str, Any]) -> None:
-    """Raise IncidentError if a required field is missing from the keys of `row`, or one looks misspelt."""
+def name_faults(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> list[IncidentError]:
+    """What is wrong with the names of `row`: one that looks like a misspelt field, and required ones that are missing.
+
+    With `columns`, which say what the file calls its fields, only what is missing is looked for among others.
+    """
     missing = [field for field in REQUIRED_FIELDS if field not in row]
-    unknown = [str(name) for name in row if name not in REQUIRED_FIELDS and name not in OPTIONAL_FIELDS]
-    for name in unknown:
-        absent = [field for field in REQUIRED_FIELDS + OPTIONAL_FIELDS if field not in row]
-        near = difflib.get_close_matches(name, absent, n=1, cutoff=0.75)
+    absent = missing if columns else [field for field in REQUIRED_FIELDS + OPTIONAL_FIELDS if field not in row]
+    faults = []
+    for name in (str(name) for name in row if name not in REQUIRED_FIELDS and name not in OPTIONAL_FIELDS):
+        near = difflib.get_close_matches(name, [field for field in absent if field not in (columns or ())], 1, 0.75)
         if near:
-            raise IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?")
+            faults.append(IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?"))
+            missing = [field for field in missing if field != near[0]]
     if missing:
-        raise _fail(
-            missing[0], "this field, found none", f"the record has only: {one_line(', '.join(row), 300) or 'no field'}"
-        )
+        there = one_line(", ".join(map(str, row)), 300) or "no field"
+        fields = ", ".join(f"field '{field}'{_column(field, columns)}" for field in missing)
+        this = "this field" if len(missing) == 1 else "these fields"
+        mend = f"where one of these is meant: --columns {','.join(f'{field}=NAME' for field in missing)}"
+        faults.append(IncidentError(f"{fields}: expected {this}, found none; the record has only: {there}; {mend}"))
+    return faults
+
+
+def _column(field: str, columns: Mapping[str, str] | None) -> str:
+    return f" (column '{columns[field]}' of --columns)" if columns and field in columns else ""
 
 
 def fault_id(incident: Incident) -> str:

@@ -95,23 +95,32 @@ class Taxonomy:
             for source, system in self.systems.items()
         }
 
-    def system_of(self, incident: Incident) -> System:
-        """The system an incident belongs to; raises IncidentError if it is unknown or lacks the answer."""
-        source = incident.source
+    def listed_name(self, source: str) -> str | None:
+        """The source under which the system of `source` is listed: itself or its longest listed parent, or None."""
         while source not in self.systems:
             if "/" not in source:
-                known = ", ".join(self.systems) or "none"
-                raise IncidentError(
-                    f"incident '{incident.id}': source '{incident.source}' is not in {self.place}, which has: {known}"
-                )
+                return None
             source = source.rpartition("/")[0]
-        system = self.systems[source]
-        for name, names, what in (
-            (incident.service, system.services, "services"),
-            (incident.incident_type, system.incident_types, "incident_types"),
-        ):
-            if name not in names:
-                raise IncidentError(
-                    f"incident '{incident.id}': '{name}' is not in {self.place}'s {what} of '{source}'; add it there"
-                )
-        return system
+        return source
+
+    def system_of(self, incident: Incident) -> System:
+        """The system an incident belongs to; raises IncidentError if it is unknown or lacks the answer."""
+        for lack in self.lacks(incident.source, incident.service, incident.incident_type):
+            raise IncidentError(f"incident '{incident.id}': {lack}")
+        return self.systems[self.listed_name(incident.source) or incident.source]
+
+    def lacks(self, source: str, service: str, incident_type: str) -> list[str]:
+        """What of an incident's labels is not in the taxonomy, one text each: its source, or its service and type."""
+        listed = self.listed_name(source)
+        if listed is None:
+            known = ", ".join(self.systems) or "none"
+            return [f"source '{source}' is not in {self.place}, which has: {known}"]
+        system = self.systems[listed]
+        return [
+            f"'{name}' is not in {self.place}'s {what} of '{listed}'; add it there"
+            for name, names, what in (
+                (service, system.services, "services"),
+                (incident_type, system.incident_types, "incident_types"),
+            )
+            if name not in names
+        ]

@@ -18,8 +18,8 @@ _TO_PARQUET = "pyarrow.parquet.write_table(TABLE, 'NEW.parquet')"
 
 @dataclass(frozen=True)
 class Kind:
-    """``name`` is `parquet`, `json`, `csv` or, for what is not read here, None; ``is_a`` what it is, ``mend`` how to
-    make of it what is.
+    """``name`` is `parquet`, `json`, `csv`, `xlsx` or, for what is not read here, None; ``is_a`` what it is, ``mend``
+    how to make of it what is.
     """
 
     is_a: str
@@ -104,7 +104,7 @@ def kind_of(head: bytes) -> Kind | None:
 
 def _zipped(head: bytes) -> Kind:
     if b"[Content_Types].xml" in head or b"xl/" in head:
-        return Kind("an Excel workbook (or another Office file)", _SHEET)
+        return Kind("an Excel workbook (or another Office file)", _SHEET, "xlsx")
     if b"opendocument" in head[:200]:
         return Kind("a LibreOffice file", _SHEET)
     if b".npy" in head[:200]:
@@ -117,7 +117,7 @@ def _zipped(head: bytes) -> Kind:
 def refusal(path: str | Path, expected: str) -> str | None:
     """What keeps the file at ``path`` from being of the kind ``expected``, in words.
 
-    Kinds are `parquet`; `json`, one object a line; `object`, one JSON text; `csv`; `text`, such as YAML.
+    Kinds are `parquet`; `json`, one object a line; `object`, one JSON text; `csv`; `xlsx`; `text`, such as YAML.
 
     None where nothing does that its first bytes tell; what is in it is not checked.
 
@@ -133,6 +133,10 @@ def refusal(path: str | Path, expected: str) -> str | None:
                 return f"is text, not parquet; {_name_for(head, kind)}"
             return None
         return None if kind.name == "parquet" else _told(kind)
+    if expected == "xlsx":
+        if kind is None:
+            return "is no Excel workbook; where it is CSV, let its name end in .csv"
+        return None if kind.name == "xlsx" else _told(kind)
     if kind is None:
         if expected == "json" and _is_text(head) and _separated(head):
             return "looks like CSV, not JSON; write one JSON object a line"

@@ -129,7 +129,7 @@ def test_fields_that_nothing_reads_are_counted_and_named(tmp_path, suffix):
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     source = file_source(path)
-    assert source.unknown == {"team": 20} | ({"runbook\n": 1} if suffix == "jsonl" else {})
+    assert source.notes.unknown == {"team": 20} | ({"runbook\n": 1} if suffix == "jsonl" else {})
     said = str(build_sft(source, tmp_path / "s.parquet", val_share=0.2))
     assert "  fields that nothing reads: team 20" + (r", runbook\x0a 1" if suffix == "jsonl" else "") + "\n" in said
     assert "20 incidents, 20 faults: 0 named by `fault`, 0 by ids equal up to a last number, 0 by equal" in said

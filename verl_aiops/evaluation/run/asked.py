@@ -8,28 +8,38 @@ from pathlib import Path
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.questions import Question
 from verl_aiops.incidents import Incident, IncidentError, PromptOptions, System, Taxonomy, build_case
-from verl_aiops.incidents.io.readers import READERS
+from verl_aiops.incidents.io.bad_rows import BadRows
+from verl_aiops.incidents.io.columns import AS_NAMED, FieldColumns
+from verl_aiops.incidents.io.readers import incident_rows
+from verl_aiops.inputs.shown import one_line
 
 __all__ = ["read_questions"]
 
 NOT_KNOWN = "not-known"
 
 
-def read_questions(path: str, taxonomy: str | None, asked: PromptOptions, wanted: str | None) -> list[Question]:
-    """What is asked about each incident of a file, in the words of `build_case`, as in training and evaluation."""
+def read_questions(
+    path: str, taxonomy: str | None, asked: PromptOptions, wanted: str | None, columns: FieldColumns = AS_NAMED
+) -> list[Question]:
+    """What is asked about each incident of a file, in the words of `build_case`, as in training and evaluation.
+
+    Raises IncidentError with the first row of every kind that cannot be asked about.
+    """
     systems = Taxonomy.load(taxonomy) if taxonomy else None
-    reader = READERS.get(Path(path).suffix.lower())
-    if reader is None:
-        raise IncidentError(f"{path}: name the file by its format, one of {', '.join(READERS)}")
-    questions = []
-    for place, row in reader(Path(path)):
+    questions, bad, count = [], BadRows(), 0
+    for place, row in incident_rows(Path(path), columns):
+        count += 1
         try:
+            if isinstance(row, IncidentError):
+                raise row
             if not isinstance(row, dict):
                 raise IncidentError("expected an object")
             if wanted is None or row.get("id") == wanted:
                 questions.append(_question(row, systems, asked))
         except IncidentError as error:
-            raise IncidentError(f"{path}, {place}: {error}") from None
+            bad.add(place, error)
+    if bad:
+        raise bad.error(one_line(path), count)
     if not questions:
         raise EvaluationError(f"{path}: no incident{f' with the id {wanted!r}' if wanted else ' in it'}")
     return questions
@@ -56,9 +66,7 @@ def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Ques
 
 
 def _system_of(source: str, systems: Taxonomy) -> System:
-    name = source
-    while name not in systems.systems:
-        if "/" not in name:
-            raise IncidentError(f"source '{source}' is not in the taxonomy, which has: {', '.join(systems.systems)}")
-        name = name.rpartition("/")[0]
+    name = systems.listed_name(source)
+    if name is None:
+        raise IncidentError(f"source '{source}' is not in the taxonomy, which has: {', '.join(systems.systems)}")
     return systems.systems[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,9 @@ class PromptOptions:
 
     `budget` bounds the incident's data, in characters or in the unit of `measure`; 0 leaves them whole. With
     `whole_evidence` it gives way where evidence needs more. `trim`: what is kept, the lines around the known evidence
-    or, `blind`, what the text alone speaks for (`trim_incident`), as wherever a model is asked.
+    or, `blind`, what the text alone speaks for (`trim_incident`), as wherever a model is asked. At most
+    `max_candidates` names of each kind are listed (0: all); with `candidates_range` it is another number for every
+    incident, evenly drawn between the two, so that a model learns to choose from short lists and long ones.
     """
 
     style: str = "two_round"
@@ -42,6 +45,7 @@ class PromptOptions:
     trim: str = "evidence"
     show_candidates: bool = True
     max_candidates: int = 8
+    candidates_range: tuple[int, int] | None = None
     max_quotes: int = 3
     quote_chars: int = 0
     seed: int = 0
@@ -56,6 +60,17 @@ class PromptOptions:
                 raise IncidentError(f"{name}: expected {least} or more, found {getattr(self, name)}")
         if self.max_candidates == 1:
             raise IncidentError("max_candidates: 1 would give the answer away; expected 0 (all) or at least 2")
+        if self.candidates_range is not None and not 2 <= self.candidates_range[0] <= self.candidates_range[1]:
+            low, high = self.candidates_range
+            raise IncidentError(
+                f"candidates_range: expected two numbers, 2 or more and the smaller one first, found {low}-{high}"
+            )
+
+    def most_candidates(self, incident: Incident) -> int:
+        """How many names of each kind are listed for an incident; 0 for all. Told by its id and the seed alone."""
+        if self.candidates_range is None:
+            return self.max_candidates
+        return random.Random(f"number of candidates/{self.seed}/{incident.id}").randint(*self.candidates_range)
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
     incident = trimmed.incident
     text = incident_text(incident)
     named = frozenset(system.services_in(text))
-    limit = options.max_candidates if options.show_candidates else 0
+    limit = options.most_candidates(incident) if options.show_candidates else 0
     candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed, named=named)
     shown = candidates if options.show_candidates else None
     if options.style == "direct":

@@ -133,9 +133,11 @@ def _read(log: Path, known: KnownPrompts | None, summary: FeedbackSummary) -> li
     unread: dict[str, None] = {}
     said: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
     try:
-        for place, values in read_jsonl_rows(log) if kind == "json" else read_csv_rows(log, frozenset(FIELDS)):
+        for place, values in read_jsonl_rows(log) if kind == "json" else read_csv_rows(log, fields=frozenset(FIELDS)):
             count += 1
             try:
+                if isinstance(values, IncidentError):
+                    raise values
                 if not isinstance(values, dict):
                     raise IncidentError(f"expected an object, found {brief(values)}")
                 unwritable = lone_surrogate(values)

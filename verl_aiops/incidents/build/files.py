@@ -84,8 +84,12 @@ class _Build:
     overwrite: bool = False
 
     def asked(self, side: str) -> PromptOptions:
-        """The prompt options of a side."""
-        return self.prompts if side == TRAIN else replace(self.prompts, trim=self.val_trim)
+        """The prompt options of a side. Lists of many lengths are for training; a model is asked with the longest."""
+        if side == TRAIN:
+            return self.prompts
+        lengths = self.prompts.candidates_range
+        most = self.prompts.max_candidates if lengths is None else lengths[1]
+        return replace(self.prompts, trim=self.val_trim, max_candidates=most, candidates_range=None)
 
 
 def build_prefs(

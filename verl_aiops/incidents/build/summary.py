@@ -100,8 +100,7 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [f"{self.what} from {self.source.name}: {self.source.count:,} incidents, {self.source.faults}"]
-        if self.source.unknown:
-            lines.append(f"  {unread_said(self.source.unknown)}")
+        lines += [f"  {line}" for line in noticed(self.source)]
         for name, side in self.sides.items():
             lines += self._side(name, side)
             if name == "train" and self.part is not None:
@@ -136,9 +135,16 @@ class Summary:
         return lines
 
 
-def unread_said(unknown: Mapping[str, int]) -> str:
-    """Of `IncidentSource.unknown`, where there are any."""
-    return f"fields that nothing reads: {_counted(unknown)}"
+def noticed(source: IncidentSource) -> list[str]:
+    """What is to be said of how a file was read, a line each: nothing where every field was there, read and clear."""
+    lines = []
+    if source.notes.unknown:
+        lines.append(f"fields that nothing reads: {_counted(source.notes.unknown)}")
+    if source.notes.guessed:
+        lines.append(f"languages guessed from the script, as no `lang` is given: {_counted(source.notes.guessed)}")
+    if source.spellings:
+        lines.append(str(source.spellings))
+    return lines
 
 
 def _counted(counts: Mapping[str, int]) -> str:

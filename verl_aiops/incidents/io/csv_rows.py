@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
-from verl_aiops.incidents.schema import OPTIONAL_FIELDS, REQUIRED_FIELDS
+from verl_aiops.incidents.io.columns import AS_NAMED, LIST_FIELDS, FieldColumns, text_entries
 from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.inputs.shown import one_line
 
 SEPARATORS = (",", ";", "\t", "|")
-_FIELDS = frozenset(REQUIRED_FIELDS + OPTIONAL_FIELDS)
-_TEXT_LISTS = ("logs", "evidence", "upstream")
 _JSON_CELLS = {"decoys": ('[["service", "incident type"]]', list), "aliases": ('{"service": ["other name"]}', dict)}
 _MAX_CELL = 64 * 1024 * 1024
 # the first line that Excel takes a separator from
@@ -25,13 +23,16 @@ _SEP_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 _PYTHON_LIST = re.compile(r"\[\s*(?:'.*'|u'.*'|\".*\"\s*,\s*'.*')\s*\]", re.DOTALL)
 
 
-def read_csv_rows(path: Path, fields: frozenset[str] = _FIELDS) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_csv_rows(
+    path: Path, columns: FieldColumns = AS_NAMED, fields: frozenset[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any] | IncidentError]]:
     """A header line, then one incident, or what else has `fields`, a row; rows of empty cells are passed over, as
-    blank lines are.
+    blank lines are. A row that cannot be read by itself is yielded as its fault.
 
     Cells of `logs`, `evidence` and `upstream` hold a JSON list of strings or one entry a line. The separator is what
     a first line `sep=;` says, else the one of `SEPARATORS` that the header has most of the fields with.
     """
+    fields = columns.read() if fields is None else fields
     limit = csv.field_size_limit(_MAX_CELL)
     place = "line 1"
     try:
@@ -44,7 +45,7 @@ def read_csv_rows(path: Path, fields: frozenset[str] = _FIELDS) -> Iterator[tupl
             separator = said[1] if said else _separator(first, fields)
             reader = csv.reader(chain([first], file), strict=True, delimiter=separator)
             place = f"line {skipped + 1}"
-            header = _header(next(reader, []), place, fields)
+            header = table_header(next(reader, []), place, fields)
             if not header:
                 return
             while True:
@@ -53,7 +54,7 @@ def read_csv_rows(path: Path, fields: frozenset[str] = _FIELDS) -> Iterator[tupl
                 if cells is None:
                     return
                 if any(cell.strip() for cell in cells):
-                    yield place, _row(header, cells, place, separator)
+                    yield place, table_row(header, cells, columns, separator)
     except csv.Error as error:
         raise IncidentError(f'{place}: not valid CSV ({error}); quote cells with " and double any " inside') from None
     except UnicodeDecodeError as error:
@@ -70,7 +71,7 @@ def _separator(header: str, fields: frozenset[str]) -> str:
     return max(SEPARATORS, key=known)
 
 
-def _header(names: Sequence[str], place: str, fields: frozenset[str]) -> list[str]:
+def table_header(names: Sequence[str], place: str, fields: frozenset[str]) -> list[str]:
     header = [name.strip() for name in names]
     while header and not header[-1]:  # columns that a spreadsheet once held
         header.pop()
@@ -84,23 +85,26 @@ def _header(names: Sequence[str], place: str, fields: frozenset[str]) -> list[st
     return header
 
 
-def _row(header: Sequence[str], cells: list[str], place: str, separator: str) -> dict[str, Any]:
+def table_row(
+    header: Sequence[str], cells: list[str], columns: FieldColumns, separator: str = ","
+) -> dict[str, Any] | IncidentError:
+    """The values of a row of cells by field, or what is wrong with it."""
     if len(cells) > len(header) and not any(cell.strip() for cell in cells[len(header) :]):
         cells = cells[: len(header)]
     if len(cells) != len(header):
         what = {",": "commas", "\t": "tabs"}.get(separator, f"'{separator}'")
-        raise IncidentError(
-            f"{place}: expected {len(header)} cells as in the header, found {len(cells)}; quote cells that hold "
+        return IncidentError(
+            f"expected {len(header)} cells as in the header, found {len(cells)}; quote cells that hold "
             f"{what} or line breaks"
         )
     try:
-        return {name: _cell(name, text) for name, text in zip(header, cells)}
+        return {name: _cell(name, text) for name, text in columns.named(dict(zip(header, cells))).items()}
     except IncidentError as error:
-        raise IncidentError(f"{place}: {error}") from None
+        return error
 
 
 def _cell(name: str, text: str) -> Any:
-    if name in _TEXT_LISTS:
+    if name in LIST_FIELDS:
         return _entries(name, text)
     if name in _JSON_CELLS:
         if not text.strip():
@@ -130,4 +134,4 @@ def _entries(name: str, text: str) -> list[str]:
                 f"field '{name}': the cell is a list as Python prints it, {one_line(text, 60)!r}; write it with "
                 "json.dumps, or one entry a line"
             )
-    return [line for line in text.splitlines() if line.strip()]
+    return text_entries(text)

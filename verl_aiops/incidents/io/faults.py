@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
+from verl_aiops.incidents.io.spellings import spelling_key
 from verl_aiops.incidents.schema import Incident, fault_id
 
 __all__ = ["FaultFinder", "Faults"]
@@ -68,7 +69,7 @@ class FaultFinder:
         number = None if by_field or fault != incident.id else _NUMBERED.fullmatch(incident.id)
         evidence = () if by_field else tuple(hash(text) for text in incident.evidence if _is_long(text))
         before = number.group(1) if number and not _DATED.fullmatch(incident.id) else None
-        self._records.append(_Record(fault, by_field, incident.source, before, evidence))
+        self._records.append(_Record(fault, by_field, spelling_key(incident.source), before, evidence))
 
     def found(self) -> tuple[dict[str, str], Faults]:
         """The group of each fault that is not one by itself, and how the groups were made."""

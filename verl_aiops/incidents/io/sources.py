@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.io.bad_rows import BadRows
+from verl_aiops.incidents.io.columns import AS_NAMED, FieldColumns
 from verl_aiops.incidents.io.faults import FaultFinder, Faults
-from verl_aiops.incidents.io.readers import read_incidents
+from verl_aiops.incidents.io.readers import ReadNotes, read_incidents
+from verl_aiops.incidents.io.spellings import SpellingFinder, Spellings
 from verl_aiops.incidents.schema import Incident, fault_id
 from verl_aiops.incidents.simulator import NEW_WORDINGS, Simulator, simulator_taxonomy
 from verl_aiops.incidents.taxonomy import System, Taxonomy
+from verl_aiops.inputs.shown import one_line
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class IncidentSource:
 
     `merged` maps a fault to the one it has to stay together with, and `faults` counts how they were told; `one_each`
     says that every incident is a fault of its own. `hold_out` names sources of it that nothing may be trained on
-    (`build.sides.Split`), whatever else is held out. `unknown` counts the incidents that have a field which nothing
-    reads, by its name.
+    (`build.sides.Split`), whatever else is held out. `notes` is what was noticed on reading, `spellings` the labels
+    that are taken as one.
     """
 
     name: str
@@ -33,7 +36,8 @@ class IncidentSource:
     one_each: bool = False
     hold_out: tuple[str, ...] = ()
     faults: Faults = field(default_factory=Faults)
-    unknown: Mapping[str, int] = field(default_factory=dict)
+    notes: ReadNotes = field(default_factory=ReadNotes)
+    spellings: Spellings = field(default_factory=Spellings)
 
     def group_of(self, incident: Incident) -> str:
         """The split key: incidents with the same one must be on the same side."""
@@ -69,36 +73,51 @@ def more_in_new_wordings(simulator: Simulator, count: int) -> int:
     return max(1, count // 10) if simulator.wordings.held_out_share and not simulator.wordings.held_out else 0
 
 
-def file_source(path: str | Path, taxonomy: Taxonomy | None = None) -> IncidentSource:
+def file_source(path: str | Path, taxonomy: Taxonomy | None = None, columns: FieldColumns = AS_NAMED) -> IncidentSource:
     """The incidents of a file, read once to check all of it and again for each use.
 
     Without `taxonomy`, the candidates of a system are the names that occur in the file under its source (and, for the
-    simulator's systems, all that it knows). `FaultFinder` says which incidents are records of one fault; one that names
-    its `fault` is left as it says.
+    simulator's systems, all that it knows). Names that are equal but for case or spelling are taken as one
+    (`SpellingFinder`). `FaultFinder` says which incidents are records of one fault; one that names its `fault` is left
+    as it says. `columns`: what the file calls the fields.
+
+    Raises what `read_incidents` does, and IncidentError with all that the taxonomy lacks.
     """
-    finder = FaultFinder()
-    unknown: Counter[str] = Counter()
-    names: dict[str, tuple[set[str], set[str]]] = {}
+    finder, labels, notes = FaultFinder(), SpellingFinder(), ReadNotes()
+    simulated = simulator_taxonomy().systems
     count = 0
-    for incident in read_incidents(path, unknown):
+    for incident in read_incidents(path, notes, columns):
         count += 1
         finder.add(incident)
-        if taxonomy is not None:
-            taxonomy.system_of(incident)
-        else:
-            services, types = names.setdefault(incident.source, (set(), set()))
-            services.add(incident.service)
-            types.add(incident.incident_type)
+        labels.add(incident)
+    spellings = labels.found(taxonomy, simulated)
+
+    def stream() -> Iterator[Incident]:
+        return map(spellings.of, read_incidents(path, columns=columns))
+
     if taxonomy is None:
-        taxonomy = _taxonomy_of(names)
+        taxonomy = _taxonomy_of([used for used, _, _ in labels.after(spellings)], simulated)
+    else:
+        _check_taxonomy(one_line(path), taxonomy, labels, spellings, count)
     merged, faults = finder.found()
-    return IncidentSource(
-        str(path), count, lambda: read_incidents(path), taxonomy, merged, faults=faults, unknown=unknown
-    )
+    return IncidentSource(str(path), count, stream, taxonomy, merged, faults=faults, notes=notes, spellings=spellings)
 
 
-def _taxonomy_of(names: Mapping[str, tuple[set[str], set[str]]]) -> Taxonomy:
-    simulated = simulator_taxonomy().systems
+def _check_taxonomy(name: str, taxonomy: Taxonomy, labels: SpellingFinder, spellings: Spellings, count: int) -> None:
+    bad = BadRows()
+    for used, first, rows in labels.after(spellings):
+        for lack in taxonomy.lacks(*used):
+            bad.add(f"incident '{first}'", lack, kind=lack, rows=rows)
+    if bad:
+        raise bad.error(name, count)
+
+
+def _taxonomy_of(labels: Iterable[tuple[str, str, str]], simulated: Mapping[str, System]) -> Taxonomy:
+    names: dict[str, tuple[set[str], set[str]]] = {}
+    for source, service, incident_type in labels:
+        services, types = names.setdefault(source, (set(), set()))
+        services.add(service)
+        types.add(incident_type)
     systems = {}
     for source, (services, types) in sorted(names.items()):
         known = simulated.get(source.removesuffix(NEW_WORDINGS), System((), ()))

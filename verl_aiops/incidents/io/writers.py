@@ -183,11 +183,15 @@ def write_incidents(incidents: Iterable[Incident], path: str | Path, *, overwrit
     return writer.count
 
 
+def refuse_taken(path: str | Path, *, overwrite: bool) -> None:
+    """Raise OutputExistsError where a file would be replaced that nobody said may be."""
+    if Path(path).exists() and not overwrite:
+        raise OutputExistsError(f"{path}: is already there; pass --overwrite to replace it or choose another name")
+
+
 def write_taxonomy(taxonomy: Taxonomy, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a taxonomy as the JSON that `Taxonomy.load` reads."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: is already there; pass --overwrite to replace it or choose another name")
+    refuse_taken(path, overwrite=overwrite)
     write_atomically(path, json.dumps(taxonomy.to_dict(), ensure_ascii=False, indent=1) + "\n")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.field_checks import MAX_LABEL_CHARS
 from verl_aiops.incidents.safety import neutralise
-from verl_aiops.incidents.schema import MAX_LABEL_CHARS
 from verl_aiops.inputs.shown import brief, one_line
 from verl_aiops.inputs.sniff import refusal
 

@@ -1,0 +1,76 @@
+"""Incidents under other names: the columns of a ticket system's export as the fields of an incident."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_aiops.incidents.schema import LANGUAGES, OPTIONAL_FIELDS, REQUIRED_FIELDS
+from verl_aiops.inputs.columns import read_columns
+
+__all__ = ["AS_NAMED", "LIST_FIELDS", "FieldColumns", "text_entries"]
+
+LIST_FIELDS = ("logs", "evidence", "upstream")
+_LABELS = ("id", "source", "service", "incident_type", "fault", "difficulty")
+
+
+@dataclass(frozen=True)
+class FieldColumns:
+    """The column that each field is read from; a field that is not named here is read from the column of its name."""
+
+    theirs: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> FieldColumns:
+        """`id=ticket_id,logs=log_excerpt`, as the option `--columns` has it."""
+        return cls(read_columns(text, REQUIRED_FIELDS + OPTIONAL_FIELDS))
+
+    def __bool__(self) -> bool:
+        return bool(self.theirs)
+
+    def read(self) -> frozenset[str]:
+        """The names of all columns that something is read from."""
+        own = {name for name in REQUIRED_FIELDS + OPTIONAL_FIELDS if name not in self.theirs}
+        return frozenset(own.union(self.theirs.values()))
+
+    def named(self, row: Any) -> Any:
+        """A row of the file under the names of the fields; what is no object stays, for `from_dict` to refuse."""
+        if not self.theirs or not isinstance(row, Mapping):
+            return row
+        taken = set(self.theirs.values())
+        named = {ours: row[column] for ours, column in self.theirs.items() if column in row}
+        for name, value in row.items():
+            if name not in taken:
+                # a column of a field's name, where the field is read from another one: not read, but counted
+                named[f"column {name}" if name in self.theirs else name] = value
+        return named
+
+    def converted(self, row: Any) -> Any:
+        """Values as a field holds them: systems write numbers for names, one text for many lines, `zh-CN` for `zh`.
+
+        Without `--columns` a file is taken at its word.
+        """
+        if not self.theirs or not isinstance(row, Mapping):
+            return row
+        return {name: _converted(name, value) for name, value in row.items()}
+
+
+AS_NAMED = FieldColumns()
+
+
+def _converted(name: str, value: Any) -> Any:
+    if name in _LABELS:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return str(value) if whole else value.strip() if isinstance(value, str) else value
+    if name in LIST_FIELDS and isinstance(value, str):
+        return text_entries(value)
+    if name == "lang" and isinstance(value, str):
+        short = value.strip().lower().replace("_", "-").partition("-")[0]
+        return short if short in LANGUAGES else value.strip() or None
+    return value
+
+
+def text_entries(text: str) -> list[str]:
+    """One entry a line, without blank ones."""
+    return [line for line in text.splitlines() if line.strip()]
