@@ -64,7 +64,7 @@ class Incident:
 
     def _faults(self) -> Iterator[IncidentError]:
         """The fault of each field that has one, in order."""
-        wrong = set()
+        wrong: set[str] = set()
         for fields, check in _CHECKS.items():
             if not wrong.intersection(fields.split()):
                 try:

@@ -12,6 +12,7 @@ import pytest
 
 from verl_aiops.cli.main import main
 from verl_aiops.incidents import IncidentError, Taxonomy, file_source, read_incidents
+from verl_aiops.incidents.io.bad_rows import BadRows
 from verl_aiops.incidents.io.columns import FieldColumns
 from verl_aiops.incidents.language import guess_language
 from verl_aiops.inputs.columns import ColumnsError, read_columns
@@ -129,9 +130,12 @@ def test_all_that_is_wrong_is_told_in_one_round(tmp_path):
     rows[3]["service"] = rows[5]["service"] = "two\nlines"
     rows[4] |= {"summary": "", "log_excerpt": ""}
     rows[9]["ticket_id"] = rows[8]["ticket_id"]
+    read = []
     with pytest.raises(IncidentError) as error:
-        list(read_incidents(write(tmp_path / "t.csv", rows), columns=FieldColumns.parse(COLUMNS)))
+        read.extend(read_incidents(write(tmp_path / "t.csv", rows), columns=FieldColumns.parse(COLUMNS)))
     said = str(error.value)
+    # `extend` keeps what came before the error: nothing came after the first bad row
+    assert [incident.id for incident in read] == ["4700", "4717"]
     assert "t.csv: 5 kinds of faults in 5 of 12 rows" in said
     for text in (
         "\n  line 6: field 'service': expected a string, found null; fill it in or leave the record out",
@@ -168,10 +172,12 @@ def test_faults_alike_are_counted_and_kinds_are_bounded(tmp_path):
     said = r"t\.csv, line 2: field 'service': .* \(39 more like it: line \d+, .*, \.\.\.\)$"
     with pytest.raises(IncidentError, match=said):
         list(read_incidents(write(tmp_path / "t.csv", rows), columns=FieldColumns.parse(COLUMNS)))
-    rows = [{f"{'abcdefghijklmnopqrstuvwxyz'[n]}x": n} for n in range(26)]
-    with pytest.raises(IncidentError) as error:
-        list(read_incidents(write(tmp_path / "t.jsonl", rows)))
-    assert "26 kinds of faults in 26 of 26 rows" in str(error.value) and "... and 6 kinds more" in str(error.value)
+    bad = BadRows()
+    for number, name in enumerate("abcdefghijklmnopqrstuvwxyz"):
+        bad.add(f"line {number}", f"field '{name}': wrong")
+    said = str(bad.error("t.jsonl", 30))
+    assert "t.jsonl: 26 kinds of faults in 26 of 30 rows" in said and said.endswith("\n  ... and 6 kinds more")
+    assert said.count("\n") == 21
 
 
 def test_a_named_column_that_is_not_there_is_told(tmp_path):

@@ -135,9 +135,9 @@ def _read(log: Path, known: KnownPrompts | None, summary: FeedbackSummary) -> li
     try:
         for place, values in read_jsonl_rows(log) if kind == "json" else read_csv_rows(log, fields=frozenset(FIELDS)):
             count += 1
+            if isinstance(values, IncidentError):
+                raise IncidentError(f"{place}: {values}")
             try:
-                if isinstance(values, IncidentError):
-                    raise values
                 if not isinstance(values, dict):
                     raise IncidentError(f"expected an object, found {brief(values)}")
                 unwritable = lone_surrogate(values)

@@ -142,7 +142,7 @@ def _merged(counts: Counter[str], known: Iterable[str], *, prefer: bool, only_kn
     right: dict[str, list[str]] = defaultdict(list)
     for name in known:
         right[spelling_key(name)].append(name)
-    merged = {}
+    merged: dict[str, str] = {}
     for key, names in groups.items():
         best = right[key] if prefer or names.intersection(right[key]) else []
         if len(best) > 1 or (only_known and not best):
