@@ -2,7 +2,8 @@
 # From a fresh clone to a model that DPO has made better at triage, on a machine with Python 3.10 to 3.12 and no GPU.
 #
 #   bash examples/quickstart.sh                        pairs from the incident simulator
-#   INCIDENTS=my.jsonl bash examples/quickstart.sh     pairs from your own incidents (JSONL, CSV or parquet)
+#   INCIDENTS=my.jsonl bash examples/quickstart.sh     pairs from your own incidents (JSONL, CSV or parquet);
+#                                                      INCIDENT_COLUMNS=id=ticket_id,symptom=summary,... of a ticket export
 #
 # In a checkout it makes the environment .venv; where `verl-aiops examples DIR` wrote it, it uses the one that verl-aiops is
 # installed in, with models/ and runs/ in the working directory. It converts SmolLM2-135M-Instruct, builds pairs, trains
@@ -22,7 +23,7 @@ if [ -f "$examples/../scripts/make_env.sh" ]; then
   # a name is first looked for where the command was given
   case "${INCIDENTS:-}" in ""|/*) ;; *) [ ! -e "$here/$INCIDENTS" ] || INCIDENTS="$here/$INCIDENTS" ;; esac
   if [ -n "${INCIDENTS:-}" ] && command -v "${PYTHON:-python3}" >/dev/null; then
-    "${PYTHON:-python3}" scripts/check_incidents.py "$INCIDENTS"
+    "${PYTHON:-python3}" scripts/check_incidents.py "$INCIDENTS" "${INCIDENT_COLUMNS:-}"
   fi
   step "environment $VENV"
   . scripts/make_env.sh "$VENV" ".[model,plot]"
@@ -39,7 +40,7 @@ step "pairs from ${INCIDENTS:-the simulator}"
 rm -rf "$RUN" && mkdir -p "$RUN"
 # Simulated ones are easy: a model of this size learns in minutes to read one fault, not to tell several apart.
 source=(--difficulty easy)
-[ -z "${INCIDENTS:-}" ] || source=(--incidents "$INCIDENTS")
+[ -z "${INCIDENTS:-}" ] || source=(--incidents "$INCIDENTS" ${INCIDENT_COLUMNS:+--columns "$INCIDENT_COLUMNS"})
 verl-aiops build-prefs "${source[@]}" --out "$RUN/prefs.parquet" --style direct \
   --max-chars 300 --max-candidates 5 --pairs-per-incident 1
 

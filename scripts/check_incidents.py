@@ -1,6 +1,8 @@
 """Tells a file that cannot be one of incidents before anything is installed to read it with.
 
-    python3 scripts/check_incidents.py FILE      exit 0, or 1 after one message
+    python3 scripts/check_incidents.py FILE [COLUMNS]      exit 0, or 1 after one message
+
+COLUMNS is what the file calls the fields, as --columns of the commands has it: id=ticket_id,symptom=summary.
 
 It looks no further than the names of the first record: the package reads the rest, with its own messages.
 Standard library alone.
@@ -13,11 +15,13 @@ from pathlib import Path
 
 # verl_aiops.incidents.schema.REQUIRED_FIELDS, which cannot be imported yet
 NEEDED = ("id", "service", "incident_type", "symptom", "logs")
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq", ".xlsx")
 
 
-def fault(path):
+def fault(path, columns=""):
     """What is wrong with the file, or None."""
+    theirs = dict(part.partition("=")[::2] for part in next(csv.reader([columns]), []))
+    needed = [theirs.get(name, name) for name in NEEDED]
     suffix = path.suffix.lower()
     if not path.exists():
         return "no such file"
@@ -30,26 +34,29 @@ def fault(path):
     if suffix in (".parquet", ".pq"):
         with path.open("rb") as file:
             return None if file.read(4) == b"PAR1" else "is not parquet by its first bytes; write or copy it anew"
+    if suffix == ".xlsx":
+        with path.open("rb") as file:
+            return None if file.read(4) == b"PK\x03\x04" else "is no Excel workbook by its first bytes"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            names = header(file) if suffix in (".csv", ".tsv") else first_names(file)
+            names = header(file, needed) if suffix in (".csv", ".tsv") else first_names(file)
     except UnicodeDecodeError:
         return "is not UTF-8; save the file as UTF-8"
     except ValueError as error:
         return str(error)
-    missing = [name for name in NEEDED if name not in names]
+    missing = [name for name in needed if name not in names]
     if missing:
         return f"its first record has no {', '.join(missing)}; it has {', '.join(map(repr, names)) or 'no names'}"
     return None
 
 
-def header(file):
+def header(file, needed):
     """The names that a table's first line has."""
     line = next((line for line in file if line.strip()), "")
     if line.lower().startswith("sep="):
         separator, line = line[4:5], next(file, "")
     else:
-        separator = max(",;\t|", key=lambda mark: len(set(NEEDED) & set(split(line, mark))))
+        separator = max(",;\t|", key=lambda mark: len(set(needed) & set(split(line, mark))))
     return split(line, separator or ",")
 
 
@@ -70,6 +77,6 @@ def first_names(file):
 
 
 if __name__ == "__main__":
-    told = fault(Path(sys.argv[1]))
+    told = fault(Path(sys.argv[1]), *sys.argv[2:3])
     if told:
         sys.exit(f"{sys.argv[1]}: {told}. What an incident is: docs/data.md. Nothing was installed.")

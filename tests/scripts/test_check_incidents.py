@@ -17,9 +17,11 @@ GOOD = {name: "x" for name in REQUIRED_FIELDS}
 HEADER = ",".join(REQUIRED_FIELDS)
 
 
-def check(path):
+def check(path, *columns):
     # isolated, and without what is installed
-    done = subprocess.run([sys.executable, "-I", "-S", str(SCRIPT), str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT), str(path), *columns], capture_output=True, text=True
+    )
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr
     return done.stderr if done.returncode else None
 
@@ -35,6 +37,11 @@ def test_what_the_package_writes_and_reads_passes(tmp_path, suffix):
         import pyarrow.parquet as pq
 
         pq.write_table(pa.table({name: [row[name] for row in rows] for name in REQUIRED_FIELDS}), path)
+    elif suffix == ".xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for cells in [list(REQUIRED_FIELDS), *([str(row[n]) for n in REQUIRED_FIELDS] for row in rows)]:
+            book.active.append([json.dumps(["x"]) if cell.startswith("[") else cell for cell in cells])
+        book.save(path)
     elif suffix in (".csv", ".tsv"):
         with path.open("w", encoding="utf-8-sig", newline="") as file:
             file.write("sep=|\n" if suffix == ".csv" else "")
@@ -54,6 +61,7 @@ def test_what_the_package_writes_and_reads_passes(tmp_path, suffix):
         ("a.jsonl", b"", "is empty"),
         ("a.xml", b"<x/>", "no reader for '.xml'"),
         ("a.parquet", b"not at all", "not parquet"),
+        ("a.xlsx", b"id,service", "no Excel workbook"),
         ("a.jsonl", b"[1,\n2]", "expected one JSON object a line"),
         ("a.jsonl", b"3\n", "found a int"),
         ("a.jsonl", b"[" * 100000, "expected one JSON object a line"),
@@ -92,3 +100,12 @@ def test_quickstart_refuses_a_bad_file_before_it_installs(tmp_path, where):
     )
     assert done.returncode == 1 and not (tmp_path / "env").exists()
     assert done.stderr.startswith(f"{tmp_path}/mine.jsonl: its first record has no id, service,")
+
+
+def test_columns_of_a_ticket_system_are_looked_for_by_their_names(tmp_path):
+    path = tmp_path / "tickets.csv"
+    path.write_text("ticket;service;category;summary;excerpt\n", encoding="utf-8")
+    columns = "id=ticket,incident_type=category,symptom=summary,logs=excerpt"
+    assert "has no id, incident_type, symptom, logs" in check(path)
+    assert check(path, columns) is None
+    assert "its first record has no lines; it has 'ticket'" in check(path, f"{columns[:-7]}lines")
