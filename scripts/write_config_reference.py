@@ -56,6 +56,14 @@ ENVIRONMENT = {
     "HYDRA_FULL_ERROR": "Hydra's: `1` shows the traceback of an error that is otherwise told in one line",
     "OPENAI_API_KEY": "key of the server that `verl-aiops triage` and `eval --endpoint` ask, unless `--api-key-env` of "
     "the latter names another",
+    "CUDA_VISIBLE_DEVICES": "CUDA's: the GPUs that `--gpus` of `verl-aiops dpo` and the like may count",
+    "WANDB_API_KEY": "Weights & Biases': its key; a run with `wandb` in `trainer.logger` is refused without this, a "
+    "key in netrc, or one of the next two",
+    "WANDB_MODE": "Weights & Biases': `offline` or `disabled` need no key",
+    "WANDB_IDENTITY_TOKEN_FILE": "Weights & Biases': a token in place of a key",
+    "WANDB_BASE_URL": "Weights & Biases': its host, whose key netrc has",
+    "WANDB_CONFIG_DIR": "Weights & Biases': folder of its `settings`, which may name mode and host",
+    "NETRC": "file of keys by host in place of `~/.netrc`",
     "NO_COLOR": "any text: `verl-aiops doctor` prints without colours",
     "RAY_ADDRESS": "Ray's: the cluster that a run joins, which is then checked before it starts",
 }

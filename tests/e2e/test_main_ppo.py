@@ -165,7 +165,9 @@ def test_killed_run_goes_on_where_it_was(whole_run, data, tiny_model_dir, tmp_pa
 def test_two_workers_and_lora_through_main_ppo(whole_run, data, tiny_model_dir, tmp_path):
     """Two logical GPUs give one worker's losses; LoRA starts at ln 2 and exports merged weights."""
     first, metrics, _ = whole_run
-    two, _ = run(data, tiny_model_dir, tmp_path / "two", first / "cache", "trainer.n_gpus_per_node=2")
+    two, _ = run(
+        data, tiny_model_dir, tmp_path / "two", first / "cache", "trainer.n_gpus_per_node=2", "trainer.device=cpu"
+    )
     for step in range(1, STEPS + 1):
         # Adam divides by the square root of tiny second moments, so round-off of the first gradients grows a little
         assert two[step]["actor/loss"] == pytest.approx(metrics[step]["actor/loss"], rel=2e-4), step

@@ -86,7 +86,12 @@ def test_resumed_run_goes_on(grpo, data, tiny_model_dir, tmp_path):
 def test_two_workers_have_a_server_each(grpo, data, tiny_model_dir, tmp_path):
     _, one, _ = grpo
     metrics, _ = run(
-        data, tiny_model_dir, tmp_path / "two", "actor_rollout_ref.rollout.n=4", "trainer.n_gpus_per_node=2"
+        data,
+        tiny_model_dir,
+        tmp_path / "two",
+        "actor_rollout_ref.rollout.n=4",
+        "trainer.n_gpus_per_node=2",
+        "trainer.device=cpu",
     )
     for step in range(1, STEPS + 1):
         assert metrics[step]["training/rollout_probs_diff_max"] < 1e-4, step
@@ -183,6 +188,7 @@ def test_online_dpo_on_two_workers_is_online_dpo_on_one(online, data, tiny_model
         tmp_path / "two",
         *ONLINE,
         "trainer.n_gpus_per_node=2",
+        "trainer.device=cpu",
         "trainer.total_training_steps=1",
         estimator="online_dpo",
     )

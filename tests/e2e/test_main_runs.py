@@ -161,7 +161,12 @@ def test_a_model_with_a_weight_that_is_nan_trains_nothing(main_ppo, tiny_model_d
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_loss_that_stops_being_finite_ends_the_run(main_ppo, tmp_path, workers):
     """A rate with which the weights leave float32's range: nothing of it is exported."""
-    settings = ("actor_rollout_ref.actor.optim.lr=1e38", f"trainer.n_gpus_per_node={workers}", "trainer.save_freq=-1")
+    settings = (
+        "actor_rollout_ref.actor.optim.lr=1e38",
+        f"trainer.n_gpus_per_node={workers}",
+        "trainer.device=cpu",
+        "trainer.save_freq=-1",
+    )
     code, output = main_ppo(tmp_path / "run", *settings)
     assert code != 0 and "NotFiniteError" in output and "trained model" not in output
     assert not list((tmp_path / "run").glob("global_step_*"))

@@ -25,6 +25,7 @@ from verl_aiops.cli.command import Command, users_can_mend
 from verl_aiops.cli.curves import CURVES
 from verl_aiops.cli.examples import EXAMPLES
 from verl_aiops.cli.feedback import FEEDBACK
+from verl_aiops.cli.fronts.command import FRONTS
 from verl_aiops.cli.triage import TRIAGE
 from verl_aiops.extensions import load_extensions
 from verl_aiops.inputs.shown import printable
@@ -99,6 +100,7 @@ COMMANDS: dict[str, Command] = {
         cli_data.rl_options,
         cli_data.run_build_rl,
     ),
+    **FRONTS,
     "train-rm": Command(
         "train a reward model on preference pairs, with TRL",
         "verl-aiops train-rm --data prefs.parquet --val prefs.val.parquet --model runs/sft/huggingface --out runs/rm\n"

@@ -83,7 +83,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     """Train, measure, write.
 
     ``out`` gets the merged model with its tokenizer, ``reward_stats.json``, ``calibration.png`` (with matplotlib),
-    ``train_log.jsonl``, ``adapter/`` (with LoRA) and ``checkpoints/``, which may be removed. Called again after a stop,
+    ``train_log.jsonl``, ``metrics.jsonl`` (the same while it trains), ``adapter/`` (with LoRA) and ``checkpoints/``, which may be removed. Called again after a stop,
     it goes on from the last checkpoint.
 
     Raises:
@@ -148,6 +148,8 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, model, train: Re
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
+    from verl_aiops.trl.dpo_trainer import MetricsFile
+
     model.config.pad_token_id = tokenizer.pad_token_id
     columns = {"chosen_ids": train.chosen_ids, "rejected_ids": train.rejected_ids}
     if train.margins is not None or settings.margin:
@@ -167,6 +169,7 @@ def _trainer(settings: RewardTraining, folder: Path, tokenizer, model, train: Re
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,
         peft_config=lora_of(settings, "SEQ_CLS", modules_to_save=["score"]),
+        callbacks=[MetricsFile(folder / "metrics.jsonl", held_out=0)],
     )
 
 

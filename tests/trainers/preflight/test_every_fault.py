@@ -97,7 +97,7 @@ FAULTS = {
     "online_dpo": {
         f"{ACTOR}.use_kl_loss=True": "use_kl_loss",
         f"{ROLLOUT}.n=1": "a preference needs two answers",
-        "trainer.n_gpus_per_node=3": "Make it a multiple of 3",
+        "trainer.n_gpus_per_node=3 trainer.device=cpu": "Make it a multiple of 3",
         f"{ROLLOUT}.tensor_model_parallel_size=4": "tensor_model_parallel_size=4",
         "data.max_response_length=20": "row i-1",
         "+reward.custom_reward_function.reward_kwargs.fromat_weight=1": "fromat_weight",
@@ -194,7 +194,7 @@ def test_a_rollout_that_verl_has_not_is_told(told, kind):
 def test_what_verl_refuses_is_told_without_a_traceback(least, monkeypatch):
     from verl.utils.config import validate_config
 
-    command = [*least("triage"), "trainer.n_gpus_per_node=3"]
+    command = [*least("triage"), "trainer.n_gpus_per_node=3", "trainer.device=cpu"]
     monkeypatch.setattr(entry, "user_keys", lambda: {key.split("=")[0] for key in command})
     with pytest.raises(SystemExit, match="error: verl refuses this run: real_train_batch_size .16. must be divisible"):
         entry.with_preflight(validate_config.__wrapped__)(composed(command), False, False)

@@ -12,11 +12,13 @@ from verl_aiops.trainers.dpo.adapter import prepare_adapter
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import load_tokenizer, refuse_ignored_keys
 from verl_aiops.trainers.preflight.defaults import Default, apply_defaults
+from verl_aiops.trainers.preflight.machine import check_accelerators, check_engines, check_trackers
 from verl_aiops.trainers.preflight.storage import check_storage
 from verl_aiops.trainers.runs.checkpoint_health import check_checkpoint, find_checkpoint
 from verl_aiops.trainers.runs.resume import start_folder
 
 __all__ = [
+    "FIRST",
     "MACHINE",
     "check_adapter",
     "check_folder",
@@ -175,9 +177,14 @@ def _check_cluster(config: DictConfig, run: Run) -> list[str]:
     return []
 
 
+# before the list of a kind of run, which fills in the device
+FIRST = (Check(check_accelerators, "the accelerators"),)
+
 # after the list of a kind of run: what it meets on this machine
 MACHINE = (
     Check(_check_health, "the files of the checkpoint", (check_numbers, check_place)),
     Check(_check_storage, "the space on the disk", (check_numbers, check_widths, check_folder)),
+    Check(check_engines, "the engines"),
+    Check(check_trackers, "trainer.logger"),
     Check(_check_cluster, "the cluster", (check_numbers,)),
 )

@@ -89,6 +89,11 @@ def _plain_attention(model: DictConfig) -> str:
         return "sdpa"
 
 
+def _with_lora(config: DictConfig) -> bool:
+    model = config.actor_rollout_ref.model
+    return bool(model.get("lora_adapter_path")) or isinstance(rank := model.get("lora_rank"), int) and rank > 0
+
+
 def _plain_adam(config: DictConfig) -> bool:
     optim = config.actor_rollout_ref.actor.optim
     return (optim.get("optimizer_impl"), optim.get("optimizer")) in (("torch.optim", "AdamW"), ("torch.optim", "Adam"))
@@ -114,7 +119,7 @@ NO_FLASH_ATTN: tuple[Default, ...] = (
 PLATFORM: tuple[Default, ...] = (
     Default("trainer.n_gpus_per_node", 8, lambda c: 1, "one worker unless more are asked for", on_cpu),
     Default("trainer.device", "cuda", lambda c: "cpu", "the platform found", on_cpu),
-    Default("trainer.logger", ["console", "wandb"], lambda c: ["console", "tensorboard"], "needs no account"),
+    Default("trainer.logger", ["console", "wandb"], lambda c: ["console", "file", "tensorboard"], "needs no account"),
     Default("trainer.project_name", "verl_examples", lambda c: "verl-aiops", "names the run"),
     Default("trainer.experiment_name", "gsm8k", lambda c: c.algorithm.adv_estimator, "names the run"),
     *NO_FLASH_ATTN,
@@ -128,6 +133,13 @@ PLATFORM: tuple[Default, ...] = (
         lambda c: False,
         "memory is not what a CPU lacks; recomputation costs a third of the step",
         on_cpu,
+    ),
+    Default(
+        "actor_rollout_ref.actor.optim.lr",
+        1e-6,
+        lambda c: 1e-5,
+        "LoRA learns well at about ten times the rate of all weights",
+        _with_lora,
     ),
     Default(
         "actor_rollout_ref.actor.optim.override_optimizer_config",
@@ -160,6 +172,21 @@ DEFAULTS: tuple[Default, ...] = (
         (8, 1),
         lambda c: 0,
         "pairs stand in files, and a process that stores nothing takes seconds to start",
+    ),
+    Default(
+        "trainer.max_actor_ckpt_to_keep",
+        None,
+        lambda c: 2,
+        "the older ones are removed",
+        lambda c: c.trainer.save_freq == -1,
+    ),
+    Default("trainer.save_freq", -1, lambda c: 50, "a killed run goes on from the last checkpoint"),
+    Default(
+        "trainer.test_freq",
+        -1,
+        lambda c: 50,
+        "held-out pairs on the way and at the end",
+        lambda c: bool(c.data.val_files),
     ),
     Default("trainer.total_epochs", 30, lambda c: 1, "preference pairs are seldom worth more than one epoch"),
     Default(

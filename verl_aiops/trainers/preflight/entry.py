@@ -85,11 +85,12 @@ def with_preflight(validate_config):
 
 
 def _run_list(config: DictConfig, kind: str, given: set[str]) -> list[str]:
-    from verl_aiops.trainers.preflight.basics import MACHINE
+    from verl_aiops.trainers.preflight.basics import FIRST, MACHINE
     from verl_aiops.trainers.preflight.checks import Run, run_checks
 
     listed = importlib.import_module(_LISTS[kind]).checks(config)
-    return run_checks(listed if kind == "rows" else (*listed, *MACHINE), config, Run(kind, given))
+    after = () if kind == "rows" else MACHINE
+    return run_checks((*FIRST, *listed, *after), config, Run(kind, given))
 
 
 def _kind(config: DictConfig) -> str | None:

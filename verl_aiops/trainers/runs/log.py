@@ -98,6 +98,11 @@ class RunLog:
                 f"{self.config.trainer.experiment_name}.jsonl",
             )
             self._kept = KeptMetrics(path, self.global_steps)
+        # read by `cli/fronts/console.py`
+        print(
+            f"verl-aiops: training: steps {self.global_steps + 1} to {self.total_training_steps}",
+            flush=True,
+        )
         super().fit(agent_loop_manager)
 
     @property
