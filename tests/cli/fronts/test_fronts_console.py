@@ -76,6 +76,14 @@ def test_held_out_figures_have_a_line_of_their_own(console):
     assert shown == ["held out, step 0:  reward 0.300  right 0.50  json 1.00"]
 
 
+def test_a_validation_without_a_whole_batch_says_why(console):
+    made, shown = console("sft")
+    made.logged(entry(3, {"val/loss": None}))
+    made.logged(entry(6, {"val/loss": 1.5}))
+    assert shown[0].startswith("held out, step 3:  loss nan  (fewer held-out rows than a batch")
+    assert shown[1] == "held out, step 6:  loss 1.500"
+
+
 def test_a_number_that_is_not_finite_is_shown_as_such(console):
     made, shown = console()
     made.logged(entry(1, {**DPO, "actor/loss": None, "timing_s/step": None}))

@@ -135,6 +135,8 @@ class Console:
             self.steps += 1
             self._show(line)
         if held_out := _found(self._task.held_out, data):
+            if self._task.nan_means and any(figure.endswith(" nan") for figure in held_out):
+                held_out.append(self._task.nan_means)
             self._show("  ".join([f"held out, step {step}:", *held_out]))
             self._last = self._clock()
 

@@ -68,6 +68,7 @@ class Task:
         flags: settings are written as options (``--key value``), not as Hydra's ``key=value``.
         columns: what a step's line shows; `held_out` likewise, of a validation.
         model_from_checkpoint: the run leaves its model in the last checkpoint, whose copy becomes OUT/huggingface.
+        nan_means: what it says of a validation that it is not a number.
         shows: beginnings of lines of the trainer's that the console shows beside those of this package.
         logger: the key that names the trackers; empty where there are none.
         log_beside: the log is OUT.log, as the trainer refuses a folder with files that are not its own.
@@ -90,6 +91,7 @@ class Task:
     cpu_preset: str = ""
     flags: bool = False
     model_from_checkpoint: bool = False
+    nan_means: str = ""
     shows: tuple[str, ...] = ()
     logger: str = "trainer.logger"
     log_beside: bool = False
@@ -214,6 +216,8 @@ TASKS: dict[str, Task] = {
             ("model.enable_gradient_checkpointing", False),
             ("+engine.mixed_precision", {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}),
         ),
+        # verl's trainer validates whole batches only
+        nan_means="(fewer held-out rows than a batch: nothing was measured; choose a smaller --batch-size)",
         model_from_checkpoint=True,
     ),
     "rm": Task(
