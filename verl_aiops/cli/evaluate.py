@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_aiops.cli.data import add_columns_option, add_prompt_options, incidents_from, prompts_from
+from verl_aiops.cli.data import add_prompt_options, prompts_from
+from verl_aiops.cli.incident_source import add_columns_option, incidents_from
 from verl_aiops.cli.values import json_object, reward_settings, round_tokens
 
 if TYPE_CHECKING:

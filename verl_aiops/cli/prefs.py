@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from verl_aiops.cli.data import add_output_options, add_prompt_options, add_source_options, build
+from verl_aiops.cli.data import add_output_options, add_prompt_options, build
+from verl_aiops.cli.incident_source import add_source_options
 from verl_aiops.inputs.shown import printable
 
 __all__ = ["prefs_options", "run_build_prefs"]

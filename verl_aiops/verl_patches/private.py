@@ -123,6 +123,6 @@ PRIVATE: tuple[Private, ...] = (
         _actions=("argparse:ArgumentParser", "the options of a parser that another has filled"),
         _option_string_actions=("argparse:ArgumentParser", "likewise, by their names"),
     ),
-    *_of("cli/data.py", _ActionsContainer=("argparse", "type of what options are added to")),
+    *_of("cli/incident_source.py", _ActionsContainer=("argparse", "type of what options are added to")),
     *_of("trainers/runs/ending.py", _exit=("os", "documented; leaves threads that do not end")),
 )

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_aiops.cli.main import main
-from verl_aiops.incidents import IncidentError, Taxonomy, file_source, read_incidents
+from verl_aiops.evaluation.run.asked import read_questions
+from verl_aiops.incidents import IncidentError, PromptOptions, Taxonomy, file_source, read_incidents
 from verl_aiops.incidents.io.bad_rows import BadRows
 from verl_aiops.incidents.io.columns import FieldColumns
 from verl_aiops.incidents.language import guess_language
@@ -304,3 +305,24 @@ def test_what_goes_with_a_file_and_what_does_not(tmp_path, capsys):
     assert main(["build-sft", *options, "--taxonomy-out", str(names)]) == 2
     assert "names.json: is already there; pass --overwrite" in capsys.readouterr().err
     assert names.read_text() == "mine" and not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_client_asks_about_tickets_that_nobody_has_answered(tmp_path):
+    rows = [{name: value for name, value in row.items() if name not in ("service", "category")} for row in tickets(6)]
+    names = tmp_path / "names.json"
+    systems = {source: {"services": services, "incident_types": TYPES} for source, services in SERVICES.items()}
+    names.write_text(json.dumps(systems), encoding="utf-8")
+    asked = PromptOptions(budget=0, trim="blind", max_candidates=0)
+    path, columns = write(tmp_path / "t.csv", rows), FieldColumns.parse(COLUMNS)
+    questions = read_questions(str(path), str(names), asked, None, columns)
+    assert [question.id for question in questions] == [str(4700 + n * 17) for n in range(6)]
+    # the first ticket says `shop`
+    assert all("cart" in questions[at].rounds[-1] and "atm" not in questions[at].rounds[-1] for at in (0, 3))
+    assert [question.lang for question in questions] == ["en", "zh"] * 3
+    (one,) = read_questions(str(path), str(names), asked, "4717", columns)
+    assert one == questions[1]
+    write(path, [{**rows[0], "system": "lost"}, {**rows[1], "summary": ""}, *rows[2:]])
+    with pytest.raises(IncidentError) as error:
+        read_questions(str(path), str(names), asked, None, columns)
+    assert "t.csv: 2 kinds of faults in 2 of 6 rows" in str(error.value)
+    assert "line 2: source 'lost' is not in the taxonomy, which has: Shop, bank, media" in str(error.value)

@@ -11,6 +11,7 @@ from verl_aiops.incidents import Incident, IncidentError, PromptOptions, System,
 from verl_aiops.incidents.io.bad_rows import BadRows
 from verl_aiops.incidents.io.columns import AS_NAMED, FieldColumns
 from verl_aiops.incidents.io.readers import incident_rows
+from verl_aiops.incidents.io.spellings import spelling_key
 from verl_aiops.inputs.shown import one_line
 
 __all__ = ["read_questions"]
@@ -47,7 +48,7 @@ def read_questions(
 
 def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Question:
     # the answer, if there is one, has no part in what is asked: all names of the system are listed
-    system = _system_of(row.get("source") or "user", systems) if systems else System((NOT_KNOWN,), (NOT_KNOWN,))
+    system = _system_of(str(row.get("source") or "user"), systems) if systems else System((NOT_KNOWN,), (NOT_KNOWN,))
     hidden = {"service": system.services[0], "incident_type": system.incident_types[0], "aliases": None, "decoys": None}
     evidence = row.get("evidence") if asked.trim == "evidence" else None
     incident = Incident.from_dict({**row, **hidden, "evidence": evidence})
@@ -67,6 +68,10 @@ def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Ques
 
 def _system_of(source: str, systems: Taxonomy) -> System:
     name = systems.listed_name(source)
+    if name is None:
+        # as where the taxonomy was made: `Shop` is the system of a ticket that says `shop`
+        alike = [known for known in systems.systems if spelling_key(known) == spelling_key(source)]
+        name = alike[0] if len(alike) == 1 else None
     if name is None:
         raise IncidentError(f"source '{source}' is not in the taxonomy, which has: {', '.join(systems.systems)}")
     return systems.systems[name]

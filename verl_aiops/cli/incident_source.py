@@ -1,0 +1,103 @@
+"""Where the incidents of a command come from, a file or the simulator: the options, and what reads them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from verl_aiops.incidents import Simulator
+    from verl_aiops.incidents.io.columns import FieldColumns
+    from verl_aiops.incidents.io.sources import IncidentSource
+
+__all__ = [
+    "add_columns_option",
+    "add_simulator_options",
+    "add_source_options",
+    "columns_from",
+    "incidents_from",
+    "simulator_from",
+    "source_from",
+]
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Where incidents come from; `source_from` reads these."""
+    group = parser.add_argument_group("incidents (the simulator, unless a file is given)")
+    group.add_argument("--incidents", metavar="FILE", help="incidents from a .jsonl, .csv, .xlsx or .parquet file")
+    add_columns_option(group)
+    group.add_argument(
+        "--taxonomy", metavar="FILE", help="services and types per system, JSON (default: those in FILE)"
+    )
+    add_simulator_options(group)
+
+
+def add_columns_option(group: argparse._ActionsContainer) -> None:
+    """What a file of incidents calls their fields; `columns_from` reads it."""
+    group.add_argument(
+        "--columns",
+        metavar="NAME=THEIRS,...",
+        help="what the file calls the fields, as a ticket system exports them, e.g. --columns "
+        "id=ticket_id,service=service,incident_type=category,symptom=summary,logs=log_excerpt,source=system",
+    )
+
+
+def add_simulator_options(group: argparse._ActionsContainer) -> None:
+    """How incidents are simulated; `simulator_from` reads these."""
+    group.add_argument("--num-incidents", type=int, metavar="N", help="how many to simulate (default 1000)")
+    group.add_argument("--lang", metavar="en|zh|mix", help="language of simulated incidents (default en)")
+    group.add_argument("--zh-share", type=float, metavar="S", help="share of Chinese with --lang mix (default 0.5)")
+    group.add_argument("--difficulty", metavar="easy|medium|hard|mix", help="of simulated incidents (default medium)")
+    group.add_argument("--topologies", metavar="A,B", help="of shop, bank, media, fleet (default all)")
+    group.add_argument(
+        "--hold-out-wordings",
+        type=float,
+        metavar="S",
+        help="share of the simulator's wordings that no incident for training uses, as in 0.3; a tenth as many "
+        "incidents more, in these wordings alone, go to OUT.unseen",
+    )
+
+
+def source_from(args: argparse.Namespace) -> IncidentSource:
+    """The incident source that the options of `add_source_options` (and `--seed`) ask for."""
+    from verl_aiops.incidents import IncidentError, simulator_source
+
+    if args.incidents is None:
+        if args.taxonomy is not None:
+            raise IncidentError("--taxonomy goes with --incidents; the simulator brings its own")
+        if args.columns is not None:
+            raise IncidentError("--columns goes with --incidents, whose columns it names; give both or neither")
+        return simulator_source(simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
+    for name in ("num_incidents", "lang", "zh_share", "difficulty", "topologies", "hold_out_wordings"):
+        if getattr(args, name) is not None:
+            raise IncidentError(f"--{name.replace('_', '-')} belongs to the simulator; leave it out with --incidents")
+    return incidents_from(args)
+
+
+def columns_from(args: argparse.Namespace) -> FieldColumns:
+    """What `--columns` says."""
+    from verl_aiops.incidents.io.columns import AS_NAMED, FieldColumns
+
+    return AS_NAMED if args.columns is None else FieldColumns.parse(args.columns)
+
+
+def incidents_from(args: argparse.Namespace) -> IncidentSource:
+    """The incidents of the file that `--incidents`, `--taxonomy` and `--columns` name."""
+    from verl_aiops.incidents import Taxonomy, file_source
+
+    columns = columns_from(args)
+    return file_source(args.incidents, Taxonomy.load(args.taxonomy) if args.taxonomy else None, columns)
+
+
+def simulator_from(args: argparse.Namespace) -> Simulator:
+    """The simulator that the options of `add_simulator_options` (and `--seed`) ask for."""
+    from verl_aiops.incidents import Simulator, Wordings
+
+    given = {
+        name: getattr(args, name) for name in ("lang", "zh_share", "difficulty") if getattr(args, name) is not None
+    }
+    if args.topologies is not None:
+        given["topologies"] = tuple(name.strip() for name in args.topologies.split(","))
+    if args.hold_out_wordings is not None:
+        given["wordings"] = Wordings(args.hold_out_wordings)
+    return Simulator(seed=args.seed, **given)
