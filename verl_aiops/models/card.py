@@ -1,7 +1,7 @@
 """The card of an exported model: a README.md beside it that says of what data, settings and figures it came.
 
-It is written from what the run itself was given and has logged. Files are named without their folders, which are nobody's
-business where the model goes.
+It is written from what the run itself was given and has logged. Files are named without their folders, which are
+nobody's business where the model goes.
 """
 
 from __future__ import annotations

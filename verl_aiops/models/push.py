@@ -18,7 +18,8 @@ class PushError(UserError):
 def push_model(folder: str | os.PathLike, repository: str, *, private: bool = True, message: str | None = None) -> str:
     """Upload a folder of transformers, with its card, into a repository of the hub that huggingface_hub talks to.
 
-    The repository is made if it is not there. Of a checkpoint (``global_step_N``) give the exported ``huggingface`` folder.
+    The repository is made if it is not there. Of a checkpoint (``global_step_N``) give the exported ``huggingface``
+    folder.
 
     Args:
         folder: as ``export_model`` writes it.

@@ -83,7 +83,8 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     """Train, measure, write.
 
     ``out`` gets the merged model with its tokenizer, ``reward_stats.json``, ``calibration.png`` (with matplotlib),
-    ``train_log.jsonl``, ``metrics.jsonl`` (the same while it trains), ``adapter/`` (with LoRA) and ``checkpoints/``, which may be removed. Called again after a stop,
+    ``train_log.jsonl``, ``metrics.jsonl`` (the same while it trains), ``adapter/`` (with LoRA) and ``checkpoints/``,
+    which may be removed. Called again after a stop,
     it goes on from the last checkpoint.
 
     Raises:
