@@ -90,6 +90,10 @@ inside the shell's: `"KEY='$FILE'"`. The scripts in `examples/` set them (`examp
 """
 
 INTROS = {
+    "Files of pairs": """\
+How offline DPO reads its files, beside verl's own `data.prompt_key`; more: [data.md](data.md). The presets `dpo` and
+`kto` declare these keys; without one put a `+` before them.
+""",
     "Offline DPO": """\
 Read with `algorithm.adv_estimator=dpo`. With the preset `+verl_aiops=dpo` write `algorithm.dpo.KEY=VALUE`; without it
 `+algorithm.dpo.KEY=VALUE`.
@@ -313,6 +317,8 @@ def preset_section(file: Path) -> list[str]:
     """A preset: its comment, what it stands on, each section of ours that it takes from the fields, and each key."""
     from omegaconf import OmegaConf
 
+    from verl_aiops.trainers.data_settings import PairFiles
+
     content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     comment = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     defaults = content.pop("defaults", [])
@@ -321,7 +327,11 @@ def preset_section(file: Path) -> list[str]:
     lines = [f"### `+verl_aiops={file.stem}`", "", " ".join(comment[1:]), ""]
     if below:
         lines += ["On top of " + ", ".join(f"[`{name}`](#verl_aiops{name})" for name in below) + ":", ""]
-    rows = [(f"`{section}.*`", "every key at its default") for section in sections]
+    rows = []
+    for section in sections:
+        # one of verl's own holds more than our keys
+        names = [of.name for of in fields(PairFiles)] if section == PairFiles.section else ["*"]
+        rows += [(f"`{section}.{name}`", "every key at its default" if name == "*" else "`null`") for name in names]
     rows += [(f"`{key}`", f"`{yaml_text(value)}`") for key, value in leaves(content)]
     return lines + table(("key", "value"), rows)
 
@@ -415,10 +425,12 @@ def page() -> str:
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
+    from verl_aiops.trainers.data_settings import PairFiles
 
     presets = sorted(PRESETS.glob("*.yaml"))
     sections = {
         "Offline DPO": section_table(DPOConfig),
+        "Files of pairs": section_table(PairFiles),
         "Online DPO": section_table(OnlineDPOConfig),
         "GRPO, PPO and their kin": section_table(RLConfig),
         "Rounds of an answer": section_table(RoundSettings),

@@ -15,6 +15,7 @@ GROUP = "verl_aiops/fields"
 SECTIONS = {
     "dpo": "verl_aiops.trainers.config:DPOConfig",
     "online_dpo": "verl_aiops.trainers.config:OnlineDPOConfig",
+    "pair_files": "verl_aiops.trainers.data_settings:PairFiles",
     "combined": "verl_aiops.rewards.model.combined:CombinedSettings",
     "rounds": "verl_aiops.rollout.rounds.settings:RoundSettings",
 }

@@ -8,13 +8,10 @@ from verl_aiops.data import PreferenceDataError, PreferenceDataset
 
 OPTIONS = {"max_prompt_length": 64, "max_response_length": 64, "progress": False}
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-SHARE_GPT = {"prompt": [{"from": "human", "value": "q"}], "chosen": [{"from": "gpt", "value": "a"}],
-             "rejected": [{"from": "gpt", "value": "b"}]}  # fmt: skip
 TALK = "\n\nHuman: which host?\n\nAssistant: "
 
 LAYOUTS = {
     "question": ({"question": "q", "chosen": "a", "rejected": "b"}, "Set data.prompt_key=question"),
-    "instruction": ({"instruction": "q", "chosen": "a", "rejected": "b"}, "Set data.prompt_key=instruction"),
     "Query": ({"Query": "q", "chosen": "a", "rejected": "b"}, "Set data.prompt_key=Query"),
     "other answers": (
         {"prompt": "q", "chosen_response": "a", "rejected_response": "b"},
@@ -24,10 +21,9 @@ LAYOUTS = {
         {"question": "q", "response_j": "a", "response_k": "b"},
         "Set data.chosen_key=response_j data.rejected_key=response_k",
     ),
-    "sharegpt": (SHARE_GPT, "from/value is ShareGPT's layout: rename from to role (human: user, gpt: assistant)"),
-    "hh flat": (
-        {"chosen": TALK + "h1", "rejected": TALK + "h2"},
-        "The answers hold the dialogue too, as hh-rlhf has it",
+    "half of hh": (
+        {"chosen": TALK + "h1", "rejected": TALK.replace("Human", "User") + "h2"},
+        "The answers hold the dialogue too, but not all as hh-rlhf writes it",
     ),
     "ultrafeedback": ({"instruction": "q", "completions": []}, "several rated answers (UltraFeedback)"),
     "kto": ({"prompt": "q", "completion": "a", "label": True}, "one answer a row and a label (KTO)"),

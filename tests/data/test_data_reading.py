@@ -203,9 +203,40 @@ def test_parquet_damaged_inside(refusal, tmp_path):
     assert "p.parquet cannot be read after row" in refusal(str(path))
 
 
-def test_json_array(refusal, tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps([GOOD]))
-    assert "one JSON object per line is expected" in refusal(str(tmp_path / "p.json"))
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_gives_the_pairs_of_its_lines(load, write_rows, tmp_path, indent):
+    rows = [GOOD | {"id": f"r{at}", "chosen": f"[\n]{at}"} for at in range(3)]
+    (tmp_path / "p.json").write_text("\ufeff" * (indent is None) + json.dumps(rows, indent=indent) + "\n")
+    read = load(str(tmp_path / "p.json"))
+    assert [item["id"] for item in read] == ["r0", "r1", "r2"]
+    assert read.identity() == load(write_rows(rows)).identity()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[]", "has no rows: the JSON array is empty"),
+        ('[{"a": 1}', "behind item 1, line 1, it ends, was it cut short?"),
+        ('[{"a": 1}\n {"a": 2}]', "behind item 1, line 2, a comma is missing"),
+        ('[{"a": 1},\n{"a": "x]', "Unterminated string starting at at line 2 (item 2)"),
+        ('[{"a": 1}] {"a": 2}', "text follows behind its end"),
+        ("[" + '{"a":' * 3000, "item 1, line 1, is too deep"),
+        ('[{"a": 1}, ]', "Expecting value at line 1 (item 2)"),
+    ],
+)
+def test_a_broken_json_array_is_told_with_its_place(refusal, tmp_path, text, said):
+    (tmp_path / "p.jsonl").write_text(text)
+    message = refusal(str(tmp_path / "p.jsonl"))
+    assert "p.jsonl" in message and said in message
+
+
+def test_rows_of_an_array_are_told_by_item_and_line(refusal, tmp_path):
+    rows = [json.dumps(GOOD), "7", json.dumps(GOOD | {"weight": -1}), '{"a": 1, "a": ' + "9" * 5000 + "}"]
+    (tmp_path / "p.json").write_text("[\n" + ",\n".join(rows) + "\n]")
+    message = refusal(str(tmp_path / "p.json"))
+    assert "3 of 4 rows cannot be used" in message
+    assert "p.json, item 2 (line 3): is JSON of type int" in message and "item 3 (line 4): weight is -1" in message
+    assert "item 4 (line 5)" in message
 
 
 # ---- what is refused: columns

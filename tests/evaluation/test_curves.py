@@ -141,3 +141,37 @@ def test_the_suffix_says_which_picture(log, tmp_path):
     pytest.importorskip("matplotlib")
     assert main(["curves", log, "--keys", "reward/score", "--out", str(tmp_path / "a.svg")]) == 0
     assert (tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+OF_DPO = {"actor/loss": 0.6, "actor/lr": 1e-6, "rewards/accuracies": 0.5, "rewards/margins": 0.1, "timing_s/step": 2.0}
+KINDS = {
+    "dpo": (OF_DPO, ["actor/loss", "rewards/accuracies", "rewards/margins", "timing_s/step"]),
+    "grpo": (
+        {"actor/loss": 0.1, "reward/json_ok": 0.5, "reward/score": 0.4, "timing_s/step": 2.0},
+        ["reward/score", "reward/json_ok", "timing_s/step"],
+    ),
+    "online": (
+        {"reward/score": 0.4, "rewards/margins": 0.1, "logps/chosen": -9.0, "actor/loss": 0.6},
+        ["reward/score", "actor/loss", "rewards/margins", "logps/chosen"],
+    ),
+    "sft": ({"train/loss": 0.4, "train/lr": 0.1, "val/loss": 1.0}, ["train/loss"]),
+    "another": ({f"own/{at}": 1.0 for at in range(9)}, [f"own/{at}" for at in range(6)]),
+}
+
+
+@pytest.mark.parametrize("data, keys", KINDS.values(), ids=KINDS)
+def test_what_a_run_has_logged_is_drawn(data, keys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot as plt
+
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    log = write(tmp_path / "run" / "metrics.jsonl", [(step, data) for step in (1, 2)])
+    assert main(["curves", log, "--out", str(tmp_path / "out.svg")]) == 0
+    assert [axis.get_title() for axis in kept[0].axes if axis.axison] == keys
+
+
+def test_a_run_without_metrics_is_refused(tmp_path, capsys):
+    log = write(tmp_path / "run" / "metrics.jsonl", [(1, {})])
+    assert main(["curves", log, "--out", str(tmp_path / "out.svg")]) == 2
+    assert "no metric was logged in run" in capsys.readouterr().err

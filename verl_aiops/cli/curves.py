@@ -12,13 +12,11 @@ __all__ = ["CURVES"]
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    from verl_aiops.evaluation.training_curves import RL_KEYS
-
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]METRICS", help="metrics.jsonl of each run")
     parser.add_argument(
         "--keys",
         metavar="K,K",
-        help=f"metrics to draw, default {','.join(RL_KEYS)} and the components that an extension adds to the reward",
+        help="metrics to draw (default: what a run of its kind logs of reward, loss, margins, accuracy and log-probs)",
     )
     parser.add_argument("--smooth", type=int, default=1, metavar="N", help="mean over the last N steps (default 1)")
     parser.add_argument("--x", choices=("step", "minutes"), default="step", help="what to draw them against")
@@ -29,13 +27,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from verl_aiops.evaluation.errors import EvaluationError
-    from verl_aiops.evaluation.training_curves import default_keys, not_finite, plot_curves, read_metrics
+    from verl_aiops.evaluation.training_curves import logged_keys, not_finite, plot_curves, read_metrics
     from verl_aiops.inputs.shown import one_line
 
     named = [run.rpartition("=") for run in args.runs]
     try:
         runs = {label or Path(path).parent.name or path: read_metrics(path) for label, _, path in named}
-        keys = args.keys.split(",") if args.keys else default_keys(runs)
+        keys = args.keys.split(",") if args.keys else logged_keys(runs)
         plot_curves(runs, {key: key for key in keys}, args.out, smooth=args.smooth, x=args.x)
     except ValueError as error:
         raise EvaluationError(error) from None
@@ -49,6 +47,7 @@ def _run(args: argparse.Namespace) -> None:
 
 CURVES = Command(
     "draw training curves of one or more runs, from what verl's file logger wrote",
+    "verl-aiops curves runs/dpo/metrics.jsonl --out runs/dpo/curves.svg\n"
     "verl-aiops curves runs/grpo/metrics.jsonl --out runs/grpo/curves.svg\n"
     "verl-aiops curves grpo=a/metrics.jsonl ppo=b/metrics.jsonl --keys reward/score,reward/json_ok \\\n"
     "    --smooth 5 --out both.png\n"

@@ -23,6 +23,7 @@ from verl_aiops.cli.baseline import BASELINE
 from verl_aiops.cli.before_after import BEFORE_AFTER
 from verl_aiops.cli.command import Command, users_can_mend
 from verl_aiops.cli.curves import CURVES
+from verl_aiops.cli.eval_pairs import EVAL_PAIRS
 from verl_aiops.cli.examples import EXAMPLES
 from verl_aiops.cli.feedback import FEEDBACK
 from verl_aiops.cli.fronts.command import FRONTS
@@ -137,6 +138,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "baseline": BASELINE,
     "before-after": BEFORE_AFTER,
+    "eval-pairs": EVAL_PAIRS,
     "curves": CURVES,
     "triage": TRIAGE,
     "examples": EXAMPLES,

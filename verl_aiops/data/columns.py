@@ -24,7 +24,12 @@ PROMPT_COLUMNS = (*SYSTEM, *PARTS)
 
 
 def with_prompt_columns(
-    prompt: str | list[dict], values: dict, key: str, named: set[str], note: Callable[[str], None]
+    prompt: str | list[dict],
+    values: dict,
+    key: str,
+    named: set[str],
+    note: Callable[[str], None],
+    system: str = "",
 ) -> str | list[dict]:
     """`prompt`, after the system message that a column of its own holds.
 
@@ -33,12 +38,14 @@ def with_prompt_columns(
     Args:
         key: the column of the prompt.
         named: columns that are read as something else.
+        system: the column of the system message, where the run names one.
     """
-    for name in PROMPT_COLUMNS:
+    of_system = tuple(dict.fromkeys([system, *SYSTEM])) if system else SYSTEM
+    for name in dict.fromkeys([*of_system, *PARTS]):
         value = values.get(name)
-        if name in named or value is None or _stands_in(value, prompt):
+        if (name in named and name != system) or value is None or _stands_in(value, prompt):
             continue
-        if name in SYSTEM and isinstance(value, str) and isinstance(prompt, list):
+        if name in of_system and isinstance(value, str) and isinstance(prompt, list):
             if prompt[0]["role"] in ("system", "developer"):
                 raise RowFault(
                     f"{name} is another text than the {prompt[0]['role']} message of the {key}: make them one, or "
@@ -49,9 +56,12 @@ def with_prompt_columns(
             note("system_column")
             continue
         place = "its text must stand in it"
-        if name in SYSTEM and isinstance(prompt, str):
-            place = "plain texts have no system message: give the prompt as messages, or put it in front of the text"
-        elif name in SYSTEM:
+        if name in of_system and isinstance(prompt, str):
+            place = (
+                "plain texts have no system message: give the prompt as messages, set data.text_pairs=chat, or put it "
+                "in front of the text"
+            )
+        elif name in of_system:
             place = f"a system message is one text, not a {type(value).__name__}"
         raise RowFault(
             f"{name} is not empty, and usually a part of the prompt, but {key!r} is all that is read: {place} (or "

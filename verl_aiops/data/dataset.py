@@ -22,13 +22,15 @@ from verl_aiops.data.storage import ExampleStore
 from verl_aiops.data.token_cache import TokenCache
 
 TRUNCATIONS = ("error", "left", "drop")
+TEXT_PAIRS = ("chat", "plain")
 _Item = TypeVar("_Item")
 
 
 class PreferenceDataset(Dataset):
     """Preferences as token ids, tokenised when the object is made and kept in flat arrays.
 
-    Reads parquet and JSON-lines files (one path or several), whose rows have one of three shapes, in any mixture:
+    Reads parquet and JSON files, of lines or one array (one path or several), whose rows have one of three shapes, in
+    any mixture:
 
         pairs      `prompt`, `chosen`, `rejected`, and optionally `margin`, the gap of their scores
         groups     `prompt` and `completions`, each with a `rank` (1 is the best) or a `score`
@@ -36,7 +38,7 @@ class PreferenceDataset(Dataset):
 
     Prompts and answers are texts or lists of {"role", "content"} messages; optional are `id`, `group`, `weight`
     (default 1) and `tools`. Without a prompt column a pair's answers are whole conversations and the prompt is what
-    they begin with in common.
+    they begin with in common. Pairs in other tools' layouts (`foreign`) are brought to these columns.
 
     An item is an example, what one term of a loss is made of, as a dict:
 
@@ -81,6 +83,9 @@ class PreferenceDataset(Dataset):
             The others are not checked.
         chat_template: a Jinja template instead of the tokenizer's.
         apply_chat_template_kwargs: more variables for the template.
+        prompt_key, chosen_key and others: the columns of these things. With `system_key`, texts are messages.
+        text_pairs: rows of texts as one user's and one assistant's message, "chat", or as they are, "plain"; by default
+            as they are, and a tokenizer with a chat template is said to be passed over.
         kinds: which kinds of examples the losses of the run take; see `examples.Wanted`, as for the next three.
         comparisons: which answers of a group make pairs: "all", "best" (against the rest), "adjacent" (ranks).
         gap_weight: weigh pairs by their score gaps.
@@ -116,6 +121,8 @@ class PreferenceDataset(Dataset):
         score_key: str = "score",
         completion_key: str = "completion",
         label_key: str = "label",
+        system_key: str = "",
+        text_pairs: str | None = None,
         kinds: Iterable[str] = ("pair",),
         comparisons: str = "all",
         gap_weight: bool = False,
@@ -150,19 +157,27 @@ class PreferenceDataset(Dataset):
             score=score_key,
             completion=completion_key,
             label=label_key,
+            system=system_key,
         )
+        if text_pairs not in (None, *TEXT_PAIRS):
+            raise ValueError(f"data.text_pairs={text_pairs!r}: expected one of {', '.join(TEXT_PAIRS)}, or null")
+        if text_pairs == "plain" and system_key:
+            raise ValueError(
+                f"data.text_pairs=plain with data.system_key={system_key}: plain texts have no system message. Remove "
+                "one of the two"
+            )
         variables = dict(apply_chat_template_kwargs or {})
-        renderer = PairRenderer(tokenizer, chat_template, variables)
+        renderer = PairRenderer(tokenizer, chat_template, variables, plain_is_meant=text_pairs == "plain")
         cache = None
         if cache_dir is not None:
             settings: dict[str, Any] = {"columns": columns.settings(), "template": chat_template}
-            settings |= {"variables": variables, "wanted": wanted.settings()}
+            settings |= {"text_pairs": text_pairs, "variables": variables, "wanted": wanted.settings()}
             settings |= {"limits": lengths, "truncation": truncation, "limit": limit, "seed": seed}
-            cache = TokenCache(cache_dir, [file.path for file in open_files(files)], tokenizer, settings)
+            cache = TokenCache(cache_dir, [file.path for file in open_files(files, arrays=True)], tokenizer, settings)
         arrays = cache.load() if cache else None
         if arrays is None:
-            loader = Loader(columns, wanted, lengths, truncation, tokenizer.bos_token_id)
-            loader.load(open_files(files), renderer, limit, seed, progress)
+            loader = Loader(columns, wanted, lengths, truncation, tokenizer.bos_token_id, text_pairs == "chat")
+            loader.load(open_files(files, arrays=True), renderer, limit, seed, progress)
             self._store, self.report = loader.store, loader.report
             if cache:
                 cache.save(self._store.arrays() | {"report": as_array(asdict(self.report))})

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from verl_aiops.data.errors import PreferenceDataError
+from verl_aiops.data.foreign import Layout, columns_read, layout_of
 from verl_aiops.data.layouts import layout_hint, setting_hint
 
-__all__ = ["GROUP", "NO_PLACE_FOR_LABELS", "PAIR", "SCORES_OF_PAIR", "SINGLE", "Columns", "column_keys", "listed"]
+__all__ = [
+    "GROUP",
+    "NAMED",
+    "NO_PLACE_FOR_LABELS",
+    "PAIR",
+    "SCORES_OF_PAIR",
+    "SINGLE",
+    "Columns",
+    "column_keys",
+    "in_options",
+    "keys_of_option",
+    "listed",
+]
 
 PAIR, GROUP, SINGLE = "pair", "group", "single"
+# the fields of `Columns` that a run may name by settings ``data.*_key`` and commands by ``--columns``
+NAMED = (
+    *("prompt", "chosen", "rejected", "system", "margin", "completions", "rank", "score", "completion", "label"),
+    *("id", "group", "weight", "tools"),
+)
 # scores of both answers, as trl-lib's and HuggingFaceH4's files have them: a pair's margin where no column says it
 SCORES_OF_PAIR = ("score_chosen", "score_rejected")
 NO_PLACE_FOR_LABELS = (
@@ -39,6 +58,8 @@ class Columns:
     score: str = "score"
     completion: str = "completion"
     label: str = "label"
+    # that of the system message, where a run names it: texts are then messages. Without, see `columns.SYSTEM`
+    system: str = ""
 
     @property
     def ranks(self) -> str:
@@ -57,7 +78,17 @@ class Columns:
                 GROUP: [self.completions, self.ranks, self.scores],
                 SINGLE: [self.completion, self.label],
             }[shape]
-        return list(dict.fromkeys([*names, self.id, self.group, self.weight, self.tools]))
+        names += [self.id, self.group, self.weight, self.tools, *([self.system] if self.system else [])]
+        return list(dict.fromkeys(names))
+
+    def layout(self, place: str, found: Sequence[str]) -> Layout | None:
+        """The layout of another tool that columns `found` at `place` are in, see `foreign.layout_of`."""
+        return layout_of(place, found, prompt=self.prompt, chosen=self.chosen, rejected=self.rejected)
+
+    def read_beside(self, found: Sequence[str]) -> tuple[str, ...]:
+        """What of columns `found` their layout, if there is one, is read from beside `names`."""
+        layout = self.layout("the file", found)
+        return columns_read(layout) if layout else ()
 
     def settings(self) -> dict[str, str]:
         """All of it, by name."""
@@ -66,7 +97,8 @@ class Columns:
     def optional_by_name(self) -> dict[str, str]:
         """Columns that a file may lack but that were asked for by a name of their own: the name -> its argument."""
         optional = ("id", "group", "weight", "tools", "margin", "completions", "completion", "label")
-        return {getattr(self, field): f"{field}_key" for field in optional if getattr(self, field) != field}
+        named = {getattr(self, field): f"{field}_key" for field in optional if getattr(self, field) != field}
+        return named | ({self.system: "system_key"} if self.system else {})
 
     def _needed(self) -> dict[str, tuple[str, ...]]:
         """By shape, what no row of it can lack. A pair's prompt may stand inside its answers."""
@@ -94,8 +126,8 @@ class Columns:
         return max((PAIR, GROUP, SINGLE), key=filled)  # the first of equals
 
     def check(self, place: str, found: Sequence[str], *, labels: bool = False) -> None:
-        """Raise PreferenceDataError if columns `found` at `place` make no row of any shape, or lack a prompt asked for
-        by name.
+        """Raise PreferenceDataError if columns `found` at `place` make no row of any shape nor are in a layout that is
+        read, or lack a prompt asked for by name.
 
         Without a prompt column the prompt of a pair is what both conversations begin with, so its absence alone is no
         fault.
@@ -107,6 +139,8 @@ class Columns:
             if getattr(self, field) == getattr(self, other):
                 name = getattr(self, field)
                 raise PreferenceDataError(f"data.{field}_key and data.{other}_key both name the column {name!r}")
+        if self.layout(place, found) is not None:
+            return
         shapes = self.shapes(found)
         if shapes and (self.prompt == "prompt" or self.prompt in found):
             if shapes == (SINGLE,) and not labels:
@@ -138,9 +172,41 @@ def column_keys(section: Mapping[str, Any]) -> dict[str, str]:
     Args:
         section: verl's ``data``.
     """
-    named = ("prompt", "chosen", "rejected", "margin", "completions", "rank", "score", "completion", "label")
-    keys = {f"{field}_key": section.get(f"{field}_key") for field in named}
+    keys = {f"{field}_key": section.get(f"{field}_key") for field in NAMED}
     return {key: name for key, name in keys.items() if name is not None}
+
+
+def keys_of_option(columns: str | None) -> dict[str, str]:
+    """The same from the text of a command's ``--columns``: ``prompt=question,chosen=better``.
+
+    Raises PreferenceDataError for what is no ``NAME=COLUMN``, and a name that is none of ours or stands there twice.
+    """
+    keys: dict[str, str] = {}
+    for part in columns.split(",") if columns else ():
+        name, _, column = (text.strip() for text in part.partition("="))
+        if not name or not column:
+            raise PreferenceDataError(f"--columns {columns}: expected NAME=COLUMN,NAME=COLUMN, found {part!r}")
+        if name not in NAMED:
+            near = difflib.get_close_matches(name, NAMED, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise PreferenceDataError(f"--columns {columns}: no such name: {name!r}{hint}. Names: {', '.join(NAMED)}")
+        if f"{name}_key" in keys:
+            raise PreferenceDataError(f"--columns {columns}: {name} is named twice")
+        keys[f"{name}_key"] = column
+    return keys
+
+
+def in_options(message: str) -> str:
+    """A data set's message with a command's options for the settings of verl's trainers."""
+    message = re.sub(r"((?:data\.\w+_key=\S+ )*)data\.(\w+)_key=(\S+)", _columns_option, message)
+    message = re.sub(r"data\.(\w+)_key", r"--columns \1=COLUMN", message)
+    option = re.compile(r"data\.(max_prompt_length|max_response_length|truncation|text_pairs)(=?)")
+    return option.sub(lambda m: f"--{m[1].replace('_', '-')}{' ' if m[2] else ''}", message)
+
+
+def _columns_option(found: re.Match) -> str:
+    """``data.chosen_key=a data.rejected_key=b`` as ``--columns chosen=a,rejected=b``."""
+    return "--columns " + ",".join(key.removeprefix("data.").replace("_key=", "=") for key in found[0].split())
 
 
 def listed(names: Sequence[str]) -> str:

@@ -83,15 +83,13 @@ def dialogue_hint(answer: str) -> str:
     if not (_TURN.search(answer) and _REPLY.search(answer)):
         return ""
     return (
-        "The answers hold the dialogue too, as hh-rlhf has it: put what is before and with the last "
-        "'\\n\\nAssistant:' into the prompt, what follows it into the answers."
+        "The answers hold the dialogue too, but not all as hh-rlhf writes it, which is read: each begins with "
+        "'Human:', and each turn with '\\n\\nHuman:' or '\\n\\nAssistant:'."
     )
 
 
 def message_hint(message: Mapping[str, Any]) -> str:
     """What makes {role, content} of a message in another layout, or ""."""
-    if "from" in message and "value" in message:
-        return "from/value is ShareGPT's layout: rename from to role (human: user, gpt: assistant), value to content"
     for role, content in (("speaker", "text"), ("role", "value"), ("role", "text"), ("author", "content")):
         if role in message and content in message and ("role", "content") != (role, content):
             return f"rename {role} to role and {content} to content"

@@ -38,6 +38,7 @@ class Loader:
         limits: most tokens of a prompt and of an answer.
         truncation: see `PreferenceDataset`.
         bos_id: the tokenizer's beginning-of-sequence token.
+        text_as_chat: see `rows.parse_row`.
     """
 
     columns: Columns
@@ -45,6 +46,7 @@ class Loader:
     limits: tuple[int, int]
     truncation: str
     bos_id: int | None
+    text_as_chat: bool = False
     store: ExampleStore = field(default_factory=ExampleStore)
     report: DataReport = field(default_factory=DataReport)
 
@@ -84,6 +86,7 @@ class Loader:
                 elif self.truncation != "drop":
                     too_long.add(file_row.where, self._length_text(ids, row))
         read = {*columns.names(*sorted(shapes)), *PROMPT_COLUMNS}
+        read |= {name for file in files for name in columns.read_beside(file.columns or ())}
         self.report.unused = [name for name in found if name not in read]
         if absent and (limit is None or self.report.rows < limit):  # rows that were not read may have it
             lacking = ", ".join(f"{key}={name!r}" for name, key in absent.items())
@@ -122,7 +125,8 @@ class Loader:
             try:
                 if row.fault:
                     raise RowFault(row.fault)
-                parsed = parse_row(row.values, self.columns, row.others, self.columns.shape_of(row.values))
+                shape = self.columns.shape_of(row.values)
+                parsed = parse_row(row.values, self.columns, row.others, shape, text_as_chat=self.text_as_chat)
                 yield number, row, parsed, self.wanted.examples(parsed)
             except RowFault as fault:
                 faults.add(row.where, str(fault))
@@ -209,7 +213,8 @@ def _selected(
                 continue
             # of parquet no other column is touched; the lines of a file may have other shapes than its first
             shapes = columns.shapes(file.columns) if isinstance(file, ParquetFile) else (PAIR, GROUP, SINGLE)
-            for row in file.records([*columns.names(*shapes), *PROMPT_COLUMNS], of_file):
+            names = [*columns.names(*shapes), *PROMPT_COLUMNS, *columns.read_beside(file.columns or ())]
+            for row in file.records(names, of_file):
                 yield number, row
                 bar.update()
 

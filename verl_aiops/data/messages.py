@@ -21,6 +21,17 @@ UNUSABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _LIST_OF_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
 # what other layouts call these; refused, in JSON text too, where such a list is no answer
 _OTHER_ROLES = ("human", "gpt", "model", "bot", "chatbot", "ai", "function", "observation", "function_call")
+# ShareGPT's names of the speakers
+SHARE_GPT = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
 _HOLDERS = ("messages", "conversations", "conversation")
 _A_ROLE = re.compile(rf"""["']role["']\s*:\s*["'](?:{"|".join(ROLES)})["']""")
 
@@ -42,7 +53,7 @@ def text_or_messages(value: Any, key: str, note: Callable[[str], None]) -> str |
             return value
         note("messages_as_text")
         value = parsed
-    if isinstance(value, dict) and "role" in value:
+    if isinstance(value, dict) and ("role" in value or {"from", "value"} <= value.keys()):
         value = [value]
     if isinstance(value, list):
         return [_message(message, f"{key}[{place}]", note) for place, message in enumerate(value)]
@@ -110,7 +121,7 @@ def _are_messages(value):
 
 
 def _is_message(value):
-    if isinstance(value, dict) and {"from", "value"} <= value.keys():  # refused as such
+    if isinstance(value, dict) and {"from", "value"} <= value.keys():
         return True
     if not isinstance(value, dict) or str(value.get("role")).lower() not in ROLES + _OTHER_ROLES:
         return False
@@ -125,6 +136,9 @@ def _message(message, key, note):
         for field, value in message.items()
         if value is not None
     }
+    if "role" not in message and {"from", "value"} <= message.keys():
+        message = _from_value(message, key)
+        note("layout: from/value")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         hint = message_hint(message)
@@ -137,6 +151,15 @@ def _message(message, key, note):
         raise RowFault(f"{key} has {kind} as its content; a text is expected{mend}")
     check_text(content, f"{key} content")
     return message
+
+
+def _from_value(message, key):
+    speaker = message["from"]
+    role = SHARE_GPT.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        raise RowFault(f"{key} is from {speaker!r}; of messages with from and value these are {', '.join(SHARE_GPT)}")
+    others = {field: value for field, value in message.items() if field not in ("from", "value")}
+    return {"role": role, "content": message["value"], **others}
 
 
 def _calls(calls, key, note):

@@ -32,13 +32,27 @@ NOTES = {
     "one_prompt": "all single answers are to one prompt, so no answer of another prompt can estimate the KL (KTO)",
     "no_weight": "the weight is 0, so nothing is learned from them",
     "text": "plain texts are trained as they are, without the chat template that the tokenizer has, while train-rm "
-    "puts the same texts into it; to have it give messages, "
+    "puts the same texts into it; to have it set data.text_pairs=chat (plain to keep this), or give messages, "
     '[{"role": "user", "content": ...}] and [{"role": "assistant", "content": ...}]',
+    "text_plain": "plain texts are trained as they are, without the chat template that the tokenizer has "
+    "(text_pairs=plain)",
+    "text_in_chat": "plain texts are put into the chat template as one user's and one assistant's message",
     "text_in_template": "plain texts are put into the chat template as one user's and one assistant's message, while "
-    "DPO trains the same texts without a template; to have both alike give messages",
+    "DPO trains the same texts without a template; to have both alike give messages, or set data.text_pairs=chat there",
 }
 
 
+# by the name of a layout of another tool, how it is read
+LAYOUTS_READ = {
+    "Orca": "read in Orca's layout: system and question are the prompt's messages",
+    "LLaMA-Factory": "read in LLaMA-Factory's layout: history, instruction and input are the prompt's messages",
+    "Argilla": "read in Argilla's layout: instruction, or system and input, are the prompt's messages; "
+    "chosen_response and rejected_response, or chosen and rejected, the answers",
+    "ShareGPT": "read in ShareGPT's layout: the conversation is the prompt's messages",
+    "from/value": "messages of from and value (ShareGPT) are read as role and content",
+    "hh-rlhf": "read in hh-rlhf's layout: the turns of a dialogue in one text are messages, and the prompt is what "
+    "both answers begin with",
+}
 # counted over examples, the others over rows
 OF_EXAMPLES = ("duplicate", "contradicting", "one_prompt")
 
@@ -54,6 +68,8 @@ def say(counts: Mapping[str, int], rows: int, logger: logging.Logger, what: str 
 
 
 def _sentence(kind):
+    if kind.startswith("layout: "):
+        return LAYOUTS_READ[kind.removeprefix("layout: ")]
     if kind.startswith("unread: "):
         return f"these fields of completions are not read: {kind.removeprefix('unread: ')}"
     if kind.startswith("left_out: "):

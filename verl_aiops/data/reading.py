@@ -1,6 +1,6 @@
-"""Rows of parquet and JSON-lines files, one after another, each with the place it stands at.
+"""Rows of parquet and JSON files, one after another, each with the place it stands at.
 
-Both kinds of file are read as a stream: memory does not grow with the file.
+Parquet and JSON lines are read as a stream: memory does not grow with the file. JSON arrays are held as text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from verl_aiops.data.errors import PreferenceDataError
+from verl_aiops.data.json_array import JsonArray, begins_array
 from verl_aiops.inputs.json_text import JsonFault, lone_surrogate, read_json
 from verl_aiops.inputs.parquet import ParquetFault, ParquetTable
 from verl_aiops.inputs.shown import one_line
@@ -37,8 +38,11 @@ class FileRow:
     others: tuple[str, ...] = ()
 
 
-def open_files(files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[OpenedFile]:
+def open_files(files: str | os.PathLike | Sequence[str | os.PathLike], *, arrays: bool = False) -> list[OpenedFile]:
     """Open `files` (one path or any sequence of paths), without reading rows yet.
+
+    Args:
+        arrays: take a file that is one JSON array too, where nobody else has to read it.
 
     Raises PreferenceDataError for no files, a missing, empty, unreadable or truncated file, or an unknown suffix.
     """
@@ -46,10 +50,10 @@ def open_files(files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[O
         files = [files]
     if not files:
         raise PreferenceDataError("no data files given")
-    return [_open_file(str(file)) for file in files]
+    return [_open_file(str(file), arrays) for file in files]
 
 
-def _open_file(path):
+def _open_file(path, arrays):
     # a line break in a name would begin a line of its own in a message
     name, path = one_line(path), Path(path).expanduser()
     if not path.is_file():
@@ -61,6 +65,8 @@ def _open_file(path):
         known = ", ".join(PARQUET_SUFFIXES + JSONL_SUFFIXES)
         raise PreferenceDataError(f"{name}: unknown kind of file {suffix!r}; known are {known}{by_content(path)}")
     is_parquet = suffix in PARQUET_SUFFIXES
+    if arrays and not is_parquet and begins_array(path):
+        return JsonArrayFile(name, path)
     unfit = refusal(path, "parquet" if is_parquet else "json")
     if unfit:
         raise PreferenceDataError(f"{name} {unfit}")
@@ -145,7 +151,31 @@ class JsonLinesFile:
         return None if fault else list(values)
 
 
-OpenedFile = ParquetFile | JsonLinesFile
+class JsonArrayFile:
+    """One JSON array of objects; items are numbered from 1, and told with the line that they begin in."""
+
+    def __init__(self, name, path):
+        self.name, self.path = name, path
+        try:
+            self._array = JsonArray(path)
+        except ValueError as error:
+            raise PreferenceDataError(f"{name} {error}") from None
+        self.rows, self.columns, self.columns_at = self._array.items, None, f"{name}, item 1,"
+        if not self.rows:
+            raise PreferenceDataError(f"{name} has no rows: the JSON array is empty")
+        values, fault = _parse(self._array.item(0)[1], ())
+        if not fault:
+            self.columns = list(values)
+
+    def records(self, columns, wanted: np.ndarray) -> Iterator[FileRow]:
+        """The items (from 0) in `wanted` (ascending), with all their fields."""
+        for number in wanted.tolist():
+            line, text = self._array.item(number)
+            where = f"{self.name}, item {number + 1} (line {line})"
+            yield FileRow(where, f"{self.path.name}:{number + 1}", *_parse(text, columns))
+
+
+OpenedFile = ParquetFile | JsonLinesFile | JsonArrayFile
 
 
 def _parse(line: bytes, columns) -> tuple[dict, str]:

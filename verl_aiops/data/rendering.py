@@ -42,15 +42,24 @@ class PairRenderer:
 
     `chat_template` replaces the tokenizer's own; `template_arguments` are handed to it on every call. Raises ValueError
     for template arguments that are set here, PreferenceDataError for a tokenizer without an end-of-sequence token.
+    `plain_is_meant`: the run asked for rows of text without the template that the tokenizer has.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None, template_arguments: dict | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        template_arguments: dict | None = None,
+        *,
+        plain_is_meant: bool = False,
+    ):
         taken = sorted(set(template_arguments or {}) & set(RESERVED_TEMPLATE_ARGUMENTS))
         if taken:
             raise ValueError(f"data.apply_chat_template_kwargs may not hold {', '.join(taken)}: set by the data set")
         if tokenizer.eos_token_id is None:
             raise PreferenceDataError("the tokenizer has no end-of-sequence token; answers could not end")
         self._tokenizer = tokenizer
+        self._text_note = "text_plain" if plain_is_meant else "text"
         self._template = ChatTemplate(tokenizer, chat_template, template_arguments)
         ends = self._template.control.spellings
         self._end_of_turn = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)))
@@ -77,7 +86,7 @@ class PairRenderer:
         sides = [Side(prompt + (answer if answer.endswith(eos) else answer + eos), [prompt]) for answer in answers]
         notes = set(row.notes)
         if self._template.exists:
-            notes.add("text")
+            notes.add(self._text_note)
         return self._tokens.rendered(sides, notes, row.names, row.ranks, is_text=True)
 
     # ---- messages
@@ -86,7 +95,8 @@ class PairRenderer:
         if not self._template.exists:
             raise PreferenceDataError(
                 "the data holds messages, but the tokenizer has no chat template: use a model that has one, "
-                "give a chat_template, or give prompts and answers as plain texts"
+                "give a chat_template, or give prompts and answers as plain texts (without data.text_pairs=chat and "
+                "data.system_key, in columns prompt, chosen and rejected)"
             )
         notes = set(row.notes)
         self._template.clock_read = False

@@ -38,6 +38,12 @@ class DataReport:
             counts = (f"{count} {_PLURAL[kind] if count != 1 else kind}" for kind, count in self.examples.items())
             parts[0] += f" ({', '.join(counts)})"
         parts += [f"{count} dropped ({reason.replace('_', ' ')})" for reason, count in self.dropped.items() if count]
+        for kind, count in self.notes.items():
+            if kind.startswith("layout: "):
+                parts.append(f"{count} in the layout of {kind.removeprefix('layout: ')}")
+        for kind, how in (("text_plain", "without"), ("text_in_chat", "in")):
+            if self.notes.get(kind):
+                parts.append(f"{self.notes[kind]} of plain texts {how} the chat template")
         if self.prompts_cut:
             parts.append(f"{self.prompts_cut} prompts cut from the left")
         if self.unused:

@@ -21,6 +21,7 @@ from verl_aiops.data.answers import (
 from verl_aiops.data.columns import with_prompt_columns
 from verl_aiops.data.errors import RowFault
 from verl_aiops.data.fields import GROUP, PAIR, SINGLE, Columns, listed
+from verl_aiops.data.foreign import HH, dialogue_of, dialogues_of, own_columns
 from verl_aiops.data.judgements import completions_of, label_of, margin_of
 from verl_aiops.data.layouts import dialogue_hint, setting_hint
 from verl_aiops.data.messages import read_tools, text_or_messages
@@ -71,27 +72,37 @@ class PreferenceRow:
         return cast("tuple[list[dict], ...]", (self.prompt, *self.answers))
 
 
-def parse_row(values: dict, columns: Columns, others: Sequence[str] = (), shape: str = PAIR) -> PreferenceRow:
+def parse_row(
+    values: dict, columns: Columns, others: Sequence[str] = (), shape: str = PAIR, *, text_as_chat: bool = False
+) -> PreferenceRow:
     """Check one record and bring it to one of the two shapes; raises RowFault saying what is wrong.
 
     Besides rows of texts only and rows of messages only, it takes text answers to a prompt of messages (one assistant
     message each), a text prompt to answers of messages (one user message), pairs without a prompt, or with the last
     user message repeated as a text, whose answers are whole conversations with a common beginning, and answers that
-    repeat their prompt. ``others`` are columns of the file that were not read, for what a fault tells.
+    repeat their prompt; pairs in the layouts of `foreign`, and dialogues in one text. ``others`` are columns of the
+    file that were not read, for what a fault tells. ``text_as_chat``: a prompt and answers of texts are one user's and
+    one assistant's message.
     """
     try:
-        return _parse(values, columns, others, shape)
+        return _parse(values, columns, others, shape, text_as_chat)
     except RecursionError:
         raise RowFault("is nested too deeply") from None
 
 
-def _parse(values, columns, others, shape):
+def _parse(values, columns, others, shape, text_as_chat):
     notes: set[str] = set()
+    if shape == PAIR:
+        ours = {"prompt": columns.prompt, "chosen": columns.chosen, "rejected": columns.rejected}
+        values = own_columns(values, notes.add, **ours)
     keys, contents, judged = _given(values, columns, shape, notes)
     answers = [text_or_messages(content, key, notes.add) for key, content in zip(keys, contents)]
     names = columns.completions if shape == GROUP else " and ".join(keys)
     texts = of_one_kind(answers, names)
     prompt = values.get(columns.prompt)
+    if texts and shape == PAIR and prompt is None and (dialogues := dialogues_of(cast("list[str]", answers))):
+        notes.add(f"layout: {HH}")
+        answers, texts = [*dialogues], False
     if prompt is not None:
         prompt = text_or_messages(prompt, columns.prompt, notes.add)
         if not prompt or isinstance(prompt, str) and not prompt.strip():
@@ -101,6 +112,10 @@ def _parse(values, columns, others, shape):
 
     if texts:
         answers = _texts(prompt, cast("list[str]", answers), keys, notes)
+        if isinstance(prompt, str) and (text_as_chat or columns.system):
+            notes.add("text_in_chat")
+            prompt = _as_messages(prompt, notes)
+            answers = [[{"role": "assistant", "content": text}] for text in cast("list[str]", answers)]
     else:
         messages = cast("list[list[dict]]", answers)
         prompt, messages = message_answers(prompt, messages, names, columns.prompt, notes)
@@ -112,7 +127,7 @@ def _parse(values, columns, others, shape):
     if shape == GROUP:
         keys, answers, judged = _distinct(keys, answers, judged, notes)
     return PreferenceRow(
-        with_prompt_columns(prompt, values, columns.prompt, set(columns.names(shape)), notes.add),
+        with_prompt_columns(prompt, values, columns.prompt, set(columns.names(shape)), notes.add, columns.system),
         tuple(answers),
         tuple(keys),
         shape,
@@ -132,6 +147,15 @@ def _texts(prompt: Answer | None, answers: list[str], keys: list[str], notes: se
         if not answer.strip():
             raise RowFault(f"{key} is empty" + (" after the prompt" if REPEATED & notes else ""))
     return [[{"role": "assistant", "content": text}] if isinstance(prompt, list) else text for text in answers]
+
+
+def _as_messages(prompt: str, notes: set[str]) -> list[dict]:
+    """A prompt of text as messages: a dialogue in one text that waits for the assistant as its turns."""
+    turns = dialogue_of(prompt)
+    if turns is None or turns[-1] != {"role": "assistant", "content": ""}:
+        return [{"role": "user", "content": prompt}]
+    notes.add(f"layout: {HH}")
+    return [*turns[:-1]]
 
 
 def _given(values, columns, shape, notes) -> tuple[list[str], list, dict[str, Any]]:

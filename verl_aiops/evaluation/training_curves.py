@@ -20,9 +20,13 @@ from verl_aiops.inputs.sniff import refusal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RL_KEYS", "default_keys", "draw_curves", "not_finite", "plot_curves", "read_metrics"]
+__all__ = ["RL_KEYS", "default_keys", "draw_curves", "logged_keys", "not_finite", "plot_curves", "read_metrics"]
 
 RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence", "timing_s/step")
+# of runs that learn from preferences, and of verl's SFT trainer
+_PREFERENCE_KEYS = ("actor/loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+_SFT_KEYS = ("train/loss", "train/grad_norm")
+_AT_MOST = 6
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -119,6 +123,24 @@ def default_keys(runs: Mapping[str, list[dict]]) -> list[str]:
 
     logged = {key for rows in runs.values() for row in rows for key in row}
     return [*RL_KEYS[:-1], *(key for name in PARTS if (key := f"reward/{name}") in logged), RL_KEYS[-1]]
+
+
+def logged_keys(runs: Mapping[str, list[dict]]) -> list[str]:
+    """What to draw of runs of any kind: of the usual metrics those that were logged, else the first ones in the file.
+
+    Raises:
+        ValueError: no run has logged a metric.
+    """
+    logged = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row if key != "step"))
+    if not logged:
+        raise ValueError(f"no metric was logged in {', '.join(one_line(label, 80) for label in runs)}")
+    *of_rl, seconds = default_keys(runs)
+    learns_preferences = any(key.removeprefix("val/").startswith(("rewards/", "logps/")) for key in logged)
+    usual = [*of_rl, *(_PREFERENCE_KEYS if learns_preferences else ()), *_SFT_KEYS]
+    found = [key for key in usual if key in logged]
+    if not found:
+        return logged[:_AT_MOST]
+    return found + [seconds] * (seconds in logged)
 
 
 def plot_curves(runs: Mapping[str, list[dict]], keys: Mapping[str, str], path: str | Path, **look: Any) -> None:

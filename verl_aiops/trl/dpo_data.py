@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from verl_aiops.data.errors import FaultList, PreferenceDataError
+from verl_aiops.data.fields import in_options, keys_of_option
 from verl_aiops.data.repeats import count_shared
 from verl_aiops.files import replacing
 
@@ -50,9 +50,11 @@ def read_pairs(files: tuple[str, ...], tokenizer, settings: DPOTraining) -> Pref
             max_prompt_length=settings.max_prompt_length,
             max_response_length=settings.max_response_length,
             truncation=settings.truncation,
+            text_pairs=settings.text_pairs,
+            **keys_of_option(settings.columns),
         )
     except PreferenceDataError as error:
-        raise PreferenceDataError(_in_options(str(error))) from None
+        raise PreferenceDataError(in_options(str(error))) from None
     faults = FaultList()
     for at in range(len(pairs)):
         item = pairs[at]
@@ -66,13 +68,6 @@ def read_pairs(files: tuple[str, ...], tokenizer, settings: DPOTraining) -> Pref
             )
         )
     return pairs
-
-
-def _in_options(message: str) -> str:
-    """A data set's message with this command's options for the settings of verl's trainers."""
-    message = re.sub(r" did you mean data\.\w+_key=\S+\?", "", message)
-    option = re.compile(r"data\.(max_prompt_length|max_response_length|truncation)(=?)")
-    return option.sub(lambda m: f"--{m[1].replace('_', '-')}{' ' if m[2] else ''}", message)
 
 
 def longest_pair(*parts: PreferenceDataset) -> int:

@@ -33,6 +33,7 @@ SHARED_LOSSES = (
 WHOLE_STEP_LOSSES = ("aot", "aot_unpaired", "sft")
 SCHEDULES = ("constant", "linear", "cosine")
 TRUNCATIONS = ("error", "left", "drop")
+TEXT_PAIRS = ("chat", "plain")
 ELSEWHERE = "or train with main_ppo +verl_aiops=dpo"
 
 _files, _loss, _training = (partial(setting, group=group) for group in ("files", "loss", "training"))
@@ -56,6 +57,14 @@ class DPOTraining(TrainingSettings):
         "what becomes of longer pairs: refused, prompts cut (answers never), left out and counted",
         choices=TRUNCATIONS,
         trl=("truncation_mode",),
+    )
+    columns: str | None = _files(
+        None, "columns of other names: prompt=question,chosen=better,system=persona (default: none)", metavar="N=C,N=C"
+    )
+    text_pairs: str | None = _files(
+        None,
+        "pairs of texts in the chat template, or as they are (default: as they are, said where there is a template)",
+        choices=TEXT_PAIRS,
     )
     # checked by the losses' own check, whose ranges they have; spelt again because torch takes seconds to import
     beta: float = _loss(0.1, "pull to the reference", metavar="B", trl=("beta",))

@@ -136,7 +136,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
 
 
 def _pairs(settings: RewardTraining, tokenizer) -> tuple[RewardPairs, RewardPairs]:
-    limits = settings.max_length, settings.max_too_long_share
+    limits = settings.max_length, settings.max_too_long_share, settings.columns
     pairs = read_reward_pairs(list(settings.data), tokenizer, *limits)
     if settings.val:
         return pairs, read_reward_pairs(list(settings.val), tokenizer, *limits)

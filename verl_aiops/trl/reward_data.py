@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from verl_aiops.data.columns import PROMPT_COLUMNS
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
+from verl_aiops.data.fields import keys_of_option
 from verl_aiops.data.kept import check_answer, check_others, missing
 from verl_aiops.data.kept_text import check_keeps_text
 from verl_aiops.data.notes import say
@@ -83,7 +84,9 @@ class RewardPairs:
         return RewardPairs(**taken, margins=margins, rows=len(indices))
 
 
-def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: float = 0.1) -> RewardPairs:
+def read_reward_pairs(
+    files, tokenizer, max_length: int, max_too_long_share: float = 0.1, columns: str | None = None
+) -> RewardPairs:
     """Read, check and tokenise.
 
     Args:
@@ -91,32 +94,35 @@ def read_reward_pairs(files, tokenizer, max_length: int, max_too_long_share: flo
         tokenizer: the reward model's, with a chat template.
         max_length: tokens of a conversation; pairs with a longer one are left out and counted.
         max_too_long_share: of the pairs; more are refused.
+        columns: which column holds what, as ``--columns`` has it.
 
     Raises:
         PreferenceDataError: files or rows that cannot be used, all faults together; weights other than 1, which the
             reward trainer has no use for, or tools; too many pairs over the length, or none left.
     """
-    opened = open_files(files)
-    columns, faults, pairs, margins, ids_of_rows = Columns(), FaultList(), RewardPairs(), [], []
+    opened = open_files(files, arrays=True)
+    of = Columns(**{key.removesuffix("_key"): name for key, name in keys_of_option(columns).items()})
+    faults, pairs, margins, ids_of_rows = FaultList(), RewardPairs(), [], []
     template = ChatTemplate(tokenizer)
     with_margin, longest_read = None, 0
     for file in opened:
-        lacking = [name for name in (columns.chosen, columns.rejected) if name not in (file.columns or (name,))]
-        if lacking:
+        lacking = [name for name in (of.chosen, of.rejected) if name not in (file.columns or (name,))]
+        if lacking and of.layout(file.columns_at, file.columns) is None:
             raise PreferenceDataError(
                 f"{file.columns_at} lacks the column(s) {', '.join(map(repr, lacking))}; found: "
-                f"{', '.join(map(repr, file.columns))}. Rename the file's columns."
+                f"{', '.join(map(repr, file.columns))}. Name them with --columns, or rename the file's columns."
             )
     bar = tqdm(total=sum(file.rows for file in opened), desc="reading pairs", unit=" pairs", disable=None)
     for file in opened:
-        for record in file.records([*columns.names(), *PROMPT_COLUMNS, MARGIN], np.arange(file.rows)):
+        names = [*of.names(), *PROMPT_COLUMNS, *of.read_beside(file.columns or ()), of.margin]
+        for record in file.records(names, np.arange(file.rows)):
             bar.update()
             pairs.rows += 1
             try:
                 if record.fault:
                     raise RowFault(record.fault)
-                row = parse_row(record.values, columns, record.others)
-                margin = _margin(record.values)
+                row = parse_row(record.values, of, record.others)
+                margin = _margin(record.values.get(of.margin))
                 if with_margin is None:
                     with_margin = margin is not None
                 elif with_margin != (margin is not None):
@@ -197,8 +203,7 @@ def _check(template: ChatTemplate, prompt: list[dict], answer: list[dict], text:
             check_answer(missing(message, text[begin:]), message, last=message is answer[-1], note=note)
 
 
-def _margin(values: dict) -> float | None:
-    margin = values.get(MARGIN)
+def _margin(margin: object) -> float | None:
     if margin is None:
         return None
     if isinstance(margin, bool) or not isinstance(margin, Real) or not math.isfinite(margin) or margin < 0:

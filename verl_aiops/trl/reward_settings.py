@@ -28,6 +28,9 @@ class RewardTraining(TrainingSettings):
         trl=("model_init_kwargs", "trust_remote_code", "chat_template_path", "eos_token", "pad_token"),
     )
     val: tuple[str, ...] = _files((), "held-out pairs (default: a share of --data)", metavar="FILE")
+    columns: str | None = _files(
+        None, "columns of other names: prompt=question,chosen=better (default: none)", metavar="N=C,N=C"
+    )
     val_share: float = _files(0.1, "of the groups that are held out", **_SHARE)
     epochs: float = _positive(1.0, "passes over the pairs", metavar="N", trl=("num_train_epochs", "max_steps"))
     lr: float | None = _positive(

@@ -56,6 +56,7 @@ def load_pairs(
         # like verl's own data sets: *_max_samples draws at random where the data is shuffled
         seed=order_seed(data) if limit is None and data.shuffle else None,
         **column_keys(data),
+        text_pairs=data.get("text_pairs"),
         apply_chat_template_kwargs=OmegaConf.to_container(data.apply_chat_template_kwargs or OmegaConf.create({})),
         **(_examples_of(dpo) if dpo else {}),
         # a look at the first rows is quick, and not worth a file

@@ -10,7 +10,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from verl_aiops.data.dataset import TRUNCATIONS
 from verl_aiops.losses import needs_kl, needs_whole_batch
 from verl_aiops.missing import why_missing
+from verl_aiops.settings import settings_of
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError
+from verl_aiops.trainers.data_settings import PairFiles
 from verl_aiops.trainers.preflight.basics import (
     check_adapter,
     check_folder,
@@ -62,6 +64,12 @@ def _check_truncation(config: DictConfig, run: Run) -> list[str]:
     if config.data.truncation in TRUNCATIONS:
         return []
     return [f"data.truncation={config.data.truncation!r}: expected one of {', '.join(TRUNCATIONS)}."]
+
+
+def _check_reading(config: DictConfig, run: Run) -> None:
+    """The settings of ``data`` that are ours, each by itself."""
+    ours = (of.name for of in settings_of(PairFiles))
+    PairFiles.from_section({name: config.data[name] for name in ours if config.data.get(name) is not None})
 
 
 def _check_train_files(config: DictConfig, run: Run) -> list[str]:
@@ -237,7 +245,7 @@ def _check_resume(config: DictConfig, run: Run) -> None:
     settle(run.start, now, note, config, dpo, without_note=lambda: check_saved_order(run.start, order))
 
 
-_READABLE = (check_numbers, check_settings, check_tokenizer, _check_truncation)
+_READABLE = (check_numbers, check_settings, check_tokenizer, _check_truncation, _check_reading)
 _CHECKS = (
     Check(check_keys, "keys that verl ignores"),
     Check(check_kinds, "texts and sections"),
@@ -245,6 +253,7 @@ _CHECKS = (
     Check(check_trainer, "the trainer"),
     Check(_check_names, "the trainer"),
     Check(_check_truncation, "data.truncation"),
+    Check(_check_reading, "the columns of data"),
     Check(check_strategy, "the engine"),
     Check(check_numbers, "numbers"),
     Check(check_widths, "numbers"),

@@ -1,0 +1,1 @@
+"""How a model ranks held-out preference pairs: `verl-aiops eval-pairs`."""
