@@ -3,6 +3,7 @@
 import pytest
 from prepared import composed, given, prepare_offline
 
+from verl_aiops.data import PreferenceDataError
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.data_settings import PairFiles
 from verl_aiops.trainers.dpo.pairs import load_pairs
@@ -61,7 +62,7 @@ def test_what_they_cannot_be_is_refused_before_ray(prepared, setting, said):
 
 def test_the_message_about_columns_names_settings_that_work(prepared):
     rows = [{"prompt": row["ask"], "choosen": row["good"], "rejected": row["bad"]} for row in ROWS]
-    with pytest.raises(ConfigError, match="did you mean data.chosen_key=choosen"):
+    with pytest.raises(PreferenceDataError, match="did you mean data.chosen_key=choosen"):
         prepared(rows=rows)
     prepared("data.chosen_key=choosen", rows=rows)
 
