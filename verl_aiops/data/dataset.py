@@ -83,7 +83,8 @@ class PreferenceDataset(Dataset):
             The others are not checked.
         chat_template: a Jinja template instead of the tokenizer's.
         apply_chat_template_kwargs: more variables for the template.
-        prompt_key, chosen_key and others: the columns of these things. With `system_key`, texts are messages.
+        prompt_key: the column of the prompt; `chosen_key` and its kin name those of the other things.
+        system_key: the column of system texts; with it, texts are messages.
         text_pairs: rows of texts as one user's and one assistant's message, "chat", or as they are, "plain"; by default
             as they are, and a tokenizer with a chat template is said to be passed over.
         kinds: which kinds of examples the losses of the run take; see `examples.Wanted`, as for the next three.

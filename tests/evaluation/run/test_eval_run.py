@@ -20,6 +20,7 @@ from verl_aiops.cli import main as cli
 from verl_aiops.cli.baseline import BASELINE
 from verl_aiops.cli.before_after import BEFORE_AFTER
 from verl_aiops.cli.curves import CURVES
+from verl_aiops.cli.eval_pairs import EVAL_PAIRS
 from verl_aiops.evaluation.answer_line import KEYS
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions, seed_of
@@ -453,6 +454,7 @@ def test_the_docs_name_every_key_and_file():
     own = {
         "Before and after DPO": BEFORE_AFTER.add_options,
         "Beside a baseline": BASELINE.add_options,
+        "Held-out pairs of any task": EVAL_PAIRS.add_options,
         "Training curves": CURVES.add_options,
     }
     unknown = set()
