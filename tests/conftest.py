@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 import pytest  # noqa: E402
+from benchmark_folder import benchmark  # noqa: E402, F401  (a fixture)
 from collected_incidents import write_collection  # noqa: E402
 from tiny import make_tiny_model, make_tokenizer  # noqa: E402
 

@@ -1,6 +1,5 @@
 """How the benchmarks read a speed from what they measured."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -8,23 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """A module of the folder, by its name; what it imports of its neighbours is found."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 def test_a_speed_is_the_time_of_all_steps_after_the_first_over_their_number(benchmark):

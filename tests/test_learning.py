@@ -1,34 +1,15 @@
 """benchmarks/learning.py: recipes, the rows of its files, jobs that are not done twice, the table of kept answers."""
 
 import gzip
-import importlib.util
 import json
 import random
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from benchmark_folder import FOLDER
 
 from verl_aiops.cli.main import main
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """A module of the folder, by its name; what it imports of its neighbours is found."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 

@@ -10,22 +10,11 @@ from verl_aiops.trainers.preflight import basics, machine
 from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, apply_defaults
 
+pytestmark = pytest.mark.usefixtures("platform")
+
 WORKERS = "trainer.n_gpus_per_node"
 ROLLOUT = "actor_rollout_ref.rollout.name"
 REWARD = "reward.reward_model.rollout.name"
-
-
-@pytest.fixture(autouse=True)
-def platform(monkeypatch):
-    """platform(name): the device that verl finds; a CPU without Ray cluster unless a test says otherwise."""
-    from verl.utils import device
-
-    def have(name):
-        monkeypatch.setattr(device, "get_device_name", lambda: name)
-
-    have("cpu")
-    monkeypatch.setattr(machine, "existing_ray_address", lambda: None)
-    return have
 
 
 def run(kind, *overrides):

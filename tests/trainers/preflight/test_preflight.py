@@ -14,6 +14,8 @@ from verl_aiops.trainers.preflight import entry as preflight
 from verl_aiops.trainers.preflight.checks import Check
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, apply_defaults, data_parallel_size, user_keys
 
+pytestmark = pytest.mark.usefixtures("platform")
+
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 ACTOR = "actor_rollout_ref.actor"
 MICRO = f"{ACTOR}.ppo_micro_batch_size_per_gpu"
@@ -27,21 +29,6 @@ def composed():
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer")
-
-
-@pytest.fixture(autouse=True)
-def platform(monkeypatch):
-    """platform(name): the device that verl finds; a CPU without Ray cluster unless a test says otherwise."""
-    from verl.utils import device
-
-    from verl_aiops.platform import cluster
-
-    def have(name):
-        monkeypatch.setattr(device, "get_device_name", lambda: name)
-
-    have("cpu")
-    monkeypatch.setattr(cluster, "existing_ray_address", lambda: None)
-    return have
 
 
 def _rows(count):

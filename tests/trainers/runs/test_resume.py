@@ -19,6 +19,8 @@ from verl_aiops.trainers.runs.note import RunNote, compare, read_note, run_setti
 from verl_aiops.trainers.runs.resume import NothingLeft, start_folder, start_model
 from verl_aiops.trainers.worker.optimizer import use_settings
 
+pytestmark = pytest.mark.usefixtures("platform")
+
 MODEL, OPTIM = "actor_rollout_ref.model", "actor_rollout_ref.actor.optim"
 # 12 pairs in batches of 4
 TOTAL = 3
@@ -30,16 +32,6 @@ def composed():
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer")
-
-
-@pytest.fixture(autouse=True)
-def platform(monkeypatch):
-    from verl.utils import device
-
-    from verl_aiops.platform import cluster
-
-    monkeypatch.setattr(device, "get_device_name", lambda: "cpu")
-    monkeypatch.setattr(cluster, "existing_ray_address", lambda: None)
 
 
 def _rows(count, answer="yes"):

@@ -1,0 +1,3 @@
+"""What tests of the trainers share."""
+
+from machines import platform  # noqa: F401  (a fixture)
