@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 
 STEPS = 6
@@ -22,8 +24,19 @@ def data(collected, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("pairs")
     arguments = ["build-prefs", "--incidents", str(collected.path), "--out", str(folder / "prefs.parquet")]
-    assert main([*arguments, "--style", "direct", "--max-chars", "200", "--max-candidates", "3"]) == 0
+    arguments += ["--style", "direct", "--max-chars", "200", "--max-candidates", "3"]
+    assert main([*arguments, "--val-share", "0.5", "--kinds", "wrong_service=1"]) == 0
+    files = {name: pq.read_table(folder / name) for name in ("prefs.parquet", "prefs.val.parquet")}
+    # near misses are made so that no name alone is right more often than wrong: of one service's incidents it is, and
+    # what a model learns of some holds for the others
+    service = Counter(map(right_service, files["prefs.val.parquet"].to_pylist())).most_common(1)[0][0]
+    for name, table in files.items():
+        pq.write_table(table.filter([right_service(row) == service for row in table.to_pylist()]), folder / name)
     return folder
+
+
+def right_service(row):
+    return json.loads(row["ground_truth"])["service"]
 
 
 def command(data, model_dir, out, *overrides):
@@ -96,10 +109,7 @@ def test_bare_adv_estimator_trains(whole_run):
         assert name in metrics[1] and f"val/{name}" in metrics[STEPS], name
     for name in ("actor/grad_norm", "actor/lr", "logps/chosen", "logps/rejected", "pairs/dropped/prompt_too_long"):
         assert name in metrics[1], name
-    assert metrics[STEPS]["actor/loss"] < metrics[1]["actor/loss"]
-    # that the held-out loss falls too, 16 pairs do not promise of six others: it is that of weights that have moved
-    assert abs(metrics[STEPS]["val/loss"] - metrics[0]["val/loss"]) > 0.01
-    assert metrics[STEPS]["val/logps/chosen"] != metrics[0]["val/logps/chosen"]
+    assert metrics[STEPS]["val/loss"] < metrics[0]["val/loss"]
     assert metrics[1]["reference/cache_misses"] == 22 and metrics[1]["reference/cache_hits"] == 0
     # nothing that offline training has no use for was started
     assert not re.search(r"\((AgentLoopWorker|RewardLoopWorker|vLLM|SGLang)", output)

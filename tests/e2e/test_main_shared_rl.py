@@ -53,8 +53,7 @@ def test_no_pass_is_made_that_the_update_makes_and_the_run_says_so(runs):
     assert output.count(said) == 1 and "old log-probs are those" not in verls_output
     for step in (1, 2):
         assert stock[step]["timing_s/old_log_prob"] > 10 * ours[step]["timing_s/old_log_prob"]
-        # two answers to short prompts: half of the tokens of all rows, and 1.0 where nothing is shared
-        assert 0 < ours[step]["perf/shared_tokens_ratio"] < 0.55 and ours[step]["perf/torn_prompts"] >= 0
+        assert 0 < ours[step]["perf/shared_tokens_ratio"] < 0.5 and ours[step]["perf/torn_prompts"] >= 0
         assert not [name for name in stock[step] if "shared_tokens" in name]
 
 
