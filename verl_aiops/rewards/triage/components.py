@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from verl_aiops.rewards.triage.answer import ParsedAnswer
 from verl_aiops.rewards.triage.ground_truth import GroundTruth
@@ -57,13 +57,13 @@ class RewardPart(NamedTuple):
     """A component of the reward.
 
     Attributes:
-        measure: from a reading to a number from 0 to 1. What it reads is the model's: it must not raise, and must take
-            time in proportion to the text's length at most.
+        measure: from a reading (`Reading`, or that of another reward) to a number from 0 to 1. What it reads is the
+            model's: it must not raise, and must take time in proportion to the text's length at most.
         weight: default of the setting `NAME_weight`.
         costs: whether the weight is taken; else it is paid, and counts towards what a perfect answer earns.
     """
 
-    measure: Callable[[Reading], float]
+    measure: Callable[[Any], float]
     weight: float
     costs: bool = False
 
@@ -72,9 +72,9 @@ PARTS: dict[str, RewardPart] = {}
 """By name, under which `compute_score` returns what the part measured."""
 
 
-def check_part(name: str, part: RewardPart) -> None:
-    """Raises ValueError if a part cannot be used under its name."""
-    taken = (*RESULTS, *_OF_MANAGERS)
+def check_part(name: str, part: RewardPart, results: tuple[str, ...] = RESULTS) -> None:
+    """Raises ValueError if a part cannot be used under its name; ``results`` are those of the reward it is added to."""
+    taken = (*results, *_OF_MANAGERS)
     if not isinstance(name, str) or not name.isidentifier() or name in taken:
         raise ValueError(
             f"reward part {name!r}: expected a name of letters, digits and underscores that is no result of "
@@ -84,8 +84,8 @@ def check_part(name: str, part: RewardPart) -> None:
         raise ValueError(f"reward part {name!r}: expected RewardPart(function, weight), got {part!r}")
 
 
-def measured(name: str, part: RewardPart, reading: Reading) -> float:
-    """What a part says of an answer.
+def measured(name: str, part: RewardPart, reading: Any) -> float:
+    """What a part says of an answer, read as its reward reads answers.
 
     Raises:
         ValueError: it is no number from 0 to 1.

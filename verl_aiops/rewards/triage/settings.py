@@ -1,24 +1,14 @@
 """The knobs of the reward: their ranges, and the relation between the weights that keeps correctness on top."""
 
-import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from numbers import Real
+from functools import cached_property
 from typing import Any
 
 from verl_aiops.reasoning import CHOICES, NONE
+from verl_aiops.rewards.settings_reader import SettingsReader
 from verl_aiops.rewards.triage.components import PARTS, RewardPart, check_part
-from verl_aiops.settings import expected, fits, kinds, setting, settings_of
-
-_VERL_KWARGS = frozenset(
-    {
-        "reward_router_address",
-        "reward_model_tokenizer",
-        "sandbox_fusion_url",
-        "concurrent_semaphore",
-        "memory_limit_mb",
-    }
-)
+from verl_aiops.settings import setting
 
 _PART_RANGE = "[0.0, 1.0]"
 _EXTRAS = ("format_weight", "evidence_weight", "early_verdict_weight", "invented_weight", "length_weight")
@@ -69,52 +59,8 @@ class RewardSettings:
         return self.service_weight + self.type_weight + self.format_weight + self.evidence_weight + more
 
 
-_DEFAULT = RewardSettings()
-_FIELDS = {of.name: of for of in settings_of(RewardSettings)}
-# the weight of a part that is added is checked like this one
-_PART = _FIELDS["format_weight"]
-
-
-def read_settings(kwargs: dict) -> RewardSettings:
-    """Settings from the keyword arguments of one `compute_score` call, with the parts that `PARTS` has by then.
-
-    Arguments that verl's reward managers pass themselves are ignored. Any other unknown name is refused if it could
-    have been meant as a setting: it speaks of a weight, resembles a setting, or has a number for its value.
-
-    Raises:
-        ValueError: an unknown or out-of-range setting, or weights under which correctness would no longer dominate.
-    """
-    if not kwargs and not PARTS:
-        return _DEFAULT
-    given = {name: value for name, value in kwargs.items() if name not in _VERL_KWARGS}
-    if not given and not PARTS:
-        return _DEFAULT
-    # With the types, or True would find what was checked for 1.
-    key = tuple((name, type(value), value) for name, value in given.items()), tuple(PARTS.items())
-    try:
-        return _build(*key)
-    except TypeError:  # an unhashable value cannot be looked up; its check says what is wrong with it
-        return _build.__wrapped__(*key)
-
-
-@lru_cache(maxsize=64)
-def _build(given: tuple, parts: tuple) -> RewardSettings:
-    for name, part in parts:
-        check_part(name, part)
-    weights = {f"{name}_weight": part.weight for name, part in parts}
-    if clash := [name for name in weights if name in _FIELDS]:
-        raise ValueError(f"reward part {clash[0].removesuffix('_weight')!r}: {clash[0]} is a setting already")
-    known = (*_FIELDS, *weights)
-    values = {}
-    for name, _, value in given:
-        if name in known:
-            values[name] = _checked(name, value)
-        else:
-            _refuse_if_meant(name, value, known)
-    weights = {name: _checked(name, values.pop(name, weight)) for name, weight in weights.items()}
-    weighed = tuple((name, part._replace(weight=weights[f"{name}_weight"])) for name, part in parts)
-    settings = RewardSettings(**values, parts=weighed)
-    extras = {name: getattr(settings, name) for name in _EXTRAS} | weights
+def _check_together(settings: RewardSettings, weights: Mapping[str, float]) -> None:
+    extras = {name: getattr(settings, name) for name in _EXTRAS} | dict(weights)
     smaller = min(settings.service_weight, settings.type_weight)
     if sum(extras.values()) >= smaller * (1 - 1e-6):  # equal but for rounding is not below
         raise ValueError(
@@ -122,23 +68,15 @@ def _build(given: tuple, parts: tuple) -> RewardSettings:
             f"service_weight and type_weight ({smaller:g}), or an answer could earn more by its form than by one right "
             "field"
         )
-    return settings
 
 
-def _checked(name: str, value: Any) -> Any:
-    of = _FIELDS.get(name, _PART)
-    if not fits(of, value):
-        raise ValueError(f"reward_kwargs: {name}: expected {expected(of)}, got {value!r}")
-    return {"int": int, "float": float}.get(kinds(of)[0], lambda same: same)(value)
+_READER = SettingsReader(RewardSettings, PARTS, check_part, _check_together)
 
 
-def _refuse_if_meant(name: str, value: object, known: tuple[str, ...]) -> None:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    alike = bool(difflib.get_close_matches(name, known, n=1, cutoff=0.65))
-    if alike or "weight" in name or isinstance(value, Real):
-        takes = expected(_FIELDS.get(nearest, _PART)).replace("true or false", "from False to True")
-        takes = takes.removeprefix("a number ").removeprefix("an integer ")
-        raise ValueError(
-            f"reward_kwargs: unknown setting {name!r}; the nearest known one is {nearest!r} ({takes}); "
-            f"known: {', '.join(known)}"
-        )
+def read_settings(kwargs: Mapping[str, Any]) -> RewardSettings:
+    """Settings from the keyword arguments of one `compute_score` call; see `SettingsReader.read`.
+
+    Raises:
+        ValueError: an unknown or out-of-range setting, or weights under which correctness would no longer dominate.
+    """
+    return _READER.read(kwargs)
