@@ -91,7 +91,7 @@ def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> floa
     return 6 * body * ((1 if backend == "shared_prompt" else 2) * prompt + 2 * answer) + 6 * head * 2 * answer
 
 
-def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool):
+def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool, **of_model):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 
@@ -108,6 +108,7 @@ def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool):
                 use_remove_padding=False,
                 enable_gradient_checkpointing=False,
                 override_config={"attn_implementation": "sdpa"},
+                **of_model,
             ),
             engine_config=FSDPEngineConfig(
                 strategy="fsdp2" if device == "cpu" else "fsdp",

@@ -1,6 +1,6 @@
 """The files of `learning.py`: what is trained on, asked while training, and asked at the end.
 
-train.parquet   RL rows that SFT sees, with their copies under other names and in other orders
+train.parquet   RL rows that SFT sees, with other views of them, and copies under other names and in other orders
 ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all
 side.parquet    RL rows of the held-out sides, one file for all
 sft.jsonl       the conversations of train.parquet for our trainer, sft.parquet the same for verl's
@@ -25,8 +25,9 @@ def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path
     data = recipe["data"]
     folder.mkdir(parents=True, exist_ok=True)
     parts = [Path(path).read_text(encoding="utf-8") for path in incidents]
-    if data["simulate"]:
-        command("simulate", "--out", folder / "simulated.jsonl", *options(data["simulate"]), "--overwrite")
+    simulated = data["simulate"] or []
+    for settings in [simulated] if isinstance(simulated, dict) else simulated:
+        command("simulate", "--out", folder / "simulated.jsonl", *options(settings), "--overwrite")
         parts.append((folder / "simulated.jsonl").read_text(encoding="utf-8"))
     (folder / "all.jsonl").write_text("".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
     build = ["--incidents", folder / "all.jsonl", *options(data["build"]), "--overwrite"]
@@ -34,6 +35,9 @@ def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path
     if data["folds"]:
         folds = ["--folds", data["folds"], "--fold", data["folds"] - 1]
         command("build-rl", "--out", folder / "fold.parquet", *folds, *build)
+    for number, other in enumerate(data["views"]):
+        view = ["--incidents", folder / "all.jsonl", *options({**data["build"], **other}), "--overwrite"]
+        command("build-rl", "--out", folder / f"view{number}.parquet", *view)
     make_files(recipe, folder)
     for name in ("simulated.jsonl", "all.jsonl"):  # what is trained on is in the other files
         (folder / name).unlink(missing_ok=True)
@@ -50,9 +54,10 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
         ask = pq.read_table(folder / "fold.parquet").to_pylist()
         apart = {row["extra_info"]["group"] for row in ask}
         rows = [row for row in rows if row["extra_info"]["group"] not in apart]
+    views = [row for number in range(len(data["views"])) for row in view_rows(folder, number, rows)]
     copies = [renamed(row, seed) for seed in range(data["rename"]) for row in rows]
     copies += [shuffled(row, seed) for seed in range(data["shuffle"]) for row in rows]
-    train = rows + [row for row in copies if row is not None]
+    train = rows + views + [row for row in copies if row is not None]
     for number, row in enumerate(train):
         row["extra_info"]["index"] = number
     _write(folder / "train.parquet", train, table.schema)
@@ -72,6 +77,19 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
                 chosen = random.Random(f"ask/{name}").sample(ask, stage["limit"])
             for shard in range(stage["shards"]):
                 _write(folder / f"{name}{shard}.parquet", chosen[shard :: stage["shards"]], table.schema)
+
+
+def view_rows(folder: Path, number: int, rows: Sequence[Row]) -> list[Row]:
+    """What another view shows of the same incidents, under ids of their own."""
+    import pyarrow.parquet as pq
+
+    wanted = {row["extra_info"]["id"] for row in rows}
+    others = pq.read_table(folder / f"view{number}.parquet").to_pylist()
+    return [
+        {**row, "extra_info": {**row["extra_info"], "id": f"{row['extra_info']['id']}#view{number}"}}
+        for row in others
+        if row["extra_info"]["id"] in wanted
+    ]
 
 
 def _write(path: Path, rows: Sequence[Row], schema: Any) -> None:

@@ -27,7 +27,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo": {**_TRAINED, **_ROLLOUT, "kl": 0.0},
 }
 _OPTIONAL = {"steps", "micro-batch", "limit"}
-_DATA = {"simulate": None, "build": {}, "folds": None, "rename": 0, "shuffle": 0}
+_DATA = {"simulate": None, "build": {}, "folds": None, "views": [], "rename": 0, "shuffle": 0}
 _RECIPE = {"seeds": [0], "sides": ["val"], "data": {}, "ask": {}, "base": False, "stages": {}}
 _ASK = {"round-tokens": "120,40", "concurrency": 64, "limit": None}
 

@@ -134,6 +134,35 @@ def test_copies_have_other_names_or_another_order_and_stay_true(built, benchmark
     assert min(kept.values()) > 20
 
 
+def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_path):
+    """Two simulations in one set, and the same incidents at other lengths: of those of `rows` alone."""
+    recipe = benchmark("learning_recipe").read_recipe(
+        "tiny",
+        [
+            "data.simulate=[{num-incidents: 30, seed: 1, difficulty: easy}, {num-incidents: 30, seed: 2, difficulty: hard}]",
+            "data.build={max-chars: 400, val-share: 0.3}",
+            "data.views=[{max-chars: 150}, {trim: blind}]",
+            "data.folds=2",
+            "data.rename=0",
+            "data.shuffle=0",
+        ],
+    )
+    benchmark("learning_data").build_data(
+        recipe, [], tmp_path / "data", lambda *arguments: main(list(map(str, arguments)))
+    )
+    train, ask = (rows_of(tmp_path / "data" / f"{name}.parquet") for name in ("train", "ask"))
+    ids = [row["extra_info"]["id"] for row in train]
+    plain = {one for one in ids if "#" not in one}
+    assert {one.split("-")[1] for one in plain} == {"1", "2"}  # both simulations
+    assert len(ids) == len(set(ids)) == 3 * len(plain)
+    for number in range(2):
+        assert {one.removesuffix(f"#view{number}") for one in ids if one.endswith(f"#view{number}")} == plain
+    assert not groups_of(train) & groups_of(ask)
+    lengths = {row["extra_info"]["id"]: len(row["extra_info"]["incident_text"]) for row in train}
+    assert all(lengths[f"{one}#view0"] <= max(150, lengths[one]) for one in plain)
+    assert sum(lengths[f"{one}#view0"] < lengths[one] for one in plain) > len(plain) / 2
+
+
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
