@@ -139,7 +139,7 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
     recipe = benchmark("learning_recipe").read_recipe(
         "tiny",
         [
-            "data.simulate=[{num-incidents: 30, seed: 1, difficulty: easy}, {num-incidents: 30, seed: 2, difficulty: hard}]",
+            "data.simulate=[{num-incidents: 30, seed: 1, difficulty: easy}, {num-incidents: 30, seed: 2}]",
             "data.build={max-chars: 400, val-share: 0.3}",
             "data.views=[{max-chars: 150}, {trim: blind}]",
             "data.folds=2",
@@ -153,7 +153,7 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
     train, ask = (rows_of(tmp_path / "data" / f"{name}.parquet") for name in ("train", "ask"))
     ids = [row["extra_info"]["id"] for row in train]
     plain = {one for one in ids if "#" not in one}
-    assert {one.split("-")[1] for one in plain} == {"1", "2"}  # both simulations
+    assert {one.split("-")[2] for one in plain} == {"s1", "s2"}  # both simulations
     assert len(ids) == len(set(ids)) == 3 * len(plain)
     for number in range(2):
         assert {one.removesuffix(f"#view{number}") for one in ids if one.endswith(f"#view{number}")} == plain
