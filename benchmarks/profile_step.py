@@ -83,7 +83,9 @@ def profiled(worker, parts: list) -> dict:
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step_seconds(worker, "cuda", parts)
-    events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    # what Python calls by a name (a module's forward, the optimizer's step) stands among the kernels too
+    named = {e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CPU}
+    events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA and e.name not in named]
     spans = [(e.time_range.start, e.time_range.end) for e in events]
     kinds: dict[str, float] = {}
     slowest: dict[str, list[float]] = {}
@@ -115,6 +117,7 @@ def measure(port: int, results, model: str, point: dict, variant: str, repeats: 
         of_model = {"use_liger": True} if variant == "liger" else {}
         worker = build_worker(model, "cuda", point["pairs"], True, **of_model)
         parts = [batch(point, "shared_prompt", 1, 0) for _ in range(repeats + 4)]
+        # the first warms up
         seconds = step_seconds(worker, "cuda", parts[: repeats + 1])[1:]
         found = {"seconds": seconds, "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
         step_seconds(worker, "cuda", parts[-1:])

@@ -159,7 +159,6 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
         assert {one.removesuffix(f"#view{number}") for one in ids if one.endswith(f"#view{number}")} == plain
     assert not groups_of(train) & groups_of(ask)
     lengths = {row["extra_info"]["id"]: len(row["extra_info"]["incident_text"]) for row in train}
-    assert all(lengths[f"{one}#view0"] <= lengths[one] for one in plain)
     assert sum(lengths[f"{one}#view0"] < lengths[one] for one in plain) > len(plain) / 2
 
 
