@@ -115,6 +115,12 @@ Keyword arguments of `verl_aiops.rewards.aiops_mturn.compute_score`: `+{REWARD_K
 preset; `--reward KEY=VALUE` in `verl-aiops eval`. All weights but those of service and type must together stay below
 each of these two. A part that is added has its `NAME_weight` here too: [extending.md](extending.md).
 """,
+    "The investigation reward": f"""\
+Keyword arguments of `verl_aiops.rewards.aiops_investigation.compute_score`: `+{REWARD_KWARGS}.KEY=VALUE`, with and
+without a preset; `--reward KEY=VALUE` in `verl-aiops eval`. The whole right set must earn more than any abstention, and
+an abstention more than any verdict without a right component; weights under which it would not are refused. More:
+[investigation.md](investigation.md).
+""",
     "Rule and reward model together": """\
 Read by the reward manager `aiops_combined`. With the preset `+verl_aiops=[...,combined]` write
 `reward.combined.KEY=VALUE`; without it `+reward.combined.KEY=VALUE`. The keys of the reward model's server are
@@ -421,6 +427,7 @@ def page() -> str:
     Raises:
         PageError: something in the code has no description.
     """
+    from verl_aiops.rewards.investigation.settings import InvestigationSettings, read_investigation_settings
     from verl_aiops.rewards.model.combined import CombinedSettings
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
@@ -435,6 +442,9 @@ def page() -> str:
         "GRPO, PPO and their kin": section_table(RLConfig),
         "Rounds of an answer": section_table(RoundSettings),
         "The triage reward": settings_table(RewardSettings, REWARD_KWARGS, read_settings, skip=("parts",)),
+        "The investigation reward": settings_table(
+            InvestigationSettings, "reward_kwargs", read_investigation_settings, skip=("parts",)
+        ),
         "Rule and reward model together": section_table(CombinedSettings),
         "The rollout `hf`": hf_table(),
         "Keys of verl that a run fills in": filled_in(),

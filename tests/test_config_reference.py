@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_aiops.cli.main import COMMANDS, make_parser
+from verl_aiops.rewards.investigation.settings import InvestigationSettings
 from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
@@ -27,6 +28,7 @@ SETTINGS = {
     "algorithm": RLConfig,
     "actor_rollout_ref.rollout.custom.aiops_mturn": RoundSettings,
     "reward.custom_reward_function.reward_kwargs": RewardSettings,
+    "reward_kwargs": InvestigationSettings,
     "reward.combined": CombinedSettings,
 }
 

@@ -76,11 +76,11 @@ def _read_text(text: str) -> GroundTruth:
 def _read_mapping(raw: object) -> GroundTruth:
     if not isinstance(raw, Mapping):
         raise ValueError(f"ground_truth: expected a mapping or its JSON text, got {type(raw).__name__}")
-    evidence = (item.strip() for item in _strings(raw.get("evidence"), "evidence"))
+    evidence = (item.strip() for item in strings_of(raw.get("evidence"), "evidence"))
     candidates = {field: _candidates(raw.get("candidates"), field) for field in FIELDS}
     accepted = {}
     for field in FIELDS:
-        truth = _label(raw.get(field), field)
+        truth = label_of(raw.get(field), field)
         others, rivals = _aliases(raw.get("aliases"), field, truth)
         # An alias that is itself another label would pay for naming that label: the label wins over the alias.
         accepted[field] = frozenset({truth} | (others - candidates[field] - rivals))
@@ -100,10 +100,11 @@ def unoffered_fields(raw: str | Mapping[str, Any]) -> list[str]:
     """
     given = json.loads(raw) if isinstance(raw, str) else raw
     offered = {field: _candidates(given.get("candidates"), field) for field in FIELDS}
-    return [field for field in FIELDS if offered[field] and _label(given.get(field), field) not in offered[field]]
+    return [field for field in FIELDS if offered[field] and label_of(given.get(field), field) not in offered[field]]
 
 
-def _label(value: object, where: str) -> str:
+def label_of(value: object, where: str) -> str:
+    """A label of a ground truth, normalised; ``where`` names it in the error."""
     if not isinstance(value, str):
         got = "nothing" if value is None else repr(value)
         raise ValueError(f"ground_truth: {where}: expected a non-empty str, got {got}")
@@ -115,7 +116,8 @@ def _label(value: object, where: str) -> str:
     return label
 
 
-def _strings(value: object, where: str) -> list[str]:
+def strings_of(value: object, where: str) -> list[str]:
+    """A list of texts of a ground truth; none for null."""
     if value is None:
         return []
     if hasattr(value, "tolist"):  # a numpy array, as pandas and pyarrow hand out list columns
@@ -126,7 +128,7 @@ def _strings(value: object, where: str) -> list[str]:
 
 
 def _labels(value: object, where: str) -> frozenset[str]:
-    return frozenset([_label(item, where) for item in _strings(value, where)])
+    return frozenset([label_of(item, where) for item in strings_of(value, where)])
 
 
 def _candidates(value: object, field: str) -> frozenset[str]:
@@ -154,7 +156,7 @@ def _aliases(value: object, field: str, truth: str) -> tuple[frozenset[str], fro
     if not isinstance(table, Mapping):
         return _labels(table, f"aliases.{field}"), frozenset()
     mine, rivals = set(), set()
-    for label, name in _alias_pairs(table, f"aliases.{field}"):
+    for label, name in alias_pairs(table, f"aliases.{field}"):
         if label == truth:
             mine.add(name)
         else:
@@ -162,17 +164,18 @@ def _aliases(value: object, field: str, truth: str) -> tuple[frozenset[str], fro
     return frozenset(mine), frozenset(rivals)
 
 
-def _alias_pairs(table: Mapping, where: str) -> Iterator[tuple[str, str]]:
+def alias_pairs(table: Mapping, where: str) -> Iterator[tuple[str, str]]:
+    """(label, other name), normalised, from a table ``{label: [other names]}`` or ``{other name: label}``."""
     for key, value in table.items():
         if value is None:
             continue
         if isinstance(value, Mapping):
             raise ValueError(f"ground_truth: {where}: expected {_ALIAS_SHAPES}; got a table inside {key!r}")
         if isinstance(value, str):
-            yield _label(value, where), _label(key, where)
+            yield label_of(value, where), label_of(key, where)
         else:
             for name in _labels(value, f"{where}.{key}"):
-                yield _label(key, where), name
+                yield label_of(key, where), name
 
 
 def _shown(value: object) -> str:

@@ -104,7 +104,7 @@ def _plain_quotations(
     for index in range(1, len(parts), 2):
         quotation = parts[index].strip()
         at = source.find(quotation)
-        if at < 0 or not _counts(quotation, min_chars) or _is_name(quotation, names):
+        if at < 0 or not long_enough(quotation, min_chars) or _is_name(quotation, names):
             return None
         if parts[index - 1][-1:] in _WORD or parts[index + 1][:1] in _STARTS:
             return None
@@ -125,7 +125,7 @@ def _any_quotations(
     limited = _Source(source)
     for start, end, at in _quoted_spans(text, limited, min_chars):
         quotation = text[start:end].strip()
-        if not _counts(quotation, min_chars) or _is_name(quotation, names):
+        if not long_enough(quotation, min_chars) or _is_name(quotation, names):
             continue
         if at < 0:
             invented.add(quotation)
@@ -274,10 +274,11 @@ def _ends_line(text: str, at: int) -> bool:
 
 
 def _is_verbatim(quotation: str, source: _Source, min_chars: int) -> bool:
-    return _counts(quotation, min_chars) and source.find(quotation) >= 0
+    return long_enough(quotation, min_chars) and source.find(quotation) >= 0
 
 
-def _counts(quotation: str, min_chars: int) -> bool:
+def long_enough(quotation: str, min_chars: int) -> bool:
+    """Whether a quotation has so many characters that are no white space."""
     if len(quotation) < min_chars:
         return False
     if quotation.isprintable():  # the space is the only white space that is
