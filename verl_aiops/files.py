@@ -18,6 +18,7 @@ from pathlib import Path
 
 __all__ = [
     "WriteError",
+    "default_cache_dir",
     "leads_out",
     "move_into_place",
     "naming",
@@ -53,6 +54,12 @@ def _free(path: str) -> str:
         with contextlib.suppress(OSError):
             return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free in {folder}; "
     return ""
+
+
+def default_cache_dir(kind: str) -> str:
+    """``$VERL_AIOPS_CACHE/KIND``, or a folder under the user's cache directory."""
+    root = os.environ.get("VERL_AIOPS_CACHE") or os.path.join("~", ".cache", "verl-aiops")
+    return os.path.join(os.path.expanduser(root), kind)
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:

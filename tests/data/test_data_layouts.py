@@ -21,6 +21,10 @@ LAYOUTS = {
         {"question": "q", "response_j": "a", "response_k": "b"},
         "Set data.chosen_key=response_j data.rejected_key=response_k",
     ),
+    "worse is no misspelt chosen": (
+        {"question": "q", "better": "a", "worse": "b"},
+        "Set data.chosen_key=better data.rejected_key=worse data.prompt_key=question",
+    ),
     "half of hh": (
         {"chosen": TALK + "h1", "rejected": TALK.replace("Human", "User") + "h2"},
         "The answers hold the dialogue too, but not all as hh-rlhf writes it",

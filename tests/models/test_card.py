@@ -10,9 +10,10 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from omegaconf import OmegaConf
 
-from verl_aiops.models.card import card_text
+from verl_aiops.cli.main import main
+from verl_aiops.models.card import Card, card_text
 from verl_aiops.models.folders import ModelFolderError
-from verl_aiops.models.push import PushError, push_model
+from verl_aiops.models.push import PushError, check_push, push_model
 from verl_aiops.trainers.dpo import checkpoints
 
 
@@ -57,6 +58,21 @@ def test_data_settings_and_figures(tmp_path):
         assert row in text
     assert "| `actor_rollout_ref.model.lora_rank` | `16` |" in text and "clip_grad" not in text
     assert "| `val/loss` | 0.693147 | 0.25 |" in text and "| `val/logps/accuracies` | 0.5 | 0.75 |" in text
+
+
+def test_settings_of_lora_stand_there_where_there_is_lora(tmp_path):
+    made = config(tmp_path)
+    made.actor_rollout_ref.model.merge_with({"lora_rank": 0, "lora_alpha": 16, "target_modules": "all-linear"})
+    assert "lora_alpha" not in card_text(made, "global_step_1") and "target_modules" not in card_text(made, "x")
+    made.actor_rollout_ref.model.lora_rank = 4
+    assert "| `actor_rollout_ref.model.lora_alpha` | `16` |" in card_text(made, "global_step_1")
+
+
+def test_of_a_trainer_that_logs_no_such_file_figures_are_given():
+    made = Card("reward", "org/Base", "Made so.", figures={"accuracy": 0.75}, tags=("trl",), use=("use it so",))
+    text = made.text()
+    assert yaml.safe_load(text.split("---")[1])["tags"] == ["reward", "trl", "verl-aiops"]
+    assert "| `accuracy` | 0.75 |" in text and "use it so" in text and "AutoModelForCausalLM" not in text
 
 
 def test_a_run_that_logged_nothing_held_out_says_so(tmp_path):
@@ -136,6 +152,30 @@ def test_what_a_hub_says_is_told(hub, tiny_model_dir, monkeypatch, error, said):
     monkeypatch.setattr(hub, "fails", error)
     with pytest.raises(PushError, match=said):
         push_model(tiny_model_dir, "me/model")
+
+
+def test_what_keeps_a_push_from_working_is_told_before_a_run(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    check_push("me/model")
+    for name in ("model", "me/mo del", "a/b/c"):
+        with pytest.raises(PushError, match=f"--push {name}: expected OWNER/NAME"):
+            check_push(name)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(PushError, match="nobody is logged in"):
+        check_push("me/model")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PushError, match="HF_HUB_OFFLINE is set"):
+        check_push("me/model")
+
+
+def test_the_command(hub, tiny_model_dir, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    assert main(["push", str(tiny_model_dir), "me/model", "--public", "--message", "said"]) == 0
+    assert capsys.readouterr().out == "the commit\n"
+    (_, made), upload = hub.seen
+    assert made["private"] is False and upload["commit_message"] == "said"
 
 
 def test_another_error_is_none_of_the_user_s(hub, tiny_model_dir, monkeypatch):

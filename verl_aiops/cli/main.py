@@ -27,6 +27,7 @@ from verl_aiops.cli.eval_pairs import EVAL_PAIRS
 from verl_aiops.cli.examples import EXAMPLES
 from verl_aiops.cli.feedback import FEEDBACK
 from verl_aiops.cli.fronts.command import FRONTS
+from verl_aiops.cli.push import PUSH
 from verl_aiops.cli.triage import TRIAGE
 from verl_aiops.extensions import load_extensions
 from verl_aiops.inputs.shown import printable
@@ -140,6 +141,7 @@ COMMANDS: dict[str, Command] = {
     "before-after": BEFORE_AFTER,
     "eval-pairs": EVAL_PAIRS,
     "curves": CURVES,
+    "push": PUSH,
     "triage": TRIAGE,
     "examples": EXAMPLES,
     "doctor": Command(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from verl_aiops.data.errors import PreferenceDataError
 from verl_aiops.data.foreign import Layout, columns_read, layout_of
-from verl_aiops.data.layouts import layout_hint, setting_hint
+from verl_aiops.data.layouts import holds_another, layout_hint, setting_hint
 
 __all__ = [
     "GROUP",
@@ -23,6 +25,7 @@ __all__ = [
     "Columns",
     "column_keys",
     "in_options",
+    "in_options_of_command",
     "keys_of_option",
     "listed",
 ]
@@ -158,7 +161,9 @@ class Columns:
             hints = [layout_hint(found, least=2)] if no_answers else []
             if not any(hints):
                 for field in missing:
-                    near = difflib.get_close_matches(getattr(self, field), found, n=1, cutoff=0.5)
+                    # a hint that turns pairs round would train the wrong way without a word
+                    fit = [name for name in found if not holds_another(field, name)]
+                    near = difflib.get_close_matches(getattr(self, field), fit, n=1, cutoff=0.5)
                     hints += [f"did you mean data.{field}_key={name}?" for name in near]
             if not any(hints):
                 hints = [setting_hint(missing, found) or (layout_hint(found) if no_answers else "")]
@@ -202,6 +207,28 @@ def in_options(message: str) -> str:
     message = re.sub(r"data\.(\w+)_key", r"--columns \1=COLUMN", message)
     option = re.compile(r"data\.(max_prompt_length|max_response_length|truncation|text_pairs)(=?)")
     return option.sub(lambda m: f"--{m[1].replace('_', '-')}{' ' if m[2] else ''}", message)
+
+
+@contextmanager
+def in_options_of_command(*, quiet: bool = False) -> Iterator[None]:
+    """`in_options` for all that reading says inside, errors and warnings.
+
+    Args:
+        quiet: no warnings, as of files that were read once before.
+    """
+
+    def reword(record: logging.LogRecord) -> bool:
+        record.msg, record.args = in_options(record.getMessage()), ()
+        return not quiet
+
+    logger = logging.getLogger("verl_aiops.data.report")
+    logger.addFilter(reword)
+    try:
+        yield
+    except PreferenceDataError as error:
+        raise PreferenceDataError(in_options(str(error))) from None
+    finally:
+        logger.removeFilter(reword)
 
 
 def _columns_option(found: re.Match) -> str:

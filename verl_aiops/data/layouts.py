@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["dialogue_hint", "layout_hint", "message_hint", "setting_hint"]
+__all__ = ["dialogue_hint", "holds_another", "layout_hint", "message_hint", "setting_hint"]
 
 # names that public data sets use for what is called prompt, chosen and rejected here; most telling first
 _PROMPTS = (
@@ -52,6 +52,11 @@ _TURN = re.compile(r"(?:^|\n\n)(?:Human|H|User): ")
 _REPLY = re.compile(r"\n\n(?:Assistant|A): ")
 
 
+def holds_another(field: str, name: str) -> bool:
+    """Whether a column of this name is known to hold another field, as `worse` does, near as it is to `chosen`."""
+    return any(name.lower() in names for other, names in _NAMES.items() if other != field)
+
+
 def setting_hint(missing: Iterable[str], found: Iterable[str]) -> str:
     """The settings that read a file with the columns ``found`` that lacks the fields ``missing`` (of `rows.Columns`).
 
@@ -59,6 +64,8 @@ def setting_hint(missing: Iterable[str], found: Iterable[str]) -> str:
     """
     missing = list(missing)
     lower = {name.lower(): name for name in found}
+    if "prompt" not in missing and "prompt" not in lower and set(_PROMPTS) & lower.keys():
+        missing.append("prompt")
     settings = []
     for field in missing:
         name = next((lower[name] for name in (field, *_NAMES[field]) if name in lower), None)

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.inputs.shown import one_line
 
-__all__ = ["CARD", "card_text", "write_card"]
+__all__ = ["CARD", "Card", "card_text", "write_card"]
 
 CARD = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -57,23 +58,74 @@ def write_card(folder: str | os.PathLike, config: DictConfig, step: str, metrics
     Path(folder, CARD).write_text(card_text(config, step, metrics), encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a card says.
+
+    Attributes:
+        method: how the model was trained: ``dpo``, ``sft``, ...
+        base: folder or hub name of the model that training started from.
+        made: a sentence that says what wrote the weights.
+        trained_on, held_out: the data files.
+        settings: by name, those that decide what was learned.
+        metrics: what the run has logged of its validations, a line a step; None where there is none.
+        figures: by name, numbers of held-out data that stand in no such file.
+        tags: beside the method's and ours.
+        packages: whose versions are told.
+    """
+
+    method: str
+    base: str
+    made: str
+    trained_on: Any = None
+    held_out: Any = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: str | os.PathLike | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ("verl",)
+    packages: tuple[str, ...] = _PACKAGES
+    use: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Markdown, with the front matter that hubs read."""
+        tags = [json.dumps(self.method), *self.tags, "verl-aiops"]
+        lines = ["---", "library_name: transformers", f"tags: [{', '.join(tags)}]"]
+        if _HUB_NAME.fullmatch(self.base) and not os.path.isdir(self.base):
+            lines.append(f"base_model: {json.dumps(self.base)}")
+        lines += ["---", "", f"# {_plain(Path(self.base).name)}, trained by {_plain(self.method)}", "", self.made]
+        versions = [f"{name} {version}" for name in self.packages if (version := _version(name))]
+        lines += [f"Versions: {', '.join(versions)}.", "", "## Data", ""]
+        for what, files in (("trained on", self.trained_on), ("held out", self.held_out)):
+            lines += [f"- {what}: {name}" for name in _data_files(files)]
+        lines += ["", "## Settings", "", "| key | value |", "| --- | --- |"]
+        lines += [f"| {_code(key)} | {_code(value)} |" for key, value in self.settings.items()]
+        lines += ["", "## Figures", "", *self._figures(), "", "## Use", "", *(self.use or _USE), ""]
+        return "\n".join(lines)
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Into the folder of an exported model; a card that is there is replaced."""
+        Path(folder, CARD).write_text(self.text(), encoding="utf-8")
+
+    def _figures(self) -> list[str]:
+        if not self.figures:
+            return _figures(self.metrics)
+        rows = [f"| {_code(name)} | {value:.6g} |" for name, value in self.figures.items()]
+        return ["Held-out data.", "", "| | |", "| --- | ---: |", *rows]
+
+
 def card_text(config: DictConfig, step: str, metrics: str | os.PathLike | None = None) -> str:
-    """The card as Markdown with the front matter that hubs read; see `write_card`."""
+    """The card of a run of verl's main_ppo; see `write_card`."""
     method = str(OmegaConf.select(config, "algorithm.adv_estimator", default=None) or "?")
-    base = str(OmegaConf.select(config, "actor_rollout_ref.model.path", default=None) or "?")
-    lines = ["---", "library_name: transformers", f"tags: [{json.dumps(method)}, verl, verl-aiops]"]
-    if _HUB_NAME.fullmatch(base) and not os.path.isdir(base):
-        lines.append(f"base_model: {json.dumps(base)}")
-    lines += ["---", "", f"# {_plain(Path(base).name)}, trained by {_plain(method)}", ""]
-    lines.append(f"Made from the checkpoint {_code(step)} of a run of verl with verl-aiops. The weights are bfloat16.")
-    versions = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
-    lines += [f"Versions: {', '.join(versions)}.", "", "## Data", ""]
-    for what, key in (("trained on", "data.train_files"), ("held out", "data.val_files")):
-        lines += [f"- {what}: {name}" for name in _data_files(OmegaConf.select(config, key, default=None))]
-    lines += ["", "## Settings", "", "| key | value |", "| --- | --- |"]
-    lines += [f"| {_code(key)} | {_code(value)} |" for key, value in _settings(config, method).items()]
-    lines += ["", "## Figures", "", *_figures(metrics), "", "## Use", "", *_USE, ""]
-    return "\n".join(lines)
+    made = f"Made from the checkpoint {_code(step)} of a run of verl with verl-aiops. The weights are bfloat16."
+    return Card(
+        method,
+        str(OmegaConf.select(config, "actor_rollout_ref.model.path", default=None) or "?"),
+        made,
+        OmegaConf.select(config, "data.train_files", default=None),
+        OmegaConf.select(config, "data.val_files", default=None),
+        _settings(config, method),
+        metrics,
+    ).text()
 
 
 _USE = (
@@ -132,6 +184,8 @@ def _settings(config: DictConfig, method: str) -> dict[str, Any]:
     found |= {
         key: OmegaConf.select(config, key, default=None) for key in (*_SETTINGS, *(() if method == "dpo" else _SAMPLED))
     }
+    if not found.get("actor_rollout_ref.model.lora_rank"):
+        found = {key: value for key, value in found.items() if not key.endswith((".lora_alpha", ".target_modules"))}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_aiops.hub import fetch_model, may_be_on_a_hub
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import UserError, brief
 from verl_aiops.models.checkpoint_pickle import refuse_foreign_code
@@ -75,11 +76,16 @@ class ModelFolder:
 def find_model(path: str, option: str = "--model") -> ModelFolder:
     """The model in a folder: of transformers, or verl's ``global_step_N`` or its ``actor``; ``option`` named it.
 
+    A name on a hub, ``ORG/NAME``, is the folder that it is kept in here.
+
     Raises:
         ModelFolderError: there is none that can be used; the message says what was found instead.
+        HubError: no hub gives a model under this name.
     """
     folder = Path(path).expanduser()
     where = f"{option} {path}"
+    if not folder.is_dir() and may_be_on_a_hub(path):
+        folder = fetch_model(path, option)
     if not folder.is_dir():
         raise ModelFolderError(f"{where}: no such folder. Name a model's folder, or a served model with --endpoint.")
     for place in (folder, folder / "actor"):

@@ -8,11 +8,37 @@ from pathlib import Path
 from verl_aiops.inputs.shown import UserError, one_line
 from verl_aiops.models.folders import find_model
 
-__all__ = ["PushError", "push_model"]
+__all__ = ["PushError", "check_push", "push_model"]
+
+
+_OFFLINE = "--push: HF_HUB_OFFLINE is set, so no hub is asked; unset it"
+_LOG_IN = " Log in with `hf auth login`, or set HF_TOKEN."
 
 
 class PushError(UserError):
     """The model cannot be pushed; the message says why and what to do."""
+
+
+def check_push(repository: str) -> None:
+    """Before a run whose model is to be pushed: what can be known of that without asking the hub.
+
+    Raises:
+        PushError: the name is none, no hub is asked (``HF_HUB_OFFLINE``), or nobody is logged in.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise _no_name(repository, error) from None
+    if repository.count("/") != 1:
+        raise _no_name(repository, "it has no owner")
+    if constants.HF_HUB_OFFLINE:
+        raise PushError(_OFFLINE)
+    if not get_token():
+        raise PushError(f"--push {repository}: nobody is logged in to the hub.{_LOG_IN}")
 
 
 def push_model(folder: str | os.PathLike, repository: str, *, private: bool = True, message: str | None = None) -> str:
@@ -51,14 +77,18 @@ def push_model(folder: str | os.PathLike, repository: str, *, private: bool = Tr
             ignore_patterns=["checkpoint.json", "*.tmp", ".*"],
         )
     except HFValidationError as error:
-        raise PushError(f"--push {one_line(repository)}: expected OWNER/NAME; {one_line(error)}") from None
+        raise _no_name(repository, error) from None
     except OfflineModeIsEnabled:
-        raise PushError("--push: HF_HUB_OFFLINE is set, so no hub is asked; unset it") from None
+        raise PushError(_OFFLINE) from None
     except HfHubHTTPError as error:
-        hint = " Log in with `hf auth login`, or set HF_TOKEN." if "401" in str(error) else ""
+        hint = _LOG_IN if "401" in str(error) else ""
         raise PushError(f"--push {one_line(repository)}: the hub refuses: {one_line(error)}.{hint}") from None
     except Exception as error:  # of the HTTP library that this huggingface_hub has
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "httpcore"):
             raise
         raise PushError(f"--push {one_line(repository)}: no hub is reached: {one_line(error)}") from None
     return str(made.commit_url)
+
+
+def _no_name(repository: str, why: object) -> PushError:
+    return PushError(f"--push {one_line(repository)}: expected OWNER/NAME; {one_line(why)}")

@@ -25,7 +25,7 @@ from verl_aiops.trl.extra import (
     prepare_folder,
 )
 from verl_aiops.trl.options import trl_options
-from verl_aiops.trl.run import empty_folder, lora_of, pick_device, usual_arguments, without_adapter
+from verl_aiops.trl.run import card_of, empty_folder, lora_of, pick_device, usual_arguments, without_adapter
 
 if TYPE_CHECKING:
     from verl_aiops.data import PreferenceDataset
@@ -255,5 +255,6 @@ def _write(model, settings: DPOTraining, made: Path, rows: list[dict], result: T
         plot_curves({Path(settings.model).name: rows}, CURVES, made / "curves.png", columns=2)
     except ImportError:
         print('curves.png not drawn: pip install "verl-aiops[trl]"')
+    card_of(settings, "dpo", metrics=made.parent / METRICS).write(made)
     stats = {**asdict(result), "files": {"data": settings.data, "val": settings.val}, "settings": note}
     (made / STATS).write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from verl_aiops.data.errors import FaultList, PreferenceDataError
-from verl_aiops.data.fields import in_options, keys_of_option
+from verl_aiops.data.fields import in_options_of_command, keys_of_option
 from verl_aiops.data.repeats import count_shared
 from verl_aiops.files import replacing
 
@@ -43,7 +43,7 @@ def read_pairs(files: tuple[str, ...], tokenizer, settings: DPOTraining) -> Pref
     """
     from verl_aiops.data import PreferenceDataset
 
-    try:
+    with in_options_of_command():
         pairs = PreferenceDataset(
             list(files),
             tokenizer,
@@ -53,8 +53,6 @@ def read_pairs(files: tuple[str, ...], tokenizer, settings: DPOTraining) -> Pref
             text_pairs=settings.text_pairs,
             **keys_of_option(settings.columns),
         )
-    except PreferenceDataError as error:
-        raise PreferenceDataError(in_options(str(error))) from None
     faults = FaultList()
     for at in range(len(pairs)):
         item = pairs[at]

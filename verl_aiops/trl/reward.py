@@ -27,11 +27,19 @@ from verl_aiops.trl.options import trl_options
 from verl_aiops.trl.reward_data import RewardPairs, read_reward_pairs, split_by_group
 from verl_aiops.trl.reward_settings import RewardTraining
 from verl_aiops.trl.reward_start import chat_tokenizer, load_model, padding_token
-from verl_aiops.trl.run import empty_folder, lora_of, usual_arguments, without_adapter
+from verl_aiops.trl.run import card_of, empty_folder, lora_of, usual_arguments, without_adapter
 
 __all__ = ["RewardTraining", "TrainedRewardModel", "train_reward_model"]
 
 STATS = "reward_stats.json"
+_USE = (
+    "```python",
+    "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+    "",
+    'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+    'model = AutoModelForSequenceClassification.from_pretrained("FOLDER", dtype="auto")',
+    "```",
+)
 # fields of TRL's configuration that a run decides by itself
 SETTLED = {
     "max_length": None,  # what is too long has been left out, and counted
@@ -228,4 +236,6 @@ def _write(trainer, tokenizer, made: Path, settings: RewardTraining, result: Tra
         "files": {"data": settings.data, "val": settings.val},
         "settings": note,
     }
+    figures = {name: value for name, value in asdict(result.after).items() if isinstance(value, int | float)}
+    card_of(settings, "reward", figures=figures, use=_USE).write(made)
     (made / STATS).write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")

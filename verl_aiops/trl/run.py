@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.trl.extra import CHECKPOINTS, TrainingError
 
 if TYPE_CHECKING:
+    from verl_aiops.models.card import Card
     from verl_aiops.trl.dpo_settings import DPOTraining
     from verl_aiops.trl.reward_settings import RewardTraining
 
-__all__ = ["empty_folder", "lora_of", "pick_device", "usual_arguments", "without_adapter"]
+__all__ = ["card_of", "empty_folder", "lora_of", "pick_device", "usual_arguments", "without_adapter"]
 
 
 def pick_device(asked: str) -> str:
@@ -82,3 +85,29 @@ def without_adapter(model: Any, settings: DPOTraining | RewardTraining, made: Pa
         return model
     model.save_pretrained(made / "adapter")
     return model.merge_and_unload()
+
+
+def card_of(
+    settings: DPOTraining | RewardTraining,
+    method: str,
+    *,
+    metrics: Path | None = None,
+    figures: Mapping[str, float] | None = None,
+    use: tuple[str, ...] = (),
+) -> Card:
+    """The card of the result: what the run was given, and its figures of held-out data (`models.card.Card`)."""
+    from verl_aiops.models.card import Card
+
+    files = ("model", "reference_model", "data", "val", "device", "trl")
+    shown = {name: value for name, value in asdict(settings).items() if name not in files and value is not None}
+    more = {} if not settings.trl else {"TRL's options": " ".join(settings.trl)}
+    made = f"Made by TRL's {method.upper() if method == 'dpo' else method.title()}Trainer with verl-aiops."
+    packages = ("verl-aiops", "trl", "torch", "transformers")
+    return Card(
+        *(method, settings.model, made, settings.data, settings.val, shown | more),
+        metrics=metrics,
+        figures=figures or {},
+        tags=("trl",),
+        packages=packages,
+        use=use,
+    )

@@ -1,5 +1,6 @@
 """What a run shows: from recorded streams of metrics and logs, and from children that stand for a trainer."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -248,9 +249,40 @@ def test_sft_leaves_the_model_of_its_last_checkpoint(child, tmp_path, capfd):
     (line.out / "latest_checkpointed_iteration.txt").write_text("2\n")
     line.metrics.write_text("earlier\n")
     assert run_line(TASKS["sft"], line) == 0
-    assert [path.name for path in (line.out / "huggingface").iterdir()] == ["config.json"]
+    assert sorted(path.name for path in (line.out / "huggingface").iterdir()) == ["README.md", "config.json"]
     assert (line.out / "metrics.jsonl.1").read_text() == "earlier\n"
     assert f"model for the next stage: {line.out / 'huggingface'}" in capfd.readouterr().out
+
+
+def test_its_card_and_push(child, monkeypatch, capfd):
+    from verl_aiops.models import push
+
+    pushed = []
+    monkeypatch.setattr(push, "push_model", lambda *what: pushed.append(what) or "the commit")
+    line = child()
+    folder = line.out / "global_step_2" / "huggingface"
+    folder.mkdir(parents=True)
+    (line.out / "latest_checkpointed_iteration.txt").write_text("2")
+    settings = ("model.path=/secret/base", "data.train_batch_size=8", "+a.b='/secret/x.py'", "optim.lr=2e-05")
+    given = {"model": "/secret/base", "data": ["/secret/sft.parquet"], "push": "me/model"}
+    line = dataclasses.replace(line, settings=settings, given=given)
+    assert run_line(TASKS["sft"], line) == 0
+    card = (line.out / "huggingface" / "README.md").read_text()
+    assert "# base, trained by sft" in card and "- trained on: `sft.parquet`" in card
+    assert "| `data.train_batch_size` | `8` |" in card and "| `a.b` | `x.py` |" in card and "secret" not in card
+    assert pushed == [(line.out / "huggingface", "me/model")] and "pushed: the commit" in capfd.readouterr().out
+
+    def refused(*what):
+        raise push.PushError("--push me/model: no hub is reached.")
+
+    monkeypatch.setattr(push, "push_model", refused)
+    with pytest.raises(push.PushError, match=r"no hub is reached\. .*later: verl-aiops push .*/huggingface me/model"):
+        run_line(TASKS["sft"], line)
+
+
+def test_without_a_checkpoint_there_is_no_model(child, capfd):
+    assert run_line(TASKS["grpo"], child()) == 0
+    assert "no checkpoint was written" in capfd.readouterr().out
 
 
 def test_sft_with_lora_merges_its_adapter(child, monkeypatch, capfd):
@@ -270,6 +302,9 @@ def test_sft_with_lora_merges_its_adapter(child, monkeypatch, capfd):
     (line.out / "latest_checkpointed_iteration.txt").write_text("2")
     assert run_line(TASKS["sft"], line) == 0
     assert (line.out / "huggingface" / "config.json").read_text() == str(checkpoint)
+    # of RL the policy's shards, adapter or none
+    assert run_line(TASKS["grpo"], line) == 0
+    assert (line.out / "huggingface" / "config.json").read_text() == str(checkpoint / "actor")
     assert "the merger's words" not in capfd.readouterr().out and "the merger's words" in line.log.read_text()
 
 

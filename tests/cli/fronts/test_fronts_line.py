@@ -137,6 +137,12 @@ def test_several_files_and_settings_between_options(files, tmp_path, capsys):
         assert f"  {setting}" in found.replace("'", "")
 
 
+def test_columns_of_other_names(printed):
+    named = printed("dpo", "--columns", "prompt=question,chosen=better one")
+    assert "data.prompt_key=question" in named and """data.chosen_key='better one'""" in named
+    assert "--columns prompt=question,chosen=better" in printed("rm", "--columns", "prompt=question,chosen=better")
+
+
 YAML = """\
 model: org/m
 data: {data}
@@ -202,10 +208,15 @@ def test_a_yaml_file_that_cannot_be(tmp_path, capsys, content, said):
         (["9x=1"], "9x=1: expected a setting, key=value"),
         (["trainer.default_local_dir=x"], "--out names the run's folder"),
         (["--data", "none.parquet"], "--data none.parquet: no such file"),
+        (["--columns", "promt=x"], "no such name: 'promt' (did you mean prompt?)"),
+        (["--push", "no owner"], "--push no owner: expected OWNER/NAME"),
+        (["--push", "me/model"], "--push me/model: nobody is logged in to the hub. Log in with `hf auth login`"),
     ],
 )
 def test_refused_before_anything_is_run(files, capsys, monkeypatch, arguments, said):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("it was run"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert main(["dpo", "--model", "m", "--data", files["data"], "--out", files["out"], *arguments]) == 2
     assert said in capsys.readouterr().err
 

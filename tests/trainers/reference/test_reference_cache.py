@@ -15,10 +15,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from verl_aiops.files import default_cache_dir
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.pairs import PairOrder, arrange, load_pairs, pair_batch, pair_tokens
 from verl_aiops.trainers.reference import scorer as reference_pass
-from verl_aiops.trainers.reference.cache import ReferenceCache, ReferenceIdentity, default_cache_dir, weights_digest
+from verl_aiops.trainers.reference.cache import ReferenceCache, ReferenceIdentity, weights_digest
 from verl_aiops.trainers.reference.scorer import ReferenceScorer
 
 IDENTITY = ReferenceIdentity(
@@ -228,10 +229,10 @@ def test_the_folder_says_whose_numbers_it_holds(tmp_path):
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("VERL_AIOPS_CACHE", str(tmp_path))
-    assert default_cache_dir() == str(tmp_path / "reference")
+    assert default_cache_dir("reference") == str(tmp_path / "reference")
     monkeypatch.delenv("VERL_AIOPS_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_dir() == str(tmp_path / "home" / ".cache" / "verl-aiops" / "reference")
+    assert default_cache_dir("reference") == str(tmp_path / "home" / ".cache" / "verl-aiops" / "reference")
 
 
 def _model_folder(folder, *, value=0.0, **config):

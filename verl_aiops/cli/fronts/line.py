@@ -36,6 +36,7 @@ class Line:
         settings: those of them that are settings, each ``key=value``.
         environment: variables of the run beside this process's.
         out: folder of the run; log: file of what it prints; metrics: its figures, a line a step.
+        given: the options that it was made of.
     """
 
     arguments: tuple[str, ...]
@@ -44,6 +45,7 @@ class Line:
     log: Path
     metrics: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self) -> list[str]:
         return [sys.executable, *self.arguments]
@@ -86,6 +88,10 @@ def make_line(task: Task, options: Mapping[str, Any], overrides: Iterable[str] =
     given = {name: value for name, value in options.items() if value is not None}
     overrides = tuple(overrides)
     _check(task, given, overrides)
+    for name in ("data", "val"):
+        if name in given:
+            paths = [given[name]] if isinstance(given[name], str) else given[name]
+            given[name] = [_file_of(path, name) for path in paths]
     found = accelerators()
     # a run that joins a cluster has the cluster's GPUs, of which this machine need not have any
     elsewhere = bool(os.environ.get("RAY_ADDRESS"))
@@ -121,7 +127,7 @@ def make_line(task: Task, options: Mapping[str, Any], overrides: Iterable[str] =
         environment |= {} if "TENSORBOARD_DIR" in os.environ else {"TENSORBOARD_DIR": str(out / "tensorboard")}
     program = tuple(part.format(workers=max(1, gpus)) for part in task.program)
     log = out.with_name(f"{out.name}.log") if task.log_beside else out / "train.log"
-    return Line((*program, *written), tuple(written), out, log, metrics, environment)
+    return Line((*program, *written), tuple(written), out, log, metrics, environment, given)
 
 
 def _check(task: Task, given: Mapping[str, Any], overrides: Iterable[str]) -> None:
@@ -140,10 +146,28 @@ def _check(task: Task, given: Mapping[str, Any], overrides: Iterable[str]) -> No
             raise FrontError(f"{one_line(text, 80)}: expected a setting, key=value")
         if text.lstrip("+~").partition("=")[0] in task.keys["out"]:
             raise FrontError(f"{one_line(text, 80)}: --out names the run's folder")
-    for name in ("model", "data", "val"):
-        for path in [given[name]] if isinstance(given.get(name), str) else given.get(name, ()):
-            if name != "model" and not os.path.isfile(os.path.expanduser(path)):
-                raise FrontError(f"--{name} {one_line(path)}: no such file")
+    if "push" in given:
+        from verl_aiops.models.push import check_push
+
+        check_push(given["push"])
+
+
+def _file_of(path: str, option: str) -> str:
+    """The file, or, of a name on a hub, the one that its rows were written to."""
+    if os.path.isfile(os.path.expanduser(path)):
+        return path
+    from verl_aiops.hub import fetch_rows, may_be_on_a_hub
+
+    if not may_be_on_a_hub(path):
+        raise FrontError(f"--{option} {one_line(path)}: no such file")
+    return str(fetch_rows(path, f"--{option}", held_out=option == "val"))
+
+
+def _columns(columns: str) -> dict[str, str]:
+    """Their names by ours."""
+    from verl_aiops.data.fields import keys_of_option
+
+    return {key.removesuffix("_key"): name for key, name in keys_of_option(columns).items()}
 
 
 def _settings(task: Task, given: Mapping[str, Any], gpus: int) -> dict[str, Any]:
@@ -167,7 +191,10 @@ def _settings(task: Task, given: Mapping[str, Any], gpus: int) -> dict[str, Any]
             key: int(value.format(lora_alpha=2 * rank)) if value == "{lora_alpha}" else value for key, value in rows
         }
     for name in (name for name in OPTIONS if name in task.keys):
-        if name in given and name not in _PATHS and not (name == "lora_rank" and not rank and not task.flags):
+        if name == "columns" and name in given and not task.flags:
+            named = _columns(given[name])
+            settings |= {key.format(field): column for key in task.keys[name] for field, column in named.items()}
+        elif name in given and name not in _PATHS and not (name == "lora_rank" and not rank and not task.flags):
             settings |= dict.fromkeys(task.keys[name], given[name])
     settings |= dict.fromkeys(task.keys["gpus"], max(1, gpus))
     return settings
@@ -179,7 +206,7 @@ class _Paths(list):
 
 def _written(task: Task, key: str, value: Any) -> str:
     if task.flags:
-        parts = value if isinstance(value, list) else [hydra_value(value)]
+        parts = value if isinstance(value, list) else [value if isinstance(value, str) else hydra_value(value)]
         return "\0".join([f"--{key.replace('_', '-')}", *parts])
     if isinstance(value, _Paths):
         quoted = [quoted_path(path) for path in value]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 
 from verl_aiops.cli.fronts.console import Console, duration
 from verl_aiops.cli.fronts.line import FrontError, Line
+from verl_aiops.cli.fronts.model import push_at_end, take_model
 from verl_aiops.cli.fronts.tasks import Task
 from verl_aiops.inputs.shown import one_line, printable
 
@@ -100,11 +99,13 @@ def run_line(task: Task, line: Line, verbose: bool = False) -> int:
             if code is not None:
                 break
             time.sleep(_POLL)
-    if code == 0 and task.model_from_checkpoint:
-        _take_model(line.out, line.log)
+    if code == 0 and (task.model_from_checkpoint or task.policy_in):
+        take_model(task, line, _show)
     took = duration(time.monotonic() - began)
     if code == 0:
         _show(f"done in {took}; all that the run printed: {one_line(line.log)}")
+        if repository := line.given.get("push"):
+            push_at_end(line.out / "huggingface", repository, _show)
         return 0
     if not console.told_error and not verbose:
         _show("\n".join(console.last_words()))
@@ -130,26 +131,6 @@ def _aside(task: Task, line: Line) -> frozenset[bytes]:
         _show(f"verl-aiops: {one_line(line.metrics)} holds metrics of before; they are now {one_line(aside)}")
         return frozenset()
     return frozenset(line.metrics.read_bytes().split(b"\n"))
-
-
-def _take_model(out: Path, log: Path) -> None:
-    """OUT/huggingface from the last checkpoint, as examples/run_sft.sh does it; written beside and moved.
-
-    With LoRA verl writes the adapter's layers under names that transformers does not read: there the shards are merged.
-    """
-    last = (out / "latest_checkpointed_iteration.txt").read_text().strip()
-    checkpoint, target, made = out / f"global_step_{last}", out / "huggingface", out / "huggingface.new"
-    shutil.rmtree(made, ignore_errors=True)
-    if (checkpoint / "lora_train_meta.json").is_file():
-        from verl_aiops.models.folders import merge_checkpoint
-
-        with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
-            merge_checkpoint(str(checkpoint), str(made), trust_remote_code=False)
-    else:
-        shutil.copytree(checkpoint / "huggingface", made)
-    shutil.rmtree(target, ignore_errors=True)
-    made.rename(target)
-    _show(f"model for the next stage: {one_line(target)}")
 
 
 class _Signals:

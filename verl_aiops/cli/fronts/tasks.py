@@ -25,8 +25,10 @@ class Option(NamedTuple):
 
 OPTIONS: dict[str, Option] = {
     "model": Option(str, "M", "folder or hub name of the model to start from"),
-    "data": Option(str, "F", "training file; several by several --data", many=True),
-    "val": Option(str, "F", "held-out file, measured on the way and at the end", many=True),
+    "data": Option(
+        str, "F", "training file, or ORG/NAME[:SPLIT] of a data set on a hub; several by several --data", many=True
+    ),
+    "val": Option(str, "F", "held-out file, or ORG/NAME[:SPLIT], measured on the way and at the end", many=True),
     "out": Option(str, "D", "folder of the run: checkpoints, model, metrics.jsonl, tensorboard/, train.log"),
     "lora_rank": Option(int, "R", "rank of LoRA; 0 trains all weights (default 0; of rm 16)"),
     "gpus": Option(int, "N", "GPUs of this machine; 0 trains on the CPU (default: 1 where there is one, else 0)"),
@@ -37,6 +39,8 @@ OPTIONS: dict[str, Option] = {
     "batch_size": Option(int, "N", "examples a step"),
     "epochs": Option(float, "N", "passes over the data"),
     "steps": Option(int, "N", "steps in all, in place of --epochs"),
+    "columns": Option(str, "N=C,N=C", "columns of other names: prompt=question,chosen=better,system=persona"),
+    "push": Option(str, "OWNER/NAME", "upload the trained model to the hub at the end, into a private repository"),
 }
 
 Rows = tuple[tuple[str, object], ...]
@@ -68,6 +72,9 @@ class Task:
         flags: settings are written as options (``--key value``), not as Hydra's ``key=value``.
         columns: what a step's line shows; `held_out` likewise, of a validation.
         model_from_checkpoint: the run leaves its model in the last checkpoint, whose copy becomes OUT/huggingface.
+        policy_in: folder of the policy's shards in a checkpoint, of a trainer that exports none; they are merged at the
+            end.
+        method: what the card of such a model calls the training.
         nan_means: what it says of a validation that it is not a number.
         shows: beginnings of lines of the trainer's that the console shows beside those of this package.
         logger: the key that names the trackers; empty where there are none.
@@ -91,6 +98,8 @@ class Task:
     cpu_preset: str = ""
     flags: bool = False
     model_from_checkpoint: bool = False
+    policy_in: str = ""
+    method: str = ""
     nan_means: str = ""
     shows: tuple[str, ...] = ()
     logger: str = "trainer.logger"
@@ -110,6 +119,7 @@ _PPO_KEYS = {
     "batch_size": ("data.train_batch_size",),
     "epochs": ("trainer.total_epochs",),
     "steps": ("trainer.total_training_steps",),
+    "push": (),  # after the run
 }
 _RL_KEYS = {**_PPO_KEYS, "engine": ("actor_rollout_ref.rollout.name",)}
 _LORA = ((f"{_MODEL}.lora_alpha", "{lora_alpha}"),)
@@ -129,7 +139,7 @@ TASKS: dict[str, Task] = {
         "train on preference pairs by DPO (KTO, ranked answers, ...) with verl's main_ppo",
         "prefs",
         _PPO,
-        _PPO_KEYS,
+        {**_PPO_KEYS, "columns": ("data.{}_key",)},
         (Column("loss", ("actor/loss",)), *_PAIRS),
         tuple(
             Column(label, (f"val/{key}",), form)
@@ -174,6 +184,8 @@ TASKS: dict[str, Task] = {
         fixed=_RL,
         lora=_LORA,
         cpu=(*_RL_CPU, ("actor_rollout_ref.actor.use_kl_loss", False)),
+        policy_in="actor",
+        method="grpo",
     ),
     "sft": Task(
         "fine-tune on conversations with verl's SFT trainer",
@@ -185,6 +197,7 @@ TASKS: dict[str, Task] = {
             "model": ("model.path",),
             "lora_rank": ("model.lora_rank",),
             "lr": ("optim.lr",),
+            "push": (),
         },
         (Column("loss", ("train/loss",)), Column("lr", ("train/lr",), ".2e")),
         (Column("loss", ("val/loss",)),),
@@ -219,6 +232,7 @@ TASKS: dict[str, Task] = {
         # verl's trainer validates whole batches only
         nan_means="(fewer held-out rows than a batch: nothing was measured; choose a smaller --batch-size)",
         model_from_checkpoint=True,
+        method="sft",
     ),
     "rm": Task(
         "train a reward model on preference pairs, by train-rm (TRL)",
@@ -227,6 +241,7 @@ TASKS: dict[str, Task] = {
         {
             **{name: (name,) for name in ("model", "data", "val", "out", "lr", "epochs", "batch_size")},
             "lora_rank": ("lora_rank",),
+            "columns": ("columns",),
             "gpus": (),  # it takes one, or none
         },
         (Column("loss", ("actor/loss",)), Column("margin", ("margin",), "+.3f"), Column("acc", ("accuracy",), ".2f")),

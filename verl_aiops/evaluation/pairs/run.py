@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from verl_aiops.data.errors import PreferenceDataError
-from verl_aiops.data.fields import in_options, keys_of_option
+from verl_aiops.data.fields import in_options_of_command, keys_of_option
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.pairs.plot import plot_pairs
 from verl_aiops.evaluation.pairs.scoring import PairScores, load_tokenizer, score_pairs
@@ -97,9 +96,9 @@ def _pairs(
     from verl_aiops.data import PreferenceDataset
 
     read: list[PreferenceDataset] = []
-    try:
-        for name, model in models.items():
-            tokenizer = load_tokenizer(model, options[name])
+    for name, model in models.items():
+        tokenizer = load_tokenizer(model, options[name])
+        with in_options_of_command(quiet=bool(read)):
             read.append(
                 PreferenceDataset(
                     files,
@@ -110,11 +109,10 @@ def _pairs(
                     limit=asked.limit,
                     seed=asked.seed,
                     text_pairs=asked.text_pairs,
+                    progress=not read,
                     **keys_of_option(asked.columns),
                 )
             )
-    except PreferenceDataError as error:
-        raise PreferenceDataError(in_options(str(error))) from None
     if len({pairs.identity() for pairs in read}) > 1:
         raise EvaluationError(
             "--before and --model read the pairs as different tokens: their tokenizers or chat templates differ, and "

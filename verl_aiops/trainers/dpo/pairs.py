@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
 from verl_aiops.data.fields import column_keys
+from verl_aiops.files import default_cache_dir
 from verl_aiops.losses import kinds_of, needs_kl
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.batches import pair_batch
 from verl_aiops.trainers.dpo.order import PairOrder, check_saved_order, data_lines, order_seed, pair_order
-from verl_aiops.trainers.reference.cache import default_cache_dir
 from verl_aiops.trainers.together import in_blocks, shared_out
 
 __all__ = [

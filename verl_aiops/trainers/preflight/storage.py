@@ -85,12 +85,12 @@ def _reason(error: OSError) -> str:
 
 
 def _probe_caches(config: DictConfig) -> list[str]:
-    from verl_aiops.trainers.reference.cache import default_cache_dir
+    from verl_aiops.files import default_cache_dir
 
     lines = []
     asked = OmegaConf.select(config, "algorithm.dpo.reference_cache_dir")
     cached = config.algorithm.adv_estimator == "dpo" and OmegaConf.select(config, "algorithm.dpo.reference") == "cached"
-    scores = os.path.expanduser(asked or default_cache_dir())
+    scores = os.path.expanduser(asked or default_cache_dir("reference"))
     wanted = [(scores, "reference scores are kept for this run only")] if cached else []
     if config.algorithm.adv_estimator == "dpo":
         wanted.append((default_cache_dir("tokens"), "the next run tokenises again"))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from verl_aiops.files import write_atomically
 
-__all__ = ["ReferenceCache", "ReferenceIdentity", "adapter_digest", "default_cache_dir", "weights_digest"]
+__all__ = ["ReferenceCache", "ReferenceIdentity", "adapter_digest", "weights_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,6 @@ _SCHEMA = pa.schema([("answer", pa.binary()), ("log_probs", _NUMBERS)])
 # as parts were written when answers were scored pair by pair
 _PAIRS = pa.schema([("pair", pa.binary()), ("chosen", _NUMBERS), ("rejected", _NUMBERS)])
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
-
-
-def default_cache_dir(kind: str = "reference") -> str:
-    """``$VERL_AIOPS_CACHE/KIND``, or a folder under the user's cache directory."""
-    root = os.environ.get("VERL_AIOPS_CACHE") or os.path.join("~", ".cache", "verl-aiops")
-    return os.path.join(os.path.expanduser(root), kind)
 
 
 def weights_digest(folder: str) -> str:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from verl.utils.fs import copy_to_local
 
+from verl_aiops.files import default_cache_dir
 from verl_aiops.kernels.fused_layers import layer_kernels
 from verl_aiops.losses import needs_kl
 from verl_aiops.trainers.config import DPOConfig
@@ -20,7 +21,6 @@ from verl_aiops.trainers.reference.cache import (
     ReferenceCache,
     ReferenceIdentity,
     adapter_digest,
-    default_cache_dir,
     weights_digest,
 )
 from verl_aiops.trainers.runs.finite import check_scores
@@ -102,7 +102,7 @@ class ReferenceScorer:
             return
         self.identity = self._identify()
         if self.config.reference == "cached":
-            root = self.config.reference_cache_dir or default_cache_dir()
+            root = self.config.reference_cache_dir or default_cache_dir("reference")
             self.cache = ReferenceCache(os.path.expanduser(root), self.identity)
             # by what the model sees of an answer, so that other files and other examples find it
             estimates_kl = needs_kl(self.config.loss_type)
