@@ -12,6 +12,7 @@ EXAMPLES = (
     "verl-aiops compare rule=eval/grpo rm=eval/grpo_rm --out compare/rm \\\n"
     "    --metrics rule=runs/grpo/metrics.jsonl rm=runs/grpo_rm/metrics.jsonl --smooth 5\n"
     "verl-aiops compare eval/n4 eval/n8 eval/n16 --over rollout.n=4,8,16 --out compare/n\n"
+    "verl-aiops compare b01=runs/b01/pairs b05=runs/b05/pairs --out compare/beta\n"
     "verl-aiops compare first=runs/grpo/validation/0.jsonl last=runs/grpo/validation --out compare/steps"
 )
 
@@ -22,7 +23,8 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="[LABEL=]RUN",
         help="folder of verl-aiops eval, or trainer.validation_data_dir (or a STEP.jsonl in it); the others are held "
-        "to the first. LABEL=RUN,RUN,RUN pools runs of several seeds",
+        "to the first. LABEL=RUN,RUN,RUN pools runs of several seeds. Or folders of verl-aiops eval-pairs; of a single "
+        "one, its model before and after",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for report, plots, table and JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier comparison in it")
@@ -50,8 +52,14 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     from verl_aiops.evaluation.compare.command import Options, compare
+    from verl_aiops.evaluation.pairs.results import of_pairs
     from verl_aiops.inputs.shown import one_line, printable
 
+    if of_pairs(args.runs):
+        table, files = _of_pairs(args)
+        print(printable(table))
+        print(f"{one_line(args.out)}: {', '.join(files)}")
+        return
     options = Options(
         metrics=args.metrics,
         curves=[key.strip() for key in args.curves.split(",")] if args.curves else (),
@@ -64,3 +72,13 @@ def run_compare(args: argparse.Namespace) -> None:
     table, files = compare(args.runs, args.out, options, overwrite=args.overwrite)
     print(printable(table))
     print(f"{one_line(args.out)}: {', '.join(files)}")
+
+
+def _of_pairs(args: argparse.Namespace) -> tuple[str, list[str]]:
+    from verl_aiops.evaluation.errors import EvaluationError
+    from verl_aiops.evaluation.pairs.compare import compare_pairs
+
+    for name in ("over", "metrics", "curves"):
+        if getattr(args, name):
+            raise EvaluationError(f"--{name}: is of runs with answers; evaluations of pairs are compared without it")
+    return compare_pairs(args.runs, args.out, seed=args.seed, plots=not args.no_plots, overwrite=args.overwrite)

@@ -19,7 +19,7 @@ from verl_aiops.evaluation.stats.metrics import MAIN, METRICS
 from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
 from verl_aiops.inputs.sniff import refusal
 
-__all__ = ["Run", "read_run", "read_runs"]
+__all__ = ["Run", "label_and_path", "read_run", "read_runs"]
 
 MAX_LABEL = 40
 # of an endpoint's address; a report is made to be passed on
@@ -61,7 +61,7 @@ def read_runs(specs: Sequence[str]) -> list[Run]:
         raise EvaluationError(
             f"expected two runs or more, found {len(specs)}; the first is what the others are held to"
         )
-    named = [_label_and_path(spec) for spec in specs]
+    named = [label_and_path(spec) for spec in specs]
     paths: dict[str, str] = {}
     for label, path in named:
         if label in paths:
@@ -122,7 +122,8 @@ def _right(run: Run) -> float:
     return sum(scores) / len(scores) if scores else math.nan
 
 
-def _label_and_path(spec: str) -> tuple[str, str]:
+def label_and_path(spec: str) -> tuple[str, str]:
+    """Of ``LABEL=RUN`` or ``RUN``, whose name is its label then. Raises EvaluationError."""
     label, equals, path = spec.partition("=")
     if not equals or Path(spec).exists():
         path = spec

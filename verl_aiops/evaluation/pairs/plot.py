@@ -39,7 +39,7 @@ def plot_pairs(scored: Mapping[str, PairScores], path: str | Path) -> None:
         left.set_ylabel("pairs")
         left.set_title("margin", fontsize=11)
         if moved:
-            before, after = scored.values()
+            (first, before), (second, after) = scored.items()
             right = axes[0, 1]
             change = after.chosen - before.chosen, after.rejected - before.rejected
             right.scatter(change[1], change[0], s=9, alpha=0.5, color=COLOURS[0], label="a pair")
@@ -47,7 +47,7 @@ def plot_pairs(scored: Mapping[str, PairScores], path: str | Path) -> None:
             right.plot(ends, ends, color=COLOURS[3], lw=1, ls=":", label="both alike")
             right.set_xlabel("change of rejected (nats)")
             right.set_ylabel("change of chosen (nats)")
-            right.set_title("log-probs, after - before", fontsize=11)
+            right.set_title(f"log-probs, {second} - {first}", fontsize=11)
         for axis in axes.flat:
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize=9)

@@ -71,7 +71,7 @@ def evaluate_pairs(
     if any(item["weight"] != 1 for item in items):
         notes.append("weights of pairs are not used: each counts once")
     table = "\n".join([table_of_pairs(summary), "", *notes]) + "\n"
-    _write(folder, items, tokens, scored)
+    _write(folder, items, [digest.tobytes().hex() for digest in pairs.row_digests()], groups, tokens, scored)
     about = {
         "models": {name: {"path": of.path, "files": of.fingerprint()} for name, of in models.items()},
         "data": files,
@@ -121,11 +121,18 @@ def _pairs(
     return read[-1]
 
 
-def _write(folder: Path, items: list[dict], tokens: np.ndarray, scored: dict[str, PairScores]) -> None:
+def _write(
+    folder: Path,
+    items: list[dict],
+    digests: list[str],
+    groups: list[object],
+    tokens: np.ndarray,
+    scored: dict[str, PairScores],
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "pairs.jsonl") as temporary, temporary.open("x", encoding="utf-8") as file:
         for at, item in enumerate(items):
-            row = {"id": item["id"], "group": item["group"], "tokens": tokens[at].tolist()}
+            row = {"id": item["id"], "digest": digests[at], "group": groups[at], "tokens": tokens[at].tolist()}
             for name, scores in scored.items():
                 row[name] = {"chosen": float(scores.chosen[at]), "rejected": float(scores.rejected[at])}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

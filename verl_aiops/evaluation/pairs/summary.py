@@ -12,7 +12,7 @@ from verl_aiops.evaluation.run.table import as_columns, share_text
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.evaluation.stats.shares import Of
 
-__all__ = ["CHANGE", "METRICS", "measures", "summarise", "table_of_pairs"]
+__all__ = ["CHANGE", "METRICS", "MOVED", "measures", "summarise", "table_of_pairs"]
 
 CHANGE = "change"
 # by name, what the table calls it and what it holds: a share of pairs, or None for nats without bounds
@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, Of | None]] = {
     "logp_chosen": ("log-prob of chosen (nats)", None),
     "logp_rejected": ("log-prob of rejected (nats)", None),
 }
-_MOVED = ("moved the right way (DPO's accuracy)", Of(single=True))
+MOVED = ("moved the right way (DPO's accuracy)", Of(single=True))
 
 
 def measures(scores: PairScores, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ def summarise(
         change = {name: after[name] - before[name] for name in METRICS}
         held = {metric: of and of._replace(difference=True) for metric, (_, of) in METRICS.items()}
         # DPO's reward is beta times the change of the log-prob, so its sign needs no beta
-        change["moved"], held["moved"] = (change["margin"] > 0).astype(float), _MOVED[1]
+        change["moved"], held["moved"] = (change["margin"] > 0).astype(float), MOVED[1]
         parts[CHANGE] = change, held
     summary: dict[str, dict[str, Any]] = {}
     for name, (values, held) in parts.items():
@@ -76,7 +76,7 @@ def summarise(
 def table_of_pairs(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The summary as a table, a column for each model and the change."""
     rows: list[tuple[str, ...]] = [("", *summary)]
-    for metric, (title, of) in {**METRICS, "moved": _MOVED}.items():
+    for metric, (title, of) in {**METRICS, "moved": MOVED}.items():
         found = [values.get(metric) for values in summary.values()]
         if any(found):
             changes = [name == CHANGE and metric != "moved" for name in summary]
