@@ -32,6 +32,8 @@ PRESETS = PACKAGE / "config" / "verl_aiops"
 ENVIRONMENT = {
     "VERL_AIOPS_CACHE": "folder of reference scores (`reference/`) and token ids of pairs (`tokens/`); default "
     "`~/.cache/verl-aiops`",
+    "VERL_AIOPS_CASES": "folder in which files of cases are looked for by name once they are not where they were when "
+    "`build-rl --task investigation` wrote their paths",
     "VERL_USE_EXTERNAL_MODULES": "modules of your own, separated by commas, that verl imports in every process and "
     "`verl-aiops` before a command: [extending.md](extending.md)",
     "VERL_USE_EXTERNAL_PLUGINS": "verl's: which plug-ins it loads, `auto` (all, default), `none`, or names; "

@@ -9,6 +9,14 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from verl_aiops.cli.cases import (
+    add_case_options,
+    add_task_options,
+    build_investigation,
+    is_investigation,
+    refuse_case_options,
+    run_simulate_cases,
+)
 from verl_aiops.cli.incident_source import add_simulator_options, add_source_options, simulator_from, source_from
 from verl_aiops.inputs.shown import printable
 
@@ -140,11 +148,21 @@ def simulate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--taxonomy-out", metavar="FILE.json", help="also write the services and types of each system")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are already there")
+    parser.add_argument(
+        "--cases",
+        action="store_true",
+        help="write cases: incidents with telemetry for tools to ask, e.g. --cases --num-incidents 500 --before 60",
+    )
     add_simulator_options(parser)
+    add_case_options(parser)
 
 
 def run_simulate(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import sibling, simulator_source, write_incidents, write_taxonomy
+
+    if args.cases:
+        return run_simulate_cases(args)
+    refuse_case_options(args)
 
     simulator, count = simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents
     source = simulator_source(simulator, count)
@@ -185,6 +203,7 @@ def build(args: argparse.Namespace, build_files: Callable[..., Summary], **more:
 
 
 def sft_options(parser: argparse.ArgumentParser) -> None:
+    add_task_options(parser, conversations=True)
     _conversation_options(parser, "leave the incidents of fold I, 0 to K-1, out of the training file")
 
 
@@ -208,10 +227,13 @@ def _fold_from(args: argparse.Namespace) -> Fold | None:
 def run_build_sft(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import build_sft
 
+    if is_investigation(args):
+        return build_investigation(args, conversations=True)
     print(printable(build(args, build_sft, fold=_fold_from(args))))
 
 
 def rl_options(parser: argparse.ArgumentParser) -> None:
+    add_task_options(parser, conversations=False)
     _conversation_options(parser, "write the incidents of fold I, 0 to K-1, alone into the training file")
     group = parser.add_argument_group("check of the files written")
     group.add_argument(
@@ -230,6 +252,8 @@ def rl_options(parser: argparse.ArgumentParser) -> None:
 def run_build_rl(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import IncidentError, build_rl, check_rl_file
 
+    if is_investigation(args):
+        return build_investigation(args, conversations=False)
     if args.model is None and args.max_prompt_length is not None:
         raise IncidentError("--max-prompt-length goes with --model, whose tokenizer counts; give both or neither")
     verl_check = None

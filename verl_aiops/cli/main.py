@@ -62,7 +62,8 @@ COMMANDS: dict[str, Command] = {
         "write simulated incidents",
         "verl-aiops simulate --out incidents.jsonl --num-incidents 5000\n"
         "verl-aiops simulate --out zh.jsonl --lang zh --difficulty hard --seed 7 --taxonomy-out taxonomy.json\n"
-        "verl-aiops simulate --out hard.jsonl --difficulty hard --hold-out-wordings 0.3",
+        "verl-aiops simulate --out hard.jsonl --difficulty hard --hold-out-wordings 0.3\n"
+        "verl-aiops simulate --out cases.jsonl --cases --num-incidents 500 --several 0.3",
         cli_data.simulate_options,
         cli_data.run_simulate,
     ),
@@ -89,7 +90,8 @@ COMMANDS: dict[str, Command] = {
         "write conversations for verl's SFT trainer",
         "verl-aiops build-sft --out sft.parquet\n"
         "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --val-share 0.2 --style direct\n"
-        "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --trim blind",
+        "verl-aiops build-sft --out sft.parquet --incidents incidents.jsonl --trim blind\n"
+        "verl-aiops build-sft --out sft.parquet --task investigation --cases cases.jsonl --answer-chars 800",
         cli_data.sft_options,
         cli_data.run_build_sft,
     ),
@@ -98,7 +100,8 @@ COMMANDS: dict[str, Command] = {
         "verl-aiops build-rl --out rl.parquet --model models/SmolLM2-135M-Instruct\n"
         "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --val-share 0.2 --max-chars 600\n"
         "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --test-share 0.2 --hold-out-source petshop\n"
-        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --trim blind --val-trim blind",
+        "verl-aiops build-rl --out rl.parquet --incidents incidents.jsonl --trim blind --val-trim blind\n"
+        "verl-aiops build-rl --out rl.parquet --task investigation --num-incidents 500 --topologies shop,bank",
         cli_data.rl_options,
         cli_data.run_build_rl,
     ),

@@ -11,7 +11,7 @@ from typing import Any
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.field_checks import check_label, check_text, fail, found
 
-__all__ = ["Fields", "label", "number", "text", "texts", "time_of", "truth"]
+__all__ = ["Fields", "label", "number", "points", "text", "texts", "time_of", "truth", "unique"]
 
 # 1900 and 2200 in seconds since 1970: what lies beyond is in milliseconds or nanoseconds, or no time at all
 _FIRST, _LAST = -2_208_988_800.0, 7_258_118_400.0
@@ -121,12 +121,22 @@ def points(key: str, value: Any) -> tuple[tuple[float, float], ...]:
     """`[[time, value], ...]`, sorted by time."""
     if not isinstance(value, list):
         raise fail(key, f"a list of [time, value], found {found(value)}", "write it as [[1764511402, 0.5], ...]")
+    if all(map(_is_point, value)):  # no key is spelt out for each of thousands
+        return tuple(sorted((float(time), float(amount)) for time, amount in value))
     pairs = []
     for at, point in enumerate(value):
         if not isinstance(point, list | tuple) or len(point) != 2:
             raise fail(f"{key}[{at}]", f"a pair [time, value], found {found(point)}", "write two numbers")
         pairs.append((time_of(f"{key}[{at}][0]", point[0]), number(f"{key}[{at}][1]", point[1])))
     return tuple(sorted(pairs))
+
+
+def _is_point(point: Any) -> bool:
+    if type(point) is not list or len(point) != 2:
+        return False
+    time, amount = point
+    plain = type(time) in (int, float) and type(amount) in (int, float)
+    return plain and _FIRST < time < _LAST and _finite(amount)
 
 
 def unique(key: str, names: Iterable[str]) -> None:

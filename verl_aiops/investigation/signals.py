@@ -77,7 +77,15 @@ class Signals:
 
 
 def _known(row: Any) -> dict[str, Any]:
-    return {name: value for name, value in row._asdict().items() if value is not None}
+    known = {name: _short(value) for name, value in row._asdict().items() if value is not None}
+    if "points" in known:
+        known["points"] = [[_short(time), _short(value)] for time, value in row.points]
+    return known
+
+
+def _short(value: Any) -> Any:
+    """Whole numbers without `.0`: half of a file are times."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _log(fields: Fields) -> LogLine:

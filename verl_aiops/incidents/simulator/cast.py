@@ -55,7 +55,7 @@ class Story(NamedTuple):
 
 @dataclass(frozen=True)
 class Cast:
-    """The stories of an incident, the cause first where the verdict is `FAULT`, and the alert's flow and effect."""
+    """The stories of an incident, the causes first where the verdict is `FAULT`, and the alert's flow and effect."""
 
     verdict: str
     flow: Flow
@@ -85,6 +85,7 @@ class _Casting:
     def __init__(self, rng: Random, topology: Topology, difficulty: Difficulty):
         self.rng, self.topology, self.difficulty = rng, topology, difficulty
         self.cause: Story | None = None
+        self.roots: list[Story] = []
         self.taken: set[str] = set()
 
     def cast(self) -> Cast:
@@ -101,6 +102,12 @@ class _Casting:
             self.cause = self._story(CAUSE, service, fault, self.flow)
             stories.append(self.cause)
             self._take(self.cause)
+            self.roots = [self.cause]
+            # no draw where there is nothing to choose: seeds keep what they give
+            more = 0 if self.difficulty.roots == (1, 1) else between(rng, self.difficulty.roots) - 1
+            for _ in range(more):
+                self._add_root()
+            stories += self.roots[1:]
         for _ in range(between(rng, self.difficulty.rivals)):
             rival = self._rival(pick(rng, _ECHOES if rng.random() < self.difficulty.echo else _PRESENT))
             if rival is not None:
@@ -108,6 +115,22 @@ class _Casting:
                 self._take(rival)
         effect = self.cause.effect if self.cause else pick(rng, fault.effects)
         return Cast(self.verdict, self.flow, effect, tuple(stories))
+
+    def _add_root(self) -> None:
+        """Another cause of the same alert, on its flow and with its effect, that explains none of the others."""
+        effect = self.roots[0].effect
+        reached = {name for root in self.roots for name in root.chain}
+        services = [name for name in self.topology.services if name in self.flow.through - reached - self.taken]
+        for _ in range(_ATTEMPTS if services else 0):
+            service = pick(self.rng, services)
+            options = [fault for fault in faults_of(self.topology.kinds[service]) if effect in fault.effects]
+            if not options:
+                continue
+            story = self._story(CAUSE, service, pick(self.rng, options), self.flow)._replace(effect=effect)
+            if not any(root.service in story.chain for root in self.roots):
+                self.roots.append(story)
+                self._take(story)
+                return
 
     def _take(self, story: Story) -> None:
         self.taken.add(story.service)
@@ -139,17 +162,17 @@ class _Casting:
                 continue
             story = self._story(role, service, fault, flow)
             # What the cause's own service complains about at that time would be another explanation of the alert.
-            if cause and role not in _ECHOES and cause.service in story.chain:
+            if role not in _ECHOES and any(root.service in story.chain for root in self.roots):
                 continue
             return story
         return None
 
     def _may_strike(self, role: str, service: str) -> bool:
         """Whether a rival of this role at this service leaves no doubt about the cause."""
-        if self.cause and service == self.cause.service:
+        if any(service == root.service for root in self.roots):
             return role == YESTERDAY
         # Who suffers from the cause may have had, or may get later, a fault of its own, at another time.
-        if self.cause and service in self.cause.chain and role not in (*_ECHOES, LATE):
+        if any(service in root.chain for root in self.roots) and role not in (*_ECHOES, LATE):
             return False
         return service not in self.taken
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from verl_aiops.incidents.errors import IncidentError
 
-_RANGES = ("noise", "decoys", "rivals", "alarms", "depth", "evidence", "signs", "changes")
+_RANGES = ("noise", "decoys", "rivals", "alarms", "depth", "evidence", "signs", "changes", "roots")
 _SHARES = ("echo", "hidden", "trace", "specific", "nothing", "untold", "flood")
 
 
@@ -19,7 +19,8 @@ class Difficulty:
     (earlier, yesterday). `decoys`: services with lines of another theme that say that all is well. `alarms`: alarming
     lines that mean nothing. `noise`: background lines. `flood`: share of faults that flood a service below with
     requests, which then looks ill too. `nothing`, `untold`: shares of incidents in which nothing is wrong, and in which
-    it cannot be told what is (their answers are `none` and `unknown`).
+    it cannot be told what is (their answers are `none` and `unknown`). `roots`: causes of the alert; an incident has
+    one, a case may have several.
 
     What there is to go by. `depth`: calls between the fault and the outermost service that shows it. `evidence`: log
     lines of the faulty service. `hidden`: share of incidents in which these are missing and a caller has to be
@@ -45,11 +46,12 @@ class Difficulty:
     flood: float = 0.1
     nothing: float = 0.04
     untold: float = 0.04
+    roots: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         for name in _RANGES:
             low, high = getattr(self, name)
-            if not 0 <= low <= high or (name == "evidence" and low < 1):
+            if not 0 <= low <= high or (name in ("evidence", "roots") and low < 1):
                 raise IncidentError(
                     f"difficulty {name}: expected a range like (1, 3) with low <= high, found ({low}, {high})"
                 )

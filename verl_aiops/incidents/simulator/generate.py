@@ -43,6 +43,8 @@ class Simulator:
     def __post_init__(self) -> None:
         if self.lang not in (*LANGUAGES, "mix"):
             raise IncidentError(f"lang '{self.lang}': expected one of {', '.join(LANGUAGES)}, mix")
+        if isinstance(self.difficulty, Difficulty) and self.difficulty.roots != (1, 1):
+            raise IncidentError("difficulty roots: an incident has one cause; expected (1, 1), or write cases instead")
         if not 0 <= self.zh_share <= 1:
             raise IncidentError(f"zh_share: expected a share from 0 to 1, found {self.zh_share}")
         if isinstance(self.difficulty, str) and self.difficulty not in (*DIFFICULTIES, "mix"):

@@ -48,7 +48,10 @@ class Page:
         if "{op}" in wording:
             given["op"] = operation or pick(self.rng, self.topology.flows_of[service]).operation
         message = fill(wording, self.rng, self.facts[service], **given)
-        # Each program keeps its own format; neighbours differ.
+        return self.put_log(at, service, level, message)
+
+    def put_log(self, at: float, service: str, level: str, message: str) -> str:
+        """Each program keeps its own format; neighbours differ."""
         forms = self.noise.line_formats
         line = forms[(self._format + len(service)) % len(forms)].format(
             time=self.clock.of(at),
@@ -63,7 +66,9 @@ class Page:
 
     def measure(self, service: str, wording: str, at: float) -> str:
         """A metric line of one moment."""
-        line = f"metric {service} {fill(wording, self.rng, self.facts[service])}"
+        return self.put(at, f"metric {service} {fill(wording, self.rng, self.facts[service])}")
+
+    def put(self, at: float, line: str) -> str:
         self.events.append((at, line))
         return line
 
@@ -74,10 +79,8 @@ class Page:
 
         None if the metric of this subject (a service, or a service and a request) is there already.
         """
-        key = (subject, sign.name, around < -MINUTE * 60 * 12)
-        if key in self.shown:
+        if not self.is_new(subject, sign, around):
             return None
-        self.shown.add(key)
         first = (around - MINUTE * (1 + self.rng.random())) // MINUTE * MINUTE
         out = None
         if moved is not None:
@@ -88,6 +91,14 @@ class Page:
         self.events.append((first + SAMPLES * MINUTE, line))
         return line
 
+    def is_new(self, subject: str, sign: Sign, around: float) -> bool:
+        """Whether the metric of this subject is not there yet for the day of `around`; from now on it is."""
+        key = (subject, sign.name, around < -MINUTE * 60 * 12)
+        if key in self.shown:
+            return False
+        self.shown.add(key)
+        return True
+
     def change(self, service: str, kind: str, at: float) -> str | None:
         """A line of the change log."""
         words = self.words(self.noise.changes[kind])
@@ -96,9 +107,10 @@ class Page:
         self._changed.add((service, kind))
         until = self.clock.minute(at + 600)
         text = fill(pick(self.rng, words), self.rng, self.facts[service], until=until)
-        line = f"change {self.clock.of(at)} {service} {kind}: {text}"
-        self.events.append((at, line))
-        return line
+        return self.put_change(at, service, kind, text)
+
+    def put_change(self, at: float, service: str, kind: str, text: str) -> str:
+        return self.put(at, f"change {self.clock.of(at)} {service} {kind}: {text}")
 
     def note(self, source: str, voice: Voice, at: float, service: str, **given: object) -> str | None:
         """A line of the platform about services."""
@@ -106,6 +118,7 @@ class Page:
         if not words:
             return None
         text = fill(pick(self.rng, words), self.rng, self.facts[service], service=service, **given)
-        line = f"{source} {self.clock.of(at)}: {text}"
-        self.events.append((at, line))
-        return line
+        return self.put_note(at, source, service, text)
+
+    def put_note(self, at: float, source: str, service: str, text: str) -> str:
+        return self.put(at, f"{source} {self.clock.of(at)}: {text}")

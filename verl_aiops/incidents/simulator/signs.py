@@ -35,6 +35,11 @@ class Sign:
 
         With `high` the others keep to the end of the range from which the fault would move them.
         """
+        values, low, top = self.values(rng, SAMPLES, moved, high=high)
+        return f"{' '.join(map(str, values))} (usual {low}-{top})"
+
+    def values(self, rng: Random, count: int, moved: range | None, *, high: bool = False) -> tuple[list[int], int, int]:
+        """`count` samples as in `series`, and the two ends of the usual range."""
         draw = rng.random
         low = int(self.low[0] + draw() * (self.low[1] - self.low[0]))
         top = low + max(1, int(self.width[0] + draw() * (self.width[1] - self.width[0])))
@@ -43,7 +48,7 @@ class Sign:
         if high:
             span = max(2, (span + 2) // 3)
             first = low if self.falls else top - span + 1
-        values = [first + int(draw() * span) for _ in range(SAMPLES)]
+        values = [first + int(draw() * span) for _ in range(count)]
         if moved:
             if self.full is not None:
                 least, most = self.full
@@ -55,7 +60,7 @@ class Sign:
                 least, most = end * factor, end * (factor + 0.3 * (self.moved[1] - self.moved[0]))
             for index in moved:
                 values[index] = int(least + draw() * (most - least + 1))
-        return f"{' '.join(map(str, values))} (usual {low}-{top})"
+        return values, low, top
 
 
 @cache
