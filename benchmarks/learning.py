@@ -40,6 +40,7 @@ from learning_recipe import read_recipe
 from learning_stages import (
     collect_model,
     eval_arguments,
+    keep_asked,
     pairs_arguments,
     sft_by_verl,
     train_command,
@@ -129,6 +130,9 @@ class Plan:
             for name, stage in self.recipe["stages"].items():
                 if stage["kind"] == "answers":
                     made += [self._answers(name, stage, seed, shard) for shard in range(stage["shards"])]
+                    continue
+                if stage["kind"] == "reference":
+                    made.append(self._eval(name, seed))
                     continue
                 if stage["kind"] == "dpo":
                     made.append(self._pairs(name, stage, seed))
@@ -220,20 +224,26 @@ class Plan:
 
         def do(folder: Path, run: Callable) -> None:
             answers = [self.work / job / "eval" for job in asked]
-            verl_aiops(run, *pairs_arguments(stage, self.recipe, answers, folder / "pairs.parquet"))
+            file = folder / "pairs.parquet"
+            verl_aiops(run, *pairs_arguments(stage, self.recipe, answers, self.data, file))
+            keep_asked(file, self.data)
 
         settings = {key: stage[key] for key in ("form", "pairs-per-incident")}
         return Job(f"{name}/pairs-s{seed}", do, settings, ("data", *asked))
 
     def _eval(self, stage: str, seed: int) -> Job:
+        after = self.recipe["stages"].get(stage, {}).get("kind") == "reference"
+        asked = self.recipe["stages"][stage]["of"] if after else stage
+
         def do(folder: Path, run: Callable) -> None:
-            model = self._model(stage, seed)
-            verl_aiops(run, *eval_arguments(self.recipe, model, self.data / "side.parquet", folder / "eval"))
+            data = self.data / ("reference.parquet" if after else "side.parquet")
+            arguments = eval_arguments(self.recipe, self._model(asked, seed), data, folder / "eval", last_round=after)
+            verl_aiops(run, *arguments)
             target = self.out / "answers" / stage / f"s{seed}.jsonl.gz"
             keep_answers(folder / "eval" / "generations.jsonl", target)
 
-        settings = {"model": self._digest() if stage == "base" else "", "ask": self.recipe["ask"]["round-tokens"]}
-        return Job(f"{stage}/eval-s{seed}", do, settings, ("data", *self._trained(stage, seed)), on_device=True)
+        settings = {"model": self._digest() if asked == "base" else "", "ask": self.recipe["ask"]["round-tokens"]}
+        return Job(f"{stage}/eval-s{seed}", do, settings, ("data", *self._trained(asked, seed)), on_device=True)
 
 
 def verl_aiops(run: Callable, *arguments: object) -> None:

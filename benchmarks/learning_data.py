@@ -3,6 +3,7 @@
 train.parquet   RL rows that SFT sees, with other views of them, and copies under other names and in other orders
 ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all
 side.parquet    RL rows of the held-out sides, one file for all
+reference.parquet  the same, asked for the verdict alone after the reference analysis
 sft.jsonl       the conversations of train.parquet for our trainer, sft.parquet the same for verl's
 shardI.parquet  ask.parquet in parts, for the processes that ask
 """
@@ -39,8 +40,7 @@ def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path
         view = ["--incidents", folder / "all.jsonl", *options({**data["build"], **other}), "--overwrite"]
         command("build-rl", "--out", folder / f"view{number}.parquet", *view)
     make_files(recipe, folder)
-    for name in ("simulated.jsonl", "all.jsonl"):  # what is trained on is in the other files
-        (folder / name).unlink(missing_ok=True)
+    (folder / "simulated.jsonl").unlink(missing_ok=True)
 
 
 def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
@@ -66,6 +66,7 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
     if recipe["ask"]["limit"] is not None:
         sides = random.Random("sides").sample(sides, min(recipe["ask"]["limit"], len(sides)))
     _write(folder / "side.parquet", sides, pq.read_schema(folder / f"rl.{recipe['sides'][0]}.parquet"))
+    _write(folder / "reference.parquet", list(map(after_reference, sides)), None)
     conversations = [conversation(row) for row in train]
     with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in conversations)
@@ -125,6 +126,16 @@ def conversation(row: Row) -> Row:
         "id": row["extra_info"]["id"],
         "group": row["extra_info"]["group"],
     }
+
+
+def after_reference(row: Row) -> Row:
+    """The last round alone, with the reference answers to those before it in the prompt."""
+    info = row["extra_info"]
+    *before, last = info["answers"]
+    prompt = list(row["prompt"])
+    for answer, user in zip(before, info["rounds"]):
+        prompt += [{"role": "assistant", "content": answer}, {"role": "user", "content": user}]
+    return {**row, "prompt": prompt, "extra_info": {**info, "rounds": [], "answers": [last]}}
 
 
 def renamed(row: Row, seed: int) -> Row | None:

@@ -22,6 +22,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft": {**_TRAINED, "trainer": "ours"},
     # sampled answers of a stage's model to training prompts: `limit` of them, asked by `shards` processes
     "answers": {"kind": None, "of": None, "n": 8, "temperature": 0.8, "limit": None, "shards": 1},
+    # a stage's model asked for its verdict after the reference analysis instead of its own
+    "reference": {"kind": None, "of": None},
     "dpo": {**_TRAINED, **_PREFERENCE, "answers": None, "form": "pairs", "pairs-per-incident": 2, "comparisons": "all"},
     "online_dpo": {**_TRAINED, **_PREFERENCE, **_ROLLOUT, "min-gap": 0.1},
     "grpo": {**_TRAINED, **_ROLLOUT, "kl": 0.0},
@@ -92,4 +94,5 @@ def _check_order(name: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
                 raise SystemExit(
                     f"{name}: stages.{stage}.{key}: expected a stage above it ({there}), found {settings[key]!r}"
                 )
-        (answers if settings["kind"] == "answers" else models).add(stage)
+        if settings["kind"] != "reference":
+            (answers if settings["kind"] == "answers" else models).add(stage)

@@ -14,7 +14,15 @@ from typing import Any
 
 from learning_data import options
 
-__all__ = ["SFT_EXAMPLE", "collect_model", "eval_arguments", "pairs_arguments", "sft_by_verl", "train_command"]
+__all__ = [
+    "SFT_EXAMPLE",
+    "collect_model",
+    "eval_arguments",
+    "keep_asked",
+    "pairs_arguments",
+    "sft_by_verl",
+    "train_command",
+]
 
 SFT_EXAMPLE = Path(__file__).parents[1] / "examples" / "run_sft.sh"
 # Tokens: of a prompt, and of all that follows it. Longer rows are dropped and counted.
@@ -143,15 +151,42 @@ def collect_model(kind: str, run: Path, target: Path) -> None:
         shutil.rmtree(folder)
 
 
-def eval_arguments(recipe: Mapping[str, Any], model: Path, data: Path, out: Path, *more: object) -> list[str]:
+def eval_arguments(
+    recipe: Mapping[str, Any], model: Path, data: Path, out: Path, *more: object, last_round: bool = False
+) -> list[str]:
+    """`verl-aiops eval` of a model; ``last_round``: of data that ask for the last round alone."""
     ask = recipe["ask"]
-    arguments = ["eval", "--model", model, "--data", data, "--out", out, "--round-tokens", ask["round-tokens"]]
+    tokens = ask["round-tokens"].rpartition(",")[2] if last_round else ask["round-tokens"]
+    arguments = ["eval", "--model", model, "--data", data, "--out", out, "--round-tokens", tokens]
     return [str(one) for one in (*arguments, "--concurrency", ask["concurrency"], *more)]
 
 
-def pairs_arguments(stage: Mapping[str, Any], recipe: Mapping[str, Any], answers: list[Path], out: Path) -> list[str]:
-    """`build-prefs` on sampled answers, told the split of the data, so that a held-out fault is refused."""
+def pairs_arguments(
+    stage: Mapping[str, Any], recipe: Mapping[str, Any], answers: list[Path], data: Path, out: Path
+) -> list[str]:
+    """`build-prefs` for a stage of kind `dpo`.
+
+    Args:
+        answers: folders of the sampled answers; ``data``: folder of the recipe's files.
+
+    Of sampled answers, told the split of the data so that a held-out fault is refused; or near misses of the truth,
+    after the reference analysis or after those of the answers.
+    """
     build = recipe["data"]["build"]
+    pairs = f"--pairs-per-incident={stage['pairs-per-incident']}"
+    arguments = ["build-prefs", "--out", str(out), "--overwrite"]
+    if stage["form"].startswith("near_misses"):
+        own = ["--analyses", *map(str, answers)] if stage["form"] == "near_misses_own" else []
+        return [*arguments, "--incidents", str(data / "all.jsonl"), pairs, *options(build), *own]
     split = options({key: build[key] for key in ("val-share", "test-share", "hold-out-source", "seed") if key in build})
-    form = {"pairs": [f"--pairs-per-incident={stage['pairs-per-incident']}"], "groups": ["--groups"]}[stage["form"]]
-    return ["build-prefs", "--from-generations", *map(str, answers), "--out", str(out), "--overwrite", *form, *split]
+    form = {"pairs": [pairs], "groups": ["--groups"]}[stage["form"]]
+    return [*arguments, "--from-generations", *map(str, answers), *form, *split]
+
+
+def keep_asked(pairs: Path, data: Path) -> None:
+    """Leave in a file of pairs those about incidents that models are asked while training."""
+    import pyarrow.parquet as pq
+
+    asked = {row["extra_info"]["group"] for row in pq.read_table(data / "ask.parquet").to_pylist()}
+    table = pq.read_table(pairs)
+    pq.write_table(table.filter([group in asked for group in table["group"].to_pylist()]), pairs)

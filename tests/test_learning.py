@@ -23,7 +23,7 @@ def test_every_recipe_is_complete_and_its_commands_are_verls(benchmark, name, de
     recipe = benchmark("learning_recipe").read_recipe(name)
     stages = benchmark("learning_stages")
     for stage in recipe["stages"].values():
-        if stage["kind"] == "answers":
+        if stage["kind"] in ("answers", "reference"):
             continue
         paths = {"model": tmp_path / "model", "data": tmp_path / "rows.parquet", "out": tmp_path / "out"}
         command = stages.train_command(stage, recipe, **paths, seed=3, device=device)
@@ -100,6 +100,33 @@ def test_models_are_asked_about_a_fold_that_sft_has_not_seen(built):
         assert said == {key: truth[key] for key in ("service", "incident_type")}
         assert [message["content"] for message in own["chosen"][1::2]] == row["extra_info"]["rounds"]
         assert own["rejected"][:-1] == own["chosen"][:-1] and own["rejected"] != own["chosen"]
+
+
+def test_a_verdict_can_be_asked_for_after_the_reference_analysis(built, benchmark):
+    data, _ = built
+    for row, own in zip(rows_of(data / "side.parquet"), rows_of(data / "reference.parquet"), strict=True):
+        asked = [message["role"] for message in own["prompt"]]
+        assert asked == ["user", "assistant", "user"] and own["prompt"][:1] == row["prompt"]
+        assert own["prompt"][1]["content"] == row["extra_info"]["answers"][0]
+        assert [own["prompt"][2]["content"]] == row["extra_info"]["rounds"] and not own["extra_info"]["rounds"]
+        assert own["extra_info"]["answers"] == row["extra_info"]["answers"][1:]
+
+
+def test_near_misses_are_about_what_is_asked(built, benchmark, tmp_path):
+    data, recipe = built
+    stages = benchmark("learning_stages")
+    stage = {"form": "near_misses", "pairs-per-incident": 1}
+    assert main(stages.pairs_arguments(stage, recipe, [], data, tmp_path / "pairs.parquet")) == 0
+    before = groups_of_pairs(tmp_path / "pairs.parquet")
+    stages.keep_asked(tmp_path / "pairs.parquet", data)
+    asked = groups_of(rows_of(data / "ask.parquet"))
+    assert groups_of_pairs(tmp_path / "pairs.parquet") == before & asked and before - asked
+    own = stages.pairs_arguments({**stage, "form": "near_misses_own"}, recipe, [tmp_path / "a"], data, tmp_path / "p")
+    assert own[own.index("--analyses") + 1] == str(tmp_path / "a")
+
+
+def groups_of_pairs(path):
+    return {row["group"] for row in rows_of(path)}
 
 
 def test_an_unknown_culprit_is_a_pair_too(benchmark):
