@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 SFT_EXAMPLE = Path(__file__).parents[1] / "examples" / "run_sft.sh"
+SPLIT = ("val-share", "test-share", "hold-out-source", "seed")
 # Tokens: of a prompt, and of all that follows it. Longer rows are dropped and counted.
 _LONGEST_PROMPT, _LONGEST_ANSWER = 1536, 512
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
@@ -175,10 +176,14 @@ def pairs_arguments(
     build = recipe["data"]["build"]
     pairs = f"--pairs-per-incident={stage['pairs-per-incident']}"
     arguments = ["build-prefs", "--out", str(out), "--overwrite"]
-    if stage["form"].startswith("near_misses"):
-        own = ["--analyses", *map(str, answers)] if stage["form"] == "near_misses_own" else []
-        return [*arguments, "--incidents", str(data / "all.jsonl"), pairs, *options(build), *own]
-    split = options({key: build[key] for key in ("val-share", "test-share", "hold-out-source", "seed") if key in build})
+    split = options({key: build[key] for key in SPLIT if key in build})
+    near = [*arguments, "--incidents", str(data / "all.jsonl"), pairs]
+    if stage["form"] == "near_misses":
+        return [*near, *options(build)]
+    if stage["form"] == "near_misses_own":
+        # held-out incidents have no analysis, and are left out by that
+        prompts = options({key: value for key, value in build.items() if key not in SPLIT[:3]})
+        return [*near, *prompts, "--val-share", "0", "--analyses", *map(str, answers)]
     form = {"pairs": [pairs], "groups": ["--groups"]}[stage["form"]]
     return [*arguments, "--from-generations", *map(str, answers), *form, *split]
 
