@@ -93,12 +93,16 @@ inside the shell's: `"KEY='$FILE'"`. The scripts in `examples/` set them (`examp
 
 INTROS = {
     "Files of pairs": """\
-How offline DPO reads its files, beside verl's own `data.prompt_key`; more: [data.md](data.md). The presets `dpo` and
-`kto` declare these keys; without one put a `+` before them.
+How offline DPO and reward models' training read their files, beside verl's own `data.prompt_key`; more:
+[data.md](data.md). The presets `dpo`, `kto` and `rm` declare these keys; without one put a `+` before them.
 """,
     "Offline DPO": """\
 Read with `algorithm.adv_estimator=dpo`. With the preset `+verl_aiops=dpo` write `algorithm.dpo.KEY=VALUE`; without it
 `+algorithm.dpo.KEY=VALUE`.
+""",
+    "Reward models": """\
+Read with `algorithm.adv_estimator=rm`. With the preset `+verl_aiops=rm` write `algorithm.rm.KEY=VALUE`; without it
+`+algorithm.rm.KEY=VALUE`. More: [reward_model.md](reward_model.md).
 """,
     "Online DPO": """\
 Read with `algorithm.adv_estimator=online_dpo`. With the preset `+verl_aiops=online_dpo` write
@@ -435,11 +439,13 @@ def page() -> str:
     from verl_aiops.rollout.rounds.settings import RoundSettings
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
     from verl_aiops.trainers.data_settings import PairFiles
+    from verl_aiops.trainers.rm.config import RewardModelConfig
 
     presets = sorted(PRESETS.glob("*.yaml"))
     sections = {
         "Offline DPO": section_table(DPOConfig),
         "Files of pairs": section_table(PairFiles),
+        "Reward models": section_table(RewardModelConfig),
         "Online DPO": section_table(OnlineDPOConfig),
         "GRPO, PPO and their kin": section_table(RLConfig),
         "Rounds of an answer": section_table(RoundSettings),

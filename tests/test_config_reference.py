@@ -15,6 +15,7 @@ from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
+from verl_aiops.trainers.rm.config import RewardModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("write_config_reference", ROOT / "scripts" / "write_config_reference.py")
@@ -24,6 +25,7 @@ PAGE = script.PAGE.read_text(encoding="utf-8")
 PRESETS = sorted(script.PRESETS.glob("*.yaml"))
 SETTINGS = {
     "algorithm.dpo": DPOConfig,
+    "algorithm.rm": RewardModelConfig,
     "algorithm.online_dpo": OnlineDPOConfig,
     "algorithm": RLConfig,
     "actor_rollout_ref.rollout.custom.aiops_mturn": RoundSettings,

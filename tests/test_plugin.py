@@ -65,6 +65,8 @@ FIRST += [
     "verl_aiops.trainers.dpo.offline",
     "verl_aiops.trainers.worker.engine",
     "verl_aiops.trainers.worker.rows_engine",
+    "verl_aiops.trainers.rm.engine",
+    "verl_aiops.trainers.rm.trainer",
     "verl_aiops.trainers.rl.scored_trainer",
 ]
 FIRST += ["verl_aiops.trainers.dpo.online"]
@@ -73,11 +75,16 @@ FIRST += ["verl_aiops.rewards.managers.triage", "verl_aiops.rollout.hf.replica",
 OURS = {
     "trainers": {
         "dpo": "verl_aiops.trainers.dpo.offline.OfflineDPOTrainer",
+        "rm": "verl_aiops.trainers.rm.trainer.RewardModelTrainer",
         "online_dpo": "verl_aiops.trainers.dpo.online.OnlineDPOTrainer",
         "aiops_sync": "verl_aiops.trainers.rl.scored_trainer.ScoredTrainer",
     },
-    "estimators": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_advantage"),
-    "policy losses": dict.fromkeys(("dpo", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_policy_loss"),
+    "estimators": dict.fromkeys(
+        ("dpo", "rm", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_advantage"
+    ),
+    "policy losses": dict.fromkeys(
+        ("dpo", "rm", "online_dpo"), "verl_aiops.trainers.dpo.algorithms.compute_dpo_policy_loss"
+    ),
     "platforms": {"cpu": "verl_aiops.platform.cpu.PlatformCPU"},
     "reward managers": {
         "aiops_mturn": "verl_aiops.rewards.managers.triage.AiopsMturnRewardManager",
@@ -87,11 +94,12 @@ OURS = {
     "rollouts": {"hf/async": "verl_aiops.rollout.hf.replica.HFServerAdapter"},
     "replicas": {"hf": "verl_aiops.plugin"},
     "engines": {
-        f"{model}/{backend}/{device}": f"verl_aiops.trainers.worker.{engine}"
+        f"{model}/{backend}/{device}": f"verl_aiops.trainers.{engine}"
         for model, engine in {
-            "preference_language_model": "engine.FSDPPreferenceEngine",
-            "shared_prompt_language_model": "rows_engine.SharedPolicyEngine",
-            "shared_prompt_value_model": "rows_engine.SharedValueEngine",
+            "preference_language_model": "worker.engine.FSDPPreferenceEngine",
+            "reward_model": "rm.engine.FSDPRewardEngine",
+            "shared_prompt_language_model": "worker.rows_engine.SharedPolicyEngine",
+            "shared_prompt_value_model": "worker.rows_engine.SharedValueEngine",
         }.items()
         for backend in ("fsdp", "fsdp2")
         for device in ("cuda", "npu")

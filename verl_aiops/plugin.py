@@ -38,13 +38,13 @@ def _platforms(module):
     module.PlatformRegistry.register("cpu")(PlatformCPU)
 
 
-_ESTIMATORS = ("advantage estimator dpo", "advantage estimator online_dpo")
-_LOSSES = ("policy loss dpo", "policy loss online_dpo")
+_ESTIMATORS = ("advantage estimator dpo", "advantage estimator rm", "advantage estimator online_dpo")
+_LOSSES = ("policy loss dpo", "policy loss rm", "policy loss online_dpo")
 
 
 def _no_algorithms(raises):
     core_algos = importlib.import_module("verl.trainer.ppo.core_algos")
-    for name in ("dpo", "online_dpo"):
+    for name in ("dpo", "rm", "online_dpo"):
         core_algos.ADV_ESTIMATOR_REGISTRY[name] = core_algos.POLICY_LOSS_REGISTRY[name] = raises
 
 
@@ -52,12 +52,13 @@ def _no_algorithms(raises):
 def _algorithms(module):
     from verl_aiops.trainers.dpo.algorithms import compute_dpo_advantage, compute_dpo_policy_loss
 
-    for name in ("dpo", "online_dpo"):
+    for name in ("dpo", "rm", "online_dpo"):
         module.register_adv_est(name)(compute_dpo_advantage)
         module.register_policy_loss(name)(compute_dpo_policy_loss)
 
 
 ENGINE = "engine preference_language_model"
+REWARD_ENGINE = "engine reward_model"
 # policy and critic of GRPO and PPO
 ROWS_ENGINES = ("engine shared_prompt_language_model", "engine shared_prompt_value_model")
 _FSDP = "verl.workers.engine.fsdp.transformer_impl"
@@ -79,7 +80,14 @@ def _no_engine(*names: str):
     return register
 
 
-_bring("verl_aiops.trainers.worker.engine", ENGINE, after=_FSDP, instead=_no_engine(ENGINE))
+# without the first there is no second, whose base class it is
+_bring(
+    "verl_aiops.trainers.worker.engine",
+    ENGINE,
+    REWARD_ENGINE,
+    after=_FSDP,
+    instead=_no_engine(ENGINE, REWARD_ENGINE),
+)
 
 
 @when("verl_aiops.trainers.worker.engine", ENGINE, instead=_no_engine(ENGINE))
@@ -92,6 +100,23 @@ def _engines(module):
     for ours in (module.FSDPPreferenceEngine, PairTrainingWorker, PreferenceWorker):
         check_overrides(ours)
     _register_engine(ENGINE, module.FSDPPreferenceEngine)
+
+
+# whose base class is ours: not before that is whole
+_bring(
+    "verl_aiops.trainers.rm.engine",
+    REWARD_ENGINE,
+    after="verl_aiops.trainers.worker.engine",
+    instead=_no_engine(REWARD_ENGINE),
+)
+
+
+@when("verl_aiops.trainers.rm.engine", REWARD_ENGINE, instead=_no_engine(REWARD_ENGINE))
+def _reward_engine(module):
+    from verl_aiops.verl_patches.overrides import check_overrides
+
+    check_overrides(module.FSDPRewardEngine)
+    _register_engine(REWARD_ENGINE, module.FSDPRewardEngine)
 
 
 _bring("verl_aiops.trainers.worker.rows_engine", *ROWS_ENGINES, after=_FSDP, instead=_no_engine(*ROWS_ENGINES))
@@ -140,17 +165,33 @@ def _register_trainer(mode: str, trainer, *workers):
     register_trainer(mode)(trainer)
 
 
+# without the first there is no second, whose base class it is
 _bring(
     "verl_aiops.trainers.dpo.offline",
     "trainer mode dpo",
+    "trainer mode rm",
     after="verl.trainer.ppo.v1.trainer_base",
-    instead=_no_trainer("dpo"),
+    instead=_no_trainer("dpo", "rm"),
 )
 
 
 @when("verl_aiops.trainers.dpo.offline", "trainer mode dpo", instead=_no_trainer("dpo"))
 def _trainers(module):
     _register_trainer("dpo", module.OfflineDPOTrainer)
+
+
+# whose base class is ours
+_bring(
+    "verl_aiops.trainers.rm.trainer",
+    "trainer mode rm",
+    after="verl_aiops.trainers.dpo.offline",
+    instead=_no_trainer("rm"),
+)
+
+
+@when("verl_aiops.trainers.rm.trainer", "trainer mode rm", instead=_no_trainer("rm"))
+def _reward_trainer(module):
+    _register_trainer("rm", module.RewardModelTrainer)
 
 
 # without the first there is no second, whose base class it is

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 GROUP = "verl_aiops/fields"
 SECTIONS = {
     "dpo": "verl_aiops.trainers.config:DPOConfig",
+    "rm": "verl_aiops.trainers.rm.config:RewardModelConfig",
     "online_dpo": "verl_aiops.trainers.config:OnlineDPOConfig",
     "pair_files": "verl_aiops.trainers.data_settings:PairFiles",
     "combined": "verl_aiops.rewards.model.combined:CombinedSettings",

@@ -7,7 +7,7 @@ import sys
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-_WANTED = re.compile(r"\+*(algorithm\.adv_estimator|trainer\.v1\.trainer_mode)=['\"]?(online_)?dpo['\"]?$")
+_WANTED = re.compile(r"\+*(algorithm\.adv_estimator|trainer\.v1\.trainer_mode)=['\"]?((online_)?dpo|rm)['\"]?$")
 
 
 class VerlAiopsSearchPath(SearchPathPlugin):

@@ -112,7 +112,7 @@ def _whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _loss_and_gradients(worker, model_dir, *, part=_part, settings=SETTINGS, **split):
+def _loss_and_gradients(worker, model_dir, *, part=_part, settings=SETTINGS, objective=None, **split):
     from verl.utils import tensordict_utils as tu
     from verl.utils.metric import Metric
     from verl.utils.py_functional import append_to_dict
@@ -125,9 +125,11 @@ def _loss_and_gradients(worker, model_dir, *, part=_part, settings=SETTINGS, **s
         engine.optimizer_zero_grad()
         part = part(worker, model_dir, **split)
         tu.assign_non_tensor(part, global_token_num=None)
-        output = engine.forward_backward_batch(part, PreferenceObjective(loss_settings=settings), forward_only=False)
+        objective = objective or PreferenceObjective(loss_settings=settings)
+        output = engine.forward_backward_batch(part, objective, forward_only=False)
         append_to_dict(metrics, output["metrics"])
-        gradients = {name: _whole(p.grad).clone() for name, p in engine.module.named_parameters()}
+        trained = ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+        gradients = {name: _whole(p.grad).clone() for name, p in trained}
     loss = torch.tensor(float(np.sum(output["loss"])))
     torch.distributed.all_reduce(loss)
     gathered = [None] * worker.world_size

@@ -18,6 +18,8 @@ WORKER_DEFAULTS = {
     "lr": 1e-3,
     "compile": False,
     "clip_grad": 1e9,
+    # of the engine registry; None for the preference engine
+    "model_type": None,
 }
 
 
@@ -32,7 +34,7 @@ def build_worker(model_dir, **options):
     dtype = options["param_dtype"]
     worker = PairTrainingWorker(
         TrainingWorkerConfig(
-            model_type=PREFERENCE_MODEL_TYPE,
+            model_type=options["model_type"] or PREFERENCE_MODEL_TYPE,
             model_config=HFModelConfig(
                 path=str(model_dir),
                 use_remove_padding=False,

@@ -16,7 +16,7 @@ from tiny import make_tiny_model, make_tokenizer
 from verl_aiops.cli.main import main
 from verl_aiops.data.errors import PreferenceDataError
 from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
-from verl_aiops.trl.calibration import calibrate, plot_calibration
+from verl_aiops.evaluation.stats.calibration import calibrate, plot_calibration
 from verl_aiops.trl.extra import TrainingError, prepare_folder
 from verl_aiops.trl.reward import RewardTraining, train_reward_model
 from verl_aiops.trl.reward_data import read_reward_pairs, split_by_group

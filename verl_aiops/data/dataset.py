@@ -18,6 +18,7 @@ from verl_aiops.data.ragged import as_array, from_array
 from verl_aiops.data.reading import open_files
 from verl_aiops.data.rendering import PairRenderer
 from verl_aiops.data.report import DataReport
+from verl_aiops.data.scored_rows import ScoredRenderer
 from verl_aiops.data.storage import ExampleStore
 from verl_aiops.data.token_cache import TokenCache
 
@@ -91,6 +92,8 @@ class PreferenceDataset(Dataset):
         comparisons: which answers of a group make pairs: "all", "best" (against the rest), "adjacent" (ranks).
         gap_weight: weigh pairs by their score gaps.
         yes_from_score: the score from which a group's answer is a yes, for losses of single answers alone.
+        scored: conversations as a reward model reads them (`scored_rows`), for losses of the score of an answer's last
+            token. The template is the tokenizer's own, without variables, as servers have it.
         progress: show a progress bar on stderr.
         cache_dir: keep the tokenised data there, and read it from there when files, tokenizer, template, settings and
             this package's rules are those it was made with.
@@ -128,6 +131,7 @@ class PreferenceDataset(Dataset):
         comparisons: str = "all",
         gap_weight: bool = False,
         yes_from_score: float | None = None,
+        scored: bool = False,
         chat_template: str | None = None,
         apply_chat_template_kwargs: dict | None = None,
         progress: bool = True,
@@ -168,12 +172,23 @@ class PreferenceDataset(Dataset):
                 "one of the two"
             )
         variables = dict(apply_chat_template_kwargs or {})
-        renderer = PairRenderer(tokenizer, chat_template, variables, plain_is_meant=text_pairs == "plain")
+        if scored and (chat_template or variables or text_pairs == "plain" or truncation == "left"):
+            raise ValueError(
+                "a reward model reads conversations as servers render them when it scores: whole, in the tokenizer's "
+                "own chat template without variables. Remove data.apply_chat_template_kwargs, data.text_pairs=plain "
+                "and data.truncation=left"
+            )
+        renderer = (
+            ScoredRenderer(tokenizer)
+            if scored
+            else PairRenderer(tokenizer, chat_template, variables, plain_is_meant=text_pairs == "plain")
+        )
         cache = None
         if cache_dir is not None:
             settings: dict[str, Any] = {"columns": columns.settings(), "template": chat_template}
             settings |= {"text_pairs": text_pairs, "variables": variables, "wanted": wanted.settings()}
             settings |= {"limits": lengths, "truncation": truncation, "limit": limit, "seed": seed}
+            settings |= {"scored": True} if scored else {}
             cache = TokenCache(cache_dir, [file.path for file in open_files(files, arrays=True)], tokenizer, settings)
         arrays = cache.load() if cache else None
         if arrays is None:

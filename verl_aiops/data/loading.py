@@ -20,6 +20,7 @@ from verl_aiops.data.rendering import PairRenderer
 from verl_aiops.data.repeats import count_label_repeats, count_repeats
 from verl_aiops.data.report import DataReport
 from verl_aiops.data.rows import PreferenceRow, parse_row
+from verl_aiops.data.scored_rows import ScoredRenderer
 from verl_aiops.data.storage import ExampleStore
 from verl_aiops.data.tokens import EncodedRow
 from verl_aiops.inputs.parquet import BATCH_ROWS
@@ -51,7 +52,12 @@ class Loader:
     report: DataReport = field(default_factory=DataReport)
 
     def load(
-        self, files: list[OpenedFile], renderer: PairRenderer, limit: int | None, seed: int | None, progress: bool
+        self,
+        files: list[OpenedFile],
+        renderer: PairRenderer | ScoredRenderer,
+        limit: int | None,
+        seed: int | None,
+        progress: bool,
     ) -> None:
         """Raises PreferenceDataError."""
         columns = self.columns

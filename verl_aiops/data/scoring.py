@@ -40,18 +40,22 @@ def conversation(prompt: Sequence[Mapping], turns: Sequence[str], rounds: Sequen
     return messages
 
 
-def scoring_text(tokenizer, messages: Sequence[Mapping], template: ChatTemplate | None = None) -> str:
+def scoring_text(
+    tokenizer, messages: Sequence[Mapping], template: ChatTemplate | None = None, *, ask: bool = False
+) -> str:
     """The conversation in the reward model's chat template, to be tokenised with special tokens.
 
     Args:
         messages: dicts with ``role`` and ``content`` (a string).
         template: the tokenizer's, where many conversations are rendered.
+        ask: with what the template writes before an answer, for a conversation that waits for one.
 
     Raises:
         RowFault: the template refuses the messages.
     """
     template = template or ChatTemplate(tokenizer)
-    text = template.render([template.control.broken_up(dict(message)) for message in messages])
+    messages = [template.control.broken_up(dict(message)) for message in messages]
+    text = template.render(messages, add_generation_prompt=ask)
     bos = tokenizer.bos_token
     # a template that starts with the token that is also the tokenizer's own opening, which the server adds again
     if bos and text.startswith(bos) and _adds(tokenizer, tokenizer.bos_token_id):

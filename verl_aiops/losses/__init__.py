@@ -3,6 +3,7 @@
 ``compute_dpo_loss`` has every loss of pairs behind one signature, ``compute_answer_loss`` those of single answers with
 a yes or a no, ``compute_list_loss`` those of ranked lists; ``table.py`` names them, ``formulas.py`` has the formulas,
 ``settings.py`` what can be set.
+``reward_model.py`` has the losses of reward models, which are of scores.
 ``label_preferences`` makes the pairs of online DPO from scored answers.
 """
 
@@ -11,6 +12,13 @@ from verl_aiops.losses.divergence import F_DIVERGENCES
 from verl_aiops.losses.dpo import compute_dpo_loss, compute_online_dpo_loss
 from verl_aiops.losses.labelling import PAIRING_RULES, Labels, label_groups, label_preferences
 from verl_aiops.losses.lists import compute_list_loss, compute_plackett_luce_loss, padded_lists, share_in_order
+from verl_aiops.losses.reward_model import (
+    REWARD_LOSSES,
+    compute_label_loss,
+    compute_pair_loss,
+    compute_ranking_loss,
+    compute_score_loss,
+)
 from verl_aiops.losses.settings import LossSettings
 from verl_aiops.losses.sums import sum_logps
 from verl_aiops.losses.table import (
@@ -36,6 +44,7 @@ __all__ = [
     "LOSSES",
     "LOSS_TYPES",
     "PAIRING_RULES",
+    "REWARD_LOSSES",
     "AnswerTerms",
     "Knobs",
     "Labels",
@@ -49,9 +58,13 @@ __all__ = [
     "compute_answer_loss",
     "compute_dpo_loss",
     "compute_kto_loss",
+    "compute_label_loss",
     "compute_list_loss",
     "compute_online_dpo_loss",
+    "compute_pair_loss",
     "compute_plackett_luce_loss",
+    "compute_ranking_loss",
+    "compute_score_loss",
     "kinds_of",
     "label_groups",
     "label_preferences",

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.inputs.shown import one_line
 
-__all__ = ["CARD", "Card", "card_text", "write_card"]
+__all__ = ["CARD", "USE_CLASSIFIER", "Card", "card_text", "write_card"]
 
 CARD = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -125,6 +125,7 @@ def card_text(config: DictConfig, step: str, metrics: str | os.PathLike | None =
         OmegaConf.select(config, "data.val_files", default=None),
         _settings(config, method),
         metrics,
+        use=USE_CLASSIFIER if method == "rm" else (),
     ).text()
 
 
@@ -136,6 +137,7 @@ _USE = (
     'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")',
     "```",
 )
+USE_CLASSIFIER = tuple(line.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification") for line in _USE)
 
 
 def _version(package: str) -> str | None:
@@ -182,7 +184,8 @@ def _settings(config: DictConfig, method: str) -> dict[str, Any]:
     own = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else {}
     found = {f"algorithm.{method}.{key}": value for key, value in own.items() if not key.endswith(("_path", "_dir"))}
     found |= {
-        key: OmegaConf.select(config, key, default=None) for key in (*_SETTINGS, *(() if method == "dpo" else _SAMPLED))
+        key: OmegaConf.select(config, key, default=None)
+        for key in (*_SETTINGS, *(() if method in ("dpo", "rm") else _SAMPLED))
     }
     if not found.get("actor_rollout_ref.model.lora_rank"):
         found = {key: value for key, value in found.items() if not key.endswith((".lora_alpha", ".target_modules"))}

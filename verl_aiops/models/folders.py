@@ -106,11 +106,12 @@ def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
         ForeignCodeError: a shard that would run code when it is read: verl's merger reads by pickle, without limits.
     """
     from verl.model_merger.base_model_merger import ModelMergerConfig
-    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    from verl_aiops.models.merger import ModelMerger
 
     refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
     os.makedirs(target, exist_ok=True)
-    FSDPModelMerger(
+    ModelMerger(
         ModelMergerConfig(
             operation="merge",
             backend="fsdp",
@@ -126,9 +127,13 @@ def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
 
 def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    from verl_aiops.models.merger import is_classifier
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    kind = AutoModelForSequenceClassification if is_classifier(config.architectures) else AutoModelForCausalLM
+    base = kind.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
     merged.save_pretrained(folder)
 

@@ -14,6 +14,7 @@ from verl_aiops.settings import Settings, nearest, setting
 
 __all__ = [
     "PREFERENCE_MODEL_TYPE",
+    "REWARD_MODEL_TYPE",
     "SELF_PLAY",
     "SHARED_POLICY",
     "SHARED_VALUE",
@@ -25,8 +26,10 @@ __all__ = [
     "shares_prompts",
 ]
 
-# the engine registry's keys for engines that give answer log-probs, and for policy and critic of GRPO and PPO
+# the engine registry's keys for engines that give answer log-probs, scores of answers, and for policy and critic of
+# GRPO and PPO
 PREFERENCE_MODEL_TYPE = "preference_language_model"
+REWARD_MODEL_TYPE = "reward_model"
 SHARED_POLICY, SHARED_VALUE = "shared_prompt_language_model", "shared_prompt_value_model"
 SELF_PLAY = "self_play"
 # which answers of a ranked group are compared
@@ -142,6 +145,26 @@ class PreferenceConfig(losses.LossSettings, TrainerSettings):
                 f"{where}.reference_mixup={self.reference_mixup} has no effect without "
                 f"{where}.reference_sync_steps. Set both, or remove it."
             )
+
+    # whether conversations are read as a reward model reads them, for the score of each answer
+    scored = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of examples that the losses are of."""
+        return losses.kinds_of(self.loss_type)
+
+    @property
+    def estimates_kl(self) -> bool:
+        return losses.needs_kl(self.loss_type)
+
+    @property
+    def uses_shift(self) -> bool:
+        return losses.needs_shift(self.loss_type)
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        return losses.needs_whole_batch(self.loss_type)
 
     def loss_settings(self) -> dict[str, Any]:
         """Keyword arguments for the loss functions."""

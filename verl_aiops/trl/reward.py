@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from verl_aiops.data.repeats import shared_text
-from verl_aiops.trl.calibration import Calibration, calibrate, plot_calibration
+from verl_aiops.evaluation.stats.calibration import STATS, Calibration, calibrate, stats_of, write_stats
+from verl_aiops.models.card import USE_CLASSIFIER
 from verl_aiops.trl.extra import (
     TrainingError,
     check_folder,
@@ -31,15 +32,6 @@ from verl_aiops.trl.run import card_of, empty_folder, lora_of, usual_arguments, 
 
 __all__ = ["RewardTraining", "TrainedRewardModel", "train_reward_model"]
 
-STATS = "reward_stats.json"
-_USE = (
-    "```python",
-    "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-    "",
-    'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-    'model = AutoModelForSequenceClassification.from_pretrained("FOLDER", dtype="auto")',
-    "```",
-)
 # fields of TRL's configuration that a run decides by itself
 SETTLED = {
     "max_length": None,  # what is too long has been left out, and counted
@@ -138,7 +130,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
         mean=float(rewards.mean()),
         std=float(rewards.std()),
     )
-    _write(trainer, tokenizer, made, settings, result, note | {"tokens": train.tokens})
+    _write(trainer, tokenizer, made, settings, result, rewards, note | {"tokens": train.tokens})
     move_into(folder, made, last=STATS)
     return result
 
@@ -210,22 +202,22 @@ def _rewards(trainer, pairs: RewardPairs) -> tuple[np.ndarray, np.ndarray]:
     return rewards[: len(pairs)] - rewards[len(pairs) :], rewards
 
 
-def _write(trainer, tokenizer, made: Path, settings: RewardTraining, result: TrainedRewardModel, note: dict) -> None:
+def _write(
+    trainer,
+    tokenizer,
+    made: Path,
+    settings: RewardTraining,
+    result: TrainedRewardModel,
+    rewards: np.ndarray,
+    note: dict,
+) -> None:
     trainer.model.config.num_labels = 1
     trainer.model.save_pretrained(made)
     tokenizer.save_pretrained(made)
     log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     (made / "train_log.jsonl").write_text(log, encoding="utf-8")
-    try:
-        plot_calibration(result.after, made / "calibration.png", Path(settings.model).name)
-    except ImportError:
-        print('calibration.png not drawn: pip install "verl-aiops[trl]"')
-    after = asdict(result.after)
     stats = {
-        "reward_mean": result.mean,
-        "reward_std": result.std,
-        **{name: after.pop(name) for name in ("pairs", "accuracy", "accuracy_low", "accuracy_high")},
-        **after,
+        **stats_of(rewards, result.after),
         "accuracy_before": result.before.accuracy,
         "log_loss_before": result.before.log_loss,
         "train_pairs": result.train_pairs,
@@ -237,5 +229,5 @@ def _write(trainer, tokenizer, made: Path, settings: RewardTraining, result: Tra
         "settings": note,
     }
     figures = {name: value for name, value in asdict(result.after).items() if isinstance(value, int | float)}
-    card_of(settings, "reward", figures=figures, use=_USE).write(made)
-    (made / STATS).write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")
+    card_of(settings, "reward", figures=figures, use=USE_CLASSIFIER).write(made)
+    write_stats(made, stats, result.after, Path(settings.model).name)

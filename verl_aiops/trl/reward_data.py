@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os.path
 from collections import Counter
 from dataclasses import dataclass, field
 from numbers import Real
@@ -17,14 +16,14 @@ from tqdm import tqdm
 from verl_aiops.data.columns import PROMPT_COLUMNS
 from verl_aiops.data.errors import FaultList, PreferenceDataError, RowFault
 from verl_aiops.data.fields import keys_of_option
-from verl_aiops.data.kept import check_answer, check_others, missing
 from verl_aiops.data.kept_text import check_keeps_text
 from verl_aiops.data.notes import say
 from verl_aiops.data.reading import open_files
 from verl_aiops.data.repeats import count_repeats, count_shared
-from verl_aiops.data.rows import Columns, PreferenceRow, parse_row
-from verl_aiops.data.scoring import scoring_ids, scoring_text
-from verl_aiops.data.template import ChatTemplate, joined
+from verl_aiops.data.rows import Columns, parse_row
+from verl_aiops.data.scored_rows import conversation_texts
+from verl_aiops.data.scoring import scoring_ids
+from verl_aiops.data.template import ChatTemplate
 
 __all__ = ["RewardPairs", "read_reward_pairs", "split_by_group"]
 
@@ -129,10 +128,8 @@ def read_reward_pairs(
                     raise RowFault(f"{MARGIN}: all rows have one or none has")
                 if row.weight != 1:
                     raise RowFault(f"weight={row.weight}: reward training knows no weights; remove the column")
-                if row.tools:
-                    raise RowFault("tools: a reward model is not shown them when it scores; remove the column")
                 notes = set(row.notes)
-                texts = _rendered(tokenizer, template, row, notes.add)
+                _, texts = conversation_texts(tokenizer, template, row, notes.add)
                 if not len(pairs):
                     check_keeps_text(tokenizer, texts)
                 ids = [scoring_ids(tokenizer, text) for text in texts]
@@ -167,40 +164,6 @@ def read_reward_pairs(
     pairs.notes.update(count_repeats(pairs._seen(), ids_of_rows))
     say(pairs.notes, len(pairs), logger)
     return pairs
-
-
-def _rendered(tokenizer, template: ChatTemplate, row: PreferenceRow, note) -> list[str]:
-    """Both conversations as text; a prompt and answers of plain text are one user's and one assistant's message."""
-    prompt, answers = row.prompt, (row.chosen, row.rejected)
-    if isinstance(prompt, str):
-        note("text_in_template")
-        prompt = [{"role": "user", "content": prompt}]
-        answers = [[{"role": "assistant", "content": text}] for text in answers]
-    prompt = template.harmless(prompt, note)
-    if prompt[-1]["role"] == "assistant":
-        note("continued")
-    texts = []
-    for answer in answers:
-        answer = template.harmless(answer, note)
-        template.clock_read = False
-        whole = joined(prompt, answer)
-        text = scoring_text(tokenizer, whole, template)
-        if template.clock_read:
-            note("clock")
-        _check(template, prompt, answer, template.render(whole), note)
-        texts.append(text)
-    return texts
-
-
-def _check(template: ChatTemplate, prompt: list[dict], answer: list[dict], text: str, note) -> None:
-    """Note, or raise RowFault for, what of the messages is not in `text`, the rendered conversation."""
-    check_others(prompt, text, "prompt", note)
-    check_others([message for message in answer if message["role"] != "assistant"], text, "answer", note)
-    before = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
-    begin = len(os.path.commonprefix([template.render(before), text])) if before else 0
-    for message in answer:
-        if message["role"] == "assistant":
-            check_answer(missing(message, text[begin:]), message, last=message is answer[-1], note=note)
 
 
 def _margin(margin: object) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from verl_aiops.data import scored_rows
 from verl_aiops.trl.extra import TrainingError, in_a_line, load_tokenizer
 from verl_aiops.trl.reward_data import RewardPairs
 from verl_aiops.trl.reward_settings import RewardTraining
@@ -21,20 +22,11 @@ def chat_tokenizer(model: str) -> Any:
 
 
 def padding_token(tokenizer, *parts: RewardPairs) -> int:
-    """A token to pad with that no conversation ends with.
-
-    transformers scores the last token that is not padding; where the template ends with the padding token, that would
-    be another one than the servers score.
-
-    Raises:
-        TrainingError: the tokenizer has none.
-    """
-    last = {ids[-1] for part in parts for ids in part.conversations}
-    special = sorted(token for token, text in tokenizer.added_tokens_decoder.items() if text.special)
-    for token in (tokenizer.pad_token_id, *special):
-        if token is not None and token not in last:
-            return token
-    raise TrainingError("every special token of the tokenizer ends a conversation, so none is left to pad with")
+    """A token to pad with that no conversation ends with. Raises TrainingError if the tokenizer has none."""
+    token = scored_rows.padding_token(tokenizer, {ids[-1] for part in parts for ids in part.conversations})
+    if token is None:
+        raise TrainingError("every special token of the tokenizer ends a conversation, so none is left to pad with")
+    return token
 
 
 def load_model(settings: RewardTraining, longest: int) -> Any:

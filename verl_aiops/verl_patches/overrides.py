@@ -73,6 +73,11 @@ OVERRIDES: tuple[Override, ...] = (
         _log_rollout_data=("fit", "there are no answers to dump"),
         _load_checkpoint=("_setup", "BCO's running mean of rewards is part of a checkpoint"),
     ),
+    *_of(
+        "trainers.rm.trainer:RewardModelTrainer",
+        _PPO,
+        _validate=("fit", "scores of held-out answers instead of rewards"),
+    ),
     # --- GRPO and PPO, and online DPO on top of them
     *_of(
         "trainers.rl.scored_trainer:ScoredTrainer",
@@ -183,6 +188,17 @@ OVERRIDES: tuple[Override, ...] = (
         "trainers.worker.engine:FSDPPreferenceEngine",
         "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
         forward_step=(f"{_FSDP}.forward_backward_batch", "float32 log-probs of answers, by our backends"),
+    ),
+    *_of(
+        "trainers.rm.engine:FSDPRewardEngine",
+        _FSDP,
+        _build_module=("_build_model_optimizer", "verl's builds language models and critics, and no classifiers"),
+        _build_lora_module=("_build_model_optimizer", "verl's adapters are a language model's; a score head is new"),
+    ),
+    *_of(
+        "models.merger:ModelMerger",
+        "verl.model_merger.base_model_merger:BaseModelMerger",
+        get_transformers_auto_model_class=("save_hf_model_and_tokenizer", "verl's knows no classifiers of sequences"),
     ),
     *_of(
         "trainers.worker.module:FastModule",

@@ -27,6 +27,7 @@ def pair_batch(
     logprob_backend: str = "rows",
     rows_per_example: int = ROWS_PER_PAIR,
     estimates_kl: bool = False,
+    scored: bool = False,
     **settings,
 ) -> TensorDict:
     """Rows for verl's engines, one example's after another's: of pairs chosen, rejected, chosen, rejected, ...
@@ -42,6 +43,7 @@ def pair_batch(
         logprob_backend: what computes the log-probs, and so which tokens are counted.
         rows_per_example: of every example of the run.
         estimates_kl: whether a loss wants the rows by which the KL is estimated.
+        scored: whether it wants the score of each answer's last token, and no log-probs.
         settings: non-tensor entries (micro-batch size and the like).
 
     Returns:
@@ -49,7 +51,7 @@ def pair_batch(
         any.
     """
     size, shares = rows_per_example, logprob_backend == "shared_prompt"
-    of_examples = [rows_of(example, size, estimates_kl=estimates_kl) for example in examples]
+    of_examples = [rows_of(example, size, estimates_kl=estimates_kl, scored=scored) for example in examples]
     rows = [row for of_example in of_examples for row in of_example]
     counted = [True] * len(examples) if counted is None else list(counted)
     cuts = cut_rows(

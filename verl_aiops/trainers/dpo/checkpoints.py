@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -101,6 +102,9 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
         """What a checkpoint remembers of its reference."""
         raise NotImplementedError
 
+    def finish_export(self, folder: Path) -> None:
+        """What else belongs to the plain model, put into its folder before it is in its place."""
+
     def check_resume(self) -> None:
         """Before anything is started. Raises ValueError if the run would go on from another run's checkpoint."""
         folder = resume_folder(self.config.trainer)
@@ -125,7 +129,7 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
         if self._saved != self.global_steps:
             self._save_checkpoint()
         if self.dpo.export_model:
-            target = export_model(self._checkpoint_folder(), self.config)
+            target = export_model(self._checkpoint_folder(), self.config, self.finish_export)
             print(f"verl-aiops: trained model: {target}", flush=True)
 
     def _save_checkpoint(self):
@@ -173,11 +177,14 @@ def exported_from(config: DictConfig) -> str | None:
         return None
 
 
-def export_model(folder: str, config: DictConfig) -> str:
+def export_model(folder: str, config: DictConfig, finish: Callable[[Path], None] | None = None) -> str:
     """Write the policy of a checkpoint as a plain Hugging Face folder, through verl's model merger.
 
     LoRA adapters are merged into the weights and kept beside them in ``lora_adapter``. verl's merger writes bfloat16. A
     card (`models.card`) says what the model was made of.
+
+    Args:
+        finish: what else is to be done to the folder before it is in its place.
 
     Returns:
         the folder, ``<default_local_dir>/huggingface``.
@@ -192,5 +199,7 @@ def export_model(folder: str, config: DictConfig) -> str:
         origin = {"checkpoint": os.path.basename(folder)}
         (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
         logged = os.environ.get("VERL_FILE_LOGGER_PATH") or os.path.join(os.path.dirname(target), "metrics.jsonl")
+        if finish is not None:
+            finish(partial)
         write_card(partial, config, os.path.basename(folder), logged)
     return target

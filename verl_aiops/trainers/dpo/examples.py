@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ def rows_per_example(kinds: Sequence[str], most_answers: int = 0) -> int:
     return max(ROWS_PER_PAIR, most_answers if "list" in kinds else 0)
 
 
-def rows_of(example: Mapping[str, Any], size: int = ROWS_PER_PAIR, *, estimates_kl: bool = False) -> list[Row]:
+def rows_of(
+    example: Mapping[str, Any], size: int = ROWS_PER_PAIR, *, estimates_kl: bool = False, scored: bool = False
+) -> list[Row]:
     """The rows of an item of :class:`~verl_aiops.data.PreferenceDataset`, or of a pair that was made on line.
 
     Args:
@@ -48,6 +50,8 @@ def rows_of(example: Mapping[str, Any], size: int = ROWS_PER_PAIR, *, estimates_
             ``rejected_prompt_ids``, as answers that were sampled each bring the prompt that they were given.
         size: rows that every example of the run has. Examples of fewer answers are filled up.
         estimates_kl: whether a loss wants the answer to another prompt that single examples bring.
+        scored: what is wanted of an answer is the score of its last token. Then a token follows it that stands for the
+            score as others do for their log-probs: what predicts it is the answer's last token, and it is no input.
     """
     kind = example.get("kind", "pair")
     if kind == "pair":
@@ -72,6 +76,8 @@ def rows_of(example: Mapping[str, Any], size: int = ROWS_PER_PAIR, *, estimates_
             _row(example["prompt_ids"], ids, mask, rank=float(rank), score=float(score))
             for ids, mask, rank, score in zip(*(example[name] for name in columns), strict=True)
         ]
+    if scored:
+        rows = [_with_score(row) for row in rows]
     if len(rows) > size:
         raise ValueError(f"example {example.get('id')}: {len(rows)} answers, where the run has {size} rows an example")
     return rows + [_filler(rows[0])] * (size - len(rows))
@@ -86,6 +92,12 @@ def _row(prompt: Any, answer: Any, mask: Any, **facts: float) -> Row:
         key=prompt.numpy().tobytes(),
         **facts,
     )
+
+
+def _with_score(row: Row) -> Row:
+    mask = torch.zeros(len(row.answer) + 1)
+    mask[-1] = 1.0
+    return replace(row, answer=torch.cat([row.answer, row.answer[-1:]]), mask=mask)
 
 
 def _filler(row: Row) -> Row:

@@ -19,7 +19,6 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
-from verl_aiops.losses import kinds_of, needs_kl, needs_shift
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.ahead import StepsAhead
 from verl_aiops.trainers.dpo.checkpoints import resume_folder
@@ -56,20 +55,24 @@ class OfflineDPOTrainer(ExampleBatches, StepsAhead, PreferenceTraining, PPOTrain
     Only the training workers are started: no rollout server, reward worker, critic or reference worker.
     """
 
+    # what the check before Ray calls it, and the section of its settings
+    kind = "dpo"
+    settings_class: type = DPOConfig
+
     def __init__(self, config: DictConfig):
         super().__init__(config)
         # verl saves and reloads TransferQueue's content for every mode but this one; nothing is ever in flight here
         self.trainer_mode = "sync"
-        self.dpo = DPOConfig.from_config(config)
+        self.dpo = self.settings_class.from_config(config)
         # as the user gave them, before the numbers below are filled in
-        self._settings = run_settings(config, "dpo", self.dpo)
+        self._settings = run_settings(config, self.kind, self.dpo)
         self.use_critic = self.use_reference_policy = False
         self.mini_pairs = config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.ranks = data_parallel_size(config)
         self._prepare_ahead()
-        self.estimates_kl = needs_kl(self.dpo.loss_type)
-        self.singles_alone = "single" in kinds_of(self.dpo.loss_type) and not self.estimates_kl
-        self.shift = RunningShift() if needs_shift(self.dpo.loss_type) else None
+        self.estimates_kl = self.dpo.estimates_kl
+        self.singles_alone = "single" in self.dpo.kinds and not self.estimates_kl
+        self.shift = RunningShift() if self.dpo.uses_shift else None
         self.watch = ChosenWatch(has_sft_term="sft" in str(self.dpo.loss_type) or self.dpo.sft_weight > 0)
 
     def _build_replay_buffer(self):
@@ -194,7 +197,7 @@ class OfflineDPOTrainer(ExampleBatches, StepsAhead, PreferenceTraining, PPOTrain
 
     def run_note(self) -> RunNote:
         return RunNote(
-            trainer="dpo",
+            trainer=self.kind,
             total_steps=self.total_training_steps,
             settings=self._settings,
             data=self.train_dataloader.state_dict(),

@@ -191,6 +191,8 @@ def example_lines(train: PreferenceDataset, dpo: DPOConfig) -> list[str]:
         return lines
     if not (yes and no):
         return [*lines, f"warning: all {yes + no} single answers have a {'yes' if yes else 'no'}"]
+    if dpo.scored:
+        return [*lines, f"{yes} answers with a yes, {no} with a no"]
     weights = {"desirable_weight": dpo.desirable_weight, "undesirable_weight": dpo.undesirable_weight}
     if not all(weights.values()):
         return [*lines, f"{yes} answers with a yes, {no} with a no"]

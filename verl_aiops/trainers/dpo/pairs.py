@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
 from verl_aiops.data.fields import column_keys
 from verl_aiops.files import default_cache_dir
-from verl_aiops.losses import kinds_of, needs_kl
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.batches import pair_batch
 from verl_aiops.trainers.dpo.order import PairOrder, check_saved_order, data_lines, order_seed, pair_order
@@ -71,7 +70,7 @@ def load_pairs(
 def _examples_of(dpo: DPOConfig) -> dict[str, Any]:
     """What a run makes of its rows, as `PreferenceDataset` takes it."""
     names = ("comparisons", "gap_weight", "yes_from_score")
-    return {"kinds": kinds_of(dpo.loss_type), **{name: getattr(dpo, name) for name in names}}
+    return {"kinds": dpo.kinds, "scored": dpo.scored, **{name: getattr(dpo, name) for name in names}}
 
 
 def _check_whole(pairs: PreferenceDataset, key: str, dpo: DPOConfig | None) -> None:
@@ -83,7 +82,10 @@ def _check_whole(pairs: PreferenceDataset, key: str, dpo: DPOConfig | None) -> N
         )
     if dpo is None:
         return
-    if needs_kl(dpo.loss_type) and pairs.lacks_kl:
+    if dpo.scored:
+        dpo.check_data(pairs, key)
+        return
+    if dpo.estimates_kl and pairs.lacks_kl:
         raise PreferenceDataError(
             f"{key}: algorithm.dpo.loss_type={dpo.loss_type} estimates the KL by answers to other prompts, and all "
             "single answers have one prompt. Give answers to another prompt too, or use apo_zero_unpaired or bco."

@@ -54,7 +54,8 @@ class ExampleBatches:
         shares = self.reference.backend == "shared_prompt"
 
         def rows(index: int) -> list[Row]:
-            return rows_of(dataset[int(index)], self.rows_per_example, estimates_kl=self.estimates_kl)
+            size = self.rows_per_example
+            return rows_of(dataset[int(index)], size, estimates_kl=self.estimates_kl, scored=self.dpo.scored)
 
         def cost(places: list[int]) -> int:
             return tokens_seen([row for at in places for row in rows(indices[at])], shares=shares)
@@ -85,6 +86,7 @@ class ExampleBatches:
             ranks=self.ranks,
             rows_per_example=self.rows_per_example,
             estimates_kl=self.estimates_kl,
+            scored=self.dpo.scored,
             **self.batch_settings(),
         )
         if self.shift is not None:

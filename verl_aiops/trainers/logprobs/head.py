@@ -9,7 +9,16 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["LOGITS_AT_ONCE", "changed_after_head", "head_gives_log_probs", "label_log_probs", "log_probs_of"]
+from verl_aiops.models.company import unwrapped
+
+__all__ = [
+    "LOGITS_AT_ONCE",
+    "changed_after_head",
+    "head_gives_log_probs",
+    "head_gives_scores",
+    "label_log_probs",
+    "log_probs_of",
+]
 
 # 256 MiB in float32
 LOGITS_AT_ONCE = 1 << 26
@@ -89,6 +98,50 @@ def head_gives_log_probs(
         raise RuntimeError(
             f"the forward pass of {type(model).__name__} used its head {len(calls)} times: something has replaced it "
             "(actor_rollout_ref.model.use_fused_kernels?)"
+        )
+
+
+@contextmanager
+def head_gives_scores(model: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """Within, a forward pass of a classifier with one label returns the scores of these positions as its ``logits``,
+    float32 (positions,) in any shape.
+
+    transformers' classifiers look for a row's last token by comparing ids with the padding token's, which is wrong
+    where padding is a token that ends a turn; here the caller says where it is. As in `head_gives_log_probs`, it has to
+    happen inside the model's own forward pass.
+
+    Args:
+        model: transformers' classifier, unwrapped, whose head is called ``score``.
+        positions: (positions,) counted over the rows of the model's input, one after another: as many as there are
+            rows, or any number of a single row.
+
+    Raises:
+        RuntimeError: the forward pass does not use the head, once.
+    """
+    head = unwrapped(model.score)
+    replaced, calls = vars(head).get("forward"), []
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(hidden.shape)
+        # one number an answer: in half precision it would have three digits, and equal ones would be many
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            states, bias = hidden.flatten(0, -2)[positions].float(), head.bias
+            values = torch.nn.functional.linear(states, head.weight.float(), None if bias is None else bias.float())
+        # whichever token transformers then takes for a row's last
+        return values.view(len(hidden), 1, -1).expand(-1, hidden.shape[1], -1)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del head.forward
+        else:
+            head.forward = replaced
+    if len(calls) != 1:
+        raise RuntimeError(
+            f"the forward pass of {type(model).__name__} used its score head {len(calls)} times: something has "
+            "replaced it"
         )
 
 

@@ -14,7 +14,7 @@ from verl_aiops.trainers.batch import nested
 from verl_aiops.trainers.logprobs.head import changed_after_head, head_gives_log_probs, log_probs_of
 from verl_aiops.verl_patches.vision import only_text
 
-__all__ = ["rows_answer_log_probs"]
+__all__ = ["largest_of_all", "rows_answer_log_probs"]
 
 
 def _takes_logits_to_keep(module: torch.nn.Module) -> bool:
@@ -159,7 +159,7 @@ def _several_workers() -> bool:
     return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
-def _largest_of_all(number: int, device) -> int:
+def largest_of_all(number: int, device) -> int:
     """Of all workers, which must go through a sharded model equally often."""
     if not _several_workers():
         return number
@@ -172,7 +172,7 @@ def _group_by_group(module, batch: TensorDict, groups: list[list[int]], packed: 
     parts: dict[int, torch.Tensor] = {}
     columns = {name: batch[name].unbind() for name in ("input_ids", "position_ids", "responses")}
     idle = None
-    for number in range(_largest_of_all(len(groups), device)):
+    for number in range(largest_of_all(len(groups), device)):
         rows = groups[min(number, len(groups) - 1)]
         if forget:
             forget_lengths(module)
@@ -249,7 +249,7 @@ def _try(module, model, company: Company, packed: bool, device) -> None:
         lambda: _log_probs(module, _rows_of(short, long), False, device)[: len(short) - 1],
         _computes_in(model, device),
     )
-    company.together = not _largest_of_all(int(different), device)
+    company.together = not largest_of_all(int(different), device)
     if not company.together:
         company.packed = False
     elif packed and company.packed is None:
@@ -270,4 +270,4 @@ def _try_packed(module, model, company: Company, device) -> None:
         lambda: _log_probs(module, _rows_of(before, row), True, device)[len(before) - 1 :],
         _computes_in(model, device),
     )
-    company.packed = not _largest_of_all(int(different), device)
+    company.packed = not largest_of_all(int(different), device)

@@ -15,11 +15,11 @@ from tensordict import TensorDict
 from verl_aiops.models.company import company_of, forget_lengths, unwrapped
 from verl_aiops.trainers.batch import AnswerBatch, nested
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
-from verl_aiops.trainers.logprobs.head import head_gives_log_probs
+from verl_aiops.trainers.logprobs.head import head_gives_log_probs, head_gives_scores
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 
-__all__ = ["label_values", "shared_answer_log_probs", "state_values", "with_own_attention"]
+__all__ = ["label_scores", "label_values", "shared_answer_log_probs", "state_values", "with_own_attention"]
 
 # the attention that each model had before it shared prompts
 _OWN_ATTENTION: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
@@ -94,6 +94,12 @@ def state_values(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
     """(labels,) float32: what a critic with a token head says of the state that each label is drawn in."""
     _ready(module)
     return module(**_inputs(layout)).logits.squeeze(0).squeeze(-1)[layout.sources[layout.label_sources]].float()
+
+
+def label_scores(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
+    """(labels,) float32: what a classifier with one label says of the token before each label."""
+    with head_gives_scores(_ready(module), layout.sources):
+        return module(**_inputs(layout)).logits.flatten()[layout.label_sources]
 
 
 def _ready(module: torch.nn.Module) -> torch.nn.Module:

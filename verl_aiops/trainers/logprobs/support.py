@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+import transformers
 from omegaconf import DictConfig, OmegaConf, open_dict
 from packaging.version import Version
 from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from verl.utils.fs import copy_to_local
 
 from verl_aiops.models.company import COMPARED_MODELS, rotary_limit
@@ -176,7 +179,17 @@ def choose_backend(config: DictConfig, settings: PreferenceConfig) -> tuple[str,
     if getattr(settings, "reference_path", None):
         folders[f"{settings.section}.reference_path"] = settings.reference_path
     key = f"{settings.section}.logprob_backend"
-    return choose(config, key, settings.logprob_backend, folders, otherwise="rows")
+    against = _without_score_head(config) if settings.scored else ()
+    return choose(config, key, settings.logprob_backend, folders, otherwise="rows", against=against)
+
+
+def _without_score_head(config: DictConfig) -> Iterator[str]:
+    """Why a reward model of the folder's type would hand nothing on that its attention has to know."""
+    section = config.actor_rollout_ref.model
+    kind = _load("actor_rollout_ref.model.path", section.path, section).model_type
+    name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind)
+    if name is None or not issubclass(getattr(transformers, name), GenericForSequenceClassification):
+        yield f"the score head of models of type {kind!r} is not transformers' general one"
 
 
 def settle_backend(config: DictConfig, settings: PreferenceConfig) -> list[str]:
@@ -187,7 +200,8 @@ def settle_backend(config: DictConfig, settings: PreferenceConfig) -> list[str]:
     return settle(config, f"{settings.section}.logprob_backend", backend, why)
 
 
-def longest_pair(config: DictConfig, backend: str) -> int:
-    """Most tokens that one pair of the allowed lengths brings into a micro-batch."""
-    prompt, answer = config.data.max_prompt_length, config.data.max_response_length
+def longest_pair(config: DictConfig, backend: str, *, scored: bool = False) -> int:
+    """Most tokens that one pair of the allowed lengths brings into a micro-batch; of a reward model each answer is
+    counted with the one that stands for its score."""
+    prompt, answer = config.data.max_prompt_length, config.data.max_response_length + scored
     return prompt + 2 * answer if backend == "shared_prompt" else 2 * (prompt + answer)

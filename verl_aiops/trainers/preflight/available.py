@@ -22,6 +22,12 @@ _NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
         ("check before Ray", f"{_PREFLIGHT}.offline"),
         ("steps that queue nothing", "transfer_queue"),
     ),
+    "rm": (
+        ("trainer mode rm", "verl_aiops.trainers.rm.trainer"),
+        ("engine reward_model", "verl_aiops.trainers.rm.engine"),
+        ("check before Ray", f"{_PREFLIGHT}.offline"),
+        ("steps that queue nothing", "transfer_queue"),
+    ),
     "online_dpo": (
         ("trainer mode online_dpo", "verl_aiops.trainers.dpo.online"),
         _ENGINE,

@@ -125,7 +125,7 @@ def check_model(config: DictConfig, run: Run) -> list[str]:
             return [f"{_MODEL}.path={path}: the folder has no config.json, so it is no model."]
         with open_dict(config):
             config.actor_rollout_ref.model.path = os.path.abspath(path)
-    elif "://" in path and run.kind != "dpo":
+    elif "://" in path and run.kind not in ("dpo", "rm"):
         pass  # elsewhere: verl fetches it
     elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
         return [f"{_MODEL}.path={path}: no such folder."]

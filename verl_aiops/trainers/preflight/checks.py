@@ -28,11 +28,12 @@ class Run:
     """What the checks of a run hand on to each other.
 
     Attributes:
-        kind: ``"dpo"``, ``"online_dpo"``, ``"triage"``, or ``"rows"`` for a run that wants our engine alone.
+        kind: ``"dpo"``, ``"rm"``, ``"online_dpo"``, ``"triage"``, or ``"rows"`` for a run that wants our engine alone.
         given: keys that the command line sets, which no default overrides.
         lines: what the user is shown at the start, a line for each key that was filled in.
         failed: checks that found something, or could not be made.
-        settings: the section ``algorithm.dpo`` or ``algorithm.online_dpo``, by `preference.check_settings`.
+        settings: the section ``algorithm.dpo``, ``algorithm.rm`` or ``algorithm.online_dpo``, by
+            `preference.check_settings`.
         tokenizer: of the policy, by `basics.check_tokenizer`.
         start: the checkpoint that the run goes on from, by `basics.check_start`; None for a run from the beginning.
         rules: what a row of prompts needs, by the check that reads them.
@@ -52,7 +53,7 @@ class Run:
     @property
     def preference(self) -> bool:
         """Whether it is one of the preference trainers'."""
-        return self.kind in ("dpo", "online_dpo")
+        return self.kind in ("dpo", "rm", "online_dpo")
 
 
 Look = Callable[[DictConfig, Run], "Iterable[str] | None"]

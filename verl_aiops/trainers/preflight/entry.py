@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # with a function `checks`, which gives the list of a run. By name: a run imports its own kind alone
 _LISTS = {
     "dpo": "verl_aiops.trainers.preflight.offline",
+    "rm": "verl_aiops.trainers.preflight.offline",
     "online_dpo": "verl_aiops.trainers.preflight.online",
     "triage": "verl_aiops.trainers.preflight.rl",
     "rows": "verl_aiops.trainers.preflight.rows",
@@ -30,9 +31,9 @@ _LISTS = {
 
 
 def preference_mode(config: DictConfig) -> str | None:
-    """``"dpo"`` or ``"online_dpo"`` for runs that the preference trainers serve, else None."""
+    """``"dpo"``, ``"rm"`` or ``"online_dpo"`` for runs that the preference trainers serve, else None."""
     asked = (OmegaConf.select(config, "trainer.v1.trainer_mode"), config.algorithm.adv_estimator)
-    return next((mode for mode in asked if mode in ("dpo", "online_dpo")), None)
+    return next((mode for mode in asked if mode in ("dpo", "rm", "online_dpo")), None)
 
 
 def with_preflight(validate_config):
@@ -71,7 +72,7 @@ def with_preflight(validate_config):
             print("verl-aiops: set for this run:\n  " + "\n  ".join(lines))
         if kind:
             install_ending()
-        if kind in ("dpo", "online_dpo"):
+        if kind in ("dpo", "rm", "online_dpo"):
             use_reference_policy = use_critic = False
         try:
             return validate_config(config=config, use_reference_policy=use_reference_policy, use_critic=use_critic)
@@ -94,8 +95,8 @@ def _run_list(config: DictConfig, kind: str, given: set[str]) -> list[str]:
 
 
 def _kind(config: DictConfig) -> str | None:
-    """``"dpo"``, ``"online_dpo"``, ``"triage"``, ``"rows"`` for a run that wants our engine for a task of its own, or
-    None for one that is verl's alone."""
+    """``"dpo"``, ``"rm"``, ``"online_dpo"``, ``"triage"``, ``"rows"`` for a run that wants our engine for a task of its
+    own, or None for one that is verl's alone."""
     try:
         if mode := preference_mode(config):
             return mode

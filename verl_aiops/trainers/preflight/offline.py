@@ -8,10 +8,9 @@ import os
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from verl_aiops.data.dataset import TRUNCATIONS
-from verl_aiops.losses import needs_kl, needs_whole_batch
 from verl_aiops.missing import why_missing
 from verl_aiops.settings import settings_of
-from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, ConfigError
+from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE, REWARD_MODEL_TYPE, ConfigError
 from verl_aiops.trainers.data_settings import PairFiles
 from verl_aiops.trainers.preflight.basics import (
     check_adapter,
@@ -27,6 +26,7 @@ from verl_aiops.trainers.preflight.basics import (
     fill_in,
 )
 from verl_aiops.trainers.preflight.checks import Check, Run
+from verl_aiops.trainers.preflight.classifier import check_reward_model
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, data_parallel_size, sequence_parallel_size
 from verl_aiops.trainers.preflight.preference import (
     check_backend,
@@ -40,16 +40,17 @@ from verl_aiops.trainers.preflight.preference import (
 
 __all__ = ["check_vision", "checks"]
 
+_NAMES = {"dpo": "offline DPO", "rm": "a reward model's training"}
 NO_ROLLOUTS = "verl_aiops.trainers.dpo.offline.NoRollouts"
 
 
 def _check_names(config: DictConfig, run: Run) -> list[str]:
     """Settings of trainers with rollouts."""
     faults, estimator = [], config.algorithm.adv_estimator
-    if config.trainer.v1.trainer_mode == "dpo" and "algorithm.adv_estimator" in run.given and estimator != "dpo":
+    if config.trainer.v1.trainer_mode == run.kind and "algorithm.adv_estimator" in run.given and estimator != run.kind:
         faults.append(
-            f"trainer.v1.trainer_mode=dpo with algorithm.adv_estimator={estimator}: offline DPO estimates no "
-            "advantages. Set algorithm.adv_estimator=dpo or remove it."
+            f"trainer.v1.trainer_mode={run.kind} with algorithm.adv_estimator={estimator}: {_NAMES[run.kind]} "
+            f"estimates no advantages. Set algorithm.adv_estimator={run.kind} or remove it."
         )
     epochs = config.actor_rollout_ref.actor.ppo_epochs
     if epochs != 1:
@@ -164,7 +165,7 @@ def _check_whole_batch(config: DictConfig, run: Run) -> None:
     """Losses that sort over the batch need it in one piece."""
     actor, loss = config.actor_rollout_ref.actor, run.settings.loss_type
     mini, micro = actor.ppo_mini_batch_size, actor.ppo_micro_batch_size_per_gpu
-    if needs_whole_batch(loss) and (actor.use_dynamic_bsz or data_parallel_size(config) > 1 or micro != mini):
+    if run.settings.needs_whole_batch and (actor.use_dynamic_bsz or data_parallel_size(config) > 1 or micro != mini):
         raise ConfigError(
             f"algorithm.dpo.loss_type={loss} sorts over the whole batch, so a split batch would change its result. "
             f"{_arithmetic(config)}: use one worker, actor.use_dynamic_bsz=False and "
@@ -174,7 +175,7 @@ def _check_whole_batch(config: DictConfig, run: Run) -> None:
 
 def _check_kl(config: DictConfig, run: Run) -> None:
     """The KL is estimated from answer log-probs of our own backends."""
-    if needs_kl(run.settings.loss_type) and sequence_parallel_size(config) > 1:
+    if run.settings.estimates_kl and sequence_parallel_size(config) > 1:
         raise ConfigError(
             f"algorithm.dpo.loss_type={run.settings.loss_type} estimates the KL, which cannot be split over workers by "
             "sequence: set ulysses_sequence_parallel_size=1, or use another loss."
@@ -207,10 +208,10 @@ def _check_val_pairs(config: DictConfig, run: Run) -> None:
 
 def _choose_trainer(config: DictConfig, run: Run) -> None:
     with open_dict(config):
-        config.algorithm.adv_estimator = "dpo"
-        config.trainer.v1.trainer_mode = "dpo"
+        config.algorithm.adv_estimator = run.kind
+        config.trainer.v1.trainer_mode = run.kind
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = NO_ROLLOUTS
-        config.actor_rollout_ref.model.model_type = PREFERENCE_MODEL_TYPE
+        config.actor_rollout_ref.model.model_type = REWARD_MODEL_TYPE if run.kind == "rm" else PREFERENCE_MODEL_TYPE
         if OmegaConf.is_missing(config.actor_rollout_ref.rollout, "name"):
             # verl reads the name even where nothing is rolled out
             config.actor_rollout_ref.rollout.name = "none"
@@ -233,9 +234,9 @@ def _check_resume(config: DictConfig, run: Run) -> None:
     val = load_pairs(config.data, run.tokenizer, "val", dpo=dpo) if config.data.val_files else None
     order = pair_order(train, config.data)
     now = RunNote(
-        trainer="dpo",
+        trainer=run.kind,
         total_steps=config.trainer.total_training_steps or order.steps_per_epoch * config.trainer.total_epochs,
-        settings=run_settings(config, "dpo", dpo),
+        settings=run_settings(config, run.kind, dpo),
         data=order.state_dict(),
         model=start_model(model, None),
         held_out=val.identity() if val else None,
@@ -245,7 +246,7 @@ def _check_resume(config: DictConfig, run: Run) -> None:
     settle(run.start, now, note, config, dpo, without_note=lambda: check_saved_order(run.start, order))
 
 
-_READABLE = (check_numbers, check_settings, check_tokenizer, _check_truncation, _check_reading)
+_READABLE = (check_numbers, check_settings, check_tokenizer, check_reward_model, _check_truncation, _check_reading)
 _CHECKS = (
     Check(check_keys, "keys that verl ignores"),
     Check(check_kinds, "texts and sections"),
@@ -264,6 +265,7 @@ _CHECKS = (
     Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
     Check(check_settings, "algorithm.dpo"),
     Check(check_vision, "the model's kind", (check_model,)),
+    Check(check_reward_model, "the reward model", (check_model,)),
     Check(check_adapter, "the adapter"),
     Check(check_tokenizer, "the tokenizer", (check_model,)),
     Check(check_backend, "the log-prob backend", (check_numbers, check_settings, check_tokenizer)),
@@ -281,5 +283,5 @@ _CHECKS = (
 
 
 def checks(config: DictConfig) -> tuple[Check, ...]:
-    """The list of a run, the same for all."""
+    """The list of a run, the same for all; what only reward models are checked for finds nothing in others."""
     return _CHECKS

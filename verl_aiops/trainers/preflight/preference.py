@@ -10,6 +10,7 @@ from verl_aiops.trainers.preflight.backend import check_not_ours
 from verl_aiops.trainers.preflight.basics import check_numbers
 from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.defaults import data_parallel_size
+from verl_aiops.trainers.rm.config import RewardModelConfig
 
 __all__ = [
     "check_backend",
@@ -21,9 +22,10 @@ __all__ = [
     "counts",
 ]
 
-_SETTINGS = {"dpo": DPOConfig, "online_dpo": OnlineDPOConfig}
+_SETTINGS = {"dpo": DPOConfig, "online_dpo": OnlineDPOConfig, "rm": RewardModelConfig}
 _MODES = {
     "dpo": "offline DPO has no rollouts to run asynchronously. Remove the setting, or use trainer.v1.trainer_mode=dpo.",
+    "rm": "a reward model's training has no rollouts to run asynchronously. Remove it, or set rm.",
     "online_dpo": "pairs are made of whole steps. Remove it, or set sync.",
 }
 
@@ -95,7 +97,7 @@ def check_mini_batch(config: DictConfig, run: Run) -> list[str]:
 def check_budget(config: DictConfig, run: Run) -> None:
     """A micro-batch has room for the longest pair."""
     actor = config.actor_rollout_ref.actor
-    longest = longest_pair(config, run.settings.logprob_backend)
+    longest = longest_pair(config, run.settings.logprob_backend, scored=run.settings.scored)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
         raise ConfigError(
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} holds no whole pair "

@@ -92,7 +92,7 @@ def _probe_caches(config: DictConfig) -> list[str]:
     cached = config.algorithm.adv_estimator == "dpo" and OmegaConf.select(config, "algorithm.dpo.reference") == "cached"
     scores = os.path.expanduser(asked or default_cache_dir("reference"))
     wanted = [(scores, "reference scores are kept for this run only")] if cached else []
-    if config.algorithm.adv_estimator == "dpo":
+    if config.algorithm.adv_estimator in ("dpo", "rm"):
         wanted.append((default_cache_dir("tokens"), "the next run tokenises again"))
     for folder, so in wanted:
         fault = _probe(Path(folder))

@@ -40,7 +40,7 @@ _OFFLINE = (
 _ONLINE = (*_OFFLINE, f"{_ACTOR}.ppo_epochs", "actor_rollout_ref.rollout", "reward", "data")
 _REF = "actor_rollout_ref.ref.fsdp_config.model_dtype"
 _RL = (*_ONLINE, _ACTOR, "algorithm", "trainer.critic_warmup", "trainer.v1.trainer_mode", "trainer.v1.sampler", _REF)
-_SECTIONS = {"dpo": _OFFLINE, "online_dpo": _ONLINE, RL: _RL, RL_WITH_CRITIC: (*_RL, "critic")}
+_SECTIONS = {"dpo": _OFFLINE, "rm": _OFFLINE, "online_dpo": _ONLINE, RL: _RL, RL_WITH_CRITIC: (*_RL, "critic")}
 
 # of these: what changes no number, or is compared by its content (data, weights, adapters) or as the run's length
 _SILENT = (
@@ -68,6 +68,7 @@ _SILENT = (
     *(f"algorithm.dpo.{name}" for name in ("reference", "reference_path", "reference_cache_dir", "export_model")),
     *(f"algorithm.dpo.{name}" for name in ("reference_verify_pairs", "reference_sync_steps", "preflight_rows")),
     *(f"algorithm.online_dpo.{name}" for name in ("reference_sync_steps", "export_model")),
+    *(f"algorithm.rm.{name}" for name in ("export_model", "preflight_rows")),
 )
 
 # what the checkpoint's files were written for; with another value they cannot be loaded, or mean something else
@@ -111,7 +112,7 @@ class RunNote:
     """Beside a checkpoint, as JSON.
 
     Attributes:
-        trainer: ``dpo``, ``online_dpo``, `RL` or `RL_WITH_CRITIC`.
+        trainer: ``dpo``, ``rm``, ``online_dpo``, `RL` or `RL_WITH_CRITIC`.
         total_steps: steps that the run was to take in all.
         settings: what decides the numbers, by dotted key.
         data: which pairs or prompts make up which step: contents, order, batch.
@@ -238,7 +239,7 @@ def compare(then: RunNote, now: RunNote) -> Differences:
     if before and after and before != after:
         refused.append(f"{_MODEL}.path, weights: {_said(before)} -> {_said(after)}")
     if then.held_out != now.held_out:
-        used.append(f"data.val_files: other held-out {'pairs' if now.trainer == 'dpo' else 'rows'}")
+        used.append(f"data.val_files: other held-out {'pairs' if now.trainer in ('dpo', 'rm') else 'rows'}")
     return Differences(refused, used)
 
 

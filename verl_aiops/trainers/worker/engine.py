@@ -77,6 +77,10 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
     cross-entropy kernel is installed, and the worker refuses them otherwise.
     """
 
+    # what of the answers the model gives, and how it is computed, by the batch's `logprob_backend`
+    _gives = "answer_log_probs"
+    _backends = LOGPROB_BACKENDS
+
     def __init__(self, model_config, *args, **kwargs):
         # The registry found this class by PREFERENCE_MODEL_TYPE; verl's loader knows "language_model".
         model_config.model_type = "language_model"
@@ -160,7 +164,7 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             # a row's tokens lie on several ranks: no backend of ours, and verl's forward pass gives `log_probs`
             tu.assign_non_tensor(micro_batch, temperature=1.0)
             return super().forward_step(micro_batch, loss_function, forward_only)
-        backend = LOGPROB_BACKENDS[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
+        backend = self._backends[tu.get_non_tensor_data(micro_batch, key="logprob_backend", default="rows")]
         packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=False)
         if loss_function is not None:
             # before the forward pass: a copy that is asked for after it waits until the device has done it
@@ -168,9 +172,9 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             if self._kl is not None:
                 columns["kl"] = self._kl.expand(len(micro_batch))
         with self._autocast():
-            log_probs = backend(self.module, micro_batch, packed=packed, device=get_device_id())
+            values = backend(self.module, micro_batch, packed=packed, device=get_device_id())
         # autocast ends here: sums and losses are float32
-        model_output = {"answer_log_probs": log_probs}
+        model_output = {self._gives: values}
         if loss_function is None:
             loss, metrics = torch.zeros((), device=get_device_name()), {}
         else:

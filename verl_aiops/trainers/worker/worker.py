@@ -107,6 +107,13 @@ class PreferenceWorker(ActorRolloutRefWorker):
         return output.cpu() if output is not None else None
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def answer_scores(self, data: TensorDict) -> TensorDict | None:
+        """Of a reward model: the score of each row's answer, (rows, 1) under ``answer_scores``."""
+        tu.assign_non_tensor(data, compute_loss=False)
+        output = self.actor.infer_batch(data)
+        return output.cpu() if output is not None else None
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def evaluate_pairs(self, data: TensorDict) -> TensorDict | None:
         """Loss and metrics of a batch of pairs, without a gradient."""
         output = self.actor.infer_batch(data)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Calibration", "calibrate", "plot_calibration"]
+from verl_aiops.evaluation.stats.shares import clopper_pearson
+from verl_aiops.files import write_atomically
 
+__all__ = ["STATS", "Calibration", "calibrate", "plot_calibration", "stats_of", "write_stats"]
+
+# the file beside a reward model's weights that rewards and reports read
+STATS = "reward_stats.json"
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
@@ -37,8 +44,6 @@ def calibrate(margins: Sequence[float]) -> Calibration:
     Raises:
         ValueError: no margins, or one that is not finite.
     """
-    from verl_aiops.evaluation.stats.shares import clopper_pearson
-
     values = np.asarray(margins, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError("expected finite margins, one or more")
@@ -68,6 +73,33 @@ def calibrate(margins: Sequence[float]) -> Calibration:
     low, high = clopper_pearson(float(right.sum()), len(values))
     log_loss = float(np.logaddexp(0, -values).mean())
     return Calibration(len(values), float(right.mean()), low, high, log_loss, error, bins)
+
+
+def stats_of(scores: Sequence[float], calibration: Calibration | None) -> dict[str, Any]:
+    """What `STATS` begins with: mean and standard deviation of all scores, and how pairs of them are ranked.
+
+    Args:
+        scores: as the model gives them.
+        calibration: None where there are no two answers to compare.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    stats: dict[str, Any] = {"reward_mean": float(values.mean()), "reward_std": float(values.std())}
+    return stats | (asdict(calibration) if calibration else {})
+
+
+def write_stats(folder: str | Path, stats: Mapping[str, Any], calibration: Calibration | None, title: str) -> None:
+    """Put `STATS` into a reward model's folder, and ``calibration.png`` where matplotlib can draw it.
+
+    Args:
+        stats: `stats_of`, and whatever else is known of the run.
+        title: of the plot.
+    """
+    if calibration is not None:
+        try:
+            plot_calibration(calibration, Path(folder) / "calibration.png", title)
+        except ImportError:
+            print('calibration.png not drawn: pip install "verl-aiops[plot]"')
+    write_atomically(Path(folder) / STATS, json.dumps(stats, indent=1) + "\n")
 
 
 def plot_calibration(calibration: Calibration, path: str | Path, title: str) -> None:

@@ -1,0 +1,25 @@
+"""verl's merger of FSDP shards, for reward models too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from transformers import AutoModelForSequenceClassification
+from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+__all__ = ["ModelMerger", "is_classifier"]
+
+
+def is_classifier(architectures: Iterable[str] | None) -> bool:
+    """Whether a configuration's ``architectures`` are those of a reward model: a classifier of sequences."""
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures or ())
+
+
+class ModelMerger(FSDPModelMerger):
+    """Writes a checkpoint's shards as a folder of transformers: language models and critics as verl does, and
+    classifiers of sequences, which verl's does not know."""
+
+    def get_transformers_auto_model_class(self):
+        if is_classifier(self.model_config.architectures):
+            return AutoModelForSequenceClassification
+        return super().get_transformers_auto_model_class()
