@@ -73,7 +73,7 @@ def test_the_page_has_an_example_of_each():
     lines = ('LOSSES["cpo"]', 'PARTS["named"]', 'METRICS["long"]', 'READERS[".yaml"]', 'PAIRING_RULES["two_widest"]')
     for line in (*lines, "FAULTS.update"):
         assert line in text
-    assert len(blocks("run")) == 6 and len(blocks("train")) == 1
+    assert len(blocks("run")) == 6 and len(blocks("train")) == 1 and len(blocks("job")) == 1
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("run") if b.language == "python"], ids=lambda b: b.text[-40:-20])
@@ -211,3 +211,38 @@ def test_main_ppo_trains_with_the_new_loss(shell, folder, tiny_model_dir):
     assert first["actor/loss"] >= math.log1p(math.exp(-0.1 * gap)) - 1e-6
     assert first["actor/loss"] != pytest.approx(math.log(2), abs=1e-4)
     assert not any(name.startswith("reference/") for name in first)
+
+
+def test_the_reward_of_another_task_pays_as_the_page_says(shell):
+    output = python(
+        shell,
+        "from my_sums import compute_score\n"
+        "for texts in (['42'], ['it is 42'], ['none', '42'], ['', ''], ['\\x00' * 9]):\n"
+        "    got = compute_score('sums', ''.join(texts), '42', {'texts': texts})\n"
+        "    print(round(got['score'], 3), got['acc'])",
+    )
+    assert output.split() == ["1.0", "1.0", "0.625", "1.0", "0.9", "1.0", "0.0", "0.0", "0.0", "0.0"]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_grpo_trains_with_a_reward_and_an_agent_loop_of_a_users_own(shell, folder, tiny_model_dir):
+    """Another task from its data to a model folder, by the commands of the page."""
+    (block,) = blocks("job")
+    command = block.text.rstrip().replace("MODEL", str(tiny_model_dir))
+    status, output = shell(f"set -e; {command} --steps 2 data.max_response_length=64", timeout=600)
+    log = (folder / "runs" / "sums" / "train.log").read_text()
+    assert status == 0, output[-3000:] + log[-3000:]
+    shown = output.splitlines()
+    steps = [line for line in shown if line.startswith("step ")]
+    assert [line.split("  ")[0] for line in steps] == ["step 1/2", "step 2/2"]
+    assert all(re.search(r"  reward 0\.\d+  right \d\.\d\d  loss ", line) for line in steps)
+    entries = [json.loads(line) for line in (folder / "runs" / "sums" / "metrics.jsonl").read_text().splitlines()]
+    logged = {key: value for entry in entries for key, value in entry["data"].items()}
+    assert logged["reward/digits"] >= 0 and "val-aux/sums/digits/mean@1" in logged
+    # some were asked again: a conversation has two messages, or four
+    assert logged["num_turns/min"] >= 2 and logged["num_turns/max"] == 4
+    card = (folder / "runs" / "sums" / "huggingface" / "README.md").read_text()
+    assert "trained by grpo" in card and "`my_sums.py`" in card and str(folder) not in card
+    status, output = shell("verl-aiops curves runs/sums/metrics.jsonl --out sums.svg")
+    assert status == 0 and (folder / "sums.svg").is_file(), output

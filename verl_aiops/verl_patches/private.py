@@ -52,7 +52,7 @@ PRIVATE: tuple[Private, ...] = (
         _ROLLOUT_REGISTRY=("verl.workers.rollout.base", "rollouts of workers have no `register`, and no list of names"),
     ),
     *_of(
-        "plugin.py doctor/registration.py trainers/rl/prompt_rows.py",
+        "plugin.py doctor/registration.py trainers/rl/agent_loops.py",
         _agent_loop_registry=("verl.experimental.agent_loop.agent_loop", "its `register` takes the class, imported"),
     ),
     *_of("plugin.py", _get_input_embeds=("verl.models.transformers.qwen2_vl", "replaced: `verl_patches/vision.py`")),

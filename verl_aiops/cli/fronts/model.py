@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ def take_model(task: Task, line: Line, show: Callable[[str], None]) -> None:
     if task.policy_in or (checkpoint / "lora_train_meta.json").is_file():
         from verl_aiops.models.folders import merge_checkpoint
 
-        with line.log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+        with line.log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
             merge_checkpoint(str(checkpoint), str(made), trust_remote_code=False)
     else:
         shutil.copytree(checkpoint / "huggingface", made)

@@ -127,7 +127,10 @@ _RL = (("data.train_batch_size", 16),)
 # RL on a CPU: the sizes of examples/run_grpo_mturn_cpu.sh, without the pass of a reference
 _RL_CPU = (("data.train_batch_size", 8), ("actor_rollout_ref.rollout.n", 4))
 _PAIRS = (Column("margin", ("rewards/margins",), "+.3f"), Column("acc", ("rewards/accuracies",), ".2f"))
-_REWARD = (Column("reward", ("score/mean", "critic/score/mean")), Column("right", ("reward/acc_main",), ".2f"))
+_REWARD = (
+    Column("reward", ("score/mean", "critic/score/mean")),
+    Column("right", ("reward/acc_main", "reward/acc"), ".2f"),
+)
 _RL_HELD_OUT = (
     Column("reward", (r"val-(core|aux)/.*/(score|reward)/mean@\d+",)),
     Column("right", (r"val-(core|aux)/.*/acc_main/mean@\d+", r"val-core/.*/acc/mean@\d+"), ".2f"),

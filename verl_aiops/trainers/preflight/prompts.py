@@ -11,6 +11,7 @@ from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.basics import check_numbers, check_tokenizer
 from verl_aiops.trainers.preflight.checks import Check, Look, Run
 from verl_aiops.trainers.preflight.common import LOOP, data_files, rollout_name
+from verl_aiops.trainers.rl.agent_loops import own_loops
 from verl_aiops.trainers.rl.prompt_rows import PromptRules
 
 __all__ = ["PROMPTS", "check_kept_text", "check_rollout", "check_rounds", "look_at_rows", "row_checks"]
@@ -60,8 +61,11 @@ def look_at_rows(config: DictConfig, run: Run, rules: PromptRules) -> None:
 
 
 def _check_prompts(config: DictConfig, run: Run) -> None:
-    agent = config.actor_rollout_ref.rollout.agent
-    rules = PromptRules(default_loop=agent.default_agent_loop, prompt_key=config.data.get("prompt_key") or "prompt")
+    rules = PromptRules(
+        default_loop=config.actor_rollout_ref.rollout.agent.default_agent_loop,
+        loops=own_loops(config),
+        prompt_key=config.data.get("prompt_key") or "prompt",
+    )
     look_at_rows(config, run, rules)
 
 

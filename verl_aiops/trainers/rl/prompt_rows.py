@@ -19,6 +19,7 @@ from verl_aiops.data.messages import ROLES
 from verl_aiops.data.reading import open_files
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.common import LOOP, data_files
+from verl_aiops.trainers.rl.agent_loops import known_loop
 from verl_aiops.trainers.rl.prompt_counts import PromptCounts
 
 __all__ = ["PromptRules", "check_rows", "first_rows_of", "row_faults", "shown"]
@@ -31,10 +32,11 @@ _MANY_ROWS = 50_000
 class PromptRules:
     """What a row needs in a run of any task.
 
-    ``default_loop``: the agent loop of rows that name none.
+    ``default_loop``: the agent loop of rows that name none; ``loops``: those that the run brings itself.
     """
 
     default_loop: str = LOOP
+    loops: frozenset[str] = frozenset()
     prompt_key: str = "prompt"
 
     @property
@@ -202,8 +204,11 @@ def _loop_faults(row: Mapping[str, Any], info: Mapping[str, Any], rules: PromptR
     if "agent_name" in row and not isinstance(row["agent_name"], str):
         return [f"agent_name: expected the name of an agent loop, such as {LOOP!r}, got {shown(row['agent_name'])}"]
     loop = row.get("agent_name", rules.default_loop)
-    if not known_loop(loop):
-        return [f"agent_name: expected a registered agent loop, such as {LOOP!r}, got {shown(loop)}"]
+    if loop not in rules.loops and not known_loop(loop):
+        return [
+            f"agent_name: expected a registered agent loop, such as {LOOP!r}, or one that the file of "
+            f"actor_rollout_ref.rollout.agent.agent_loop_config_path names, got {shown(loop)}"
+        ]
     if rounds and loop == "single_turn_agent":
         return [
             f"agent_name: expected {LOOP!r}, as extra_info.rounds holds later rounds, which this loop never asks "
@@ -211,17 +216,6 @@ def _loop_faults(row: Mapping[str, Any], info: Mapping[str, Any], rules: PromptR
             f"got {shown(loop)}"
         ]
     return []
-
-
-_VERLS_LOOPS = frozenset([LOOP, "single_turn_agent", "tool_agent"])
-
-
-def known_loop(name: str) -> bool:
-    if name in _VERLS_LOOPS:
-        return True
-    from verl.experimental.agent_loop import agent_loop
-
-    return name in agent_loop._agent_loop_registry
 
 
 def shown(value: Any) -> str:

@@ -264,6 +264,12 @@ class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, SharedPromptSteps, PPOT
         return data.pop("extra_fields").tolist()
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics, timing_raw, global_steps, epoch):
+        if any(tag.get("min_global_steps") is None for tag in batch.tags if not tag.get("is_padding", False)):
+            # verl would end in a TypeError that names nothing
+            raise RuntimeError(
+                "an agent loop does not say which weights an answer was made with: give its AgentLoopOutput what the "
+                "engine said, extra_fields={**output.extra_fields, ...} (docs/extending.md)"
+            )
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         # `_balance_batch` may have added rows that only fill the batch up
         real = [key for key, tag in zip(batch.keys, batch.tags) if not tag.get("is_padding", False)]

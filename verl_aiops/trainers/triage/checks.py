@@ -18,6 +18,7 @@ from verl_aiops.trainers.preflight.common import COMBINED, REWARD, ours
 from verl_aiops.trainers.preflight.defaults_rl import TRIAGE_DEFAULTS
 from verl_aiops.trainers.preflight.prompts import check_kept_text, look_at_rows, row_checks
 from verl_aiops.trainers.preflight.reward_model import check_code
+from verl_aiops.trainers.rl.agent_loops import own_loops
 from verl_aiops.trainers.triage.answer_trial import set_reasoning, try_right_answer
 from verl_aiops.trainers.triage.combined import check_combined, check_room
 from verl_aiops.trainers.triage.rows import RowRules
@@ -54,6 +55,7 @@ def _check_rows(config: DictConfig, run: Run) -> None:
         truth=truth,
         rewarded=truth or manager in (REWARD, COMBINED),
         default_loop=config.actor_rollout_ref.rollout.agent.default_agent_loop,
+        loops=own_loops(config),
         prompt_key=config.data.get("prompt_key") or "prompt",
         **_evidence_weight(config) if truth else {"evidence_weight": 0.0},
     )
