@@ -116,6 +116,11 @@ one put a `+` before it. More: [rl.md](rl.md).
 Read by the agent loop `aiops_mturn`. With one of the presets for RL write the key as it stands; without one put a `+`
 before it. More: [rl.md](rl.md).
 """,
+    "Tools of an investigation": """\
+Read by the agent loop `aiops_tools`. With the preset `+verl_aiops=[...,tools]` write the key as it stands; without it
+put a `+` before it. How calls are spelled is verl's `actor_rollout_ref.rollout.multi_turn.format` (hermes, qwen3_coder,
+glm, gpt-oss, ...). More: [investigation.md](investigation.md).
+""",
     "The triage reward": f"""\
 Keyword arguments of `verl_aiops.rewards.aiops_mturn.compute_score`: `+{REWARD_KWARGS}.KEY=VALUE`, with and without a
 preset; `--reward KEY=VALUE` in `verl-aiops eval`. All weights but those of service and type must together stay below
@@ -437,6 +442,7 @@ def page() -> str:
     from verl_aiops.rewards.model.combined import CombinedSettings
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
+    from verl_aiops.rollout.tools.settings import ToolSettings
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
     from verl_aiops.trainers.data_settings import PairFiles
     from verl_aiops.trainers.rm.config import RewardModelConfig
@@ -449,6 +455,7 @@ def page() -> str:
         "Online DPO": section_table(OnlineDPOConfig),
         "GRPO, PPO and their kin": section_table(RLConfig),
         "Rounds of an answer": section_table(RoundSettings),
+        "Tools of an investigation": section_table(ToolSettings),
         "The triage reward": settings_table(RewardSettings, REWARD_KWARGS, read_settings, skip=("parts",)),
         "The investigation reward": settings_table(
             InvestigationSettings, "reward_kwargs", read_investigation_settings, skip=("parts",)

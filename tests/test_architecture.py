@@ -24,6 +24,7 @@ BY_NAME = {
     "doctor.registration -> plugin",
     "trainers.preflight.available -> rewards.managers.combined",
     "trainers.preflight.available -> rewards.managers.triage",
+    "trainers.preflight.available -> rollout.tools.agent_loop",
     "trainers.preflight.common -> trainers.triage.checks",
 }
 # Here trainers and the triage reward meet; runs of another task never import it.

@@ -14,6 +14,7 @@ from verl_aiops.rewards.investigation.settings import InvestigationSettings
 from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
+from verl_aiops.rollout.tools.settings import ToolSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
 from verl_aiops.trainers.rm.config import RewardModelConfig
 
@@ -29,6 +30,7 @@ SETTINGS = {
     "algorithm.online_dpo": OnlineDPOConfig,
     "algorithm": RLConfig,
     "actor_rollout_ref.rollout.custom.aiops_mturn": RoundSettings,
+    "actor_rollout_ref.rollout.custom.aiops_tools": ToolSettings,
     "reward.custom_reward_function.reward_kwargs": RewardSettings,
     "reward_kwargs": InvestigationSettings,
     "reward.combined": CombinedSettings,

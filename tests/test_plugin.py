@@ -71,6 +71,7 @@ FIRST += [
 ]
 FIRST += ["verl_aiops.trainers.dpo.online"]
 FIRST += ["verl_aiops.rewards.managers.triage", "verl_aiops.rollout.hf.replica", "verl_aiops.rollout.rounds.agent_loop"]
+FIRST += ["verl_aiops.rollout.tools.agent_loop"]
 
 OURS = {
     "trainers": {
@@ -90,7 +91,10 @@ OURS = {
         "aiops_mturn": "verl_aiops.rewards.managers.triage.AiopsMturnRewardManager",
         "aiops_combined": "verl_aiops.rewards.managers.combined.AiopsCombinedRewardManager",
     },
-    "agent loops": {"aiops_mturn": "verl_aiops.rollout.rounds.agent_loop.AiopsMturnAgentLoop"},
+    "agent loops": {
+        "aiops_mturn": "verl_aiops.rollout.rounds.agent_loop.AiopsMturnAgentLoop",
+        "aiops_tools": "verl_aiops.rollout.tools.agent_loop.AiopsToolsAgentLoop",
+    },
     "rollouts": {"hf/async": "verl_aiops.rollout.hf.replica.HFServerAdapter"},
     "replicas": {"hf": "verl_aiops.plugin"},
     "engines": {

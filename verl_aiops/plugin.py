@@ -288,6 +288,11 @@ def _agent_loops(module):
     }
 
 
+@when("verl.experimental.agent_loop.agent_loop", "agent loop aiops_tools")
+def _tools_loop(module):
+    module._agent_loop_registry["aiops_tools"] = {"_target_": "verl_aiops.rollout.tools.agent_loop.AiopsToolsAgentLoop"}
+
+
 @when("verl.workers.rollout.replica", "rollout hf")
 def _rollout_replicas(module):
     def load():

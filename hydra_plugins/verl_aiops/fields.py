@@ -19,6 +19,7 @@ SECTIONS = {
     "pair_files": "verl_aiops.trainers.data_settings:PairFiles",
     "combined": "verl_aiops.rewards.model.combined:CombinedSettings",
     "rounds": "verl_aiops.rollout.rounds.settings:RoundSettings",
+    "tools": "verl_aiops.rollout.tools.settings:ToolSettings",
 }
 
 

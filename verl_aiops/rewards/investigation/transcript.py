@@ -1,9 +1,9 @@
 """How an investigation went: the assistant's texts and what its tool calls returned, as the agent loop kept them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Call", "Transcript", "read_transcript"]
+__all__ = ["Call", "Transcript", "messages_of", "read_transcript"]
 
 
 class Call(NamedTuple):
@@ -70,3 +70,19 @@ def _call(value: Any) -> Call:
     if not isinstance(value, Mapping) or not all(isinstance(value.get(name), str) for name in ("name", "result")):
         raise ValueError(f'extra_info["tool_calls"]: expected objects with name and result, got {value!r:.80}')
     return Call(value["name"], str(value.get("arguments") or ""), bool(value.get("ok")), value["result"])
+
+
+def messages_of(turns: Sequence[str], calls: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """An investigation as messages of role and content, from the assistant's first text to its last.
+
+    Args:
+        turns: the assistant's texts as it wrote them, calls among them.
+        calls: what the agent loop kept of each call: ``turn``, the number of the text that it stands in, and ``reply``,
+            what the model was told.
+    """
+    messages = []
+    for at, text in enumerate(turns):
+        messages.append({"role": "assistant", "content": text})
+        replies = [call["reply"] for call in calls if call["turn"] == at and call["reply"]]
+        messages += [{"role": "tool", "content": reply} for reply in replies]
+    return messages

@@ -12,6 +12,7 @@ from verl import DataProto
 from verl.utils.fs import copy_to_local
 
 from verl_aiops.data.scoring import REWARD_SERVER, conversation, scoring_ids, scoring_text
+from verl_aiops.rewards.investigation.transcript import messages_of
 from verl_aiops.rewards.managers.triage import AiopsMturnRewardManager
 from verl_aiops.rewards.model.client import RewardModelClient, RewardModelError, longest_input
 from verl_aiops.rewards.model.combined import CombinedSettings, combine
@@ -113,6 +114,10 @@ class AiopsCombinedRewardManager(AiopsMturnRewardManager):
         prompt = list(row["raw_prompt"])
         fields = row.get("tool_extra_fields") or {}
         turns = fields.get("turns")
+        if turns and "tool_calls" in fields:
+            messages = [*prompt, *messages_of(turns, fields["tool_calls"])]
+            text = scoring_text(self.rm_tokenizer, messages)
+            return text, len(scoring_ids(self.rm_tokenizer, text))
         if turns:
             rounds = list((row.get("extra_info") or {}).get("rounds") or ())[: len(turns) - 1]
         else:

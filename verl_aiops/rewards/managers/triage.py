@@ -1,16 +1,25 @@
-"""The reward manager ``aiops_mturn``: verl's naive one with the triage reward, keeping the rounds' texts apart."""
+"""The reward manager ``aiops_mturn``: verl's naive one with the rewards of this package, keeping the texts apart."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-from verl_aiops.rewards.aiops_mturn import compute_score
+from verl_aiops.rewards import aiops_investigation, aiops_mturn
 
-__all__ = ["AiopsMturnRewardManager", "turn_columns"]
+__all__ = ["RULES", "AiopsMturnRewardManager", "rule", "turn_columns"]
+
+RULES = {"aiops_mturn": aiops_mturn.compute_score, "aiops_investigation": aiops_investigation.compute_score}
+"""The rewards by the ``data_source`` of a row; rows of any other have the first."""
+
+
+def rule(data_source: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+    """The reward of a row's task; arguments and result are those of its `compute_score`."""
+    return RULES.get(data_source, aiops_mturn.compute_score)(data_source, *args, **kwargs)
 
 
 ROUND_COLUMNS = 4
@@ -30,7 +39,8 @@ def turn_columns(turns: list[str] | None) -> dict[str, str]:
 
 
 class AiopsMturnRewardManager(NaiveRewardManager):
-    """Scores with `rewards.aiops_mturn.compute_score`, or with ``reward.custom_reward_function`` where that is set.
+    """Scores each row with the reward of its ``data_source`` (`RULES`), or all of them with
+    ``reward.custom_reward_function`` where that is set.
 
     ``reward.custom_reward_function.reward_kwargs`` are the reward's settings in both cases.
     """
@@ -43,14 +53,18 @@ class AiopsMturnRewardManager(NaiveRewardManager):
         custom = config.reward.custom_reward_function
         if custom.path is not None:
             return given  # verl has bound reward_kwargs
-        return partial(compute_score, **dict(custom.get("reward_kwargs") or {}))
+        return partial(rule, **dict(custom.get("reward_kwargs") or {}))
 
     async def run_single(self, data: DataProto) -> dict:
-        """verl's result, with the texts of the rounds added to ``reward_extra_info``.
+        """verl's result, with the texts of the rounds added to ``reward_extra_info``, and of an investigation the whole
+        transcript, calls and results among it, as JSON text in ``investigation``.
 
         verl takes strings there into the dumped generations and leaves them out of the metrics.
         """
         result = await super().run_single(data)
         fields = data[-1:][0].non_tensor_batch.get("tool_extra_fields") or {}
         result["reward_extra_info"] |= turn_columns(fields.get("turns"))
+        if "tool_calls" in fields:
+            made = {name: list(fields.get(name) or ()) for name in ("turns", "turn_calls", "tool_calls")}
+            result["reward_extra_info"]["investigation"] = json.dumps(made, ensure_ascii=False)
         return result

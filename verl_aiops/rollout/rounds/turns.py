@@ -8,6 +8,7 @@ sampled. So only the text *between* two answers is rendered, and its tokens are 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,17 +62,33 @@ class TemplateTurns(ContinuousTokenBuilder):
         """
         self._assert_append_only(previous_messages, updated_messages)
         new = tuple(m["content"] for m in updated_messages[len(previous_messages) :])
-        border = self._between(new)
-        inserted = border.closing[self._written(runtime_token_ids, border) :]
-        between = border.between
-        if not border.closing and between and runtime_token_ids[-1:] == between[:1]:
-            # in some families (GLM) an answer ends with the token that opens the user's turn
-            between = between[1:]
+        inserted, between = self._joined(runtime_token_ids, self._between(new))
         return MergeResult(
             token_ids=[*runtime_token_ids, *inserted, *between],
             appended_token_count=len(between),
             inserted_token_ids=inserted,
         )
+
+    def tool_replies(self, replies: Sequence[tuple[str, str]], runtime_token_ids: list[int]) -> list[int]:
+        """The tokens between a message that calls tools, which ends ``runtime_token_ids``, and the next message.
+
+        Args:
+            replies: name of the tool and what it returned, in the order of the calls.
+
+        Raises:
+            ValueError: the template has no way to write what a tool returned.
+        """
+        inserted, between = self._joined(runtime_token_ids, self._before_reply(replies))
+        return [*inserted, *between]
+
+    def _joined(self, ids: list[int], border: _Border) -> tuple[list[int], list[int]]:
+        """What ends the model's turn where it did not, and what follows it."""
+        inserted = border.closing[self._written(ids, border) :]
+        between = border.between
+        if not border.closing and between and ids[-1:] == between[:1]:
+            # in some families (GLM) an answer ends with the token that opens the user's turn
+            between = between[1:]
+        return inserted, between
 
     @staticmethod
     def _written(ids: list[int], border: _Border) -> int:
@@ -108,6 +125,31 @@ class TemplateTurns(ContinuousTokenBuilder):
             else:
                 self._cache[texts] = self._ended_otherwise(closing, rest)
         return self._cache[texts]
+
+    def _before_reply(self, replies: Sequence[tuple[str, str]]) -> _Border:
+        calls = [
+            {"id": f"call{at:05d}", "type": "function", "function": {"name": name, "arguments": {}}}
+            for at, (name, _) in enumerate(replies)
+        ]
+        results = [
+            {"role": "tool", "name": name, "content": text, "tool_call_id": call["id"]}
+            for (name, text), call in zip(replies, calls)
+        ]
+        closing = self._after_answer(self._answered, add_generation_prompt=False)
+        before = self._answered
+        try:
+            rest = self._after_answer([*before, *results], add_generation_prompt=True)
+        except Exception:  # some templates want the calls that results belong to; they raise what they like
+            user, answer = before
+            before = [user, {**answer, "tool_calls": calls}]
+            rest = self._after_answer([*before, *results], add_generation_prompt=True)
+        written = self._after_answer(before, add_generation_prompt=False)
+        if not rest.startswith(written):
+            if before == self._answered:
+                return self._ended_otherwise(closing, rest)
+            raise ValueError(f"the chat template writes calls otherwise where their results follow: {rest[:80]!r}")
+        end = self._encode(closing) if written.endswith(closing) else self._encode(written)[-1:]
+        return _Border(end, self._encode(rest[len(written) :]))
 
     def _ended_otherwise(self, closing: str, rest: str) -> _Border:
         """The border of a template that ends a conversation in another way than a turn: with one token more (Phi-3's

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.missing import MISSING, error_text, why_missing
 from verl_aiops.trainers.config import ConfigError
+from verl_aiops.trainers.preflight.common import TOOLS_LOOP, first_rows
 
 __all__ = ["check_available"]
 
@@ -65,6 +66,9 @@ def check_available(config: DictConfig, kind: str, *, on_cpu: bool) -> None:
 
 def _rollout_needs(config: DictConfig) -> list[tuple[str, str]]:
     needs = [("agent loop aiops_mturn", "verl_aiops.rollout.rounds.agent_loop")]
+    default = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.default_agent_loop")
+    if TOOLS_LOOP in (default, *(row.get("agent_name") for row in first_rows(config, 1))):
+        needs.append((f"agent loop {TOOLS_LOOP}", "verl_aiops.rollout.tools.agent_loop"))
     manager = OmegaConf.select(config, "reward.reward_manager.name")
     if manager in _MANAGERS:
         needs.append((f"reward manager {manager}", _MANAGERS[manager]))

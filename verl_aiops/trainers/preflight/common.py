@@ -12,11 +12,16 @@ from verl_aiops.trainers.config import ConfigError
 
 __all__ = [
     "COMBINED",
+    "INVESTIGATION",
     "LOOP",
+    "LOOPS",
     "MODE",
     "REWARD",
+    "SOURCES",
+    "TOOLS_LOOP",
     "data_files",
     "first_rows",
+    "investigates",
     "is_triage_run",
     "load_tokenizer",
     "of_triage",
@@ -27,6 +32,9 @@ __all__ = [
 ]
 
 REWARD, LOOP, MODE, COMBINED = "aiops_mturn", "aiops_mturn", "aiops_sync", "aiops_combined"
+# the second task: the name of its data and reward, and that of its agent loop
+INVESTIGATION, TOOLS_LOOP = "aiops_investigation", "aiops_tools"
+SOURCES, LOOPS = (REWARD, INVESTIGATION), (LOOP, TOOLS_LOOP)
 # what runs on triage data have beside the checks of any task. By name, as a run of another task never imports it
 _TRIAGE_SIDE = "verl_aiops.trainers.triage.checks"
 # groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
@@ -45,8 +53,15 @@ def is_triage_run(config: DictConfig) -> bool:
 def of_triage(config: DictConfig) -> bool:
     """Whether a run of online DPO is one on triage data, or with a reward of ours, and not of another task."""
     return _names_triage(config) or any(
-        row.get("agent_name") == LOOP or row.get("data_source") == REWARD for row in first_rows(config, 1)
+        row.get("agent_name") in LOOPS or row.get("data_source") in SOURCES for row in first_rows(config, 1)
     )
+
+
+def investigates(config: DictConfig) -> bool:
+    """Whether a run is one on investigations: by its first row, or by its agent loop where no row names one."""
+    row = next(iter(first_rows(config, 1)), {})
+    loop = row.get("agent_name", config.actor_rollout_ref.rollout.agent.default_agent_loop)
+    return row.get("data_source") == INVESTIGATION or loop == TOOLS_LOOP
 
 
 def triage_side() -> ModuleType:
@@ -59,7 +74,7 @@ def _names_triage(config: DictConfig) -> bool:
         ours(OmegaConf.select(config, "reward.custom_reward_function.path"))
         or ours(OmegaConf.select(config, "custom_reward_function.path"))
         or config.reward.reward_manager.name in (REWARD, COMBINED)
-        or config.actor_rollout_ref.rollout.agent.default_agent_loop == LOOP
+        or config.actor_rollout_ref.rollout.agent.default_agent_loop in LOOPS
     )
 
 
@@ -83,7 +98,7 @@ def _chosen_by_data(config: DictConfig) -> bool:
     """Whether the first rows of the training file name our agent loop, or of the other where that cannot be read; if
     neither can, it is verl's to report."""
     rows = first_rows(config, 1) or first_rows(config, 1, "val_files")
-    return any(row.get("agent_name") == LOOP for row in rows)
+    return any(row.get("agent_name") in LOOPS for row in rows)
 
 
 def first_rows(config: DictConfig, count: int, key: str = "train_files") -> list[dict]:

@@ -69,7 +69,9 @@ def _without_combination(config: DictConfig) -> list[str]:
     if not model.enable:
         return []
     if path is not None:
-        unused = "aiops_mturn" in path  # a function of the user's own may well ask the server
+        unused = (
+            "aiops_mturn" in path or "aiops_investigation" in path
+        )  # a function of the user's own may well ask the server
         said = f"reward.reward_model.enable=True: the rule {path} would never ask the reward model. Set {mend}."
         return [said] if unused else []
     if manager == "aiops_mturn":

@@ -9,13 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.preflight.common import LOOP
+from verl_aiops.trainers.preflight.common import LOOPS
 
 __all__ = ["known_loop", "own_loops"]
 
 _KEY = "actor_rollout_ref.rollout.agent.agent_loop_config_path"
 # asked first, as looking into verl's registry imports it
-_VERLS_LOOPS = frozenset([LOOP, "single_turn_agent", "tool_agent"])
+_VERLS_LOOPS = frozenset([*LOOPS, "single_turn_agent", "tool_agent"])
 
 
 def known_loop(name: str) -> bool:

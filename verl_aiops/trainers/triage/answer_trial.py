@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from verl_aiops.reasoning import MARKERS, Found, reasoning_of, reward_settings
 from verl_aiops.trainers.config import ConfigError
+from verl_aiops.trainers.preflight.common import INVESTIGATION, LOOPS
 
 __all__ = ["as_written", "set_reasoning", "try_right_answer"]
 
@@ -52,11 +53,8 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
     Raises:
         ConfigError: it is not the right answer any more.
     """
-    from verl_aiops.rewards.aiops_mturn import compute_score
-
+    compute_score, right = _rule_and_right(config, row)
     truth = row["reward_model"]["ground_truth"]
-    labels = json.loads(truth) if isinstance(truth, str) else truth
-    right = json.dumps({name: labels[name] for name in ("service", "incident_type")}, ensure_ascii=False)
     info = row.get("extra_info") or {}
     messages = [dict(message) for message in row[config.data.get("prompt_key") or "prompt"]]
     rounds = list(info.get("rounds") or ())
@@ -64,7 +62,7 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
         messages += [{"role": "assistant", "content": _THOUGHT}, {"role": "user", "content": text}]
     arguments = _template_arguments(config)
     loop = row.get("agent_name", config.actor_rollout_ref.rollout.agent.default_agent_loop)
-    written = as_written(tokenizer, messages, right, stops, arguments, special=loop == "aiops_mturn")
+    written = as_written(tokenizer, messages, right, stops, arguments, special=loop in LOOPS)
     settings = dict(config.reward.custom_reward_function.get("reward_kwargs") or {})
     turns = {"turns": [*[_THOUGHT] * len(rounds), written], "incident_text": info.get("incident_text")}
     result = compute_score(row.get("data_source"), written, truth, turns, **settings)
@@ -79,6 +77,21 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
         f"chat template and tokenizer have written it: {written[:200]!r}. Every answer of the run would be read so; "
         f"{mend}."
     )
+
+
+def _rule_and_right(config: DictConfig, row: Mapping[str, Any]) -> tuple[Callable[..., dict[str, float]], str]:
+    """The reward of the row's task, and the right answer to the row."""
+    truth = row["reward_model"]["ground_truth"]
+    if row.get("data_source") == INVESTIGATION:
+        from verl_aiops.rewards import aiops_investigation
+        from verl_aiops.trainers.triage.investigations import right_verdict
+
+        return aiops_investigation.compute_score, right_verdict(truth)
+    from verl_aiops.rewards import aiops_mturn
+
+    labels = json.loads(truth) if isinstance(truth, str) else truth
+    right = json.dumps({name: labels[name] for name in ("service", "incident_type")}, ensure_ascii=False)
+    return aiops_mturn.compute_score, right
 
 
 def as_written(

@@ -1,4 +1,4 @@
-"""What runs on triage data are checked for beside those of any task: reward settings, ground truth, a right answer.
+"""What runs of our two tasks are checked for beside those of any task: reward settings, ground truth, a right answer.
 
 `preflight.rl` and `preflight.online` put these tuples into their lists; nothing else of the preference half knows them.
 """
@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig
 
+from verl_aiops.rewards.investigation.settings import read_investigation_settings
 from verl_aiops.rewards.triage.settings import read_settings
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.basics import check_numbers, check_tokenizer, fill_in
 from verl_aiops.trainers.preflight.checks import Check, Run
-from verl_aiops.trainers.preflight.common import COMBINED, REWARD, ours
+from verl_aiops.trainers.preflight.common import COMBINED, INVESTIGATION, REWARD, SOURCES, investigates, ours
 from verl_aiops.trainers.preflight.defaults_rl import TRIAGE_DEFAULTS
 from verl_aiops.trainers.preflight.prompts import check_kept_text, look_at_rows, row_checks
 from verl_aiops.trainers.preflight.reward_model import check_code
 from verl_aiops.trainers.rl.agent_loops import own_loops
+from verl_aiops.trainers.rl.prompt_rows import PromptRules
 from verl_aiops.trainers.triage.answer_trial import set_reasoning, try_right_answer
 from verl_aiops.trainers.triage.combined import check_combined, check_room
 from verl_aiops.trainers.triage.rows import RowRules
@@ -35,7 +39,7 @@ def _settings(config: DictConfig) -> dict:
 
 
 def check_reward_settings(config: DictConfig, run: Run | None = None) -> None:
-    """The settings of the triage reward, components of a user's own among them.
+    """The settings of the reward of the task, components of a user's own among them.
 
     Raises:
         ConfigError: one that the reward does not know, or a value that it does not take.
@@ -43,22 +47,29 @@ def check_reward_settings(config: DictConfig, run: Run | None = None) -> None:
     path = config.reward.custom_reward_function.path
     if path is not None and not ours(path):
         return
+    read: Callable[[dict], Any] = read_investigation_settings if _rule(config) == INVESTIGATION else read_settings
     try:
-        read_settings(_settings(config))
+        read(_settings(config))
     except ValueError as error:
         raise ConfigError(f"reward.custom_reward_function.reward_kwargs: {error}") from None
 
 
 def _check_rows(config: DictConfig, run: Run) -> None:
-    manager, truth = config.reward.reward_manager.name, _scores_triage(config)
-    rules = RowRules(
-        truth=truth,
-        rewarded=truth or manager in (REWARD, COMBINED),
-        default_loop=config.actor_rollout_ref.rollout.agent.default_agent_loop,
-        loops=own_loops(config),
-        prompt_key=config.data.get("prompt_key") or "prompt",
-        **_evidence_weight(config) if truth else {"evidence_weight": 0.0},
-    )
+    manager, rule = config.reward.reward_manager.name, _rule(config)
+    more: dict[str, Any] = {
+        "truth": rule is not None,
+        "rewarded": rule is not None or manager in (REWARD, COMBINED),
+        "default_loop": config.actor_rollout_ref.rollout.agent.default_agent_loop,
+        "loops": own_loops(config),
+        "prompt_key": config.data.get("prompt_key") or "prompt",
+    }
+    rules: PromptRules
+    if rule == INVESTIGATION or rule is None and investigates(config):
+        from verl_aiops.trainers.triage.investigations import InvestigationRules
+
+        rules = InvestigationRules(**more)
+    else:
+        rules = RowRules(**more, **_evidence_weight(config) if rule else {"evidence_weight": 0.0})
     look_at_rows(config, run, rules)
 
 
@@ -69,13 +80,25 @@ def _evidence_weight(config: DictConfig) -> dict[str, float]:
         return {}  # told by `check_reward_settings`; rows are held to the default
 
 
-def _scores_triage(config: DictConfig) -> bool:
-    """Whether `rewards.aiops_mturn.compute_score` scores the answers, not another function, ours or the user's."""
+def _rule(config: DictConfig) -> str | None:
+    """Which of our two rewards scores the answers, by its name; None where any other function does."""
     custom = config.reward.custom_reward_function
     if custom.path is None:
-        return config.reward.reward_manager.name == REWARD
+        if config.reward.reward_manager.name != REWARD:
+            return None
+        return INVESTIGATION if investigates(config) else REWARD
     name = os.path.basename(custom.path).split(".")[-1 if "pkg:" in custom.path else 0]
-    return ours(custom.path) and name == REWARD and custom.get("name", "compute_score") == "compute_score"
+    found = ours(custom.path) and name in SOURCES and custom.get("name", "compute_score") == "compute_score"
+    return name if found else None
+
+
+def _check_tools(config: DictConfig, run: Run) -> list[str]:
+    """What model, template and budgets make of an investigation."""
+    if not investigates(config):
+        return []
+    from verl_aiops.trainers.triage.investigations import check_tools
+
+    return check_tools(config, run)
 
 
 def _check_right_answer(config: DictConfig, run: Run) -> None:
@@ -102,4 +125,5 @@ ROWS = (
         "the right answer to a row",
         (_check_rows, check_kept_text, check_tokenizer, check_reward_settings),
     ),
+    Check(_check_tools, "the tools of a row", (_check_rows, check_tokenizer, check_numbers)),
 )

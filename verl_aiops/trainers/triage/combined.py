@@ -16,6 +16,7 @@ from verl_aiops.trainers.preflight.reward_model import verl_has_rule
 __all__ = ["check_combined", "check_room"]
 
 TRIAGE_RULE = "pkg://verl_aiops.rewards.aiops_mturn"
+INVESTIGATION_RULE = "pkg://verl_aiops.rewards.aiops_investigation"
 VERL_RULE = "pkg://verl.utils.reward_score"
 NO_RULE = "pkg://verl_aiops.rewards.model.combined"
 
@@ -109,6 +110,8 @@ def _choose_rule(config: DictConfig, settings: CombinedSettings | None) -> tuple
     name = "compute_score"
     if source in (None, "aiops_mturn"):
         path = TRIAGE_RULE
+    elif source == "aiops_investigation":
+        path = INVESTIGATION_RULE
     elif settings is not None and settings.mode == "rm_only":
         path, name = NO_RULE, "no_rule"
     elif verl_has_rule(source):
