@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A reward model on one GPU, with TRL (extra `trl`): LoRA, merged at the end. docs/reward_model.md says what is written.
+# A reward model on one GPU, on verl's engines (--backend trl: with TRL): LoRA, merged at the end. docs/reward_model.md says what is written.
 #
 #   MODEL=runs/sft/huggingface DATA=prefs.parquet VAL=prefs.val.parquet OUT=runs/rm \
 #     bash examples/train_rm.sh [option ...]

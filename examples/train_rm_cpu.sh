@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A reward model on a machine without a GPU, with TRL (extra `trl`): examples/train_rm.sh with smaller sizes.
+# A reward model on a machine without a GPU, on verl's engines (--backend trl: with TRL): examples/train_rm.sh with smaller sizes.
 #
 #   verl-aiops build-prefs --out data/prefs.parquet --difficulty easy --val-share 0.2 --max-chars 600
 #   MODEL=models/SmolLM2-135M-Instruct DATA=data/prefs.parquet VAL=data/prefs.val.parquet OUT=runs/rm \

@@ -288,7 +288,22 @@ def test_margins_at_the_edges(tmp_path):
 
 
 def command(data, model, out, *more):
-    return main(["train-rm", "--data", str(data), "--model", str(model), "--out", str(out), "--device", "cpu", *more])
+    return main(
+        [
+            "train-rm",
+            "--backend",
+            "trl",
+            "--data",
+            str(data),
+            "--model",
+            str(model),
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,22 @@ def settings(data, model, **given):
 
 
 def command(data, model, out, *more):
-    return main(["train-rm", "--data", str(data), "--model", str(model), "--out", str(out), "--device", "cpu", *more])
+    return main(
+        [
+            "train-rm",
+            "--backend",
+            "trl",
+            "--data",
+            str(data),
+            "--model",
+            str(model),
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            *more,
+        ]
+    )
 
 
 def rewards_of(model, conversations):
@@ -167,7 +182,18 @@ def test_a_killed_run_goes_on_to_the_same_end(write_rows, tiny_model_dir, tmp_pa
     assert command(data, tiny_model_dir, tmp_path / "whole", *more) == 0
 
     out = tmp_path / "killed"
-    line = [sys.executable, "-m", "verl_aiops.cli", "train-rm", "--data", data, "--model", str(tiny_model_dir)]
+    line = [
+        sys.executable,
+        "-m",
+        "verl_aiops.cli",
+        "train-rm",
+        "--backend",
+        "trl",
+        "--data",
+        data,
+        "--model",
+        str(tiny_model_dir),
+    ]
     run = subprocess.Popen([*line, "--out", str(out), "--device", "cpu", *more], stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 240

@@ -107,9 +107,10 @@ COMMANDS: dict[str, Command] = {
     ),
     **FRONTS,
     "train-rm": Command(
-        "train a reward model on preference pairs, with TRL",
+        "train a reward model on preference pairs, on verl's engines or with TRL",
         "verl-aiops train-rm --data prefs.parquet --val prefs.val.parquet --model runs/sft/huggingface --out runs/rm\n"
-        "verl-aiops train-rm --data prefs.parquet --model models/SmolLM2-135M-Instruct --out runs/rm --lora-rank 0",
+        "verl-aiops train-rm --data prefs.parquet --model models/SmolLM2-135M-Instruct --out runs/rm --lora-rank 0\n"
+        "verl-aiops train-rm --backend trl --data prefs.parquet --model runs/sft/huggingface --out runs/rm",
         cli_train.reward_model_options,
         cli_train.run_train_rm,
     ),

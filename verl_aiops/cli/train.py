@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_aiops.settings import add_options, from_options
 from verl_aiops.trl.dpo_settings import DPOTraining
+from verl_aiops.trl.extra import TrainingError
 from verl_aiops.trl.reward_settings import RewardTraining
 
 __all__ = ["dpo_options", "reward_model_options", "run_train_rm", "run_trl_dpo"]
@@ -32,15 +33,29 @@ def _options(parser: argparse.ArgumentParser, owner: type, written: str, config:
 def reward_model_options(parser: argparse.ArgumentParser) -> None:
     training = _options(parser, RewardTraining, "folder to write", "RewardConfig")["training"]
     training.add_argument(
+        "--backend",
+        choices=("verl", "trl"),
+        default="verl",
+        help="what trains: verl's main_ppo, which computes a prompt once, or TRL's trainer (default %(default)s)",
+    )
+    training.add_argument("--print", action="store_true", dest="only_print", help="print verl's command line and stop")
+    training.add_argument(
         "--no-lora", dest="lora_rank", action="store_const", const=0, help="train all weights, as --lora-rank 0"
     )
 
 
-def run_train_rm(args: argparse.Namespace) -> None:
+def run_train_rm(args: argparse.Namespace) -> int:
+    settings = from_options(RewardTraining, args, trl=tuple(args.more))
+    if args.backend == "verl":
+        from verl_aiops.cli.fronts.train_rm import train_on_verl
+
+        return train_on_verl(settings, args.out, overwrite=args.overwrite, only_print=args.only_print)
+    if args.only_print:
+        raise TrainingError("--print: with --backend verl alone, whose command line it shows")
     from verl_aiops.trl.reward import train_reward_model
 
-    settings = from_options(RewardTraining, args, trl=tuple(args.more))
     print(train_reward_model(settings, args.out, overwrite=args.overwrite).summary())
+    return 0
 
 
 def dpo_options(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -132,7 +133,13 @@ def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
     from verl_aiops.models.merger import is_classifier
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    kind = AutoModelForSequenceClassification if is_classifier(config.architectures) else AutoModelForCausalLM
+    kind: type = AutoModelForCausalLM
+    if is_classifier(config.architectures):
+        kind = AutoModelForSequenceClassification
+        # verl's merger calls every adapter a language model's, whose methods PEFT would look for
+        settings = Path(folder, "lora_adapter", "adapter_config.json")
+        named = read_object_file(settings) | {"task_type": None}
+        settings.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
     base = kind.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
     merged.save_pretrained(folder)

@@ -14,7 +14,7 @@ import pytest
 from verl_aiops.cli.fronts.console import Console, duration
 from verl_aiops.cli.fronts.line import Line
 from verl_aiops.cli.fronts.running import Tail, run_line
-from verl_aiops.cli.fronts.tasks import TASKS
+from verl_aiops.cli.fronts.tasks import BACKENDS, TASKS
 
 DPO = {"actor/loss": 0.512, "rewards/margins": 0.31, "rewards/accuracies": 0.75, "timing_s/step": 3.0, "actor/lr": 1e-5}
 FIGURES = {
@@ -28,7 +28,10 @@ FIGURES = {
         "reward 0.400  right 0.25  json 1.00  loss -0.0100",
     ),
     "sft": ({"train/loss": 2.054, "train/lr": 2e-5}, "loss 2.054  lr 2.00e-05"),
-    "rm": ({"actor/loss": 0.69, "accuracy": 0.5, "margin": 0.1}, "loss 0.690  margin +0.100  acc 0.50"),
+    "rm": (
+        {"actor/loss": 0.69, "rewards/accuracies": 0.5, "rewards/margins": 0.1, "rewards/std": 0.5},
+        "loss 0.690  margin +0.100  acc 0.50  std 0.50",
+    ),
 }
 
 
@@ -42,7 +45,7 @@ def console():
 
     def make(task="dpo", total=None):
         shown = []
-        return Console(TASKS[task], "train.log", shown.append, total, lambda: 0.0), shown
+        return Console(TASKS.get(task) or BACKENDS["rm"][task], "train.log", shown.append, total, lambda: 0.0), shown
 
     return make
 
@@ -64,6 +67,12 @@ def test_the_figures_of_each_task(console, task):
     made.logged(entry(3, {"timing_s/step": 2.0, **data}))
     assert shown == [f"step 3  {said}  {data.get('timing_s/step', 2.0):.1f} s"]
     assert set(FIGURES) == set(TASKS)
+
+
+def test_the_figures_of_trls_trainer(console):
+    made, shown = console("trl")
+    made.logged(entry(3, {"timing_s/step": 2.0, "actor/loss": 0.69, "accuracy": 0.5, "margin": 0.1}))
+    assert shown == ["step 3  loss 0.690  margin +0.100  acc 0.50  2.0 s"]
 
 
 def test_held_out_figures_have_a_line_of_their_own(console):
@@ -102,8 +111,8 @@ def test_a_line_that_is_no_entry_is_left_out(console, line):
     "task, line, total",
     [
         ("sft", "Epoch 1/3:   5%|5         | 1/20 [00:03<01:00,  3.0s/it]", 60),
-        ("rm", "  2%|2         | 1/40 [00:03<02:00,  3.0s/it]", 40),
-        ("rm", "Map: 100%|####| 16/16 [00:00<00:00]", None),
+        ("trl", "  2%|2         | 1/40 [00:03<02:00,  3.0s/it]", 40),
+        ("trl", "Map: 100%|####| 16/16 [00:00<00:00]", None),
         ("dpo", "verl-aiops: training: steps 21 to 40", 40),
     ],
 )

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from verl_aiops.cli.fronts import line as line_module
@@ -48,8 +51,11 @@ WRITTEN = {
         "model.lora_alpha=16 model.lora_rank=8 trainer.n_gpus_per_node=2 data.seed=7",
     ),
     "rm": (
-        "python -m verl_aiops.cli train-rm",
-        "--model org/m --data {data} --val {data} --out {out} --lora-rank 8 --lr 0.0001 --epochs 3 --seed 7",
+        MAIN_PPO,
+        "+verl_aiops=rm actor_rollout_ref.model.path=org/m data.train_files={data} data.val_files={data} "
+        "trainer.default_local_dir={out} data.train_batch_size=16 data.max_prompt_length=2048 "
+        "data.max_response_length=512 actor_rollout_ref.model.lora_alpha=16 actor_rollout_ref.actor.optim.lr=0.0001 "
+        "actor_rollout_ref.model.lora_rank=8 trainer.n_gpus_per_node=2 trainer.total_epochs=3 data.seed=7",
     ),
 }
 
@@ -89,10 +95,35 @@ def printed(files, capsys):
 @pytest.mark.parametrize("task", WRITTEN)
 def test_the_line_of_each_task(printed, files, machine, task):
     machine(2)
-    gpus = ["--gpus", "1" if task == "rm" else "2"]
-    own = "seed=7" if task == "rm" else "data.seed=7"
-    found = printed(task, *gpus, "--lora-rank", "8", "--lr", "1e-4", "--epochs", "3", own)
+    found = printed(task, "--gpus", "2", "--lora-rank", "8", "--lr", "1e-4", "--epochs", "3", "data.seed=7")
     assert found == " ".join(WRITTEN[task]).format(**files)
+
+
+def test_a_reward_model_by_trl_is_a_line_of_train_rm(printed, files, machine):
+    machine(1)
+    found = printed("rm", "--backend", "trl", "--lora-rank", "8", "--lr", "1e-4", "--epochs", "3", "seed=7")
+    rest = "--model org/m --data {data} --val {data} --out {out} --lora-rank 8 --lr 0.0001 --epochs 3 --seed 7"
+    assert found == f"python -m verl_aiops.cli train-rm --backend trl {rest}".format(**files)
+
+
+def test_train_rm_is_the_line_of_a_reward_model_with_its_own_options(files, capsys):
+    least = ["train-rm", "--model", "org/m", "--data", files["data"], "--val", files["data"], "--out", files["out"]]
+    Path(files["data"]).unlink()
+    pq.write_table(pa.table({"prompt": ["?"], "chosen": ["a"], "rejected": ["b"]}), files["data"])
+    more = ["--batch-size", "4", "--grad-accum", "2", "--lora-rank", "0", "--max-length", "300", "--margin", "0.5"]
+    assert main([*least, "--print", *more]) in (0, None)
+    found = set(" ".join(capsys.readouterr().out.replace("\\\n", " ").split()).split(" "))
+    wanted = {"data.train_batch_size=8", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"}
+    wanted |= {"actor_rollout_ref.actor.optim.lr=1e-05", "data.max_prompt_length=300", "algorithm.rm.margin=0.5"}
+    wanted |= {"algorithm.rm.center_rewards=0.01", f"trainer.default_local_dir={files['out']}/checkpoints"}
+    assert wanted <= found, wanted - found
+    pq.write_table(pa.table({"prompt": ["?"], "chosen": ["a"], "rejected": ["b"], "margin": [1.0]}), files["data"])
+    assert main([*least, "--print"]) in (0, None)
+    assert "algorithm.rm.score_margin=1.0" in capsys.readouterr().out
+    # what only TRL's trainer knows
+    for more in ("--weight_decay=0.1", "--max-too-long-share=0.5"):
+        assert main([*least, "--print", more]) == 2
+        assert "--backend trl" in capsys.readouterr().err
 
 
 def test_every_task_is_here_and_has_only_options_that_there_are():
@@ -115,7 +146,8 @@ def test_sft_and_rm_without_a_gpu(printed):
     assert "trainer.device=cpu engine.strategy=fsdp2" in found and "--nproc_per_node=1" in found
     assert "optim.lr=2e-05" in found and "lora" not in found
     assert "optim.lr=0.0002" in printed("sft", "--lora-rank", "4")
-    assert printed("rm").endswith("--device cpu")
+    assert printed("rm", "--backend", "trl").endswith("--device cpu")
+    assert "'+verl_aiops=[rm,cpu]'" in printed("rm")
 
 
 def test_without_held_out_data_none_is_asked_for(files, capsys):
@@ -140,7 +172,9 @@ def test_several_files_and_settings_between_options(files, tmp_path, capsys):
 def test_columns_of_other_names(printed):
     named = printed("dpo", "--columns", "prompt=question,chosen=better one")
     assert "data.prompt_key=question" in named and """data.chosen_key='better one'""" in named
-    assert "--columns prompt=question,chosen=better" in printed("rm", "--columns", "prompt=question,chosen=better")
+    assert "--columns prompt=question,chosen=better" in printed(
+        "rm", "--backend", "trl", "--columns", "prompt=question,chosen=better"
+    )
 
 
 YAML = """\
@@ -231,7 +265,7 @@ def test_more_gpus_than_there_are(files, machine, capsys, monkeypatch):
     least = ["--model", "m", "--data", files["data"], "--out", files["out"], "--print"]
     assert main(["dpo", *least, "--gpus", "4"]) == 2
     assert "--gpus 4: this machine shows 2" in capsys.readouterr().err
-    assert main(["rm", *least, "--gpus", "2"]) == 2
+    assert main(["rm", "--backend", "trl", *least, "--gpus", "2"]) == 2
     assert "this task trains on one GPU" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # the cluster's are not this machine's
     assert main(["dpo", *least, "--gpus", "4"]) == 0

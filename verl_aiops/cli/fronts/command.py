@@ -8,12 +8,12 @@ from functools import partial
 from verl_aiops.cli.command import Command
 from verl_aiops.cli.fronts.line import FrontError, make_line
 from verl_aiops.cli.fronts.options_file import read_options
-from verl_aiops.cli.fronts.tasks import OPTIONS, TASKS, Task
+from verl_aiops.cli.fronts.tasks import BACKENDS, OPTIONS, TASKS, Task
 
 __all__ = ["FRONTS"]
 
 
-def _options(parser: argparse.ArgumentParser, *, task: Task) -> None:
+def _options(parser: argparse.ArgumentParser, *, task: Task, backends: dict[str, Task]) -> None:
     for name in task.keys:
         option = OPTIONS[name]
         parser.add_argument(
@@ -24,6 +24,13 @@ def _options(parser: argparse.ArgumentParser, *, task: Task) -> None:
             choices=option.choices or None,
             help=option.meaning + " (to be given)" * (name in task.required),
         )
+    if backends:
+        parser.add_argument(
+            "--backend",
+            choices=tuple(backends),
+            default=next(iter(backends)),
+            help="what trains: verl's main_ppo on any number of devices, or TRL's trainer on one (default %(default)s)",
+        )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file of the same options (lora_rank: 16) and of settings; --OPTION wins"
     )
@@ -31,14 +38,20 @@ def _options(parser: argparse.ArgumentParser, *, task: Task) -> None:
     parser.add_argument(
         "--verbose", action="store_true", help="show all that the trainer prints, verl's own step lines"
     )
-    settings = "options of train-rm, as key=value" if task.flags else "settings of the trainer, as Hydra reads them"
+    settings = "settings of the trainer, as Hydra reads them"
+    settings += " (with --backend trl: options of train-rm, as key=value)" * bool(backends)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=f"{settings}; they win over everything else")
     parser.set_defaults(takes_more=True)
 
 
-def _run(args: argparse.Namespace, *, task: Task) -> int:
+def _run(args: argparse.Namespace, *, task: Task, backends: dict[str, Task]) -> int:
     # what argparse leaves over: settings that stand behind an option, and options that there are not
     overrides = [*args.settings, *args.more]
+    if backends:
+        named = task.keys
+        task = backends[args.backend]
+        if lost := [name for name in named if name not in task.keys and getattr(args, name) is not None]:
+            raise FrontError(f"--{lost[0].replace('_', '-')}: not with --backend {args.backend}")
     options = {name: getattr(args, name) for name in task.keys}
     if args.config:
         filed, settings = read_options(args.config, task)
@@ -65,9 +78,17 @@ def _command(name: str, task: Task) -> Command:
     val = f" --val {task.sample}.val.parquet"
     out = f"runs/{name.replace('-', '_')}"
     call = f"verl-aiops {name} --model models/SmolLM2-135M-Instruct --data {task.sample}.parquet{val} --out {out}"
-    more = "margin=0.5" if task.flags else "trainer.seed=2" if task.model_from_checkpoint else "data.seed=2"
+    more = "trainer.seed=2" if task.model_from_checkpoint else "data.seed=2"
+    backends = BACKENDS.get(name, {})
     examples = [call, f"{call} --print", f"verl-aiops {name} --config run.yaml --lora-rank 16 {more}"]
-    return Command(task.summary, "\n".join(examples), partial(_options, task=task), partial(_run, task=task))
+    if backends:
+        examples.append(f"{call} --backend {[*backends][1]}")
+    return Command(
+        task.summary,
+        "\n".join(examples),
+        partial(_options, task=task, backends=backends),
+        partial(_run, task=task, backends=backends),
+    )
 
 
 FRONTS = {name: _command(name, task) for name, task in TASKS.items()}

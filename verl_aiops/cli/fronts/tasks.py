@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["OPTIONS", "TASKS", "Column", "Option", "Task"]
+__all__ = ["BACKENDS", "OPTIONS", "TASKS", "Column", "Option", "Task"]
 
 
 class Option(NamedTuple):
@@ -30,7 +30,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "val": Option(str, "F", "held-out file, or ORG/NAME[:SPLIT], measured on the way and at the end", many=True),
     "out": Option(str, "D", "folder of the run: checkpoints, model, metrics.jsonl, tensorboard/, train.log"),
-    "lora_rank": Option(int, "R", "rank of LoRA; 0 trains all weights (default 0; of rm 16)"),
+    "lora_rank": Option(int, "R", "rank of LoRA; 0 trains all weights (default 0; of `rm --backend trl` 16)"),
     "gpus": Option(int, "N", "GPUs of this machine; 0 trains on the CPU (default: 1 where there is one, else 0)"),
     "engine": Option(
         str, "E", "what generates the answers (default sglang, and hf on a CPU)", choices=("sglang", "vllm", "hf")
@@ -121,12 +121,18 @@ _PPO_KEYS = {
     "steps": ("trainer.total_training_steps",),
     "push": (),  # after the run
 }
+_DPO_KEYS = {**_PPO_KEYS, "columns": ("data.{}_key",)}
 _RL_KEYS = {**_PPO_KEYS, "engine": ("actor_rollout_ref.rollout.name",)}
 _LORA = ((f"{_MODEL}.lora_alpha", "{lora_alpha}"),)
 _RL = (("data.train_batch_size", 16),)
 # RL on a CPU: the sizes of examples/run_grpo_mturn_cpu.sh, without the pass of a reference
 _RL_CPU = (("data.train_batch_size", 8), ("actor_rollout_ref.rollout.n", 4))
 _PAIRS = (Column("margin", ("rewards/margins",), "+.3f"), Column("acc", ("rewards/accuracies",), ".2f"))
+_PAIRS_HELD_OUT = (
+    Column("loss", ("val/loss",)),
+    Column("margin", ("val/rewards/margins",), "+.3f"),
+    Column("acc", ("val/rewards/accuracies",), ".2f"),
+)
 _REWARD = (
     Column("reward", ("score/mean", "critic/score/mean")),
     Column("right", ("reward/acc_main", "reward/acc"), ".2f"),
@@ -142,13 +148,9 @@ TASKS: dict[str, Task] = {
         "train on preference pairs by DPO (KTO, ranked answers, ...) with verl's main_ppo",
         "prefs",
         _PPO,
-        {**_PPO_KEYS, "columns": ("data.{}_key",)},
+        _DPO_KEYS,
         (Column("loss", ("actor/loss",)), *_PAIRS),
-        tuple(
-            Column(label, (f"val/{key}",), form)
-            for label, key, form in (("loss", "loss", ".3f"), ("margin", "rewards/margins", "+.3f"))
-        )
-        + (Column("acc", ("val/rewards/accuracies",), ".2f"),),
+        _PAIRS_HELD_OUT,
         presets=("dpo",),
         cpu_preset="cpu",
         fixed=(("data.train_batch_size", 16), ("data.max_prompt_length", 2048), ("data.max_response_length", 512)),
@@ -238,21 +240,37 @@ TASKS: dict[str, Task] = {
         method="sft",
     ),
     "rm": Task(
-        "train a reward model on preference pairs, by train-rm (TRL)",
+        "train a reward model on preference pairs or ranked groups, with verl's main_ppo (or TRL)",
         "prefs",
-        ("-m", "verl_aiops.cli", "train-rm"),
-        {
-            **{name: (name,) for name in ("model", "data", "val", "out", "lr", "epochs", "batch_size")},
-            "lora_rank": ("lora_rank",),
-            "columns": ("columns",),
-            "gpus": (),  # it takes one, or none
-        },
-        (Column("loss", ("actor/loss",)), Column("margin", ("margin",), "+.3f"), Column("acc", ("accuracy",), ".2f")),
-        (),
-        cpu=(("device", "cpu"),),
-        flags=True,
-        shows=("reward model: ", "going on from "),
-        logger="",
-        log_beside=True,
+        _PPO,
+        _DPO_KEYS,
+        (Column("loss", ("actor/loss",)), *_PAIRS, Column("std", ("rewards/std",), ".2f")),
+        _PAIRS_HELD_OUT,
+        presets=("rm",),
+        cpu_preset="cpu",
+        fixed=(("data.train_batch_size", 16), ("data.max_prompt_length", 2048), ("data.max_response_length", 512)),
+        unvalidated=(("data.val_files", None),),
+        lora=(*_LORA, ("actor_rollout_ref.actor.optim.lr", 1e-4)),
     ),
 }
+
+_RM_BY_TRL = Task(
+    "train a reward model on preference pairs, by train-rm (TRL)",
+    "prefs",
+    ("-m", "verl_aiops.cli", "train-rm", "--backend", "trl"),
+    {
+        **{name: (name,) for name in ("model", "data", "val", "out", "lr", "epochs", "batch_size")},
+        "lora_rank": ("lora_rank",),
+        "columns": ("columns",),
+        "gpus": (),  # it takes one, or none
+    },
+    (Column("loss", ("actor/loss",)), Column("margin", ("margin",), "+.3f"), Column("acc", ("accuracy",), ".2f")),
+    (),
+    cpu=(("device", "cpu"),),
+    flags=True,
+    shows=("reward model: ", "going on from "),
+    logger="",
+    log_beside=True,
+)
+# by command: what trains, by the name that `--backend` takes; the first is the default
+BACKENDS: dict[str, dict[str, Task]] = {"rm": {"verl": TASKS["rm"], "trl": _RM_BY_TRL}}
