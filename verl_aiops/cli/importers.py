@@ -8,7 +8,12 @@ __all__ = ["import_options", "run_import"]
 
 
 def import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help="loghub, nezha, petshop, openrca, or auto")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="incidents: loghub, nezha, petshop, openrca, auto; cases: house, rcaeval, cloudopsbench, openrca2",
+    )
     parser.add_argument(
         "path",
         nargs="?",
@@ -34,13 +39,18 @@ def run_import(args: argparse.Namespace) -> None:
     from verl_aiops.incidents.errors import IncidentError
     from verl_aiops.incidents.importers import describe_sources, import_incidents
     from verl_aiops.inputs.shown import printable
+    from verl_aiops.investigation.importers import CASE_SOURCES, describe_case_sources, import_cases
 
     if args.list:
         print(describe_sources())
+        print(describe_case_sources())
         return
     for value, name in ((args.source, "SOURCE"), (args.path, "PATH"), (args.out, "--out FILE.jsonl")):
         if value is None:
             raise IncidentError(f"expected SOURCE PATH --out FILE.jsonl, found no {name}; --list shows the sources")
+    if args.source in CASE_SOURCES:
+        print(printable(import_cases(args.source, args.path, args.out, mapping=args.mapping, overwrite=args.overwrite)))
+        return
     imported = import_incidents(
         args.source, args.path, args.out, mapping=args.mapping, seed=args.seed, overwrite=args.overwrite
     )

@@ -68,10 +68,12 @@ COMMANDS: dict[str, Command] = {
         cli_data.run_simulate,
     ),
     "import": Command(
-        "write incidents from a public data set (loghub, Nezha, PetShop, OpenRCA)",
+        "write incidents from a public data set, or cases from your own house, RCAEval, Cloud-OpsBench, OpenRCA 2.0",
         "verl-aiops import --list\n"
         "verl-aiops import nezha ~/data/Nezha --out nezha.jsonl\n"
-        "verl-aiops import auto ~/data/loghub --out loghub.jsonl --mapping my-loghub.yaml",
+        "verl-aiops import auto ~/data/loghub --out loghub.jsonl --mapping my-loghub.yaml\n"
+        "verl-aiops import house ~/exports/2026-11 --out cases.jsonl --mapping cases.yaml\n"
+        "verl-aiops import rcaeval ~/data/RE2-OB --out re2ob.jsonl",
         cli_import.import_options,
         cli_import.run_import,
     ),

@@ -1,0 +1,120 @@
+"""Cloud-OpsBench: a folder a case, `SYSTEM/CATEGORY/N`, with metadata.json and tool_cache.json.
+
+The cache holds what each tool said, under `TOOL:{arguments as JSON}`; it is served as it is. The metadata name the
+object (`app/adservice`) and the root cause.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.inputs.json_text import JsonFault, read_json
+from verl_aiops.inputs.shown import one_line
+from verl_aiops.investigation.case import Case, RootCause
+from verl_aiops.investigation.importers.source import CaseJob, CaseSource
+from verl_aiops.investigation.importers.texts import name_of, section, text_of, when, whole_json
+from verl_aiops.investigation.recorded import Recorded, RecordedAnswer
+
+__all__ = ["CLOUDOPSBENCH"]
+
+_KEY = re.compile(r"(\w+)(?::(.*))?", re.DOTALL)
+
+
+def read(job: CaseJob) -> Iterator[Case]:
+    folders = job.folders("**/metadata.json", "folders with metadata.json and tool_cache.json, as boutique/admission/1")
+    made: list[tuple[Path, Mapping[str, Any]]] = []
+    for folder in folders:
+        if not (folder / "tool_cache.json").exists():
+            job.leave_out("folders: no tool_cache.json")
+            continue
+        made.append((folder, _metadata(folder / "metadata.json")))
+    # all root causes of a system: who answers chooses from these
+    reasons: dict[str, set[str]] = {}
+    for folder, metadata in made:
+        reasons.setdefault(folder.parent.parent.name, set()).add(_reason(folder, metadata))
+    for folder, metadata in made:
+        yield _case(job, folder, metadata, tuple(sorted(reasons[folder.parent.parent.name])))
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
+    value = whole_json(path)
+    if not isinstance(value, Mapping):
+        raise IncidentError(f"{one_line(path)}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _reason(folder: Path, metadata: Mapping[str, Any]) -> str:
+    reason = name_of(section(metadata, "result", "root_cause"))
+    if reason is None:
+        raise IncidentError(
+            f"{one_line(folder / 'metadata.json')}, field 'result.root_cause': expected text, found none"
+        )
+    return reason
+
+
+def _case(job: CaseJob, folder: Path, metadata: Mapping[str, Any], reasons: tuple[str, ...]) -> Case:
+    where = one_line(folder / "metadata.json")
+    subject, query = name_of(section(metadata, "result", "fault_object")), text_of(metadata.get("query"))
+    if subject is None or query is None:
+        field = "query" if query is None else "result.fault_object"
+        raise IncidentError(f"{where}, field '{field}': expected text, found none")
+    component = subject.rpartition("/")[2]
+    system, category = folder.parent.parent.name, folder.parent.name
+    at, answers = _answers(job, folder / "tool_cache.json")
+    reason = _reason(folder, metadata)
+    return Case(
+        id=f"cloudopsbench-{system}-{category}-{folder.name}"[:200],
+        source=f"cloudopsbench/{system}",
+        symptom=query,
+        alert=at,
+        root_causes=(RootCause(component, reason, component_aliases=(subject,) if subject != component else ()),),
+        severity=None,
+        reasons=reasons,
+        # the same fault on the same object was recorded several times
+        group=f"cloudopsbench-{system}-{component}-{reason}"[:200],
+        recorded=Recorded(answers),
+    )
+
+
+def _answers(job: CaseJob, path: Path) -> tuple[float | None, tuple[RecordedAnswer, ...]]:
+    cache = whole_json(path)
+    if not isinstance(cache, Mapping):
+        raise IncidentError(f"{one_line(path)}: expected an object, found {type(cache).__name__}")
+    at, answers = None, []
+    for key, text in cache.items():
+        if key == "collection_timestamp":
+            at = when(text)
+            continue
+        match = _KEY.fullmatch(key)
+        arguments = _arguments(match.group(2) or "{}") if match else None
+        if match is None or arguments is None or not isinstance(text, str):
+            job.leave_out("recorded answers: not under TOOL:{arguments}, or no text")
+            continue
+        answers.append(RecordedAnswer(match.group(1), arguments, text_of(text) or "(nothing)"))
+    if not answers:
+        raise IncidentError(f"{one_line(path)}: expected answers under keys such as GetAlerts:{{}}, found none")
+    return at, tuple(answers)
+
+
+def _arguments(text: str) -> Mapping[str, Any] | None:
+    try:
+        value = read_json(text)
+    except JsonFault:
+        return None
+    return value if isinstance(value, Mapping) else None
+
+
+CLOUDOPSBENCH = CaseSource(
+    name="cloudopsbench",
+    title="Cloud-OpsBench (recorded tool answers)",
+    homepage="https://github.com/LLM4Ops/Cloud-OpsBench",
+    expects="its folder benchmark, or one below it: SYSTEM/CATEGORY/N with metadata.json and tool_cache.json",
+    licence="the repository states none: without the authors' leave, for looking at and your own measurements; do not "
+    "pass the cases on",
+    citation="Cloud-OpsBench, the repository named above",
+    read=read,
+)
