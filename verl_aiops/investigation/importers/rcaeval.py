@@ -180,7 +180,7 @@ RCAEVAL = CaseSource(
     homepage="https://github.com/phamquiluan/RCAEval",
     expects="the unpacked RE2-OB, RE2-SS, RE2-TT, RE3-OB, ... folders, or one above them: SERVICE_FAULT/N with "
     "simple_metrics.csv or metrics.csv, logs.csv, traces.csv, inject_time.txt",
-    licence="MIT, as the authors' repository and Zenodo records state: free use with the notice kept",
+    licence="MIT, data included, as the authors' repository states: free use with the notice kept",
     citation="Pham et al., RCAEval: A Benchmark for Root Cause Analysis of Microservice Systems, WWW 2025",
     read=read,
 )
