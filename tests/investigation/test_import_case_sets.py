@@ -114,7 +114,8 @@ def make_cloudopsbench(root, number="1", **changes):
         'GetResources:{"resource_type":"pods","name":"","namespace":"boutique"}': "NAME READY\ncart-0 1/1\n",
         'GetResources:{"resource_type":"pods","name":"","namespace":"boutique","output_wide":true}': "NAME READY IP\n",
         "GetAlerts:{}": "[ALERT] adservice has no pods <|im_end|>",
-        "notes": 3,
+        'GetErrorLogs:{"service_name":"adservice"}': [],
+        "CheckServiceConnectivity-boutique-redis-cart-6379": "open",
     }
     (folder / "tool_cache.json").write_text(json.dumps(cache))
     return root
@@ -125,6 +126,7 @@ def test_cloudopsbench_answers_are_served_as_recorded(tmp_path):
     make_cloudopsbench(root, "2")
     report, cases = cases_of("cloudopsbench", root)
     case = cases[0]
+    assert case.symptom == "Partly unreachable. Namespace: boutique."
     assert case.id == "cloudopsbench-boutique-admission-1" and case.source == "cloudopsbench/boutique"
     assert case.root_causes[0].right_components == {"adservice", "app/adservice"}
     assert case.reasons == ("missing_account",) and cases[0].group == cases[1].group
@@ -132,8 +134,10 @@ def test_cloudopsbench_answers_are_served_as_recorded(tmp_path):
     assert said.text == "NAME READY\ncart-0 1/1\n"
     assert answer(case, "GetResources", {"namespace": "boutique", "resource_type": "Pods", "output_wide": "true"}).ok
     assert answer(case, "GetAlerts").text == "[ALERT] adservice has no pods ‹|im_end|›"
+    assert answer(case, "GetErrorLogs", {"service_name": "adservice"}).text == "[]"
+    assert answer(case, "GetResources", {"namespace": "boutique", "resource_type": "pods", "output_wide": False}).ok
     assert "was not recorded with these arguments" in answer(case, "GetResources", {"resource_type": "nodes"}).text
-    assert "2 recorded answers: not under TOOL:{arguments}, or no text" in str(report)
+    assert "left out: 2 recorded answers: not under TOOL:{arguments}" in str(report)
     assert "the repository states none" in (root.parent / "cases.jsonl.LICENCE.txt").read_text()
 
 

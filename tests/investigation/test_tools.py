@@ -247,6 +247,23 @@ def test_recorded_answers_are_served_as_they_are():
     assert [tool["function"]["name"] for tool in tool_schemas(case)] == ["kubectl_get", "kubectl_logs"]
 
 
+def test_a_long_recorded_answer_is_read_on_by_offset():
+    text = "".join(f"line {number} of the description\n" for number in range(200))
+    case = Case.from_dict(record(recorded={"answers": [{"name": "get", "arguments": {"a": 1}, "text": text}]}))
+    read, offset = "", 0
+    while True:
+        said = answer(case, "get", {"a": 1, "offset": offset}, max_chars=500)
+        assert said.ok and len(said.text) <= 500
+        part, more, rest = said.text.partition("\nmore with offset=")
+        read += part
+        if not more:
+            break
+        offset = int(rest.split(" ")[0])
+    assert read == text
+    for offset in (10**6, "1e400", [], "nan", {}, "x" * 9999, 10**5000):
+        assert not answer(case, "get", {"a": 1, "offset": offset}).ok
+
+
 def test_schemas_are_those_that_verl_reads():
     schemas = pytest.importorskip("verl.tools.schemas")
     recorded = Case.from_dict(record(recorded={"answers": [{"name": "get", "arguments": {"a": 1}, "text": "b"}]}))

@@ -52,8 +52,9 @@ class Recorded:
 
 
 def argument_key(arguments: Mapping[str, Any]) -> str:
-    """One text for equal arguments: in any order, null left out, numbers in quotes or not, in any case of letters."""
-    given = {str(name): _plain(value) for name, value in arguments.items() if value not in (None, "")}
+    """One text for equal arguments: in any order and case of letters, numbers in quotes or not; what is null, empty or
+    false is as good as not given."""
+    given = {str(name): _plain(value) for name, value in arguments.items() if value not in (None, "", False, "false")}
     return json.dumps(given, sort_keys=True, ensure_ascii=False, default=str)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
+from verl_aiops.incidents.prompts import json_text
 from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.inputs.shown import one_line
 from verl_aiops.investigation.case import Case, RootCause
@@ -62,17 +63,16 @@ def _case(job: CaseJob, folder: Path, metadata: Mapping[str, Any], reasons: tupl
     if subject is None or query is None:
         field = "query" if query is None else "result.fault_object"
         raise IncidentError(f"{where}, field '{field}': expected text, found none")
-    component = subject.rpartition("/")[2]
+    component, namespace = subject.rpartition("/")[2], name_of(metadata.get("namespace"))
     system, category = folder.parent.parent.name, folder.parent.name
     at, answers = _answers(job, folder / "tool_cache.json")
     reason = _reason(folder, metadata)
     return Case(
         id=f"cloudopsbench-{system}-{category}-{folder.name}"[:200],
         source=f"cloudopsbench/{system}",
-        symptom=query,
+        symptom=f"{query} Namespace: {namespace}." if namespace else query,
         alert=at,
         root_causes=(RootCause(component, reason, component_aliases=(subject,) if subject != component else ()),),
-        severity=None,
         reasons=reasons,
         # the same fault on the same object was recorded several times
         group=f"cloudopsbench-{system}-{component}-{reason}"[:200],
@@ -91,10 +91,12 @@ def _answers(job: CaseJob, path: Path) -> tuple[float | None, tuple[RecordedAnsw
             continue
         match = _KEY.fullmatch(key)
         arguments = _arguments(match.group(2) or "{}") if match else None
-        if match is None or arguments is None or not isinstance(text, str):
-            job.leave_out("recorded answers: not under TOOL:{arguments}, or no text")
+        if match is None or arguments is None:
+            job.leave_out("recorded answers: not under TOOL:{arguments}")
             continue
-        answers.append(RecordedAnswer(match.group(1), arguments, text_of(text) or "(nothing)"))
+        # lists of alerts and of grouped errors are kept as values
+        said = text_of(text) if isinstance(text, str) else json_text(text)
+        answers.append(RecordedAnswer(match.group(1), arguments, said or "(nothing)"))
     if not answers:
         raise IncidentError(f"{one_line(path)}: expected answers under keys such as GetAlerts:{{}}, found none")
     return at, tuple(answers)

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from verl_aiops.inputs.shown import brief
 from verl_aiops.investigation.case import Case
 from verl_aiops.investigation.recorded import Recorded, argument_key
 from verl_aiops.investigation.tools.arguments import Arguments, BadCall, parsed
@@ -73,18 +74,39 @@ def _answer(case: Case, name: Any, arguments: Any, max_chars: int) -> ToolAnswer
         raise BadCall(f"no tool '{wrong}'; {meant}there are {', '.join(names)}")
     given = parsed(arguments)
     if case.recorded is not None:
-        return _recorded(case.recorded, name, given)
+        return _recorded(case.recorded, name, given, max_chars)
     tool = TOOLS[name]
     asked = Arguments(name, tuple(tool.parameters), given, index_of(case))
     page = Page(asked.whole("limit", _LINES, 1, _MOST_LINES), asked.whole("offset", 0, 0, 1_000_000), max_chars)
     return tool.run(index_of(case), asked, page)
 
 
-def _recorded(recorded: Recorded, name: str, given: Mapping[str, Any]) -> ToolAnswer:
+def _recorded(recorded: Recorded, name: str, given: Mapping[str, Any], max_chars: int) -> ToolAnswer:
+    """As recorded; of one that is too long the part from `offset` on, which counts characters here."""
     row = recorded.by_call.get((name, argument_key(given)))
+    offset = 0
+    if row is None and "offset" in given:
+        row = recorded.by_call.get((name, argument_key({key: given[key] for key in given if key != "offset"})))
+        offset = _offset(given["offset"])
     if row is None:
         calls = [argument_key(other.arguments) for other in recorded.answers if other.name == name]
         near = difflib.get_close_matches(argument_key(given)[:200], calls[:200], 3, 0.3) or calls[:3]
         raise BadCall(f"{name} was not recorded with these arguments; it was with {fact(' or '.join(near), 400)}")
-    text = harmless(row.text)
+    whole = harmless(row.text)
+    if offset and offset >= len(whole):
+        raise BadCall(f"offset {offset} is behind the last of {len(whole)} characters; give a smaller one")
+    text = whole[offset:]
+    if len(text) > max_chars:
+        end = max_chars - 60
+        # at the end of a line, where one ends in the last third
+        end = max(text.rfind("\n", end * 2 // 3, end) + 1, 0) or end
+        text = f"{text[:end]}\nmore with offset={offset + end} (of {len(whole)})"
+        return ToolAnswer(text, True, tuple(line for line in text.split("\n")[:-1] if line.strip()))
     return ToolAnswer(text, True, tuple(line for line in text.split("\n") if line.strip()))
+
+
+def _offset(value: Any) -> int:
+    try:
+        return max(0, min(int(float(value)), 100_000_000))
+    except (TypeError, ValueError, OverflowError):
+        raise BadCall(f"argument offset: expected a whole number, found {fact(brief(value, 40), 44)}") from None
