@@ -260,7 +260,10 @@ def test_a_long_recorded_answer_is_read_on_by_offset():
             break
         offset = int(rest.split(" ")[0])
     assert read == text
-    for offset in (10**6, "1e400", [], "nan", {}, "x" * 9999, 10**5000):
+    deep = {}
+    for _ in range(3000):
+        deep = {"a": [deep]}
+    for offset in (deep, 10**6, "1e400", [], "nan", {}, "x" * 9999, 10**5000):
         assert not answer(case, "get", {"a": 1, "offset": offset}).ok
 
 

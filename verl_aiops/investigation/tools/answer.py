@@ -83,14 +83,18 @@ def _answer(case: Case, name: Any, arguments: Any, max_chars: int) -> ToolAnswer
 
 def _recorded(recorded: Recorded, name: str, given: Mapping[str, Any], max_chars: int) -> ToolAnswer:
     """As recorded; of one that is too long the part from `offset` on, which counts characters here."""
-    row = recorded.by_call.get((name, argument_key(given)))
+    try:
+        wanted = argument_key(given)
+    except (RecursionError, ValueError):
+        raise BadCall("the arguments are nested too deeply, or hold a number too long to be one") from None
+    row = recorded.by_call.get((name, wanted))
     offset = 0
     if row is None and "offset" in given:
         row = recorded.by_call.get((name, argument_key({key: given[key] for key in given if key != "offset"})))
         offset = _offset(given["offset"])
     if row is None:
         calls = [argument_key(other.arguments) for other in recorded.answers if other.name == name]
-        near = difflib.get_close_matches(argument_key(given)[:200], calls[:200], 3, 0.3) or calls[:3]
+        near = difflib.get_close_matches(wanted[:200], calls[:200], 3, 0.3) or calls[:3]
         raise BadCall(f"{name} was not recorded with these arguments; it was with {fact(' or '.join(near), 400)}")
     whole = harmless(row.text)
     if offset and offset >= len(whole):
