@@ -52,9 +52,15 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     from verl_aiops.evaluation.compare.command import Options, compare
+    from verl_aiops.evaluation.investigation.compare import compare_investigations, of_investigations
     from verl_aiops.evaluation.pairs.results import of_pairs
     from verl_aiops.inputs.shown import one_line, printable
 
+    if of_investigations(args.runs):
+        table, files = compare_investigations(args.runs, args.out, seed=args.seed, overwrite=args.overwrite)
+        print(printable(table))
+        print(f"{one_line(args.out)}: {', '.join(files)}")
+        return
     if of_pairs(args.runs):
         table, files = _of_pairs(args)
         print(printable(table))

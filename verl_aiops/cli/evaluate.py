@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.data import add_prompt_options, prompts_from
 from verl_aiops.cli.incident_source import add_columns_option, incidents_from
-from verl_aiops.cli.values import json_object, reward_settings, round_tokens
+from verl_aiops.cli.investigation import eval_tool_options, investigates, run_eval_investigations
+from verl_aiops.cli.values import API_KEY_ENV, api_key, json_object, reward_settings, round_tokens
 
 if TYPE_CHECKING:
     from verl_aiops.evaluation.run.backend import Backend, SamplingOptions
     from verl_aiops.evaluation.run.questions import Question
-
-API_KEY_ENV = "OPENAI_API_KEY"
 
 # Options of the command by the name of the prompt option, where they differ.
 _OPTIONS = {"budget": "max_chars", "show_candidates": "no_candidates", "seed": "prompt_seed"}
@@ -28,6 +26,7 @@ EXAMPLES = (
     "verl-aiops eval --model runs/grpo/global_step_40 --incidents incidents.jsonl --max-chars 600 --out eval/step40\n"
     "verl-aiops eval --model MODEL --incidents incidents.jsonl --trim evidence --out eval/evidence\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --n 8 --temperature 0.8 --round-tokens 320,64 --out eval/n8\n"
+    "verl-aiops eval --model MODEL --data tools.val.parquet --tools max_calls=6,turn_tokens=96 --out eval/tools\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --rename 1 --out eval/renamed\n"
     "verl-aiops eval --endpoint http://host:8000/v1 --model NAME --data rl.val.parquet --out eval/name"
 )
@@ -54,6 +53,7 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     add_prompt_options(parser, asked_alone=True)
     _sampling_options(parser)
     _endpoint_options(parser)
+    eval_tool_options(parser)
     judged = parser.add_argument_group("judgement")
     judged.add_argument(
         "--reward",
@@ -134,6 +134,8 @@ def _endpoint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    if investigates(args):
+        return run_eval_investigations(args)
     from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.run.backend import SamplingOptions
     from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
@@ -224,18 +226,6 @@ def _backend(args: argparse.Namespace, options: SamplingOptions) -> tuple[dict[s
         return LocalBackend(model, options, args.concurrency, args.dtype, Path(args.out) / ".merged")
 
     return {"model": args.model, "model_files": model.fingerprint(), "dtype": args.dtype}, make
-
-
-def api_key(variable: str | None) -> str | None:
-    """The key in an environment variable, None where the default one is not set."""
-    from verl_aiops.evaluation.errors import EvaluationError
-
-    key = os.environ.get(variable or API_KEY_ENV, "").strip()
-    if variable and not key:
-        raise EvaluationError(f"--api-key-env {variable}: this environment variable is not set")
-    if not key.isprintable() or not key.isascii():
-        raise EvaluationError(f"{variable or API_KEY_ENV}: the key holds characters that no header can carry")
-    return key or None
 
 
 def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]]:

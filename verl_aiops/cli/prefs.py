@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from verl_aiops.cli.data import add_output_options, add_prompt_options, build
 from verl_aiops.cli.incident_source import add_source_options
@@ -129,7 +131,13 @@ def _run_own_pairs(args: argparse.Namespace) -> None:
         form=args.form,
     )
     files = {"data": args.data or (), "trained_on": args.trained_on or ()}
-    built = build_own_pairs(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite)
+    from verl_aiops.evaluation.investigation.compare import of_investigations
+    from verl_aiops.evaluation.investigation.pairs import build_investigation_pairs
+
+    build_of: Callable[..., Any] = build_own_pairs
+    if of_investigations(args.from_generations):
+        build_of = build_investigation_pairs
+    built = build_of(args.from_generations, args.out, **files, options=options, overwrite=args.overwrite)
     print(printable(built))
 
 

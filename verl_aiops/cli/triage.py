@@ -7,9 +7,8 @@ import json
 import sys
 
 from verl_aiops.cli.command import Command, run_alone
-from verl_aiops.cli.evaluate import api_key
 from verl_aiops.cli.incident_source import add_columns_option, columns_from
-from verl_aiops.cli.values import round_tokens
+from verl_aiops.cli.values import api_key, round_tokens
 
 __all__ = ["TRIAGE"]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 
-__all__ = ["json_object", "reward_settings", "round_tokens"]
+__all__ = ["API_KEY_ENV", "api_key", "json_object", "reward_settings", "round_tokens"]
+
+API_KEY_ENV = "OPENAI_API_KEY"
 
 
 def round_tokens(text: str | None) -> tuple[int, ...] | None:
@@ -33,8 +37,9 @@ def json_object(name: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def reward_settings(text: str | None) -> dict[str, Any]:
-    """Settings of the reward from `name=value,name=value`, checked as the reward itself checks them."""
+def reward_settings(text: str | None, read: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+    """Settings of a reward from `name=value,name=value`, checked as the reward itself checks them: by ``read``, or as
+    the triage reward does."""
     from verl_aiops.rewards.triage.settings import read_settings
 
     settings = {}
@@ -47,7 +52,17 @@ def reward_settings(text: str | None) -> dict[str, Any]:
                 raise EvaluationError(f"--reward {part}: expected name=value with a number, true or false") from None
             settings[name.strip()] = value.strip()
     try:
-        read_settings(settings)
+        (read or read_settings)(settings)
     except ValueError as error:
         raise EvaluationError(f"--reward: {error}") from None
     return settings
+
+
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable, None where the default one is not set."""
+    key = os.environ.get(variable or API_KEY_ENV, "").strip()
+    if variable and not key:
+        raise EvaluationError(f"--api-key-env {variable}: this environment variable is not set")
+    if not key.isprintable() or not key.isascii():
+        raise EvaluationError(f"{variable or API_KEY_ENV}: the key holds characters that no header can carry")
+    return key or None

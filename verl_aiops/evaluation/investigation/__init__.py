@@ -1,0 +1,1 @@
+"""Evaluation of investigations: cases asked with tools, their verdicts scored by the reward, tables and comparisons."""
