@@ -266,6 +266,11 @@ class OnlineDPOConfig(PreferenceConfig):
         choices=RULES,
     )
     min_gap: float = setting(0.0, "smallest difference of scores that makes a pair.", within="[0, inf)")
+    members_agree: bool = setting(
+        False,
+        "with an ensemble of reward models (`reward.combined.members`): a pair that not every member orders alike is "
+        "no preference, and is counted (`pairs/members_differ`).",
+    )
     eos_penalty: float = setting(
         0.0, "taken from the score of an answer that did not end by itself.", within="[0, inf)"
     )

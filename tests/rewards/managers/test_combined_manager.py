@@ -214,3 +214,34 @@ def test_verl_calls_the_manager_with_a_reward_model_only_where_a_function_is_nam
     worker.config.reward.custom_reward_function.path = "pkg://x"
     asyncio.run(worker.compute_score([0]))
     assert called == ["reward model", "manager"]
+
+
+def test_of_several_reward_models_each_reads_its_own_template_and_all_are_told(tokenizer):
+    import copy
+
+    from verl_aiops.rewards.managers.combined import AiopsCombinedRewardManager, _Other
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    clients = [Client(), Client(), Client()]
+
+    async def go(error=None):
+        clients[2].error = error
+        manager = AiopsCombinedRewardManager(
+            configuration(mode="rm_only", squash="raw"), tokenizer, None, "nowhere:1", tokenizer
+        )
+        manager.client = clients[0]
+        manager.others = [_Other(clients[1], other, Moments(), None, 2.0), _Other(clients[2], other, Moments(), 9, 1.0)]
+        manager.others[1] = _Other(clients[2], tokenizer, Moments(), None, 1.0)
+        return (await manager.run_single(row_of(tokenizer, None, (), RIGHT)))["reward_extra_info"]
+
+    info = asyncio.run(go())
+    assert clients[1].texts[0].startswith("[user] logs") and clients[0].texts == clients[2].texts
+    first, second, third = (len(client.texts[0]) / 1000 for client in clients)
+    assert [info[f"rm_member_{at}"] for at in range(3)] == [first, second, third]
+    assert info["rm"] == pytest.approx((first + 2 * second + third) / 4) and info["rm_raw"] == first
+    assert info["rm_spread"] > 0 and info["rm_failed"] == 0.0
+    info = asyncio.run(go("gone"))
+    assert (
+        math.isnan(info["rm"]) and math.isnan(info["score"]) and (info["rm_failed"], info["rm_error"]) == (1.0, "gone")
+    )

@@ -158,3 +158,22 @@ def test_pairs_of_one_prompt_are_shuffled_together_into_one_mini_batch():
     # one pair a prompt: the order that it always was
     single = [(answer, answer) for answer in answers.values()]
     assert shuffled(single, seed=5, room=2) == np.random.default_rng([5]).permutation(6).tolist()
+
+
+@pytest.mark.parametrize(
+    "chosen, rejected, like",
+    [
+        ({}, {}, True),
+        ({"rm": 0.0}, {"rm": 1.0}, True),
+        ({"rm_member_0": 2.0, "rm_member_1": 1.0}, {"rm_member_0": 1.0, "rm_member_1": 0.5}, True),
+        ({"rm_member_0": 2.0, "rm_member_1": 0.5}, {"rm_member_0": 1.0, "rm_member_1": 0.5}, False),
+        ({"rm_member_0": 2.0, "rm_member_1": math.nan}, {"rm_member_0": 1.0, "rm_member_1": 0.5}, False),
+        ({"rm_member_0": 2.0}, {"rm_member_0": 1.0, "rm_member_1": 0.5}, False),
+    ],
+)
+def test_members_of_an_ensemble_agree_where_each_has_the_order(chosen, rejected, like):
+    from verl_aiops.trainers.dpo.online_pairs import Answer, agreed
+
+    ids = torch.tensor([1])
+    pair = [Answer("u", ids, ids, ids, extra={"reward_extra_info": parts}) for parts in (chosen, rejected)]
+    assert agreed(*pair) is like

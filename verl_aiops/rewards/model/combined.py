@@ -18,6 +18,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
+from verl_aiops.rewards.model.ensemble import ENSEMBLES, Member, read_members
 from verl_aiops.rewards.model.transform import NORMALISATIONS, SQUASHES, Moments, Shaping, read_stats
 from verl_aiops.settings import Settings, setting
 
@@ -89,6 +90,22 @@ class CombinedSettings(Settings):
         fits=_is_range,
         expected="[low,high] with low below high",
     )
+    members: list[dict] | None = setting(
+        None,
+        "further reward models beside `reward.reward_model`, which are served elsewhere: a list of sections with "
+        "`path` (folder with the tokenizer), `address` (`host:port`), `server` (`vllm`, `sglang`, `hf`), `model` (the "
+        "server's name of it; default `path`) and `weight` (default 1).",
+        fits=lambda value: value is None or isinstance(value, list | tuple),
+        expected="a list of sections, or null",
+    )
+    ensemble: str = setting(
+        "mean",
+        "how the members' shaped scores become one, by the formulas in `verl_aiops/rewards/model/ensemble.py`.",
+        choices=ENSEMBLES,
+    )
+    ensemble_k: float = setting(
+        1.0, "of `mean_minus_std`: standard deviations between members that are taken off.", within="[0, inf)"
+    )
     timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
     deadline_s: float = setting(
         300.0, "seconds for all attempts of one answer together.", within="[1e-3, inf)", expected="seconds, above 0"
@@ -111,6 +128,11 @@ class CombinedSettings(Settings):
     )
 
     @cached_property
+    def others(self) -> tuple[Member, ...]:
+        """The members beside ``reward.reward_model``."""
+        return read_members(self.members or (), f"{WHERE}.members")
+
+    @cached_property
     def shaping(self) -> Shaping:
         return Shaping(self.squash, float(self.temperature), float(self.threshold), self.clip)
 
@@ -119,6 +141,13 @@ class CombinedSettings(Settings):
         return self.mode != "rule_only"
 
     def check_together(self) -> None:
+        if self.ensemble != "mean" and not self.others:
+            raise ValueError(f"{WHERE}.ensemble={self.ensemble} has no effect without {WHERE}.members")
+        if self.others and self.normalise == "running":
+            raise ValueError(
+                f"{WHERE}.normalise=running keeps the numbers of one reward model. With {WHERE}.members use stored, "
+                "which reads each one's own file, or none"
+            )
         if self.mode in ("weighted", "gated") and self.rule_weight + self.rm_weight <= 0:
             raise ValueError(f"{WHERE}.rule_weight and .rm_weight are both 0: nothing would count")
         low, high = self.shaping.bounds

@@ -29,7 +29,14 @@ RESULTS = (
 )
 """What `compute_score` always returns; no part can have one of these names."""
 
-_OF_MANAGERS = ("rule", "rm", "rm_raw", "rm_failed", "rm_error")  # what the manager `aiops_combined` adds to them
+_OF_MANAGERS = (
+    "rule",
+    "rm",
+    "rm_raw",
+    "rm_failed",
+    "rm_error",
+    "rm_spread",
+)  # what the manager `aiops_combined` adds to them
 
 
 class Reading(NamedTuple):

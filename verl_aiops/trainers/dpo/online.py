@@ -23,6 +23,7 @@ from verl_aiops.trainers.config import OnlineDPOConfig
 from verl_aiops.trainers.dpo import examples as answer_rows
 from verl_aiops.trainers.dpo.online_pairs import (
     Answer,
+    agreed,
     labelled,
     laid_out,
     pair_example,
@@ -112,6 +113,9 @@ class OnlineDPOTrainer(PreferenceTraining, ScoredTrainer):
             else:
                 labels = self._label(answers)
                 pairs = labelled(answers, labels)
+            if self.dpo.members_agree:
+                found, pairs = len(pairs), [pair for pair in pairs if agreed(*pair)]
+                metrics["pairs/members_differ"] = float(found - len(pairs))
             self._last = _Step(answers, labels, pairs)
         metrics.update(self._pair_metrics(self._last))
         # a session whose reward (or generation) raised is missing from verl's batch without a word

@@ -17,6 +17,7 @@ from verl_aiops.trainers.together import by_prompt, in_blocks
 __all__ = [
     "Answer",
     "Plan",
+    "agreed",
     "labelled",
     "laid_out",
     "pair_example",
@@ -120,6 +121,14 @@ def pair_example(chosen: Answer, rejected: Answer, *, scored: bool = False) -> d
 
 def labelled(answers: Sequence[Answer], labels: Labels) -> list[tuple[Answer, Answer]]:
     return [(answers[i], answers[j]) for i, j in zip(labels.chosen.tolist(), labels.rejected.tolist())]
+
+
+def agreed(chosen: Answer, rejected: Answer) -> bool:
+    """Whether all members of an ensemble of reward models order a pair so: each has its score among the answer's parts
+    (`reward_extra_info`), by a name that begins with ``rm_member_``. True where there are none."""
+    parts = [answer.extra.get("reward_extra_info") or {} for answer in (chosen, rejected)]
+    names = [name for name in parts[0] | parts[1] if str(name).startswith("rm_member_")]
+    return all(float(parts[0].get(name, math.nan)) > float(parts[1].get(name, math.nan)) for name in names)
 
 
 def self_play_pairs(
