@@ -73,7 +73,7 @@ def test_the_page_has_an_example_of_each():
     lines = ('LOSSES["cpo"]', 'PARTS["named"]', 'METRICS["long"]', 'READERS[".yaml"]', 'PAIRING_RULES["two_widest"]')
     for line in (*lines, "FAULTS.update"):
         assert line in text
-    assert len(blocks("run")) == 6 and len(blocks("train")) == 1 and len(blocks("job")) == 1
+    assert len(blocks("run")) == 7 and len(blocks("train")) == 1 and len(blocks("job")) == 1
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("run") if b.language == "python"], ids=lambda b: b.text[-40:-20])
@@ -85,7 +85,7 @@ def test_python_blocks_print_what_the_page_says(shell, block):
 def test_commands_print_what_the_page_says(shell):
     text = "".join(b.text for b in blocks("run") if b.language == "console")
     commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, flags=re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 8
     for command, expected in commands:
         assert shell(command)[1] == expected, command
 

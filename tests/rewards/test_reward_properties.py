@@ -16,7 +16,7 @@ from verl_aiops.rewards.triage.early_verdict import gives_verdict
 
 KEYS = frozenset(compute_score("", "", {"service": "a", "incident_type": "b"}))
 CONTRACT = {"score", "acc", "acc_main", "json_ok", "service_ok", "type_ok", "evidence"}
-COUNTS = {"quotes", "invented", "rounds", "chars"}
+COUNTS = {"quotes", "invented", "rounds", "chars", "fields_known"}
 
 LINES = [
     f"10:00:0{n} {text}" for n, text in enumerate(["db replica lag 3 s", "api call failed", "cache warm", "web ok"])

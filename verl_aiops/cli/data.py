@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.cases import (
@@ -17,7 +18,15 @@ from verl_aiops.cli.cases import (
     refuse_case_options,
     run_simulate_cases,
 )
-from verl_aiops.cli.incident_source import add_simulator_options, add_source_options, simulator_from, source_from
+from verl_aiops.cli.incident_source import (
+    add_asked_options,
+    add_simulator_options,
+    add_source_options,
+    more_fields_from,
+    simulator_from,
+    source_from,
+    wording_from,
+)
 from verl_aiops.inputs.shown import printable
 
 if TYPE_CHECKING:
@@ -73,6 +82,7 @@ def add_prompt_options(parser: argparse.ArgumentParser, asked_alone: bool = Fals
             "HIGH in the files that a model is asked from, e.g. --candidates-range 4-20; with HIGH no less than the "
             "names of the largest system, as `verl-aiops triage` lists them all",
         )
+    add_asked_options(group)
     group.add_argument(
         "--max-quotes", type=int, default=3, metavar="N", help="quotes in the reference analysis (default %(default)s)"
     )
@@ -110,6 +120,12 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="also write the services and types of each system, as `eval` and `triage` take them for --taxonomy, e.g. "
         "--taxonomy-out names.json",
     )
+    group.add_argument(
+        "--prompts-out",
+        metavar="FILE.yaml",
+        help="also write the words in which these data ask, to be changed and given as --prompts, e.g. --prompts-out "
+        "prompts.yaml",
+    )
     group.add_argument("--seed", type=int, default=0, help="of simulation, split and choices (default %(default)s)")
     group.add_argument("--overwrite", action="store_true", help="replace files that are already there")
 
@@ -131,6 +147,8 @@ def prompts_from(args: argparse.Namespace) -> PromptOptions:
         max_quotes=args.max_quotes,
         quote_chars=args.quote_chars,
         seed=args.seed,
+        more_fields=more_fields_from(args),
+        wording=wording_from(args),
     )
 
 
@@ -179,11 +197,13 @@ def run_simulate(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace, build_files: Callable[..., Summary], **more: Any) -> Summary:
     """Call a `build_...` with what the options say, and write the taxonomy where it is asked for."""
-    from verl_aiops.incidents import refuse_taken, write_taxonomy
+    from verl_aiops.incidents import refuse_taken, write_taxonomy, write_wording
 
+    prompts = prompts_from(args)
     source = source_from(args)
-    if args.taxonomy_out is not None:
-        refuse_taken(args.taxonomy_out, overwrite=args.overwrite)
+    for file in (args.taxonomy_out, args.prompts_out):
+        if file is not None:
+            refuse_taken(file, overwrite=args.overwrite)
     summary = build_files(
         source=source,
         out=args.out,
@@ -192,13 +212,17 @@ def build(args: argparse.Namespace, build_files: Callable[..., Summary], **more:
         test_share=args.test_share,
         hold_out=args.hold_out_source,
         seed=args.seed,
-        prompts=prompts_from(args),
+        prompts=prompts,
         val_trim=args.val_trim,
         overwrite=args.overwrite,
         **more,
     )
     if args.taxonomy_out is not None:
-        write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
+        listed = prompts.most_listed if prompts.show_candidates else None
+        asked = replace(source.taxonomy, wording=prompts.wording.name, most_candidates=listed)
+        write_taxonomy(asked, args.taxonomy_out, overwrite=args.overwrite)
+    if args.prompts_out is not None:
+        write_wording(prompts.wording, args.prompts_out, overwrite=args.overwrite)
     return summary
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.data import add_prompt_options, prompts_from
-from verl_aiops.cli.incident_source import add_columns_option, incidents_from
+from verl_aiops.cli.incident_source import add_columns_option, check_served_alike, incidents_from
 from verl_aiops.cli.investigation import eval_tool_options, investigates, run_eval_investigations
 from verl_aiops.cli.values import API_KEY_ENV, api_key, json_object, reward_settings, round_tokens
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from verl_aiops.evaluation.run.questions import Question
 
 # Options of the command by the name of the prompt option, where they differ.
-_OPTIONS = {"budget": "max_chars", "show_candidates": "no_candidates", "seed": "prompt_seed"}
+_OPTIONS = {
+    "budget": "max_chars",
+    "show_candidates": "no_candidates",
+    "seed": "prompt_seed",
+    "more_fields": "answer_fields",
+    "wording": "prompts",
+}
 
 EXAMPLES = (
     "verl-aiops eval --model runs/grpo/huggingface --data rl.val.parquet --out eval/grpo\n"
@@ -249,10 +255,16 @@ def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise EvaluationError(f"{flags}: goes with --incidents; {args.data} has its prompts already")
         return sampled(read_rl_questions(args.data), args.limit, args.seed), {"data": args.data, "limit": args.limit}
+    check_served_alike(args)
     source = incidents_from(args)
     for line in noticed(source):
         print(printable(f"{args.incidents}: {line}"))
-    options = {name: value for name, value in vars(prompts).items() if name not in ("measure", "candidates_range")}
+    left_out = ("measure", "candidates_range", "more_fields", "wording")
+    options = {name: value for name, value in vars(prompts).items() if name not in left_out}
+    if prompts.more_fields:
+        options["more_fields"] = list(prompts.more_fields)
+    if prompts.wording != PromptOptions().wording:
+        options["wording"] = prompts.wording.name
     where = {"incidents": args.incidents, "taxonomy": args.taxonomy, "limit": args.limit, "prompts": options}
     if args.columns is not None:
         where["columns"] = args.columns

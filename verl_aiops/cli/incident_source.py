@@ -6,18 +6,23 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from verl_aiops.incidents import Simulator
+    from verl_aiops.incidents import Simulator, Taxonomy
     from verl_aiops.incidents.io.columns import FieldColumns
     from verl_aiops.incidents.io.sources import IncidentSource
+    from verl_aiops.incidents.wording import Wording
 
 __all__ = [
+    "add_asked_options",
     "add_columns_option",
     "add_simulator_options",
     "add_source_options",
+    "check_served_alike",
     "columns_from",
     "incidents_from",
+    "more_fields_from",
     "simulator_from",
     "source_from",
+    "wording_from",
 ]
 
 
@@ -67,6 +72,11 @@ def source_from(args: argparse.Namespace) -> IncidentSource:
             raise IncidentError("--taxonomy goes with --incidents; the simulator brings its own")
         if args.columns is not None:
             raise IncidentError("--columns goes with --incidents, whose columns it names; give both or neither")
+        if more_fields_from(args):
+            raise IncidentError(
+                f"--answer-fields {args.answer_fields}: goes with --incidents; simulated ones say service and "
+                "incident_type alone"
+            )
         return simulator_source(simulator_from(args), 1000 if args.num_incidents is None else args.num_incidents)
     for name in ("num_incidents", "lang", "zh_share", "difficulty", "topologies", "hold_out_wordings"):
         if getattr(args, name) is not None:
@@ -75,10 +85,71 @@ def source_from(args: argparse.Namespace) -> IncidentSource:
 
 
 def columns_from(args: argparse.Namespace) -> FieldColumns:
-    """What `--columns` says."""
-    from verl_aiops.incidents.io.columns import AS_NAMED, FieldColumns
+    """What `--columns` and `--answer-fields` say."""
+    from verl_aiops.incidents.io.columns import FieldColumns
 
-    return AS_NAMED if args.columns is None else FieldColumns.parse(args.columns)
+    more = more_fields_from(args)
+    return FieldColumns(more=more) if args.columns is None else FieldColumns.parse(args.columns, more)
+
+
+def add_asked_options(group: argparse._ActionsContainer) -> None:
+    """What is asked for, and in which words; `more_fields_from` and `wording_from` read these."""
+    group.add_argument(
+        "--answer-fields",
+        metavar="NAME,NAME",
+        help="fields of the answer: service and incident_type (default), and more that the incidents say, e.g. "
+        "--answer-fields service,incident_type,severity,team",
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE.yaml",
+        help="ask in the words of this file; --prompts-out of build-* writes the built-in ones, to be changed. Give "
+        "the same file where data are built, evaluated and served, e.g. --prompts prompts.yaml",
+    )
+
+
+def more_fields_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """The fields of `--answer-fields` beyond service and incident type."""
+    from verl_aiops.incidents.answer_fields import further_fields
+
+    return () if args.answer_fields is None else further_fields(args.answer_fields)
+
+
+def wording_from(args: argparse.Namespace) -> Wording:
+    """The words of `--prompts`, or the built-in ones."""
+    from verl_aiops.incidents.wording import built_in, read_wording
+
+    return built_in() if args.prompts is None else read_wording(args.prompts)
+
+
+def check_served_alike(args: argparse.Namespace) -> Taxonomy | None:
+    """Hold `--answer-fields` and `--prompts` to what the data were built with that `--taxonomy` was written beside.
+
+    Returns the taxonomy, if there is one.
+
+    Raises:
+        IncidentError: a model would be asked otherwise than in training, which nobody has said is meant.
+    """
+    from verl_aiops.incidents import IncidentError, Taxonomy
+
+    if args.taxonomy is None:
+        return None
+    taxonomy = Taxonomy.load(args.taxonomy)
+    wording = wording_from(args).name
+    if taxonomy.wording not in (None, wording):
+        words = {"built-in": "the built-in prompts"}
+        raise IncidentError(
+            f"--taxonomy {args.taxonomy}: was written beside data in {words.get(taxonomy.wording, 'a --prompts file')} "
+            f"({taxonomy.wording}), and {words.get(wording, f'--prompts {args.prompts}')} ({wording}) would be asked; "
+            "give the prompts of the data, or the taxonomy of these prompts"
+        )
+    if args.answer_fields is None and taxonomy.more_fields:
+        fields = ",".join(("service", "incident_type", *taxonomy.more_fields))
+        raise IncidentError(
+            f"--taxonomy {args.taxonomy}: lists labels of {', '.join(taxonomy.more_fields)}, for which nothing asks; "
+            f"give --answer-fields {fields} as in training, or --answer-fields service,incident_type"
+        )
+    return taxonomy
 
 
 def incidents_from(args: argparse.Namespace) -> IncidentSource:

@@ -7,8 +7,16 @@ import json
 import sys
 
 from verl_aiops.cli.command import Command, run_alone
-from verl_aiops.cli.incident_source import add_columns_option, columns_from
+from verl_aiops.cli.incident_source import (
+    add_asked_options,
+    add_columns_option,
+    check_served_alike,
+    columns_from,
+    more_fields_from,
+    wording_from,
+)
 from verl_aiops.cli.values import api_key, round_tokens
+from verl_aiops.inputs.shown import printable
 
 __all__ = ["TRIAGE"]
 
@@ -20,9 +28,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_columns_option(parser)
     parser.add_argument("--endpoint", required=True, metavar="URL", help="OpenAI-compatible server, up to /v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="the name it serves the model by")
+    add_asked_options(parser)
     parser.add_argument("--id", help="ask only about this incident")
     parser.add_argument(
-        "--taxonomy", metavar="FILE", help="services and types per system, JSON: the names that the prompt lists"
+        "--taxonomy",
+        metavar="FILE",
+        help="services, types and labels of further fields per system, JSON: the names that the prompt lists, all of "
+        "them; see --candidates-range of build-* for a model that is to be served so",
     )
     parser.add_argument(
         "--max-chars", type=int, default=1200, help="trim incident data (default %(default)s; 0: whole)"
@@ -63,7 +75,17 @@ def _run(args: argparse.Namespace) -> int:
             schema=args.schema,
         )
         backend = EndpointBackend(endpoint, SamplingOptions(round_tokens=tokens))
-        asked = PromptOptions(budget=args.max_chars, trim=args.trim, whole_evidence=True, max_candidates=0)
+        taxonomy = check_served_alike(args)
+        if taxonomy is not None and (longer := taxonomy.longer_lists()):
+            print(f"triage: {printable(longer)}", file=sys.stderr)
+        asked = PromptOptions(
+            budget=args.max_chars,
+            trim=args.trim,
+            whole_evidence=True,
+            max_candidates=0,
+            more_fields=more_fields_from(args),
+            wording=wording_from(args),
+        )
         questions = read_questions(args.incidents, args.taxonomy, asked, args.id, columns_from(args))
         backend.check(questions)
     except ValueError as error:
@@ -73,9 +95,8 @@ def _run(args: argparse.Namespace) -> int:
     def done(job: Job, made: Generation) -> None:
         # what a model thinks first, unless the server has taken it out, is neither its verdict nor its analysis
         shown = [visible(text, ANY, None).text for text in made.turns]
-        answer = parse_answer(shown[-1]) if made.error is None else parse_answer(None)
-        verdict = {"service": answer.service, "incident_type": answer.incident_type}
-        line = {"id": job.question.id, **(verdict if answer.ok else dict.fromkeys(verdict))}
+        answer = parse_answer(shown[-1] if made.error is None else None, fields=job.question.fields)
+        line = {"id": job.question.id, **(answer.fields if answer.ok else dict.fromkeys(job.question.fields))}
         line["analysis"] = "\n".join(shown[:-1]) if made.error is None else None
         line["error"] = made.error
         answered.append(answer.ok)
@@ -96,7 +117,9 @@ def _run(args: argparse.Namespace) -> int:
 TRIAGE = Command(
     "ask a served model to triage incidents, in the rounds that it was trained for, and print a verdict for each",
     "verl-aiops triage incidents.jsonl --endpoint http://host:8000/v1 --model triage --taxonomy names.json --schema\n"
-    "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --id my-17",
+    "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --id my-17\n"
+    "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --taxonomy names.json \\\n"
+    "  --answer-fields service,incident_type,severity,team --prompts prompts.yaml",
     _options,
     _run,
 )

@@ -28,7 +28,8 @@ class AnswerLine(TypedDict):
     ``cut``           for each of them, whether it used up its budget without ending
     ``tokens``        for each of them, how many were generated; null where the server does not say
     ``ground_truth``  as `rewards.aiops_mturn.compute_score` was given it, an object
-    ``predicted``     ``{"service", "incident_type"}`` as the model wrote them; null where the answer is not the JSON
+    ``predicted``     ``{"service", "incident_type"}``, and what else is asked for, as the model wrote them; null where
+                      the answer is not the JSON
     ``score``         everything that `compute_score` returned; null where there is no answer
     ``error``         null, or why there is no answer; ``rounds`` then holds what was generated before. Begins with
                       ``no text: `` and the sort of reply (`results.without_text`) where a server's reply had none

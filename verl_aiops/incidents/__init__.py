@@ -30,6 +30,7 @@ from verl_aiops.incidents.io.writers import (
     sibling,
     write_incidents,
     write_taxonomy,
+    write_wording,
 )
 from verl_aiops.incidents.prompts import (
     Candidates,
@@ -46,6 +47,7 @@ from verl_aiops.incidents.schema import Incident, fault_id, normalise_label
 from verl_aiops.incidents.simulator import Difficulty, Simulator, Wordings, simulator_taxonomy
 from verl_aiops.incidents.taxonomy import System, Taxonomy
 from verl_aiops.incidents.text import incident_text, neutralise_incident
+from verl_aiops.incidents.wording import Wording, read_wording
 from verl_aiops.split import split_side
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "System",
     "Taxonomy",
     "Trimmed",
+    "Wording",
     "Wordings",
     "answer_json",
     "build_case",
@@ -95,6 +98,7 @@ __all__ = [
     "normalise_label",
     "parse_kinds",
     "read_incidents",
+    "read_wording",
     "reference_analysis",
     "refuse_taken",
     "round1_message",
@@ -107,4 +111,5 @@ __all__ = [
     "trim_incident",
     "write_incidents",
     "write_taxonomy",
+    "write_wording",
 ]

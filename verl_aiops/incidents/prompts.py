@@ -1,7 +1,7 @@
 """The two-round triage instruction, English and Chinese, and the reference answers of both rounds.
 
-Round 1: read the data, think, quote evidence verbatim, give no verdict. Round 2: nothing but one JSON object. The texts
-are short because small models on small machines have to read them.
+Round 1: read the data, think, quote evidence verbatim, give no verdict. Round 2: nothing but one JSON object. The
+instructions are data (`wording`), short because small models on small machines have to read them.
 """
 
 from __future__ import annotations
@@ -10,34 +10,19 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+from verl_aiops.incidents.answer_fields import DEFAULT_FIELDS
 from verl_aiops.incidents.schema import Incident
 from verl_aiops.incidents.taxonomy import ABSTENTIONS, System
 from verl_aiops.incidents.text import incident_text
+from verl_aiops.incidents.wording import CLOSE_TAG, OPEN_TAG, Wording, built_in, filled
 
 Message = dict[str, str]
 STYLES = ("two_round", "direct")
-OPEN_TAG, CLOSE_TAG = "<incident>", "</incident>"
-
-_ROUND1 = {
-    "en": "Incident triage, round 1 of 2. Say what failed first and how it spread. Quote the lines that show it word "
-    'for word in "double quotes". No verdict yet.',
-    "zh": '故障定位，第 1 轮（共 2 轮）。说明最先出问题的是什么、影响如何扩散，用"双引号"逐字引用依据。本轮不下结论。',
-}
-_ROUND2 = {
-    "en": "Round 2 of 2. Name the faulty service and the incident type. Answer with one JSON object only:",
-    "zh": "第 2 轮。给出故障服务和故障类型，只回答一个 JSON 对象：",
-}
-_DIRECT = {
-    "en": "Incident triage. Name the faulty service and the incident type. Answer with one JSON object only:",
-    "zh": "故障定位。给出故障服务和故障类型，只回答一个 JSON 对象：",
-}
-_FORM = '{"service": "...", "incident_type": "..."}'
-_LISTS = {"en": ("Services: ", "Incident types: "), "zh": ("服务：", "故障类型：")}
 _ANALYSES = {
     "en": (
         "The earliest sign of trouble is {quotes}. What follows elsewhere reads like its effect.",
@@ -65,6 +50,13 @@ class Candidates:
 
     services: tuple[str, ...]
     incident_types: tuple[str, ...]
+    more: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Those of the further fields of the answer, by field."""
+
+    @property
+    def by_field(self) -> dict[str, tuple[str, ...]]:
+        """The names of every field of the answer, in its order."""
+        return {"service": self.services, "incident_type": self.incident_types, **dict(self.more)}
 
     @property
     def abstentions(self) -> frozenset[str]:
@@ -89,7 +81,12 @@ def choose_candidates(
     always, most = system.abstentions, max_candidates
     services = _chosen(rng, system.services, incident.service, incident.is_service, named, always, most)
     types = _chosen(rng, system.incident_types, incident.incident_type, incident.is_type, decoys, always, most)
-    return Candidates(services, types)
+    more = []
+    for field, label in incident.labels:
+        more.append(
+            (field, _chosen(rng, system.labels_of(field), label, partial(incident.is_label, field), (), (), most))
+        )
+    return Candidates(services, types, tuple(more))
 
 
 def _chosen(
@@ -97,8 +94,8 @@ def _chosen(
     names: Sequence[str],
     right: str,
     is_right: Callable[[str], bool],
-    first: Set[str],
-    always: Set[str],
+    first: Collection[str],
+    always: Collection[str],
     most: int,
 ) -> tuple[str, ...]:
     # Drawn for every name of the system, whichever is right: who asks without knowing the answer draws the same.
@@ -112,38 +109,55 @@ def _chosen(
     return tuple(sorted([*others, right], key=lambda name: draws[name][1]))
 
 
-def round1_message(incident: Incident, text: str | None = None) -> Message:
+def round1_message(incident: Incident, text: str | None = None, wording: Wording | None = None) -> Message:
     """The user message of round 1: the instruction and the delimited, neutralised data (`text`, where at hand)."""
-    return {"role": "user", "content": f"{_ROUND1[incident.lang]}\n{_delimited(text or incident_text(incident))}"}
+    return _user(wording, incident.lang, "round1", {"incident": _delimited(text or incident_text(incident))})
 
 
-def round2_message(lang: str, candidates: Candidates | None = None) -> Message:
-    """The user message of round 2: only JSON, with the candidate lists where given."""
-    return {"role": "user", "content": f"{_ROUND2[lang]}\n{_FORM}{_candidate_lines(lang, candidates)}"}
+def round2_message(
+    lang: str, candidates: Candidates | None = None, wording: Wording | None = None, more: Sequence[str] = ()
+) -> Message:
+    """The user message of round 2: only JSON, with the candidate lists where given. `more`: further fields."""
+    return _user(wording, lang, "round2", _what_is_asked(wording, lang, candidates, more))
 
 
-def direct_message(incident: Incident, candidates: Candidates | None = None, text: str | None = None) -> Message:
-    """The single user message of the `direct` style: data first, then the instruction of the last round."""
-    lists = _candidate_lines(incident.lang, candidates)
-    data = _delimited(text or incident_text(incident))
-    return {"role": "user", "content": f"{data}\n{_DIRECT[incident.lang]}\n{_FORM}{lists}"}
+def direct_message(
+    incident: Incident,
+    candidates: Candidates | None = None,
+    text: str | None = None,
+    wording: Wording | None = None,
+    more: Sequence[str] = (),
+) -> Message:
+    """The single user message of the `direct` style: the data and the instruction of the last round."""
+    data = {"incident": _delimited(text or incident_text(incident))}
+    return _user(wording, incident.lang, "direct", data | _what_is_asked(wording, incident.lang, candidates, more))
+
+
+def _user(wording: Wording | None, lang: str, key: str, values: dict[str, str]) -> Message:
+    return {"role": "user", "content": filled((wording or built_in()).texts[lang][key], values)}
 
 
 def _delimited(text: str) -> str:
     return f"{OPEN_TAG}\n{text}\n{CLOSE_TAG}"
 
 
-def _candidate_lines(lang: str, candidates: Candidates | None) -> str:
-    if candidates is None:
-        return ""
+def _what_is_asked(
+    wording: Wording | None, lang: str, candidates: Candidates | None, more: Sequence[str]
+) -> dict[str, str]:
+    wording, fields = wording or built_in(), (*DEFAULT_FIELDS, *more)
+    names = {} if candidates is None else candidates.by_field
     # A name may hold a comma, so names stand in quotes, spelled as in the answer.
-    services, types = _LISTS[lang]
-    return f"\n{services}{json_text(candidates.services)}\n{types}{json_text(candidates.incident_types)}"
+    lists = [wording.words(lang, field).list + json_text(names[field]) for field in fields if field in names]
+    form = json_text(dict.fromkeys(fields, "..."))
+    return {"fields": wording.asked(lang, fields), "form": form, "names": "\n".join(lists)}
 
 
-def lists_candidates(message: str, candidates: Candidates) -> bool:
-    """Whether a user message written here ends with exactly these candidate lists."""
-    return any(message.endswith(_candidate_lines(lang, candidates)) for lang in _LISTS)
+def lists_candidates(message: str, candidates: Candidates | System) -> bool:
+    """Whether a user message written here lists exactly these names, whatever its wording, beside the data."""
+    before, _, rest = message.partition(OPEN_TAG)
+    lines = (before + rest.rpartition(CLOSE_TAG)[2]).split("\n")
+    lists = (candidates.services, candidates.incident_types, *(names for _, names in candidates.more))
+    return all(any(line.endswith(json_text(names)) for line in lines) for names in lists)
 
 
 def quotable(text: str, max_chars: int = 0) -> str | None:
@@ -180,17 +194,18 @@ json_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @lru_cache(maxsize=4096)
-def answer_json(service: str, incident_type: str) -> str:
-    """The one spelling of an answer: `{"service": "...", "incident_type": "..."}`."""
-    return json_text({"service": service, "incident_type": incident_type})
+def answer_json(service: str, incident_type: str, more: tuple[tuple[str, str], ...] = ()) -> str:
+    """The one spelling of an answer: `{"service": "...", "incident_type": "..."}`, and `more` after it."""
+    return json_text({"service": service, "incident_type": incident_type, **dict(more)})
 
 
 def ground_truth(incident: Incident, candidates: Candidates | None = None) -> dict[str, Any]:
     """What a reward needs to know: `service`, `incident_type`, `evidence`, `aliases` and, where given, `candidates`.
 
     `aliases` and `candidates` are objects with the keys `service` and `incident_type`: other right names of this
-    answer, and the names that the prompt offers. Pass the trimmed and neutralised incident, so that the evidence occurs
-    in `incident_text`.
+    answer, and the names that the prompt offers. Further fields of the answer have their label under their name, stand
+    in both of these too, and in `fields`, the list of all. Pass the trimmed and neutralised incident, so that the
+    evidence occurs in `incident_text`.
     """
     truth: dict[str, Any] = {
         "service": incident.service,
@@ -198,6 +213,10 @@ def ground_truth(incident: Incident, candidates: Candidates | None = None) -> di
         "evidence": list(incident.evidence),
         "aliases": {"service": list(incident.service_aliases), "incident_type": list(incident.type_aliases)},
     }
+    if incident.labels:
+        truth |= dict(incident.labels)
+        truth["fields"] = [*DEFAULT_FIELDS, *dict(incident.labels)]
+        truth["aliases"] |= {name: list(names) for name, names in incident.label_aliases}
     if candidates is not None:
-        truth["candidates"] = {"service": list(candidates.services), "incident_type": list(candidates.incident_types)}
+        truth["candidates"] = {field: list(names) for field, names in candidates.by_field.items()}
     return truth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -39,7 +39,8 @@ class Incident:
     by newlines, or None. Each string of `evidence` occurs verbatim in `symptom`, `logs` or `trace`. `fault` names the
     injected fault where the id does not. `service_aliases` and `type_aliases` are other right names. `upstream` are
     services that merely show the effect; `decoys` are (service, incident type) pairs that the text hints at though they
-    are wrong. The last two are known for simulated incidents.
+    are wrong. The last two are known for simulated incidents. `labels` are further fields of the answer (severity,
+    team), each with its label, and `label_aliases` other right names of these.
     """
 
     id: str
@@ -57,6 +58,8 @@ class Incident:
     difficulty: str | None = None
     upstream: tuple[str, ...] = ()
     decoys: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    label_aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         for fault in self._faults():
@@ -92,6 +95,12 @@ class Incident:
                 )
             check_list(f"decoys[{number}]", decoy, labels=True)
 
+    def _check_labels(self) -> None:
+        for name, label in self.labels:
+            check_label(name, label)
+        for name, names in self.label_aliases:
+            check_list(f"aliases.{name}", names, labels=True)
+
     def _check_evidence(self) -> None:
         check_list("evidence", self.evidence)
         sections = (self.symptom, "\n".join(self.logs), self.trace or "")
@@ -124,6 +133,11 @@ class Incident:
         """Whether `name` is the incident type, also under an alias or in another spelling of the same letters."""
         return normalise_label(name) in self.right_types
 
+    def is_label(self, field: str, name: str) -> bool:
+        """Whether `name` is the label of a further field, also under an alias or in another spelling."""
+        names = (dict(self.labels)[field], *dict(self.label_aliases).get(field, ()))
+        return normalise_label(name) in map(normalise_label, names)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: the nine fields of the file format, then the optional ones that are set."""
         row: dict[str, Any] = {field: getattr(self, field) for field in FIELDS}
@@ -132,42 +146,47 @@ class Incident:
             row["fault"] = self.fault
         if self.service_aliases or self.type_aliases:
             row["aliases"] = {"service": list(self.service_aliases), "incident_type": list(self.type_aliases)}
+        if self.label_aliases:
+            row.setdefault("aliases", {}).update((name, list(names)) for name, names in self.label_aliases)
         if self.difficulty is not None:
             row["difficulty"] = self.difficulty
         if self.upstream:
             row["upstream"] = list(self.upstream)
         if self.decoys:
             row["decoys"] = [list(decoy) for decoy in self.decoys]
-        return row
+        return row | dict(self.labels)
 
     @classmethod
-    def from_dict(cls, row: Any) -> Incident:
+    def from_dict(cls, row: Any, more: Sequence[str] = ()) -> Incident:
         """Build an incident from its JSON form; unknown fields are left alone unless they look misspelt.
 
-        Without `lang` it is guessed from the script of the symptom (`guess_language`).
+        Without `lang` it is guessed from the script of the symptom (`guess_language`). `more`: further fields of the
+        answer, each a label where the row has one.
         """
         if not isinstance(row, Mapping):
             raise IncidentError(f"expected an object with the fields {', '.join(FIELDS)}, found {found(row)}")
-        for fault in name_faults(row):
+        for fault in name_faults(row, more=more):
             raise fault
-        return cls(**_values(row))
+        return cls(**_values(row, more))
 
     @classmethod
-    def faults_in(cls, row: Any, columns: Mapping[str, str] | None = None) -> list[IncidentError]:
+    def faults_in(
+        cls, row: Any, columns: Mapping[str, str] | None = None, more: Sequence[str] = ()
+    ) -> list[IncidentError]:
         """All that `from_dict` would refuse in `row`, not only the first of it; nothing where it is an incident.
 
         With `columns`, the file's names of fields (`FieldColumns.theirs`), others are not taken for misspelt ones.
         """
         if not isinstance(row, Mapping):
             return [IncidentError(f"expected an object with the fields {', '.join(FIELDS)}, found {found(row)}")]
-        faults = name_faults(row, columns)
+        faults = name_faults(row, columns, more)
         missing = [field for field in REQUIRED_FIELDS if field not in row]
         # of the fields that are there, the others' faults are to be told too
         whole = {**dict.fromkeys(missing, "-"), **row} | ({"logs": ["-"]} if "logs" in missing else {})
         if {"symptom", "logs"}.intersection(missing):
             whole["evidence"] = None  # which may stand in what is missing
         try:
-            values = _values(whole)
+            values = _values(whole, more)
         except IncidentError as error:
             return [*faults, error]
         incident = object.__new__(cls)
@@ -201,10 +220,11 @@ _CHECKS: dict[str, Callable[[Incident], None]] = {
     **{field: _label_list(field) for field in ("service_aliases", "type_aliases", "upstream")},
     "decoys": Incident._check_decoys,
     "evidence symptom logs trace": Incident._check_evidence,
+    "labels": Incident._check_labels,
 }
 
 
-def _values(row: Mapping[str, Any]) -> dict[str, Any]:
+def _values(row: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
     """The arguments of `Incident`, of a row that has the required fields."""
     trace = row.get("trace")
     if isinstance(trace, list) and all(isinstance(line, str) for line in trace):
@@ -212,7 +232,7 @@ def _values(row: Mapping[str, Any]) -> dict[str, Any]:
     aliases = row.get("aliases")
     if aliases is None:
         aliases = {}
-    if not isinstance(aliases, Mapping) or not set(aliases) <= {"service", "incident_type"}:
+    if not isinstance(aliases, Mapping) or not set(aliases) <= {"service", "incident_type", *more}:
         expected = f'an object like {{"service": ["other name"], "incident_type": []}}, found {found(aliases)}'
         raise fail("aliases", expected, "list the other right names of the answer")
     decoys = _tuple(row.get("decoys"))
@@ -233,6 +253,8 @@ def _values(row: Mapping[str, Any]) -> dict[str, Any]:
         "difficulty": row.get("difficulty"),
         "upstream": _tuple(row.get("upstream")),
         "decoys": tuple(map(_tuple, decoys)) if isinstance(decoys, tuple) else decoys,
+        "labels": tuple((name, row[name]) for name in more if row.get(name) not in (None, "")),
+        "label_aliases": tuple((name, _tuple(aliases[name])) for name in more if aliases.get(name)),
     }
 
 
@@ -245,15 +267,19 @@ def _tuple(value: Any) -> Any:
     return () if value is None else tuple(value) if isinstance(value, list) else value
 
 
-def name_faults(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> list[IncidentError]:
+def name_faults(
+    row: Mapping[str, Any], columns: Mapping[str, str] | None = None, more: Sequence[str] = ()
+) -> list[IncidentError]:
     """What is wrong with the names of `row`: one that looks like a misspelt field, and required ones that are missing.
 
-    With `columns`, which say what the file calls its fields, only what is missing is looked for among others.
+    With `columns`, which say what the file calls its fields, only what is missing is looked for among others. Those of
+    `more` are fields too.
     """
     missing = [field for field in REQUIRED_FIELDS if field not in row]
     absent = missing if columns else [field for field in REQUIRED_FIELDS + OPTIONAL_FIELDS if field not in row]
     faults = []
-    for name in (str(name) for name in row if name not in REQUIRED_FIELDS and name not in OPTIONAL_FIELDS):
+    known = (*REQUIRED_FIELDS, *OPTIONAL_FIELDS, *more)
+    for name in (str(name) for name in row if name not in known):
         near = difflib.get_close_matches(name, [field for field in absent if field not in (columns or ())], 1, 0.75)
         if near:
             faults.append(IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?"))

@@ -28,12 +28,16 @@ component             default  what it is
 `overlong`              -0.05  0 up to `length_budget` characters of all rounds, rising to 1 at twice as many
 ====================  =======  =====================================================================================
 
+Where a row asks for more than service and incident type (severity, team: `ground_truth.fields`), the object has exactly
+these keys, and each further field whose label the row knows is paid like the two: `field_weight` times whether it is
+right joins the sum, and `field_weight` joins P.
+
 So a perfect two-round answer earns 1; a right one without quotations 0.85; one right field 0.45; a well-formed wrong
 answer, and an abstention such as `unknown`, which is a wrong answer like any other, 0.05; anything that is not the
 JSON asked for 0.
 
 Weights may be changed (`settings.RewardSettings`), but only so that the five smaller ones together stay below each of
-the two field weights; other weights raise ValueError. Whatever the quotations, the form and the length, one more right
+the field weights; other weights raise ValueError. Whatever the quotations, the form and the length, one more right
 field therefore always earns more. Components that are added (`components.PARTS`) are paid or taken in the same sum, and
 their weights count among the smaller ones.
 
@@ -60,7 +64,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_aiops.reasoning import ANY, Visible, visible
-from verl_aiops.rewards.triage.answer import ParsedAnswer, match_label, parse_answer
+from verl_aiops.rewards.triage.answer import FIELDS, ParsedAnswer, match_label, parse_answer
 from verl_aiops.rewards.triage.components import Reading, measured
 from verl_aiops.rewards.triage.early_verdict import gives_verdict, may_announce
 from verl_aiops.rewards.triage.evidence import Judgement, find_evidence, judge_quotations
@@ -88,8 +92,10 @@ def compute_score(
         both right; `json_ok`, `service_ok`, `type_ok`; `evidence`, the quality that is paid; `evidence_precision` and
         `evidence_recall`, also of wrong answers; `early_verdict`; `overlong`. Counts: `quotes`, distinct verbatim
         quotations; `invented`, distinct others; `rounds`; `chars`, of all rounds; `reasoning`, characters of reasoning
-        blocks, which are in none of the others; `reasoning_cut`, whether the last round's block was not closed. Then
-        what each one of `components.PARTS` measured, from 0 to 1.
+        blocks, which are in none of the others; `reasoning_cut`, whether the last round's block was not closed. Of all
+        fields that the row asks for and knows: `acc_all`, all right; `fields_ok`, the share of right ones;
+        `fields_known`, how many there are, two where it asks for nothing more. Then what each one of
+        `components.PARTS` measured, from 0 to 1.
 
     Raises:
         ValueError: faulty ground truth, turns, incident text, settings or parts; never because of what the model wrote.
@@ -99,10 +105,12 @@ def compute_score(
     *written, incident_text = _texts(solution_str, extra_info)
     turns = [shown(text, settings) for text in written]
     *early, final = (turn.text for turn in turns)
-    answer = parse_answer(final, allow_fence=settings.allow_fence)
+    answer = parse_answer(final, allow_fence=settings.allow_fence, fields=truth.fields)
     service_ok = answer.ok and match_label(answer.service, truth.service)
     type_ok = answer.ok and match_label(answer.incident_type, truth.incident_type)
     right = service_ok and type_ok
+    said = dict(answer.more)
+    more_ok = sum(match_label(said.get(field), accepted) for field, accepted in truth.more)
     judgement, quotes, invented, early_verdict = _read_early(early, incident_text, truth, settings)
     evidence = judgement.quality if right else 0.0
     chars = len(final) + sum(map(len, early))
@@ -112,6 +120,7 @@ def compute_score(
         settings.format_weight * answer.ok
         + settings.service_weight * service_ok
         + settings.type_weight * type_ok
+        + settings.of_field * more_ok
         + settings.evidence_weight * evidence
         - settings.early_verdict_weight * early_verdict
         - settings.invented_weight * min(1.0, invented / _INVENTED_FOR_FULL_COST)
@@ -123,7 +132,7 @@ def compute_score(
         more = {name: measured(name, part, reading) for name, part in settings.parts}
         earned += sum(part.weight * more[name] * (-1 if part.costs else 1) for name, part in settings.parts)
     return {
-        "score": min(1.0, max(0.0, earned / settings.paid)),
+        "score": min(1.0, max(0.0, earned / (settings.paid + settings.of_field * len(truth.more)))),
         "acc": (service_ok + type_ok) / 2,
         "acc_main": float(right),
         "json_ok": float(answer.ok),
@@ -140,6 +149,9 @@ def compute_score(
         "chars": float(chars),
         "reasoning": float(sum(turn.hidden for turn in turns)),
         "reasoning_cut": float(turns[-1].cut),
+        "acc_all": float(right and more_ok == len(truth.more)),
+        "fields_ok": (service_ok + type_ok + more_ok) / (2 + len(truth.more)),
+        "fields_known": float(2 + len(truth.more)),
         **more,
     }
 
@@ -150,10 +162,11 @@ def shown(text: str, settings: RewardSettings) -> Visible:
     return visible(text, settings.reasoning, opened)
 
 
-def read_answer(text: str, reward: Mapping[str, Any]) -> ParsedAnswer:
-    """The answer of a last round as `compute_score` reads it under these settings."""
+def read_answer(text: str, reward: Mapping[str, Any], truth: Any = None) -> ParsedAnswer:
+    """The answer of a last round as `compute_score` reads it under these settings, for a row with this ground truth."""
     settings = read_settings(dict(reward))
-    return parse_answer(shown(text, settings).text, allow_fence=settings.allow_fence)
+    fields = FIELDS if truth is None else read_ground_truth(truth).fields
+    return parse_answer(shown(text, settings).text, allow_fence=settings.allow_fence, fields=fields)
 
 
 def _texts(solution_str: Any, extra_info: Any) -> list[str]:

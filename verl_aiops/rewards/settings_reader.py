@@ -97,7 +97,7 @@ class SettingsReader(Generic[S]):
         of = self._of(name)
         if not fits(of, value):
             raise ValueError(f"reward_kwargs: {name}: expected {expected(of)}, got {value!r}")
-        return {"int": int, "float": float}.get(kinds(of)[0], lambda same: same)(value)
+        return value if value is None else {"int": int, "float": float}.get(kinds(of)[0], lambda same: same)(value)
 
     def _refuse_if_meant(self, name: str, value: object, known: tuple[str, ...]) -> None:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

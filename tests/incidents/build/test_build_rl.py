@@ -60,7 +60,7 @@ def built(tmp_path_factory):
 
 def test_parquet_types(built):
     out, _ = built
-    names = ("id", "group", "lang", "source", "difficulty", "part", "answerable")
+    names = ("id", "group", "lang", "source", "difficulty", "part", "answerable", "wording")
     info = [("index", pa.int64()), *((name, pa.string()) for name in names)]
     lists = ("rounds", "answers")
     expected = pa.schema(

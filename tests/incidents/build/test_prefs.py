@@ -61,7 +61,7 @@ def test_columns_and_shapes(built):
     train = rows(out)
     assert list(train[0]) == [
         *("prompt", "chosen", "rejected", "id", "group", "weight"),
-        *("kind", "lang", "source", "part", "answerable", "ground_truth", "incident_text"),
+        *("kind", "lang", "source", "part", "answerable", "wording", "ground_truth", "incident_text"),
     ]
     for row in train:
         assert [message["role"] for message in row["prompt"]] == ["user", "assistant", "user"]

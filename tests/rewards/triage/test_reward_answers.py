@@ -194,11 +194,11 @@ def test_every_row_gives_a_reason_and_no_two_are_the_same():
     ],
 )
 def test_a_refused_answer_says_why(text, reason):
-    assert parse_answer(text) == (False, "", "", reason)
+    assert parse_answer(text) == (False, "", "", reason, ())
 
 
 def test_a_read_answer_is_given_as_written():
-    assert parse_answer('{"service": " A\\u0062 ", "incident_type": "é"}') == (True, " Ab ", "é", "")
+    assert parse_answer('{"service": " A\\u0062 ", "incident_type": "é"}') == (True, " Ab ", "é", "", ())
 
 
 def test_labels_are_compared_in_their_normal_form():

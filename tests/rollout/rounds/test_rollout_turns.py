@@ -342,7 +342,7 @@ def test_constrained_decoding_goes_to_the_last_round_of_engines_that_have_it(tok
     with pytest.raises(ValueError, match="hf has no constrained decoding"):
         settings.answer_constraint("hf")
     assert "additionalProperties" in settings.answer_constraint("sglang")["json_schema"]
-    monkeypatch.setattr(agent_loop, "answer_constraint", lambda name: {"json_schema": name})
+    monkeypatch.setattr(agent_loop, "answer_constraint", lambda name, fields: {"json_schema": [name, *fields]})
     custom = {"round_tokens": [30, 20], "json_schema": True}
     _, engine = run_loop(tokenizer, tiny_model_dir, [[2], [2]], custom=custom)
     assert ["json_schema" in request["sampling_params"] for request in engine.asked] == [False, True]

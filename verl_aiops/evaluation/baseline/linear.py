@@ -18,7 +18,7 @@ from verl_aiops.evaluation.baseline.asked import Asked, changes, pairs_of, words
 from verl_aiops.evaluation.baseline.simple import Answer
 from verl_aiops.evaluation.errors import EvaluationError
 
-__all__ = ["Linear", "need_scikit_learn"]
+__all__ = ["Linear", "Model", "need_scikit_learn"]
 
 _LEAST_ROWS = 2
 _STEPS = 300
@@ -45,14 +45,14 @@ class Linear:
         self._values = values
 
     def fit(self, asked: Sequence[Asked], truths: Sequence[Answer]) -> None:
-        services = _Model()
+        services = Model()
         services.fit(
             (self._of_candidate(row, name) for row in asked for name in row.services),
             [name == service for row, (service, _) in zip(asked, truths) for name in row.services],
         )
-        types = _Model()
+        types = Model()
         types.fit(
-            (self._of_type(row, service) for row, (service, _) in zip(asked, truths)), [kind for _, kind in truths]
+            (self.of_incident(row, service) for row, (service, _) in zip(asked, truths)), [kind for _, kind in truths]
         )
         self._services, self._types = services, types
         self.size = services.size + types.size
@@ -60,10 +60,10 @@ class Linear:
     def answer(self, asked: Sequence[Asked]) -> list[Answer]:
         found = self._services.scores(self._of_candidate(row, name) for row in asked for name in row.services)
         scores = iter(found.get(True, []))
-        services = [_best(row.services, {name: next(scores, 0.0) for name in row.services}) for row in asked]
-        types = self._types.scores(self._of_type(row, service) for row, service in zip(asked, services))
+        services = [best(row.services, {name: next(scores, 0.0) for name in row.services}) for row in asked]
+        types = self._types.scores(self.of_incident(row, service) for row, service in zip(asked, services))
         return [
-            (service, _best(row.types, {kind: types[kind][at] for kind in row.types if kind in types}))
+            (service, best(row.types, {kind: types[kind][at] for kind in row.types if kind in types}))
             for at, (row, service) in enumerate(zip(asked, services))
         ]
 
@@ -77,7 +77,8 @@ class Linear:
         if not (self._values and named):
             yield from (f"{name}|{word}" for line in row.masked for word in words_of(line))
 
-    def _of_type(self, row: Asked, service: str) -> Iterator[str]:
+    def of_incident(self, row: Asked, service: str) -> Iterator[str]:
+        """What tells an incident's type, once its service is chosen."""
         yield from (f"own:{feature}" for feature in self._said(row, service))
         yield from (word for line in row.masked for word in words_of(line))
         yield f"service={service}"
@@ -94,12 +95,12 @@ class Linear:
                     yield f":{times}"
 
 
-def _best(offered: Sequence[str], scores: dict[str, float]) -> str:
+def best(offered: Sequence[str], scores: dict[str, float]) -> str:
     """The offered name with the highest score, the first of them where none has any."""
     return max((name for name in offered if name in scores), key=scores.__getitem__, default=offered[0])
 
 
-class _Model:
+class Model:
     """Logistic regression over which features a row has. Of rows with one and the same label nothing is learned."""
 
     def fit(self, rows: Iterable[Iterable[str]], labels: Sequence[Any]) -> None:

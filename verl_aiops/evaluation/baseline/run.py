@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from verl_aiops.evaluation.baseline.asked import Asked, asked_of, known_of
+from verl_aiops.evaluation.baseline.labels import Labels, LinearLabels, UsualLabels
 from verl_aiops.evaluation.baseline.linear import Linear, need_scikit_learn
 from verl_aiops.evaluation.baseline.simple import Answer, Majority, Rule
 from verl_aiops.evaluation.errors import EvaluationError
@@ -17,6 +18,7 @@ from verl_aiops.evaluation.run.backend import Done, Generation, Job
 from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
 from verl_aiops.evaluation.run.questions import Question, fingerprint, read_rl_questions
 from verl_aiops.evaluation.run.table import as_columns, share_text
+from verl_aiops.evaluation.stats.further_fields import ALL, FIELD, fields_shown
 from verl_aiops.files import write_atomically
 from verl_aiops.incidents.prompts import answer_json
 from verl_aiops.rewards.triage.answer import FIELDS
@@ -60,7 +62,7 @@ class _Answers:
 
     reasoning: Mapping[str, Any] = {}
 
-    def __init__(self, answers: Mapping[str, Answer]):
+    def __init__(self, answers: Mapping[str, tuple[Answer, Labels]]):
         self._answers = answers
 
     def check(self, questions: Sequence[Question]) -> None:
@@ -68,7 +70,8 @@ class _Answers:
 
     def generate(self, jobs: Sequence[Job], done: Done) -> None:
         for job in jobs:
-            turns = [*("" for _ in job.question.rounds), answer_json(*self._answers[job.question.id])]
+            answer, labels = self._answers[job.question.id]
+            turns = [*("" for _ in job.question.rounds), answer_json(*answer, labels)]
             done(job, Generation(turns, [False] * len(turns)))
 
 
@@ -121,14 +124,17 @@ def baseline(
     for name in methods:
         method, started = METHODS[name](), time.perf_counter()
         method.fit(rows["train"], truths)
+        further = (LinearLabels if name in _NEED_SCIKIT_LEARN else UsualLabels)()
+        further.fit(train, rows["train"], [service for service, _ in truths])
         fitted = time.perf_counter()
         answers = method.answer(rows["val"])
+        labels = further.answer(asked, rows["val"], [service for service, _ in answers])
         seconds = {"reading": reading, "fitting": fitted - started, "answering": time.perf_counter() - fitted}
-        backend = _Answers({question.id: answer for question, answer in zip(asked, answers)})
+        backend = _Answers({question.id: both for question, *both in zip(asked, answers, labels)})
         plan = EvaluationPlan(seed=seed, reward=settings["reward"])
         report = evaluate(asked, backend, Path(out) / name, plan, {"baseline": name, **settings}, overwrite=overwrite)
         found[name] = {
-            "size": method.size,
+            "size": method.size + further.size,
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "overall": report.summary["overall"]["metrics"],
             "by": {
@@ -157,9 +163,11 @@ def _check_apart(train: Sequence[Question], asked: Sequence[Question], data: str
 def _table(summary: Mapping[str, Any]) -> str:
     rows = summary["rows"]
     head = f"{rows['train']:,} rows to learn from, {rows['val']:,} asked; 95 % intervals over faults"
-    lines = [("", *_SHOWN.values(), "weights", "seconds")]
+    fields = dict.fromkeys(name for one in summary["methods"].values() for name in fields_shown(one["overall"]))
+    more = {f"{FIELD}{name}": f"{name} right" for name in fields} | ({ALL: "all fields right"} if fields else {})
+    lines = [("", *_SHOWN.values(), *more.values(), "weights", "seconds")]
     for name, one in summary["methods"].items():
-        shares = (share_text(one["overall"][key]) for key in _SHOWN)
+        shares = (share_text(one["overall"][key]) for key in (*_SHOWN, *more))
         lines.append((name, *shares, f"{one['size']:,}", f"{sum(one['seconds'].values()):.1f}"))
     tables = [head, as_columns(lines), *(_apart(key, summary["methods"]) for key in ("part", "answerable"))]
     return "\n\n".join(tables) + "\n"

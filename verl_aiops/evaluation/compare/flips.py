@@ -12,7 +12,8 @@ import numpy as np
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.pairing import Pairing, columns_held, values
-from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, predicted_class, true_class
+from verl_aiops.evaluation.stats.further_fields import FIELD
+from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, knows, predicted_class, true_class, truth_key
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 
 __all__ = ["class_changes", "examples", "flips"]
@@ -21,22 +22,24 @@ _CONFUSIONS = 3
 NO_ANSWER = "(no valid answer)"
 
 
-def class_changes(pairing: Pairing, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """For ``service`` and ``type``, one entry per true class, most incidents first.
+def class_changes(pairing: Pairing, fields: Sequence[str], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """For ``service``, ``type`` and each further field, one entry per true class, most incidents first.
 
     ``label`` as the data spell it; ``incidents``; ``values`` by run: the share of answers that name it (recall);
     ``differences`` to the first run; ``wrong`` by run: the most frequent wrong labels with the number of answers.
     """
-    return {field: _classes(pairing, field, seed) for field in FIELDS}
+    return {field: _classes(pairing, field, seed) for field in (*FIELDS, *fields)}
 
 
 def _classes(pairing: Pairing, field: str, seed: int) -> list[dict[str, Any]]:
-    key, right = FIELDS[field]
-    of = np.array([true_class(pairing.info(at), field) for at in range(len(pairing.ids))])
-    spelling = {label: pairing.info(at)["ground_truth"][key] for at, label in reversed(list(enumerate(of.tolist())))}
+    key, right = truth_key(field), FIELDS[field][1] if field in FIELDS else f"{FIELD}{field}"
+    lines = [pairing.info(at) for at in range(len(pairing.ids))]
+    # no label is empty: this one is of incidents that do not say theirs
+    of = np.array([true_class(line, field) if knows(line, field) else "" for line in lines])
+    spelling = {label: lines[at]["ground_truth"].get(key) for at, label in reversed(list(enumerate(of.tolist())))}
     grid = np.column_stack([values(pairing, label, right) for label in pairing.labels])
     grid = np.column_stack([grid, grid[:, 1:] - grid[:, :1]])
-    sizes = Counter(of.tolist())
+    sizes = Counter(label for label in of.tolist() if label)
     order = sorted(sizes, key=lambda label: (-sizes[label], label))
     columns = np.column_stack([np.where((of == label)[:, None], grid, np.nan) for label in order])
     held = columns_held(pairing, right) * len(order)
@@ -59,6 +62,8 @@ def _wrong_labels(pairing: Pairing, run: str, field: str) -> dict[str, Counter[s
     counts: dict[str, Counter[str]] = {}
     for lines in pairing.answers[run]:
         for line in lines:
+            if not knows(line, field):
+                continue
             truth, said = true_class(line, field), predicted_class(line, field)
             if said != truth:
                 counts.setdefault(truth, Counter())[NO_ANSWER if said is None else said] += 1

@@ -39,6 +39,7 @@ from verl_aiops.evaluation.run.results import without_text
 from verl_aiops.evaluation.run.summary import SLICES, slice_order
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k
 from verl_aiops.evaluation.stats.estimates import macro_changes, table_of, values_of
+from verl_aiops.evaluation.stats.further_fields import asked_in
 from verl_aiops.evaluation.stats.metrics import MAIN, In, Metric, metrics, over_k_titles
 from verl_aiops.evaluation.stats.paired_tests import (
     FEW_GROUPS,
@@ -56,9 +57,10 @@ _LARGEST_DENOMINATOR = 1_000_000
 
 def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Compare every run with the first; ``seed`` of the resampling, ``over`` as below."""
-    compared = metrics(In.COMPARE)
+    fields = _asked(pairing)
+    compared = metrics(In.COMPARE, fields)
     grid = {name: _common_values(pairing, name) for name, metric in compared.items() if metric.value}
-    found = _metrics(pairing, grid, seed) | _macro_f1(pairing, seed)
+    found = _metrics(pairing, compared, grid, seed) | _macro_f1(pairing, seed)
     with_new_seeds(pairing, found)
     single = all(len(lines) == 1 for answers in pairing.answers.values() for lines in answers)
     return {
@@ -75,7 +77,7 @@ def comparison_of(pairing: Pairing, seed: int = 0, over: Mapping[str, Any] | Non
         "over_k": None if any(run.pooled > 1 for run in pairing.runs) else _over_k(pairing, seed),
         "over": None if over is None else dict(over),
         "by": {key: _slices(pairing, grid, key, seed) for key in SLICES},
-        "classes": class_changes(pairing, seed),
+        "classes": class_changes(pairing, fields, seed),
         "flips": flips(pairing, grid[MAIN], seed),
     }
 
@@ -118,9 +120,16 @@ def _labelled(pairing: Pairing, means: Sequence[Any]) -> dict[str, dict[str, Any
     return {"values": dict(zip(labels, found)), "differences": dict(zip(labels[1:], found[len(labels) :]))}
 
 
-def _metrics(pairing: Pairing, grid: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+def _asked(pairing: Pairing) -> tuple[str, ...]:
+    """The further fields that are asked for."""
+    return asked_in(pairing.info(at) for at in range(len(pairing.ids)))
+
+
+def _metrics(
+    pairing: Pairing, compared: Mapping[str, Metric], grid: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Any]:
     width = 2 * len(pairing.runs) - 1
-    known = {name: metric for name, metric in metrics(In.COMPARE).items() if metric.value}
+    known = {name: metric for name, metric in compared.items() if metric.value}
     held = [of for name in known for of in columns_held(pairing, name)]
     columns = np.column_stack([_with_differences(grid[name]) for name in known])
     means = mean_intervals(columns, pairing.groups, seed, held)

@@ -13,9 +13,10 @@ from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.read_runs import Run
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.summary import UNKNOWN
-from verl_aiops.evaluation.stats.metrics import Metric, held_by, metrics
+from verl_aiops.evaluation.stats.metrics import Metric, held_by, metric_named
 from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.rewards.triage.answer import normalise_label
+from verl_aiops.rewards.triage.ground_truth import fields_of
 
 __all__ = ["Pairing", "columns_held", "pair", "values"]
 
@@ -122,9 +123,9 @@ def _check_same_data(runs: Sequence[Run], ids: Iterable[str]) -> None:
         one = first.incidents[name][0]
         for run in runs[1:]:
             other = run.incidents[name][0]
-            for key in ("service", "incident_type"):
-                a, b = one["ground_truth"][key], other["ground_truth"][key]
-                if normalise_label(a) != normalise_label(b):
+            for key in dict.fromkeys((*fields_of(one["ground_truth"]), *fields_of(other["ground_truth"]))):
+                a, b = one["ground_truth"].get(key), other["ground_truth"].get(key)
+                if normalise_label(a or "") != normalise_label(b or ""):
                     raise EvaluationError(
                         f"different data: the {key} of {name!r} is {a!r} in {first.label} and {b!r} in {run.label}; "
                         "evaluate both on the same file"
@@ -165,7 +166,9 @@ def _truth(run: Run, name: str) -> dict[str, Any]:
 
 def values(pairing: Pairing, label: str, name: str) -> np.ndarray:
     """(incidents,) the mean of a metric over a run's answers to each incident; NaN where none of them has a value."""
-    metric = metrics()[name]
+    metric = metric_named(name)
+    if metric is None:
+        raise KeyError(name)
     return np.array([_mean(metric, lines) for lines in pairing.answers[label]])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.compare.pairing import Pairing
 from verl_aiops.evaluation.stats.bootstrap import LEVEL
-from verl_aiops.evaluation.stats.metrics import Metric, is_share, metrics
+from verl_aiops.evaluation.stats.metrics import Metric, is_share, metric_named
 from verl_aiops.evaluation.stats.shares import widened
 
 __all__ = ["margin", "run_means", "with_new_seeds"]
@@ -58,9 +58,11 @@ def margin(*arms: Sequence[float]) -> float | None:
 
 def with_new_seeds(pairing: Pairing, found: Mapping[str, dict[str, Any]]) -> None:
     """Add ``new_seeds`` to values and differences of metrics as `numbers` has them: ``{"low", "high"}``, or None."""
-    known, first = metrics(), pairing.labels[0]
+    first = pairing.labels[0]
     for name, shown in found.items():
-        arms = {label: run_means(pairing, label, known[name]) for label in pairing.labels} if known[name].value else {}
+        metric = metric_named(name)
+        several = pairing.labels if metric is not None and metric.value else []
+        arms = {label: run_means(pairing, label, metric) for label in several if metric is not None}
         for label, mean in shown["values"].items():
             mean["new_seeds"] = _widened(mean, margin(arms.get(label, ())), (0.0, 1.0) if is_share(name) else None)
         for label, entry in shown["comparisons"].items():

@@ -15,6 +15,7 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.reasoning import ANY, visible
 from verl_aiops.rewards.triage.answer import parse_answer
+from verl_aiops.rewards.triage.ground_truth import fields_of
 
 __all__ = ["dumped_steps", "read_dump"]
 
@@ -119,7 +120,7 @@ def _answer_line(row: Mapping[str, Any]) -> AnswerLine:
     reward = row.get("rule", row.get("score"))
     finite = isinstance(reward, int | float) and math.isfinite(reward)
     # in which form the training took an answer, the dump does not say but by json_ok
-    answer = parse_answer(visible(turns[-1], ANY, None).text, allow_fence=True)
+    answer = parse_answer(visible(turns[-1], ANY, None).text, allow_fence=True, fields=fields_of(truth))
     right_form = finite and answer.ok and row.get("json_ok")
     return {
         "id": name,
@@ -134,7 +135,7 @@ def _answer_line(row: Mapping[str, Any]) -> AnswerLine:
         "cut": [],
         "tokens": None,
         "ground_truth": truth,
-        "predicted": {"service": answer.service, "incident_type": answer.incident_type} if right_form else None,
+        "predicted": answer.fields if right_form else None,
         "score": _numbers(row) | {"score": reward} if finite else None,
         "error": None if finite else "no finite score",
     }

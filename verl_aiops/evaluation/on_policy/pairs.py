@@ -26,6 +26,7 @@ from verl_aiops.evaluation.on_policy.sampled import (
 from verl_aiops.evaluation.on_policy.summary import CHOSEN, OwnPairOptions, OwnPairsSummary
 from verl_aiops.evaluation.run.questions import Message, Question
 from verl_aiops.incidents import FORMS, answer_json, neutralise, row_writers
+from verl_aiops.rewards.triage.answer import FIELDS
 
 __all__ = ["CHOSEN", "OwnPairOptions", "OwnPairsSummary", "build_own_pairs"]
 
@@ -176,6 +177,7 @@ def _common(question: Question, name: str, kind: str) -> dict[str, Any]:
         "source": question.source or "",
         "part": question.part or "",
         "answerable": question.answerable or "",
+        "wording": question.wording or "",
         "ground_truth": json.dumps(question.ground_truth, ensure_ascii=False),
         "incident_text": question.incident_text,
     }
@@ -242,7 +244,9 @@ def _by_verdict(wrong: Sequence[OwnAnswer]) -> list[OwnAnswer]:
 
 
 def _truth(question: Question, wrong: OwnAnswer) -> tuple[list[Message], list[Message], list[Message]]:
-    truth = answer_json(question.ground_truth["service"], question.ground_truth["incident_type"])
+    known = question.ground_truth
+    more = tuple((name, known[name]) for name in question.fields if name not in FIELDS and known.get(name) is not None)
+    truth = answer_json(known["service"], known["incident_type"], more)
     prompt, rejected = conversation(question, wrong.turns, len(question.rounds))
     return prompt, [{"role": "assistant", "content": truth}], rejected
 

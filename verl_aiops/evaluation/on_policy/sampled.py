@@ -188,7 +188,7 @@ def judged(line: AnswerLine, question: Question, reward: Mapping[str, Any]) -> O
     turns = line["rounds"]
     extra_info = {"turns": turns, "incident_text": question.incident_text}
     score = compute_score("aiops_mturn", turns[-1], question.ground_truth, extra_info, **reward)
-    parsed = read_answer(turns[-1], reward)
+    parsed = read_answer(turns[-1], reward, question.ground_truth)
     # a label of any length may stand in a wrong answer, and normalising long ones is slow
     verdict = (
         (normalise_label(parsed.service[:256]), normalise_label(parsed.incident_type[:256])) if parsed.ok else None

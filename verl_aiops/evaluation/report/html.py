@@ -18,6 +18,7 @@ from verl_aiops.evaluation.compare.pairing import Pairing
 from verl_aiops.evaluation.report import wording
 from verl_aiops.evaluation.report.plots import Plot
 from verl_aiops.evaluation.run.summary import slices_shown
+from verl_aiops.evaluation.stats.further_fields import asked_in, field_right
 from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, METRICS, In, metrics, over_k_titles
 
 __all__ = ["html_report"]
@@ -161,6 +162,7 @@ def _examples(result: Mapping[str, Any], pairing: Pairing, label: str, shown: in
                 "entry": entry,
                 "info": before,
                 "truth": before["ground_truth"],
+                "fields": asked_in([before]),
                 "evidence": [_cut(str(text)) for text in before["ground_truth"].get("evidence") or ()],
                 "answers": [
                     _answer(pairing, pairing.labels[0], entry["id"], before),
@@ -178,6 +180,9 @@ def _answer(pairing: Pairing, run: str, name: str, line: AnswerLine) -> _Shown:
         (title, _cut(str(predicted.get(key, "")), 200)[0], bool(score[right]) if predicted else None)
         for title, (key, right) in FIELDS.items()
     ]
+    for field in asked_in([line]):
+        said = _cut(str(predicted.get(field, "")), 200)[0]
+        parts.append((field, said, bool(field_right(line, field)) if predicted else None))
     *early, last = line["rounds"]
     turns = [(f"Round {at}", *_cut(text)) for at, text in enumerate(early, 1)]
     samples = len(pairing.answers[run][pairing.ids.index(name)])

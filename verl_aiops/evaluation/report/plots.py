@@ -13,6 +13,7 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.report.svg import COLOURS, as_svg, drawing
 from verl_aiops.evaluation.report.wording import listed, visible
 from verl_aiops.evaluation.run.summary import UNKNOWN
+from verl_aiops.evaluation.stats.further_fields import fields_shown
 from verl_aiops.evaluation.stats.metrics import MAIN, METRICS, In, metrics, over_k_titles
 from verl_aiops.evaluation.training_curves import draw_curves
 from verl_aiops.incidents.marks import ANSWERABLE, PARTS
@@ -105,7 +106,7 @@ def _style(at: int) -> dict[str, Any]:
 
 def _differences(result: Mapping[str, Any]) -> Figure:
     rows = {}
-    for name in metrics(In.PLOT):
+    for name in metrics(In.PLOT, fields_shown(result["metrics"])):
         metric = result["metrics"][name]
         changes = {label: entry["difference"] for label, entry in metric["comparisons"].items()}
         if any(change["value"] is not None for change in changes.values()):

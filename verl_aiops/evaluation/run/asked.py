@@ -48,10 +48,20 @@ def read_questions(
 
 def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Question:
     # the answer, if there is one, has no part in what is asked: all names of the system are listed
-    system = _system_of(str(row.get("source") or "user"), systems) if systems else System((NOT_KNOWN,), (NOT_KNOWN,))
+    more = asked.more_fields
+    source = str(row.get("source") or "user")
+    unknown = tuple((name, (NOT_KNOWN,)) for name in more)
+    system = _system_of(source, systems) if systems else System((NOT_KNOWN,), (NOT_KNOWN,), unknown)
+    for name in more:
+        if not system.labels_of(name):
+            raise IncidentError(
+                f"field '{name}': the taxonomy has no labels of it for '{source}'; write them there, as "
+                f'"fields": {{"{name}": ["..."]}}, or take what --taxonomy-out of build-* wrote'
+            )
     hidden = {"service": system.services[0], "incident_type": system.incident_types[0], "aliases": None, "decoys": None}
+    hidden |= {name: system.labels_of(name)[0] for name in more}
     evidence = row.get("evidence") if asked.trim == "evidence" else None
-    incident = Incident.from_dict({**row, **hidden, "evidence": evidence})
+    incident = Incident.from_dict({**row, **hidden, "evidence": evidence}, more)
     case = build_case(incident, system, replace(asked, show_candidates=systems is not None))
     return Question(
         id=incident.id,
@@ -62,7 +72,8 @@ def _question(row: dict, systems: Taxonomy | None, asked: PromptOptions) -> Ques
         messages=tuple(case.opening),
         rounds=tuple(message["content"] for message in case.rounds[1:]),
         incident_text=case.text,
-        ground_truth={"candidates": case.ground_truth["candidates"]},
+        ground_truth={key: case.ground_truth[key] for key in ("candidates", "fields") if key in case.ground_truth},
+        wording=case.wording,
     )
 
 

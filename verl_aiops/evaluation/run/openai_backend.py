@@ -162,7 +162,7 @@ class EndpointBackend:
             return {}
         from verl_aiops.rollout.rounds.settings import answer_schema
 
-        schema = {"name": "verdict", "strict": True, "schema": answer_schema(offered_names(question))}
+        schema = {"name": "verdict", "strict": True, "schema": answer_schema(question.fields, offered_names(question))}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     async def _blame_constraint(self, payload: dict[str, Any], deadline: float, fault: str) -> None:

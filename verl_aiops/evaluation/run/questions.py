@@ -15,7 +15,8 @@ from verl_aiops.incidents.build.files import UNKNOWN_DIFFICULTY
 from verl_aiops.incidents.marks import answerable_by, part_of
 from verl_aiops.incidents.prompts import Candidates, lists_candidates
 from verl_aiops.incidents.taxonomy import names_in
-from verl_aiops.rewards.triage.ground_truth import read_ground_truth
+from verl_aiops.rewards.triage.answer import FIELDS
+from verl_aiops.rewards.triage.ground_truth import fields_of, read_ground_truth
 
 __all__ = [
     "Question",
@@ -38,7 +39,7 @@ class Question:
     ``messages`` stand before the first answer; ``rounds`` are the user's later texts, each of which another answer
     follows; ``incident_text`` is the part of the messages that may be quoted; ``ground_truth`` is what `compute_score`
     reads. ``source``, ``lang`` and ``difficulty`` are None where the data do not say; ``part`` and ``answerable`` are
-    those of `incidents.marks`.
+    those of `incidents.marks`; ``wording`` is the name of the words it is asked in (`incidents.wording`).
     """
 
     id: str
@@ -52,6 +53,12 @@ class Question:
     ground_truth: dict[str, Any]
     part: str | None = None
     answerable: str | None = None
+    wording: str | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What is asked for: service and incident type, and what else the ground truth says."""
+        return fields_of(self.ground_truth)
 
 
 def offered_names(question: Question) -> dict[str, list[str]]:
@@ -60,10 +67,12 @@ def offered_names(question: Question) -> dict[str, list[str]]:
     The ground truth knows candidates also where the prompt does not list them.
     """
     known = question.ground_truth.get("candidates") or {}
-    names = {field: list(known.get(field) or ()) for field in ("service", "incident_type")}
+    names = {field: list(known.get(field) or ()) for field in question.fields}
+    more = tuple((field, tuple(listed)) for field, listed in names.items() if listed and field not in FIELDS)
     last = question.rounds[-1] if question.rounds else question.messages[-1]["content"]
-    candidates = Candidates(tuple(names["service"]), tuple(names["incident_type"]))
-    return names if all(names.values()) and lists_candidates(last, candidates) else {}
+    candidates = Candidates(tuple(names["service"]), tuple(names["incident_type"]), more)
+    listed = all(names[field] for field in FIELDS) and lists_candidates(last, candidates)
+    return names if listed else {}
 
 
 def incident_questions(source: IncidentSource, options: PromptOptions) -> list[Question]:
@@ -87,6 +96,7 @@ def incident_questions(source: IncidentSource, options: PromptOptions) -> list[Q
             ground_truth=case.ground_truth,
             part=part_of(case.incident.source),
             answerable=case.answerable,
+            wording=case.wording,
         )
         for case, group in iter_cases(source, options)
     ]
@@ -151,6 +161,7 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
         ground_truth=truth,
         part=_text(info.get("part"), "extra_info.part"),
         answerable=_text(info.get("answerable"), "extra_info.answerable"),
+        wording=_text(info.get("wording"), "extra_info.wording"),
     )
     return _of_whole_characters(question)
 
@@ -194,7 +205,18 @@ def read_pair_questions(path: str) -> list[Question]:
     (file,) = open_files(path)
     asked: dict[str, Question] = {}
     ids: set[str] = set()
-    columns = ["prompt", "ground_truth", "id", "group", "source", "lang", "incident_text", "part", "answerable"]
+    columns = [
+        "prompt",
+        "ground_truth",
+        "id",
+        "group",
+        "source",
+        "lang",
+        "incident_text",
+        "part",
+        "answerable",
+        "wording",
+    ]
     for number, record in enumerate(file.records(columns, np.arange(file.rows))):
         try:
             if record.fault:
@@ -229,6 +251,7 @@ def _pair_question(row: Mapping[str, Any], number: int) -> Question:
         ground_truth=_truth(row["ground_truth"]),
         part=_text(row.get("part"), "part"),
         answerable=_text(row.get("answerable"), "answerable"),
+        wording=_text(row.get("wording"), "wording"),
     )
 
 
@@ -302,6 +325,6 @@ def fingerprint(questions: Sequence[Question]) -> str:
 
 def _as_json(question: Question) -> str:
     known = asdict(question)
-    # neither is asked nor judged by them
-    del known["part"], known["answerable"]
+    # neither is asked nor judged by them; the words stand in the messages
+    del known["part"], known["answerable"], known["wording"]
     return json.dumps(known, sort_keys=True, ensure_ascii=False)

@@ -236,13 +236,17 @@ def _applied(question: Question, swap: _Swap, movable: Sequence[str], others: Ma
             swap.part(item, question.incident_text) for item in read_ground_truth(question.ground_truth).evidence
         ],
         # a renamed label has no other names: those of the old one would pay whoever remembers it
-        "aliases": {field: [] if field in movable else sorted(others[field]) for field in FIELDS},
+        "aliases": {
+            **{field: (truth.get("aliases") or {}).get(field) for field in question.fields},
+            **{field: [] if field in movable else sorted(others[field]) for field in FIELDS},
+        },
     }
     for field in movable:
         changed[field] = swap.label(truth[field])
     listed = {field: candidates_of(truth, field) for field in FIELDS}
     if any(listed.values()):
-        changed["candidates"] = {field: [swap.label(name) for name in names] for field, names in listed.items()}
+        kept = {field: candidates_of(truth, field) for field in question.fields}
+        changed["candidates"] = kept | {field: [swap.label(name) for name in names] for field, names in listed.items()}
     return replace(
         question,
         messages=tuple({**message, "content": swap(message["content"])} for message in question.messages),

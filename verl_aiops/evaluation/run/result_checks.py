@@ -9,6 +9,7 @@ from typing import Any
 from verl_aiops.evaluation.stats.metrics import METRICS
 from verl_aiops.inputs.json_text import lone_surrogate
 from verl_aiops.inputs.shown import brief
+from verl_aiops.rewards.triage.answer import FIELDS
 from verl_aiops.rewards.triage.components import RESULTS
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth
 
@@ -36,8 +37,8 @@ def content_fault(line: Mapping[str, Any]) -> str | None:
         if not _is_count(abs(line[key])):
             return f"{key}: expected a number of 64 bits, found {brief(line[key], 40)}"
     predicted = line["predicted"]
-    if predicted is not None and not all(isinstance(predicted.get(key), str) for key in ("service", "incident_type")):
-        return "predicted: expected service and incident_type as text"
+    if predicted is not None and not all(isinstance(predicted.get(key), str) for key in (*FIELDS, *predicted)):
+        return "predicted: expected service and incident_type as text, and nothing that is none"
     try:
         read_ground_truth(line["ground_truth"])
     except ValueError as error:

@@ -51,9 +51,9 @@ def line_of(job: Job, made: Generation, reward: Mapping[str, Any]) -> AnswerLine
     question = job.question
     predicted = score = None
     if made.error is None:
-        answer = read_answer(made.turns[-1], reward)
+        answer = read_answer(made.turns[-1], reward, question.ground_truth)
         if answer.ok:
-            predicted = {"service": answer.service, "incident_type": answer.incident_type}
+            predicted = answer.fields
         extra_info = {"turns": made.turns, "incident_text": question.incident_text}
         score = compute_score("aiops_mturn", made.turns[-1], question.ground_truth, extra_info, **reward)
     return {

@@ -18,6 +18,7 @@ import numpy as np
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.stats.estimates import Value, class_table, table_of, values_of
+from verl_aiops.evaluation.stats.further_fields import asked_in
 from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, held_by, metrics
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.incidents.marks import ANSWERABLE, PARTS
@@ -47,7 +48,7 @@ def summarise(lines: Sequence[AnswerLine], seed: int) -> dict[str, Any]:
     return {
         "overall": section(lines, seed),
         "by": by,
-        "classes": {field: class_table(lines, field) for field in FIELDS},
+        "classes": {field: class_table(lines, field) for field in (*FIELDS, *asked_in(lines))},
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_aiops.evaluation.run.summary import slices_shown
+from verl_aiops.evaluation.stats.further_fields import fields_shown
 from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, metrics
 
 __all__ = ["as_columns", "one_line", "render", "share_text", "without_text_said"]
@@ -51,7 +52,7 @@ def without_text_said(counts: Mapping[str, int]) -> str:
 
 def _overall(section: Mapping[str, Any]) -> str:
     rows = [("", "mean", "answers")]
-    for name, metric in metrics(In.EVAL).items():
+    for name, metric in metrics(In.EVAL, fields_shown(section["metrics"])).items():
         value = section["metrics"].get(name)
         # shares stand there without a value too, so that every table has the same lines
         if value and (value["value"] if metric.optional else value["n"] or metric.digits is None):

@@ -11,7 +11,17 @@ import numpy as np
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.stats.best_of import best_of_k, pass_at_k, sizes
 from verl_aiops.evaluation.stats.bootstrap import NO_WIDTH, intervals, of_constant
-from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, In, held_by, metrics, predicted_class, true_class
+from verl_aiops.evaluation.stats.further_fields import asked_in
+from verl_aiops.evaluation.stats.metrics import (
+    MAIN,
+    In,
+    held_by,
+    knows,
+    metrics,
+    predicted_class,
+    true_class,
+    truth_key,
+)
 from verl_aiops.evaluation.stats.shares import share_intervals
 
 __all__ = ["Value", "class_table", "macro_changes", "table_of", "values_of"]
@@ -85,7 +95,7 @@ def table_of(lines: Sequence[AnswerLine], groups: Sequence[str] | None = None) -
     answered = [line for line in lines if line["error"] is None]
     names = sorted({line["group"] for line in answered}) if groups is None else list(groups)
     place = {group: at for at, group in enumerate(names)}
-    known = metrics()
+    known = metrics(fields=asked_in(answered))
     columns: dict[str, list[tuple[int, float]]] = {name: [] for name, metric in known.items() if metric.value}
     for line in answered:
         for name, column in columns.items():
@@ -195,11 +205,11 @@ def _number(value: float) -> float | None:
 def class_table(lines: Sequence[AnswerLine], field: str) -> list[dict[str, Any]]:
     """Per class, most frequent first: ``label`` as the data spell it, ``support`` (answers whose truth it is),
     ``predicted``, ``precision`` (None where it was never predicted), ``recall``, ``f1``."""
-    answered = [line for line in lines if line["error"] is None]
+    answered = [line for line in lines if line["error"] is None and knows(line, field)]
     classes = _classes(answered, field, {line["group"]: 0 for line in answered})
     spelling: dict[str, str] = {}
     for line in answered:
-        spelling.setdefault(true_class(line, field), line["ground_truth"][FIELDS[field][0]])
+        spelling.setdefault(true_class(line, field), line["ground_truth"][truth_key(field)])
     rows = []
     for at, label in enumerate(classes.labels):
         right, wrong, missed = (float(part[:, at].sum()) for part in (classes.right, classes.wrong, classes.missed))

@@ -32,17 +32,22 @@ metric                   mean of
                          for each m that is shown `In.BEST`
 =======================  =============================================================================================
 
+Where answers are asked for more than service and incident type (severity, team): ``acc_all``, all fields right that are
+asked for and known, and ``field/NAME``, this field right, over the answers to incidents that say it.
+
 The components that a user adds to the reward (`rewards.triage.components.PARTS`) are metrics without a line here, each
 under its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
+from functools import partial
 
 from verl_aiops.evaluation.answer_line import AnswerLine
+from verl_aiops.evaluation.stats.further_fields import ALL, FIELD, all_right, field_right
 from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.rewards.triage.answer import MAX_LABEL_CHARS, normalise_label
 from verl_aiops.rewards.triage.components import PARTS
@@ -57,11 +62,14 @@ __all__ = [
     "Metric",
     "held_by",
     "is_share",
+    "knows",
+    "metric_named",
     "metrics",
     "over_k_titles",
     "predicted_class",
     "scored",
     "true_class",
+    "truth_key",
 ]
 
 FIELDS = {"service": ("service", "service_ok"), "type": ("incident_type", "type_ok")}
@@ -152,16 +160,25 @@ def scored(key: str) -> Callable[[AnswerLine], float | None]:
     return lambda line: line["score"].get(key)
 
 
+def truth_key(field: str) -> str:
+    """The key of a field in ground truths and answers."""
+    return FIELDS[field][0] if field in FIELDS else field
+
+
+def knows(line: AnswerLine, field: str) -> bool:
+    """Whether the truth of a field is known; service and type always are."""
+    return field in FIELDS or field_right(line, field) is not None
+
+
 def true_class(line: AnswerLine, field: str) -> str:
-    return normalise_label(line["ground_truth"][FIELDS[field][0]])
+    return normalise_label(line["ground_truth"][truth_key(field)])
 
 
 def predicted_class(line: AnswerLine, field: str) -> str | None:
     """The normalised label that an answer gives; the true one where an alias of it was accepted; None without one."""
-    key, right = FIELDS[field]
-    if line["score"][right]:
+    if line["score"][FIELDS[field][1]] if field in FIELDS else field_right(line, field):
         return true_class(line, field)
-    said = (line["predicted"] or {}).get(key)
+    said = (line["predicted"] or {}).get(truth_key(field))
     if not isinstance(said, str) or len(said) > MAX_LABEL_CHARS:
         return None
     return normalise_label(said)
@@ -240,16 +257,36 @@ METRICS: dict[str, Metric] = {
 """By name, in the order of the tables. One more line is all that a new metric needs."""
 
 
-def metrics(at: In | None = None) -> dict[str, Metric]:
+def metrics(at: In | None = None, fields: Sequence[str] = ()) -> dict[str, Metric]:
     """All metrics there are now, or those that are shown at one place: the table, then the user's reward components.
 
-    A component under the name of another metric is ``reward/NAME``, as training logs it.
+    A component under the name of another metric is ``reward/NAME``, as training logs it. ``fields``: further ones that
+    answers are asked for, whose metrics stand behind those of service and incident type.
     """
+    first = list(METRICS).index("type_ok") + 1 if "type_ok" in METRICS else 0
+    own = list(METRICS.items())
+    known = dict(own[:first] + list(_of_fields(fields).items()) + own[first:]) if fields else METRICS
     parts = {
         f"reward/{name}" if name in METRICS else name: Metric(name, scored(name), better=-1 if part.costs else 1)
         for name, part in PARTS.items()
     }
-    return {name: metric for name, metric in (METRICS | parts).items() if at is None or at in metric.places}
+    return {name: metric for name, metric in (known | parts).items() if at is None or at in metric.places}
+
+
+def _of_fields(fields: Sequence[str]) -> dict[str, Metric]:
+    everything = Metric("all fields right", all_right, _FIELD, whole=True, short="all right")
+    return {ALL: everything} | {f"{FIELD}{name}": _of_field(name) for name in fields}
+
+
+def _of_field(name: str) -> Metric:
+    return Metric(f"{name} right", partial(field_right, field=name), _SHOWN, whole=True, short=name)
+
+
+def metric_named(name: str) -> Metric | None:
+    """The metric of this name, those of further fields too, whatever is asked for."""
+    if name == ALL or name.startswith(FIELD):
+        return _of_fields([name.removeprefix(FIELD)])[name]
+    return metrics().get(name)
 
 
 def is_share(name: str) -> bool:
@@ -263,13 +300,13 @@ def held_by(name: str, several: bool, difference: bool = False) -> Of | None:
     without bounds. ``several``: there are several answers to an incident."""
     if not is_share(name):
         return None
-    metric, whole = _metric_of(name), name in metrics() and metrics()[name].whole
+    metric, named = _metric_of(name), metric_named(name)
+    whole = named is not None and named.whole
     return Of(whole and not several, metric is not None and metric.digits is not None, difference)
 
 
 def _metric_of(name: str) -> Metric | None:
-    known = metrics()
-    return known.get(name) or known.get(name.partition("/")[2])
+    return metric_named(name) or metrics().get(name.partition("/")[2])
 
 
 def over_k_titles() -> dict[str, str]:

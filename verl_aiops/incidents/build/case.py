@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from verl_aiops.incidents.answer_fields import check_more_fields
 from verl_aiops.incidents.build.trim import TRIMS, Trimmed, trim_incident
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.marks import answerable_by
@@ -25,6 +26,7 @@ from verl_aiops.incidents.prompts import (
 from verl_aiops.incidents.schema import Incident
 from verl_aiops.incidents.taxonomy import System
 from verl_aiops.incidents.text import incident_text, neutralise_incident
+from verl_aiops.incidents.wording import Wording, built_in
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class PromptOptions:
     or, `blind`, what the text alone speaks for (`trim_incident`), as wherever a model is asked. At most
     `max_candidates` names of each kind are listed (0: all); with `candidates_range` it is another number for every
     incident, evenly drawn between the two, so that a model learns to choose from short lists and long ones.
+    `more_fields`: what is asked for beside service and type, of incidents that say it. `wording`: in which words.
     """
 
     style: str = "two_round"
@@ -49,6 +52,8 @@ class PromptOptions:
     max_quotes: int = 3
     quote_chars: int = 0
     seed: int = 0
+    more_fields: tuple[str, ...] = ()
+    wording: Wording = field(default_factory=built_in)
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -65,6 +70,13 @@ class PromptOptions:
             raise IncidentError(
                 f"candidates_range: expected two numbers, 2 or more and the smaller one first, found {low}-{high}"
             )
+        check_more_fields(self.more_fields)
+        self.wording.check_asked(self.more_fields)
+
+    @property
+    def most_listed(self) -> int:
+        """The largest number of names of each kind that any prompt lists; 0 for all."""
+        return self.max_candidates if self.candidates_range is None else self.candidates_range[1]
 
     def most_candidates(self, incident: Incident) -> int:
         """How many names of each kind are listed for an incident; 0 for all. Told by its id and the seed alone."""
@@ -78,7 +90,8 @@ class Case:
     """One incident made ready.
 
     `text` is the data part of the prompt and `named` the services of the system that it names; `rounds` are the user
-    message of each round; `analysis` is the reference answer to all but the last.
+    message of each round; `analysis` is the reference answer to all but the last; `wording` is the name of the words in
+    which it is asked.
     """
 
     incident: Incident
@@ -91,6 +104,7 @@ class Case:
     ground_truth: dict[str, Any]
     trimmed: Trimmed
     answerable: str
+    wording: str
 
     @property
     def opening(self) -> list[Message]:
@@ -126,16 +140,21 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
     else:
         trimmed = Trimmed(neutralise_incident(incident))
     incident = trimmed.incident
+    # what it does not say, it is not asked for: no answer to that would be right
+    known = dict(incident.labels)
+    more = tuple(name for name in options.more_fields if name in known)
+    incident = replace(incident, labels=tuple((name, known[name]) for name in more)) if known else incident
     text = incident_text(incident)
     named = frozenset(system.services_in(text))
     limit = options.most_candidates(incident) if options.show_candidates else 0
     candidates = choose_candidates(incident, system, max_candidates=limit, seed=options.seed, named=named)
     shown = candidates if options.show_candidates else None
     if options.style == "direct":
-        rounds: tuple[Message, ...] = (direct_message(incident, shown, text),)
+        rounds: tuple[Message, ...] = (direct_message(incident, shown, text, options.wording, more),)
         analysis = ""
     else:
-        rounds = (round1_message(incident, text), round2_message(incident.lang, shown))
+        first = round1_message(incident, text, options.wording)
+        rounds = (first, round2_message(incident.lang, shown, options.wording, more))
         analysis = reference_analysis(incident, max_quotes=options.max_quotes, quote_chars=options.quote_chars)
     return Case(
         incident=incident,
@@ -144,10 +163,11 @@ def build_case(incident: Incident, system: System, options: PromptOptions | None
         candidates=candidates,
         rounds=rounds,
         analysis=analysis,
-        answer=answer_json(incident.service, incident.incident_type),
+        answer=answer_json(incident.service, incident.incident_type, incident.labels),
         ground_truth=ground_truth(incident, candidates),
         trimmed=trimmed,
         answerable=answerable_by(
             candidates.services, candidates.incident_types, listed=options.show_candidates, named=named
         ),
+        wording=options.wording.name,
     )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from verl_aiops.incidents.build.case import Case, PromptOptions, assistant, build_case
 from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.judged import FORMS, Rows
+from verl_aiops.incidents.build.label_pairs import LabelPairs
 from verl_aiops.incidents.build.pairs import PairMaker, PairOptions
 from verl_aiops.incidents.build.sides import SIDES, TRAIN, UNSEEN_SIDE, Split, Splitter
 from verl_aiops.incidents.build.summary import Part, Side, Summary
@@ -31,7 +32,7 @@ from verl_aiops.incidents.schema import Incident
 PREFS_COLUMNS: Columns = FORMS["pairs"].columns
 SFT_COLUMNS: Columns = {
     "messages": "messages",
-    **dict.fromkeys(("id", "group", "lang", "source", "part", "answerable"), "string"),
+    **dict.fromkeys(("id", "group", "lang", "source", "part", "answerable", "wording"), "string"),
 }
 # What verl finds a row's reward and agent loop by.
 RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
@@ -51,6 +52,7 @@ RL_COLUMNS: Columns = {
         "difficulty": "string",
         "part": "string",
         "answerable": "string",
+        "wording": "string",
         "incident_text": "string",
         "rounds": "strings",
         "answers": "strings",
@@ -87,8 +89,7 @@ class _Build:
         """The prompt options of a side. Lists of many lengths are for training; a model is asked with the longest."""
         if side == TRAIN:
             return self.prompts
-        lengths = self.prompts.candidates_range
-        most = self.prompts.max_candidates if lengths is None else lengths[1]
+        most = self.prompts.most_listed
         return replace(self.prompts, trim=self.val_trim, max_candidates=most, candidates_range=None)
 
 
@@ -112,7 +113,8 @@ def build_prefs(
 
     `test_share` and `hold_out`: the other sides (`sides.Split`). `prompts.trim` is of the training side, `val_trim` of
     all others. `form`, a key of `FORMS`: an incident's right answer and its near misses as pairs (`PREFS_COLUMNS`), as
-    one group of `completions`, each with its `score`, or as single answers, each a `completion` with its `label`.
+    one group of `completions`, each with its `score`, or as single answers, each a `completion` with its `label`. Of
+    each further field that an incident says one more near miss is made, wrong in this field alone (`LabelPairs`).
     Prompts and answers are lists of {role, content}. `seed` rules the split, the candidate lists and the choice of near
     misses, so that all forms have the same ones. `analyses` puts another analysis into a case than the reference, such
     as a model's own, or leaves its incident out, which is counted. An IncidentError, or any other, leaves no
@@ -126,6 +128,7 @@ def build_prefs(
         prompts = replace(prompts, whole_evidence=True)
     pairs = replace(pairs or PairOptions(), seed=seed)
     makers = {side: PairMaker(source.taxonomy, pairs) for side in SIDES}
+    labellers = {side: LabelPairs(pairs.seed) for side in SIDES}
 
     def rows(case: Case, group: str, side: str) -> Rows:
         shared = {
@@ -135,13 +138,15 @@ def build_prefs(
             "ground_truth": json_text(case.ground_truth),
             "incident_text": case.text,
         }
-        return [{**shared, **row} for row in FORMS[form].rows_of(case, makers[side].make(case))]
+        made = [*makers[side].make(case), *labellers[side].make(case)]
+        return [{**shared, **row} for row in FORMS[form].rows_of(case, made)]
 
     what, columns, _ = FORMS[form]
     split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
     build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
     summary = _write(build, what, columns, rows, analyses=analyses)
     summary.makers = {side: makers[side] for side in summary.sides}
+    summary.labellers = {side: labellers[side] for side in summary.sides}
     return summary
 
 
@@ -238,6 +243,7 @@ def _of(case: Case, group: str, side: str) -> dict[str, str]:
         "source": case.incident.source,
         "part": part_of(case.incident.source, unseen=side == UNSEEN_SIDE),
         "answerable": case.answerable,
+        "wording": case.wording,
     }
 
 

@@ -23,6 +23,7 @@ COMMON_COLUMNS: Columns = {
     "source": "string",
     "part": "string",
     "answerable": "string",
+    "wording": "string",
     "ground_truth": "string",
     "incident_text": "string",
 }
@@ -50,9 +51,9 @@ def _pairs(case: Case, pairs: Sequence[Pair]) -> Rows:
 
 
 def share_right(answer: str, truth: Mapping[str, Any]) -> float:
-    """Of the answer's two names, service and incident type, the share that is right: 1, 0.5 or 0."""
+    """Of the answer's names, service and incident type and what else is asked for, the share that is right."""
     names = json.loads(answer)
-    return sum(names[field] == truth[field] for field in ("service", "incident_type")) / 2
+    return sum(names[field] == truth[field] for field in names) / len(names)
 
 
 def _groups(case: Case, pairs: Sequence[Pair]) -> Rows:

@@ -276,7 +276,7 @@ class PairMaker:
         return max(proposals, key=merit)
 
     def _pair(self, case: Case, kind: str, answer: NearMiss) -> Pair:
-        rejected = answer_json(answer.service, answer.incident_type)
+        rejected = answer_json(answer.service, answer.incident_type, case.incident.labels)
         self.pairs += 1
         self.kinds[kind] += 1
         self.lengths[0] += len(case.answer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from verl_aiops.incidents.build.case import Case
 from verl_aiops.incidents.build.folds import Fold
+from verl_aiops.incidents.build.label_pairs import LabelPairs
 from verl_aiops.incidents.build.pairs import OTHER_SYSTEM, PairMaker
 from verl_aiops.incidents.io.sources import IncidentSource
 from verl_aiops.incidents.marks import GIVEN_AWAY, REMEMBERED
@@ -91,6 +92,7 @@ class Summary:
     sides: dict[str, Side]
     files: dict[str, str]
     makers: dict[str, PairMaker] = field(default_factory=dict)
+    labellers: dict[str, LabelPairs] = field(default_factory=dict)
     part: Part | None = None
 
     @property
@@ -101,12 +103,15 @@ class Summary:
     def __str__(self) -> str:
         lines = [f"{self.what} from {self.source.name}: {self.source.count:,} incidents, {self.source.faults}"]
         lines += [f"  {line}" for line in noticed(self.source)]
+        lines += [f"  {line}" for line in _labels_noticed(self.source)]
         for name, side in self.sides.items():
             lines += self._side(name, side)
             if name == "train" and self.part is not None:
                 lines.append(f"    {self.part.note}; {self.part.left_out:,} incidents left out")
             if name in self.makers:
                 lines += _pair_lines(self.makers[name])
+            if name in self.labellers and self.labellers[name].kinds:
+                lines.append(f"    pairs wrong in a further field alone: {_counted(self.labellers[name].kinds)}")
         return "\n".join(lines)
 
     def _side(self, name: str, side: Side) -> list[str]:
@@ -133,6 +138,20 @@ class Summary:
             why = "since their evidence stays whole" if side.trim == "evidence" else "which has no room for a line"
             lines.append(f"    {side.over_budget:,} incidents exceed the budget, {why}")
         return lines
+
+
+def _labels_noticed(source: IncidentSource) -> list[str]:
+    """What is to be said of each further field: its labels, and how many incidents do not say it."""
+    lines = []
+    for name in source.taxonomy.more_fields:
+        labels = {label for system in source.taxonomy.systems.values() for label in system.labels_of(name)}
+        without = source.notes.without[name]
+        lines.append(
+            f"answer field {name}: {len(labels)} labels"
+            + (f"; {without:,} without, which are not asked for it" if without else "")
+            + ("; a single one gives itself away" if len(labels) == 1 else "")
+        )
+    return lines
 
 
 def noticed(source: IncidentSource) -> list[str]:

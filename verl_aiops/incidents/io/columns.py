@@ -17,21 +17,25 @@ _LABELS = ("id", "source", "service", "incident_type", "fault", "difficulty")
 
 @dataclass(frozen=True)
 class FieldColumns:
-    """The column that each field is read from; a field that is not named here is read from the column of its name."""
+    """The column that each field is read from; a field that is not named here is read from the column of its name.
+
+    `more`: further fields of the answer (severity, team), which are read as labels.
+    """
 
     theirs: Mapping[str, str] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> FieldColumns:
+    def parse(cls, text: str, more: tuple[str, ...] = ()) -> FieldColumns:
         """`id=ticket_id,logs=log_excerpt`, as the option `--columns` has it."""
-        return cls(read_columns(text, REQUIRED_FIELDS + OPTIONAL_FIELDS))
+        return cls(read_columns(text, REQUIRED_FIELDS + OPTIONAL_FIELDS + more), more)
 
     def __bool__(self) -> bool:
         return bool(self.theirs)
 
     def read(self) -> frozenset[str]:
         """The names of all columns that something is read from."""
-        own = {name for name in REQUIRED_FIELDS + OPTIONAL_FIELDS if name not in self.theirs}
+        own = {name for name in REQUIRED_FIELDS + OPTIONAL_FIELDS + self.more if name not in self.theirs}
         return frozenset(own.union(self.theirs.values()))
 
     def named(self, row: Any) -> Any:
@@ -49,11 +53,14 @@ class FieldColumns:
     def converted(self, row: Any) -> Any:
         """Values as a field holds them: systems write numbers for names, one text for many lines, `zh-CN` for `zh`.
 
-        Without `--columns` a file is taken at its word.
+        Without `--columns` a file is taken at its word, but for labels of further fields: a severity is often a number.
         """
-        if not self.theirs or not isinstance(row, Mapping):
+        if not (self.theirs or self.more) or not isinstance(row, Mapping):
             return row
-        return {name: _converted(name, value) for name, value in row.items()}
+        return {
+            name: _label(value) if name in self.more else _converted(name, value) if self.theirs else value
+            for name, value in row.items()
+        }
 
 
 AS_NAMED = FieldColumns()
@@ -61,14 +68,18 @@ AS_NAMED = FieldColumns()
 
 def _converted(name: str, value: Any) -> Any:
     if name in _LABELS:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return str(value) if whole else value.strip() if isinstance(value, str) else value
+        return _label(value)
     if name in LIST_FIELDS and isinstance(value, str):
         return text_entries(value)
     if name == "lang" and isinstance(value, str):
         short = value.strip().lower().replace("_", "-").partition("-")[0]
         return short if short in LANGUAGES else value.strip() or None
     return value
+
+
+def _label(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole else value.strip() if isinstance(value, str) else value
 
 
 def text_entries(text: str) -> list[str]:

@@ -26,11 +26,12 @@ _KNOWN = frozenset(REQUIRED_FIELDS + OPTIONAL_FIELDS)
 
 @dataclass
 class ReadNotes:
-    """What is to be said of a file that was read: how many incidents have a field that nothing reads, by its name, and
-    how many name no language, by the one that was guessed."""
+    """What is to be said of a file that was read: how many incidents have a field that nothing reads, by its name, how
+    many name no language, by the one that was guessed, and how many lack the label of a further field, by its name."""
 
     unknown: Counter[str] = field(default_factory=Counter)
     guessed: Counter[str] = field(default_factory=Counter)
+    without: Counter[str] = field(default_factory=Counter)
 
 
 def _parse_json(text: str) -> Any:
@@ -154,18 +155,19 @@ def read_incidents(
                 there = there or [columns.theirs.get(key, key) for key in row]
                 unfound = {ours: theirs for ours, theirs in unfound.items() if ours not in row}
             try:
-                incident = Incident.from_dict(row)
+                incident = Incident.from_dict(row, columns.more)
                 if incident.id in seen:
                     raise IncidentError(
                         f"field 'id': '{incident.id}' was used on {seen[incident.id]} already; ids must be unique"
                     )
             except IncidentError as error:
-                for fault in Incident.faults_in(row, columns.theirs) or [error]:
+                for fault in Incident.faults_in(row, columns.theirs, columns.more) or [error]:
                     bad.add(place, fault)
                 continue
             seen[incident.id] = place
             if notes is not None:
-                notes.unknown.update(key for key in row if key not in _KNOWN)
+                notes.unknown.update(key for key in row if key not in _KNOWN and key not in columns.more)
+                notes.without.update(name for name in columns.more if name not in dict(incident.labels))
                 if row.get("lang") is None:
                     notes.guessed[incident.lang] += 1
             if not bad:

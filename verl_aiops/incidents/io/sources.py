@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from verl_aiops.incidents.errors import IncidentError
@@ -77,9 +77,10 @@ def file_source(path: str | Path, taxonomy: Taxonomy | None = None, columns: Fie
     """The incidents of a file, read once to check all of it and again for each use.
 
     Without `taxonomy`, the candidates of a system are the names that occur in the file under its source (and, for the
-    simulator's systems, all that it knows). Names that are equal but for case or spelling are taken as one
-    (`SpellingFinder`). `FaultFinder` says which incidents are records of one fault; one that names its `fault` is left
-    as it says. `columns`: what the file calls the fields.
+    simulator's systems, all that it knows). Labels of further fields are those of the system in `taxonomy`, or else of
+    the whole file, whatever the source: who sets severities does so for all systems. Names that are equal but for case
+    or spelling are taken as one (`SpellingFinder`). `FaultFinder` says which incidents are records of one fault; one
+    that names its `fault` is left as it says. `columns`: what the file calls the fields.
 
     Raises what `read_incidents` does, and IncidentError with all that the taxonomy lacks.
     """
@@ -95,18 +96,49 @@ def file_source(path: str | Path, taxonomy: Taxonomy | None = None, columns: Fie
     def stream() -> Iterator[Incident]:
         return map(spellings.of, read_incidents(path, columns=columns))
 
+    _check_more_fields(one_line(path), columns.more, notes, count)
     if taxonomy is None:
         taxonomy = _taxonomy_of([used for used, _, _ in labels.after(spellings)], simulated)
     else:
         _check_taxonomy(one_line(path), taxonomy, labels, spellings, count)
+    taxonomy = _with_labels(taxonomy, columns.more, [used for used, _, _ in labels.more_after(spellings)])
     merged, faults = finder.found()
     return IncidentSource(str(path), count, stream, taxonomy, merged, faults=faults, notes=notes, spellings=spellings)
+
+
+def _check_more_fields(name: str, more: tuple[str, ...], notes: ReadNotes, count: int) -> None:
+    for field_name in more:
+        if notes.without[field_name] == count:
+            others = ", ".join(one_line(key, 60) for key in notes.unknown) or "none"
+            raise IncidentError(
+                f"{name}: answer field '{field_name}': no incident has one; fields that nothing reads: {others}; "
+                f"--columns {field_name}=NAME says what it is called"
+            )
+
+
+def _with_labels(taxonomy: Taxonomy, more: tuple[str, ...], used: Iterable[tuple[str, str, str]]) -> Taxonomy:
+    """The taxonomy with the labels of all that is asked for, and of nothing else."""
+    if not more and not taxonomy.more_fields:
+        return taxonomy
+    in_file: dict[str, set[str]] = {name: set() for name in more}
+    for _, name, label in used:
+        in_file[name].add(label)
+    systems = {
+        source: replace(
+            system, more=tuple((name, system.labels_of(name) or tuple(sorted(in_file[name]))) for name in more)
+        )
+        for source, system in taxonomy.systems.items()
+    }
+    return replace(taxonomy, systems=systems)
 
 
 def _check_taxonomy(name: str, taxonomy: Taxonomy, labels: SpellingFinder, spellings: Spellings, count: int) -> None:
     bad = BadRows()
     for used, first, rows in labels.after(spellings):
         for lack in taxonomy.lacks(*used):
+            bad.add(f"incident '{first}'", lack, kind=lack, rows=rows)
+    for (source, field_name, label), first, rows in labels.more_after(spellings):
+        for lack in taxonomy.lacks_label(source, field_name, label):
             bad.add(f"incident '{first}'", lack, kind=lack, rows=rows)
     if bad:
         raise bad.error(name, count)

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from verl_aiops.incidents.schema import Incident, normalise_label
 from verl_aiops.incidents.simulator import NEW_WORDINGS
@@ -32,7 +33,8 @@ def spelling_key(label: str) -> str:
 class Spellings:
     """The name that is used for each other spelling of it: of sources, and of services and types by source.
 
-    Sources in `names` are those that are used.
+    Sources in `names` are those that are used; labels of further fields stand under no source, since they are the same
+    for all.
     """
 
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -61,8 +63,20 @@ class Spellings:
             type_aliases=_with_spelling(incident.type_aliases, incident_type, incident.incident_type),
             upstream=tuple(dict.fromkeys(used("service", name) for name in incident.upstream)),
             decoys=tuple((used("service", one), used("incident_type", other)) for one, other in incident.decoys),
+            **self._labels(incident),
         )
         return incident if changed == incident else changed
+
+    def _labels(self, incident: Incident) -> dict[str, Any]:
+        """The further fields under the names that are used."""
+        used = {name: self.names.get(("", name, label), label) for name, label in incident.labels}
+        aliases = dict(incident.label_aliases)
+        for name, label in incident.labels:
+            aliases[name] = _with_spelling(aliases.get(name, ()), used[name], label)
+        return {
+            "labels": tuple(used.items()),
+            "label_aliases": tuple((name, names) for name, names in aliases.items() if names),
+        }
 
     def __str__(self) -> str:
         """Which, for a report: `incident_type 'db deadlock' for 'DB deadlock' (3)`."""
@@ -90,11 +104,17 @@ class SpellingFinder:
     def __init__(self) -> None:
         self._labels: Counter[tuple[str, str, str]] = Counter()
         self._first: dict[tuple[str, str, str], str] = {}
+        # of further fields: by source, name and label
+        self._more: Counter[tuple[str, str, str]] = Counter()
+        self._first_more: dict[tuple[str, str, str], str] = {}
 
     def add(self, incident: Incident) -> None:
         labels = incident.source, incident.service, incident.incident_type
         self._labels[labels] += 1
         self._first.setdefault(labels, incident.id)
+        for name, label in incident.labels:
+            self._more[incident.source, name, label] += 1
+            self._first_more.setdefault((incident.source, name, label), incident.id)
 
     def after(self, spellings: Spellings) -> Iterator[tuple[tuple[str, str, str], str, int]]:
         """Source, service and type as they are used, with the first incident that has them so and their number."""
@@ -105,6 +125,12 @@ class SpellingFinder:
                 spellings.names.get((source, what, name), name) for what, name in zip(_FIELDS, names)
             )
             yield (source, service, incident_type), first, count
+
+    def more_after(self, spellings: Spellings) -> Iterator[tuple[tuple[str, str, str], str, int]]:
+        """Source, further field and label as they are used, with the first incident that has them and their number."""
+        for (source, name, label), count in self._more.items():
+            used = spellings.sources.get(source, source), name, spellings.names.get(("", name, label), label)
+            yield used, self._first_more[source, name, label], count
 
     def found(self, taxonomy: Taxonomy | None, simulated: Mapping[str, System]) -> Spellings:
         """What each spelling is taken for.
@@ -129,8 +155,19 @@ class SpellingFinder:
             there = ABSTENTIONS if system is None else system.services if what == "service" else system.incident_types
             for other, name in _merged(of_system, there, prefer=system is not None, only_known=whole).items():
                 names[source, what, other] = name
+        for what, of_field in self._of_fields().items():
+            listed = {label for system in known.values() for label in system.labels_of(what)}
+            counts["", what] = of_field
+            for other, name in _merged(of_field, listed, prefer=bool(listed), only_known=bool(listed)).items():
+                names["", what, other] = name
         numbers = {(source, what, name): counts[source, what][name] for source, what, name in names}
         return Spellings(sources, names, numbers | {("", "source", name): in_sources[name] for name in sources})
+
+    def _of_fields(self) -> dict[str, Counter[str]]:
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for (_, name, label), count in self._more.items():
+            found[name][label] += count
+        return found
 
 
 def _merged(counts: Counter[str], known: Iterable[str], *, prefer: bool, only_known: bool) -> dict[str, str]:

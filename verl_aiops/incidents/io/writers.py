@@ -13,6 +13,7 @@ from verl_aiops.files import move_into_place, naming, remove, temporary_beside, 
 from verl_aiops.incidents.errors import IncidentError, OutputExistsError
 from verl_aiops.incidents.schema import Incident
 from verl_aiops.incidents.taxonomy import Taxonomy
+from verl_aiops.incidents.wording import Wording
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -192,7 +193,13 @@ def refuse_taken(path: str | Path, *, overwrite: bool) -> None:
 def write_taxonomy(taxonomy: Taxonomy, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a taxonomy as the JSON that `Taxonomy.load` reads."""
     refuse_taken(path, overwrite=overwrite)
-    write_atomically(path, json.dumps(taxonomy.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    write_atomically(path, taxonomy.as_json())
+
+
+def write_wording(wording: Wording, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write the words of prompts as the YAML that `read_wording` reads; the built-in ones with their explanations."""
+    refuse_taken(path, overwrite=overwrite)
+    write_atomically(path, wording.as_yaml())
 
 
 def sibling(path: str | Path, label: str) -> Path:

@@ -129,6 +129,12 @@ class Entry:
             raise self.fail("text on one line, without control characters", "write it plainly")
         return self.value
 
+    def paragraphs(self) -> str:
+        """Text of one or several lines that is not blank, without white space around it."""
+        if not isinstance(self.value, str) or not self.value.strip():
+            raise self.fail("text", "write it in quotes, or as `key: |-` with its lines indented below")
+        return "\n".join(line.rstrip() for line in self.value.strip().splitlines())
+
     def label(self) -> str:
         """A service or incident type as `Incident` takes them."""
         name = self.text()

@@ -1,4 +1,4 @@
-"""Reading the final answer: exactly one JSON object with two string fields, compared by equality.
+"""Reading the final answer: exactly one JSON object with the string fields asked for, compared by equality.
 
 The grammar below is narrower than JSON on purpose. An answer is a flat object of strings, so numbers, NaN, nesting and
 arrays cannot occur in it; a regular expression that admits nothing else runs before the JSON decoder, and the decoder
@@ -38,30 +38,38 @@ class ParsedAnswer(NamedTuple):
     """An answer as read.
 
     Attributes:
-        ok: whether the text is exactly one JSON object with exactly the keys `service` and `incident_type`, each once,
-            and string values.
+        ok: whether the text is exactly one JSON object with exactly the keys asked for, `service` and `incident_type`
+            among them, each once, and string values.
         service: the service as written, "" when not ok.
         incident_type: the incident type as written, "" when not ok.
         reason: why it is not ok, one of `not_text`, `too_long`, `empty`, `fence`, `not_an_object`, `not_flat_strings`,
             `duplicate_key`, `keys`; "" when ok.
+        more: the further fields that were asked for, as written, in the order of asking; () when not ok.
     """
 
     ok: bool
     service: str
     incident_type: str
     reason: str
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """All of them by name."""
+        return {"service": self.service, "incident_type": self.incident_type, **dict(self.more)}
 
 
 def _refused(reason: str) -> ParsedAnswer:
     return ParsedAnswer(False, "", "", reason)
 
 
-def parse_answer(text: object, *, allow_fence: bool = False) -> ParsedAnswer:
+def parse_answer(text: object, *, allow_fence: bool = False, fields: tuple[str, ...] = FIELDS) -> ParsedAnswer:
     """Read one answer strictly; never raises.
 
     Args:
         text: what the model wrote in its last round. Anything but a str is refused, not an error.
         allow_fence: also take the object inside one Markdown fence (plain or `json`) that is the whole text.
+        fields: those that were asked for; `FIELDS` are among them.
     """
     if not isinstance(text, str):
         return _refused("not_text")
@@ -76,15 +84,19 @@ def parse_answer(text: object, *, allow_fence: bool = False) -> ParsedAnswer:
         pairs = _decode_pairs(text)
     else:
         return _refused(_why_not_flat(text))
-    if len(pairs) == 2:
+    if len(pairs) == 2 and len(fields) == 2:
         (first, one), (second, two) = pairs
         if first == "service" and second == "incident_type":
             return ParsedAnswer(True, one, two, "")
         if first == "incident_type" and second == "service":
             return ParsedAnswer(True, two, one, "")
-    if len({key for key, _ in pairs}) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         return _refused("duplicate_key")
-    return _refused("keys")
+    if values.keys() != set(fields):
+        return _refused("keys")
+    more = tuple((field, values[field]) for field in fields if field not in FIELDS)
+    return ParsedAnswer(True, values["service"], values["incident_type"], "", more)
 
 
 def _why_not_flat(text: str) -> str:

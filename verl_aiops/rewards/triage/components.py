@@ -26,6 +26,9 @@ RESULTS = (
     "chars",
     "reasoning",
     "reasoning_cut",
+    "acc_all",
+    "fields_ok",
+    "fields_known",
 )
 """What `compute_score` always returns; no part can have one of these names."""
 

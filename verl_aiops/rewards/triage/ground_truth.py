@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,6 +13,10 @@ _ALIAS_SHAPES = (
     '{"service": [other names of the true label]}, {"service": {label: [other names]}}, {"service": {other name: '
     "label}} (the same under incident_type), or one such table for both fields without the field names"
 )
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+# what a ground truth has under these names is no label
+_NO_FIELDS = frozenset({"evidence", "aliases", "candidates", "fields"})
 
 _MOST_READ = 4096
 _READ_MAPPINGS: dict[bytes, "GroundTruth"] = {}
@@ -25,12 +30,16 @@ class GroundTruth(NamedTuple):
         incident_type: normalised names that count as the true incident type.
         evidence: known evidence, trimmed, without repeats, in the row's order.
         names: every normalised label the row knows of (true, alias, candidate).
+        fields: what is asked for, service and incident type among them.
+        more: the further fields of it whose label is known, each with the normalised names that count as it.
     """
 
     service: frozenset[str]
     incident_type: frozenset[str]
     evidence: tuple[str, ...]
     names: frozenset[str]
+    fields: tuple[str, ...] = FIELDS
+    more: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
 def read_ground_truth(raw: object) -> GroundTruth:
@@ -42,8 +51,11 @@ def read_ground_truth(raw: object) -> GroundTruth:
             `candidates`: {"service": [...], "incident_type": [...]} (or `services`, `incident_types`);
             `aliases`: in one of the shapes {"service": [other names of the true label]},
             {"service": {label: [other names]}}, {"service": {other name: label}} (the same under incident_type), or one
-            such table for both fields without the field names. Null stands for absent everywhere, since a parquet file
-            fills the gaps of nested columns with it.
+            such table for both fields without the field names;
+            `fields`: list of str, what the prompt asks for where that is more than the two (`["service",
+            "incident_type", "severity"]`). The label of each stands under its name, and it may have candidates and
+            aliases as the two have; one without a label is asked for and not paid. Null stands for absent everywhere,
+            since a parquet file fills the gaps of nested columns with it.
 
     Raises:
         ValueError: it is none of this; the message names the part and what was expected.
@@ -77,11 +89,14 @@ def _read_mapping(raw: object) -> GroundTruth:
     if not isinstance(raw, Mapping):
         raise ValueError(f"ground_truth: expected a mapping or its JSON text, got {type(raw).__name__}")
     evidence = (item.strip() for item in strings_of(raw.get("evidence"), "evidence"))
-    candidates = {field: _candidates(raw.get("candidates"), field) for field in FIELDS}
+    fields = fields_of(raw)
+    candidates = {field: _candidates(raw.get("candidates"), field) for field in fields}
     accepted = {}
-    for field in FIELDS:
+    for field in fields:
+        if field not in FIELDS and raw.get(field) is None:
+            continue
         truth = label_of(raw.get(field), field)
-        others, rivals = _aliases(raw.get("aliases"), field, truth)
+        others, rivals = _aliases(raw.get("aliases"), field, truth, fields)
         # An alias that is itself another label would pay for naming that label: the label wins over the alias.
         accepted[field] = frozenset({truth} | (others - candidates[field] - rivals))
     return GroundTruth(
@@ -89,7 +104,29 @@ def _read_mapping(raw: object) -> GroundTruth:
         accepted["incident_type"],
         tuple(dict.fromkeys(item for item in evidence if item)),
         frozenset().union(*accepted.values(), *candidates.values()),
+        fields,
+        tuple((field, names) for field, names in accepted.items() if field not in FIELDS),
     )
+
+
+def fields_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row asks for: service and incident type, or what it says in `fields`.
+
+    Raises:
+        ValueError: these are no fields.
+    """
+    named = strings_of(raw.get("fields"), "fields")
+    if not named:
+        return FIELDS
+    if len(set(named)) != len(named) or not set(FIELDS) <= set(named):
+        raise ValueError(f"ground_truth: fields: expected {', '.join(FIELDS)} and others, each once, got {named}")
+    for name in named:
+        if not _NAME.fullmatch(name) or name in _NO_FIELDS:
+            raise ValueError(
+                f"ground_truth: fields: expected names of small letters, digits and underscores that mean nothing else "
+                f"here, got {name[:80]!r}"
+            )
+    return tuple(named)
 
 
 def unoffered_fields(raw: str | Mapping[str, Any]) -> list[str]:
@@ -99,8 +136,9 @@ def unoffered_fields(raw: str | Mapping[str, Any]) -> list[str]:
         raw: a ground truth that `read_ground_truth` takes.
     """
     given = json.loads(raw) if isinstance(raw, str) else raw
-    offered = {field: _candidates(given.get("candidates"), field) for field in FIELDS}
-    return [field for field in FIELDS if offered[field] and label_of(given.get(field), field) not in offered[field]]
+    fields = [field for field in fields_of(given) if field in FIELDS or given.get(field) is not None]
+    offered = {field: _candidates(given.get("candidates"), field) for field in fields}
+    return [field for field in fields if offered[field] and label_of(given.get(field), field) not in offered[field]]
 
 
 def label_of(value: object, where: str) -> str:
@@ -141,16 +179,17 @@ def _candidates(value: object, field: str) -> frozenset[str]:
     return _labels(value.get(field), f"candidates.{field}") | _labels(value.get(f"{field}s"), f"candidates.{field}s")
 
 
-def _aliases(value: object, field: str, truth: str) -> tuple[frozenset[str], frozenset[str]]:
+def _aliases(value: object, field: str, truth: str, fields: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
     """The true label's other names, and the names that belong to other labels (themselves included)."""
     if value is None:
         return frozenset(), frozenset()
     if not isinstance(value, Mapping):
         raise ValueError(f"ground_truth: aliases: expected {_ALIAS_SHAPES}; got {_shown(value)}")
-    by_field = [key in FIELDS for key in value]
+    by_field = [key in fields for key in value]
     if any(by_field) and not all(by_field):
         raise ValueError(f"ground_truth: aliases: field names stand beside labels: expected {_ALIAS_SHAPES}")
-    table = value.get(field) if any(by_field) else value
+    # one table without field names is of the two
+    table = value.get(field) if any(by_field) else value if field in FIELDS else None
     if table is None:
         return frozenset(), frozenset()
     if not isinstance(table, Mapping):

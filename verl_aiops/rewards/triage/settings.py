@@ -18,12 +18,19 @@ _EXTRAS = ("format_weight", "evidence_weight", "early_verdict_weight", "invented
 class RewardSettings:
     """Weights and limits of `aiops_mturn.compute_score`, set through `reward.custom_reward_function.reward_kwargs`.
 
-    Weights are relative to the sum of the four that pay (service, type, format, evidence), so they need not add to one.
+    Weights are relative to the sum of those that pay (service, type, further fields, format, evidence), so they need
+    not add to one.
     ``parts`` is no setting: those of `components.PARTS` by name, each with its weight as set by `NAME_weight`.
     """
 
     service_weight: float = setting(0.40, "paid for the right service.", within="[0.01, 1.0]")
     type_weight: float = setting(0.40, "paid for the right incident type.", within="[0.01, 1.0]")
+    field_weight: float | None = setting(
+        None,
+        "paid for each further field that is asked for and right (severity, team); null: as much as the smaller of "
+        "the two.",
+        within="[0.01, 1.0]",
+    )
     format_weight: float = setting(0.05, "paid for a well-formed answer.", within=_PART_RANGE)
     evidence_weight: float = setting(
         0.15, "paid, times the quality of the quotes, when both fields are right.", within=_PART_RANGE
@@ -52,20 +59,27 @@ class RewardSettings:
     reasoning_opened: bool = setting(False, "the generation prompt opens such a block.")
     parts: tuple[tuple[str, RewardPart], ...] = ()
 
+    @property
+    def of_field(self) -> float:
+        """What a further field earns."""
+        return min(self.service_weight, self.type_weight) if self.field_weight is None else self.field_weight
+
     @cached_property
     def paid(self) -> float:
-        """The sum that a perfect answer earns, by which scores are divided."""
+        """The sum that a perfect answer to what every row asks for earns; further fields of a row join it."""
         more = sum(part.weight for _, part in self.parts if not part.costs)
         return self.service_weight + self.type_weight + self.format_weight + self.evidence_weight + more
 
 
 def _check_together(settings: RewardSettings, weights: Mapping[str, float]) -> None:
     extras = {name: getattr(settings, name) for name in _EXTRAS} | dict(weights)
-    smaller = min(settings.service_weight, settings.type_weight)
+    smaller, of_what = min(settings.service_weight, settings.type_weight), "smaller of service_weight and type_weight"
+    if settings.field_weight is not None and settings.field_weight < smaller:
+        smaller, of_what = settings.field_weight, "smallest of service_weight, type_weight and field_weight"
     if sum(extras.values()) >= smaller * (1 - 1e-6):  # equal but for rounding is not below
         raise ValueError(
-            f"reward_kwargs: {' + '.join(extras)} = {sum(extras.values()):g} must stay below the smaller of "
-            f"service_weight and type_weight ({smaller:g}), or an answer could earn more by its form than by one right "
+            f"reward_kwargs: {' + '.join(extras)} = {sum(extras.values()):g} must stay below the "
+            f"{of_what} ({smaller:g}), or an answer could earn more by its form than by one right "
             "field"
         )
 

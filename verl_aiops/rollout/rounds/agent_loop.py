@@ -15,7 +15,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from verl.utils.profiler import simple_timer
 from verl.utils.rollout_trace import rollout_trace_op
 
-from verl_aiops.rollout.rounds.settings import RoundSettings, answer_constraint
+from verl_aiops.rollout.rounds.settings import RoundSettings, answer_constraint, asked_fields
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.rollout.rounds.turns import Stream, TemplateTurns, answer_text, next_round, round_budgets, rounds_of
 
@@ -49,7 +49,8 @@ class AiopsMturnAgentLoop(AgentLoopBase):
         Args:
             sampling_params: verl's, shared by all rows: never changed here.
             session_id: number of this answer to its prompt.
-            kwargs: the row: ``raw_prompt`` (messages before the first answer) and ``extra_info``.
+            kwargs: the row: ``raw_prompt`` (messages before the first answer) and ``extra_info``; ``reward_model``
+                says which fields an answer has.
 
         Raises:
             ValueError: rounds that do not fit into ``data.max_response_length``, or are no texts.
@@ -75,7 +76,7 @@ class AiopsMturnAgentLoop(AgentLoopBase):
                     # a sample that does not depend on the replica or the batch that the request comes to
                     sampling["seed"] = f"{self.rollout_config.seed}/{kwargs.get('global_steps')}/{session_id}"
                 if last and self.settings.json_schema:
-                    sampling |= answer_constraint(self.rollout_config.name)
+                    sampling |= answer_constraint(self.rollout_config.name, asked_fields(kwargs))
                 output = await self.server_manager.generate(
                     request_id=request_id, prompt_ids=stream.all_ids, sampling_params=sampling, priority=int(priority)
                 )

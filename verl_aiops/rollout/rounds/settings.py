@@ -10,15 +10,10 @@ from typing import Any
 from verl_aiops.rollout.rounds.turns import ANSWER_TOKENS
 from verl_aiops.settings import Settings, setting
 
-__all__ = ["ANSWER_SCHEMA", "RoundSettings", "answer_constraint", "answer_schema"]
+__all__ = ["ANSWER_FIELDS", "ANSWER_SCHEMA", "RoundSettings", "answer_constraint", "answer_schema", "asked_fields"]
 
 WHERE = "actor_rollout_ref.rollout.custom.aiops_mturn"
-ANSWER_SCHEMA = {
-    "type": "object",
-    "properties": {"service": {"type": "string"}, "incident_type": {"type": "string"}},
-    "required": ["service", "incident_type"],
-    "additionalProperties": False,
-}
+ANSWER_FIELDS = ("service", "incident_type")
 
 
 def _are_counts(tokens: Any) -> bool:
@@ -52,23 +47,49 @@ class RoundSettings(Settings):
             object.__setattr__(self, "round_tokens", tokens)
 
 
-def answer_schema(names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """`ANSWER_SCHEMA` with the names that each field may take; a field without names takes any text."""
-    allowed = {field: {"enum": list(dict.fromkeys(listed))} for field, listed in names.items() if listed}
-    fields = ANSWER_SCHEMA["properties"]
-    return {**ANSWER_SCHEMA, "properties": {field: {**fields[field], **allowed.get(field, {})} for field in fields}}
+def asked_fields(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that a row of RL data asks for: what its ground truth says in `fields`, or service and incident type.
+
+    The check before Ray has looked at ground truths; what cannot be read here asks for nothing more.
+    """
+    model = row.get("reward_model")
+    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
+    if isinstance(truth, str):
+        try:
+            truth = json.loads(truth)
+        except (ValueError, RecursionError):
+            truth = None
+    named = truth.get("fields") if isinstance(truth, Mapping) else None
+    return ANSWER_FIELDS if named is None or len(named) == 0 else tuple(map(str, named))
 
 
-def answer_constraint(rollout_name: str) -> dict[str, Any]:
-    """The sampling parameter by which an engine constrains an answer to `ANSWER_SCHEMA`.
+def answer_schema(
+    fields: Sequence[str] = ANSWER_FIELDS, names: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """The JSON schema of an answer: an object of these fields, each a text, and one of its `names` where it has any."""
+    allowed = {field: {"enum": list(dict.fromkeys(listed))} for field, listed in (names or {}).items() if listed}
+    return {
+        "type": "object",
+        "properties": {field: {"type": "string", **allowed.get(field, {})} for field in fields},
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+
+
+ANSWER_SCHEMA = answer_schema()
+
+
+def answer_constraint(rollout_name: str, fields: Sequence[str] = ANSWER_FIELDS) -> dict[str, Any]:
+    """The sampling parameter by which an engine constrains an answer to `answer_schema`.
 
     Raises:
         ValueError: the engine has none.
     """
+    schema = answer_schema(fields)
     if rollout_name == "sglang":
-        return {"json_schema": json.dumps(ANSWER_SCHEMA)}
+        return {"json_schema": json.dumps(schema)}
     if rollout_name == "vllm":
         from vllm.sampling_params import StructuredOutputsParams
 
-        return {"structured_outputs": StructuredOutputsParams(json=ANSWER_SCHEMA)}
+        return {"structured_outputs": StructuredOutputsParams(json=schema)}
     raise ValueError(f"{WHERE}.json_schema=True: the rollout {rollout_name} has no constrained decoding")

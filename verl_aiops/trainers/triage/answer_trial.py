@@ -66,7 +66,7 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
     settings = dict(config.reward.custom_reward_function.get("reward_kwargs") or {})
     turns = {"turns": [*[_THOUGHT] * len(rounds), written], "incident_text": info.get("incident_text")}
     result = compute_score(row.get("data_source"), written, truth, turns, **settings)
-    if result["acc_main"]:
+    if result.get("acc_all", result["acc_main"]):
         return
     found = reasoning_of(tokenizer, arguments)
     mend = "give the model folder another chat template (actor_rollout_ref.model.custom_chat_template)"
@@ -88,9 +88,11 @@ def _rule_and_right(config: DictConfig, row: Mapping[str, Any]) -> tuple[Callabl
 
         return aiops_investigation.compute_score, right_verdict(truth)
     from verl_aiops.rewards import aiops_mturn
+    from verl_aiops.rollout.rounds.settings import asked_fields
 
     labels = json.loads(truth) if isinstance(truth, str) else truth
-    right = json.dumps({name: labels[name] for name in ("service", "incident_type")}, ensure_ascii=False)
+    # what a row asks for and does not know may be answered by anything
+    right = json.dumps({name: labels.get(name) or "-" for name in asked_fields(row)}, ensure_ascii=False)
     return aiops_mturn.compute_score, right
 
 

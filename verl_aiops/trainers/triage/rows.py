@@ -6,8 +6,9 @@ be drawn in every epoch and never trained on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth, unoffered_fields
@@ -23,17 +24,20 @@ class RowRules(PromptRules):
     """What a row needs in a run on triage data.
 
     ``truth``: the triage rule scores the answers; ``rewarded``: some rule of `reward_model.ground_truth` does;
-    ``evidence_weight``: what quotations earn.
+    ``evidence_weight``: what quotations earn. ``words`` counts rows, as they are looked at, by the words they ask in.
     """
 
     truth: bool = True
     rewarded: bool = True
     evidence_weight: float = 0.15
+    words: Counter[str] = field(default_factory=Counter)
 
     def reward_faults(self, row: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
         if not self.rewarded:
             return []
         faults = []
+        if isinstance(info.get("wording"), str):
+            self.words[info["wording"]] += 1
         if not isinstance(row.get("data_source"), str) or not row["data_source"]:
             faults.append(f"data_source: expected {SOURCE!r}, got {shown(row.get('data_source'))}")
         model = row.get("reward_model")
@@ -62,8 +66,14 @@ class RowRules(PromptRules):
         return faults
 
     def notes(self, sources: Mapping[str, int]) -> list[str]:
+        notes = []
         others = {source: count for source, count in sources.items() if source != SOURCE}
-        if not others or not self.truth:
-            return []
-        named = ", ".join(f"{count:,} of {source!r}" for source, count in others.items())
-        return [f"rows with another data_source than {SOURCE!r} ({named}) are scored by the triage reward too"]
+        if others and self.truth:
+            named = ", ".join(f"{count:,} of {source!r}" for source, count in others.items())
+            notes.append(f"rows with another data_source than {SOURCE!r} ({named}) are scored by the triage reward too")
+        if len(self.words) > 1:
+            named = ", ".join(f"{count:,} in {shown(words)}" for words, count in self.words.most_common())
+            notes.append(
+                f"rows ask in different words ({named}): files of different --prompts are trained or validated"
+            )
+        return notes
