@@ -156,9 +156,9 @@ class SpellingFinder:
             for other, name in _merged(of_system, there, prefer=system is not None, only_known=whole).items():
                 names[source, what, other] = name
         for what, of_field in self._of_fields().items():
-            listed = {label for system in known.values() for label in system.labels_of(what)}
+            labels = {label for system in known.values() for label in system.labels_of(what)}
             counts["", what] = of_field
-            for other, name in _merged(of_field, listed, prefer=bool(listed), only_known=bool(listed)).items():
+            for other, name in _merged(of_field, labels, prefer=bool(labels), only_known=bool(labels)).items():
                 names["", what, other] = name
         numbers = {(source, what, name): counts[source, what][name] for source, what, name in names}
         return Spellings(sources, names, numbers | {("", "source", name): in_sources[name] for name in sources})
