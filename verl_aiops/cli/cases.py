@@ -38,6 +38,7 @@ _CASE_SETTINGS = {
 # Options of the triage task and what they are where nobody gave them.
 _TRIAGE_ALONE: dict[str, Any] = {
     **dict.fromkeys(("incidents", "columns", "taxonomy", "taxonomy_out", "candidates_range"), None),
+    **dict.fromkeys(("answer_fields", "prompts", "prompts_out"), None),
     **dict.fromkeys(("folds", "fold", "model", "max_prompt_length"), None),
     **{"style": "two_round", "max_chars": 1200, "trim": "evidence", "val_trim": "blind", "no_candidates": False},
     **{"max_candidates": 8, "max_quotes": 3, "quote_chars": 0},
