@@ -183,6 +183,12 @@ def test_baseline_and_compare_show_every_field(folder, tmp_path, capsys):
     assert "team right" in (tmp_path / "c" / "table.txt").read_text(encoding="utf-8")
 
 
+def test_a_column_of_a_field_that_nobody_asks_for(folder, tmp_path, capsys):
+    options = ["--incidents", str(folder / "i.jsonl"), "--columns", "severity=prio", "--out", str(tmp_path / "s.jsonl")]
+    assert main(["build-sft", *options]) == 2
+    assert "'severity' is no field" in (said := capsys.readouterr().err) and "one that --answer-fields names" in said
+
+
 def test_simulated_incidents_have_no_further_field(tmp_path, capsys):
     assert main(["build-sft", "--out", str(tmp_path / "s.jsonl"), "--answer-fields", FIELDS]) == 2
     assert "goes with --incidents; simulated ones say service and incident_type alone" in capsys.readouterr().err

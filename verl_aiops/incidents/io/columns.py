@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_aiops.incidents.schema import LANGUAGES, OPTIONAL_FIELDS, REQUIRED_FIELDS
-from verl_aiops.inputs.columns import read_columns
+from verl_aiops.inputs.columns import ColumnsError, read_columns
 
 __all__ = ["AS_NAMED", "LIST_FIELDS", "FieldColumns", "text_entries"]
 
@@ -28,7 +28,15 @@ class FieldColumns:
     @classmethod
     def parse(cls, text: str, more: tuple[str, ...] = ()) -> FieldColumns:
         """`id=ticket_id,logs=log_excerpt`, as the option `--columns` has it."""
-        return cls(read_columns(text, REQUIRED_FIELDS + OPTIONAL_FIELDS + more), more)
+        try:
+            return cls(read_columns(text, REQUIRED_FIELDS + OPTIONAL_FIELDS + more), more)
+        except ColumnsError as error:
+            hint = (
+                "; a further field of the answer is one that --answer-fields names"
+                if "is no field" in str(error)
+                else ""
+            )
+            raise ColumnsError(f"{error}{hint}") from None
 
     def __bool__(self) -> bool:
         return bool(self.theirs)
