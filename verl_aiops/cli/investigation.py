@@ -13,7 +13,7 @@ from verl_aiops.cli.values import api_key, json_object, reward_settings
 __all__ = ["eval_tool_options", "investigates", "run_eval_investigations"]
 
 # of `eval`, what is of triage alone
-_OF_TRIAGE = ("incidents", "taxonomy", "columns", "rename", "round_tokens", "schema")
+_OF_TRIAGE = ("incidents", "taxonomy", "columns", "answer_fields", "prompts", "rename", "round_tokens", "schema")
 
 
 def eval_tool_options(parser: argparse.ArgumentParser) -> None:
