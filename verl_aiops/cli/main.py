@@ -27,6 +27,7 @@ from verl_aiops.cli.eval_pairs import EVAL_PAIRS
 from verl_aiops.cli.examples import EXAMPLES
 from verl_aiops.cli.feedback import FEEDBACK
 from verl_aiops.cli.fronts.command import FRONTS
+from verl_aiops.cli.investigate import INVESTIGATE
 from verl_aiops.cli.push import PUSH
 from verl_aiops.cli.triage import TRIAGE
 from verl_aiops.extensions import load_extensions
@@ -149,6 +150,7 @@ COMMANDS: dict[str, Command] = {
     "curves": CURVES,
     "push": PUSH,
     "triage": TRIAGE,
+    "investigate": INVESTIGATE,
     "examples": EXAMPLES,
     "doctor": Command(
         "say what works in this environment and what does not (exit code 1 for a fault)",

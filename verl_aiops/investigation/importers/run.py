@@ -18,7 +18,7 @@ from verl_aiops.investigation.importers.openrca2 import OPENRCA2
 from verl_aiops.investigation.importers.rcaeval import RCAEVAL
 from verl_aiops.investigation.importers.source import CaseJob, CaseSource
 
-__all__ = ["CASE_SOURCES", "ImportedCases", "describe_case_sources", "import_cases"]
+__all__ = ["CASE_SOURCES", "ImportedCases", "cases_in", "describe_case_sources", "import_cases"]
 
 CASE_SOURCES: dict[str, CaseSource] = {source.name: source for source in (HOUSE, RCAEVAL, CLOUDOPSBENCH, OPENRCA2)}
 
@@ -111,6 +111,11 @@ def import_cases(
             raise IncidentError(f"{one_line(root)}: no case could be made of it; expected {entry.expects}")
     write_atomically(licence, f"{notice(entry)}\n")
     return ImportedCases(entry, out, systems, known, rows, job.left_out)
+
+
+def cases_in(source: str, path: str | Path, mapping: str | Path | None = None) -> Iterator[Case]:
+    """The cases of a folder, without a file of them. Errors as `import_cases` has them."""
+    yield from _named(CASE_SOURCES[source], CaseJob(Path(path), None if mapping is None else Path(mapping)))
 
 
 def _sizes(case: Case) -> dict[str, int]:
