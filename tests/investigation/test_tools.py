@@ -130,16 +130,25 @@ def test_nothing_that_a_model_sends_raises_or_says_too_much(case):
     names = [*TOOLS, *HOSTILE_TEXTS, None, 3]
     keys = [*dict.fromkeys(key for tool in TOOLS.values() for key in tool.parameters), *HOSTILE_TEXTS]
     bare = Case(id="a", source="b", symptom="c")
+    recorded = {"answers": [{"name": "search_logs", "arguments": {"service": "db"}, "text": "x\n" * 900}]}
+    recorded = Case.from_dict(record(recorded=recorded))
     for _ in range(4000):
         name = rng.choice(list(TOOLS)) if rng.random() < 0.9 else rng.choice(names)
         given = {rng.choice(keys): rng.choice(HOSTILE) for _ in range(rng.randrange(3))}
         asked = given if rng.random() < 0.8 else rng.choice(HOSTILE)
         limit = rng.choice((LEAST_CHARS, MAX_CHARS))
-        said = answer(rng.choice((case, bare)), name, asked, max_chars=limit)
+        said = answer(rng.choice((case, bare, recorded)), name, asked, max_chars=limit)
         assert 0 < len(said.text) <= limit
         assert all(quote in said.text for quote in said.quotes)
         said.text.encode("utf-8")
     assert answer(case, "search_logs", {"service": "db"}).ok
+
+
+def test_an_error_too_is_no_longer_than_asked_for():
+    names = [f"{letter * 190}" for letter in "abc"]
+    case = Case.from_dict(record(topology=[{"from": names[0], "to": names[1]}, {"from": names[1], "to": names[2]}]))
+    said = answer(case, "search_logs", {"service": "a" * 150}, max_chars=LEAST_CHARS)
+    assert not said.ok and len(said.text) == LEAST_CHARS and said.text.endswith("…")
 
 
 def test_pages_show_every_line_once_however_short_an_answer_may_be():
