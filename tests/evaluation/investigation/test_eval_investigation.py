@@ -176,10 +176,12 @@ def test_preference_data_of_own_investigations(rows, tmp_path, form):
             for job in jobs:
                 right = right_of(job.question)
                 look = call("list_services")
-                self.scripts = ([look, right], [look, look, right], [look, WRONG], [look, f"{WRONG[:-1]}}}"], NONE)
+                self.scripts = ([look, look, right], [look, right], [look, WRONG], [look, f"{WRONG[:-1]}}}"], NONE)
                 super().investigate([job], done)
 
-    settings = {"task": "investigation", "data": str(rows), "questions": fingerprint(asked)}
+    # both right ones have the same score where calls cost nothing
+    reward = {"calls_weight": 0.0}
+    settings = {"task": "investigation", "data": str(rows), "questions": fingerprint(asked), "reward": reward}
     evaluate_investigations(asked, Mixed(), tmp_path / "own", settings, {}, samples=5)
     out = tmp_path / "own.parquet"
     options = OwnPairOptions(form=form, val_share=0.0)
