@@ -85,7 +85,7 @@ class SettingsReader(Generic[S]):
                 self._refuse_if_meant(name, value, known)
         weights = {name: self._checked(name, values.pop(name, weight)) for name, weight in weights.items()}
         weighed = tuple((name, part._replace(weight=weights[f"{name}_weight"])) for name, part in parts)
-        settings = self.owner(**values, parts=weighed)
+        settings = self.owner(**values, **{"parts": weighed})
         self.check(settings, weights)
         return settings
 

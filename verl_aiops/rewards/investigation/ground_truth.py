@@ -87,8 +87,8 @@ def _read_mapping(raw: object) -> InvestigationTruth:
         )
     edges = set()
     for at, item in enumerate(_items(raw, "propagation")):
-        ends = [label_of(item.get(end), f"propagation[{at}].{end}") for end in ("from", "to")]
-        edges.add(tuple(label.get(end, end) for end in ends))
+        one, other = (label_of(item.get(end), f"propagation[{at}].{end}") for end in ("from", "to"))
+        edges.add((label.get(one, one), label.get(other, other)))
     named = frozenset().union(*(cause.components | cause.reasons for cause in causes), *edges)
     return InvestigationTruth(
         tuple(causes),
@@ -114,7 +114,7 @@ def _causes(
     causes = []
     for at, item in enumerate(items):
         where = f"root_causes[{at}]"
-        accepted = {"component": frozenset(), "reason": frozenset()}
+        accepted: dict[str, frozenset[str]] = dict.fromkeys(_FIELDS, frozenset())
         for field in _FIELDS:
             if field == "reason" and item.get(field) is None:
                 continue

@@ -59,7 +59,7 @@ def read_transcript(solution_str: Any, extra_info: Any) -> Transcript:
 
 def _list(extra_info: Mapping[str, Any], key: str) -> list[Any] | None:
     value = extra_info.get(key)
-    if hasattr(value, "tolist"):  # a numpy array, which is how verl's batches carry lists
+    if value is not None and hasattr(value, "tolist"):  # a numpy array, which is how verl's batches carry lists
         value = value.tolist()
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"extra_info[{key!r}]: expected a list, got {type(value).__name__}")

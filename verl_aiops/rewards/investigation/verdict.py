@@ -153,10 +153,10 @@ def _named(item: Any, first: str, second: str, needs: int) -> tuple[str, str]:
         raise _Refused("kinds")
     if not item.keys() <= {first, second}:
         raise _Refused("keys")
-    labels = tuple(_label(item.get(key)) for key in (first, second))
-    if not all(labels[:needs]):
+    one, other = _label(item.get(first)), _label(item.get(second))
+    if not all((one, other)[:needs]):
         raise _Refused("kinds")
-    return labels
+    return one, other
 
 
 def _label(value: Any) -> str:
