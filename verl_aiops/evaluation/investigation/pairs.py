@@ -235,6 +235,7 @@ def _common(question: CaseQuestion, name: str, kind: str) -> dict[str, Any]:
         "source": question.source or "",
         "part": question.part or "",
         "answerable": "",
+        "wording": str(question.info.get("wording") or ""),
         "ground_truth": json.dumps(question.ground_truth, ensure_ascii=False),
         "incident_text": str(question.info.get("incident_text") or ""),
     }
