@@ -292,12 +292,25 @@ def test_each_run_has_a_key_of_its_own(tmp_path):
     import subprocess
     import sys
 
-    code = "from verl_aiops.rollout.hf import replica; print('KEY', replica._REWARD_KEY)"
+    # processes of their own, of one that has imported verl, but nothing of this
+    code = """
+import os, sys
+import verl.workers.rollout.replica
+name = "verl_aiops.rollout.hf.replica"
+assert name not in sys.modules
+for given in ("", "", "mine"):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        if given:
+            os.environ["VERL_AIOPS_SCORER_KEY"] = given
+        __import__(name)
+        print("KEY", sys.modules[name]._REWARD_KEY, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
     env = {key: value for key, value in os.environ.items() if key != "VERL_AIOPS_SCORER_KEY"}
-    keys = set()
-    for given in ({}, {}, {"VERL_AIOPS_SCORER_KEY": "mine"}):
-        done = subprocess.run([sys.executable, "-c", code], env=env | given, capture_output=True, text=True, check=True)
-        keys.add(done.stdout.rpartition("KEY ")[2].strip())
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    keys = {line.partition("KEY ")[2].strip() for line in done.stdout.splitlines() if "KEY " in line}
     assert len(keys) == 3 and "mine" in keys and min(len(key) for key in keys - {"mine"}) > 40
 
 
