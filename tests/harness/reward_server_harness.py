@@ -26,7 +26,7 @@ _KEY = {"classify": "probs", "v1/embeddings": "embedding"}
 
 def configured(folder, **reward_model):
     """verl's own configuration with what a run on CPU is given; told nothing but the model and where it stands."""
-    from hydra import compose, initialize_config_module
+    from prepared import composed
 
     from verl_aiops.rollout.hf.limits import check_reward_server
     from verl_aiops.trainers.preflight.defaults import apply_defaults
@@ -34,8 +34,7 @@ def configured(folder, **reward_model):
 
     given = {"enable": True, "model_path": folder, **reward_model}
     overrides = [f"reward.reward_model.{key}={value}" for key, value in given.items()]
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", overrides=overrides)
+    config = composed(*overrides)
     apply_defaults(config, set(), REWARD_MODEL_DEFAULTS)
     assert check_reward_server(config) == []
     return config.reward.reward_model

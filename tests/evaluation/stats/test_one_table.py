@@ -9,7 +9,7 @@ from verl_aiops.evaluation.compare.command import Options, compare
 from verl_aiops.evaluation.compare.read_runs import read_run
 from verl_aiops.evaluation.report import plots
 from verl_aiops.evaluation.run.summary import section
-from verl_aiops.evaluation.run.table import render
+from verl_aiops.evaluation.run.table import as_columns, render
 from verl_aiops.evaluation.stats.metrics import METRICS, In, Metric, metrics
 from verl_aiops.rewards.triage.components import PARTS, RewardPart
 
@@ -112,3 +112,9 @@ def test_a_place_brings_those_that_it_stands_on_and_amounts_are_not_drawn(runs, 
     table, files = compare([str(runs / "sft"), str(runs / "dpo")], runs / "out", Options(over="n=1,2"))
     assert "only a headline" in table and "over_setting.svg" in files
     assert "only a headline" in (runs / "out" / "over_setting.svg").read_text()
+
+
+def test_chinese_names_take_two_columns_of_a_terminal():
+    first, second = as_columns([("账务库", "1"), ("cart", "22")]).splitlines()
+    # three characters of two columns each stand beside "cart" and two spaces
+    assert (first, second) == ("账务库   1", "cart    22")

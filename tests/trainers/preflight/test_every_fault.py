@@ -8,8 +8,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
-from prepared import MATHS, TRIAGE, prepare_offline
+from prepared import MATHS, TRIAGE, composed, prepare_offline
 
 from verl_aiops.trainers.preflight import entry, offline, online, rl, rows
 from verl_aiops.trainers.preflight.checks import Check, Run, run_checks
@@ -54,11 +53,6 @@ def least(tiny_model_dir, tmp_path):
     return make
 
 
-def composed(command):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=command)
-
-
 @pytest.fixture
 def told(least, monkeypatch):
     """told(kind, *settings) -> the faults that main_ppo's check ends with, one by one."""
@@ -68,7 +62,7 @@ def told(least, monkeypatch):
         monkeypatch.setattr(entry, "user_keys", lambda: {key.split("=")[0].lstrip("+~") for key in command})
         checked = entry.with_preflight(lambda **_: pytest.fail("verl was not to be reached"))
         with pytest.raises(SystemExit) as end:
-            checked(composed(command), False, False)
+            checked(composed(*command), False, False)
         message = end.value.code
         assert isinstance(message, str) and message.startswith("verl-aiops: error: ")
         message = message.removeprefix("verl-aiops: error: ")
@@ -197,13 +191,13 @@ def test_what_verl_refuses_is_told_without_a_traceback(least, monkeypatch):
     command = [*least("triage"), "trainer.n_gpus_per_node=3", "trainer.device=cpu"]
     monkeypatch.setattr(entry, "user_keys", lambda: {key.split("=")[0] for key in command})
     with pytest.raises(SystemExit, match="error: verl refuses this run: real_train_batch_size .16. must be divisible"):
-        entry.with_preflight(validate_config.__wrapped__)(composed(command), False, False)
+        entry.with_preflight(validate_config.__wrapped__)(composed(*command), False, False)
 
 
 def test_what_could_not_be_looked_at_is_named(least):
     command = [*least("dpo"), f"{MODEL}.path=/no/such/folder", "data.truncation=middle"]
     with pytest.raises(ValueError, match="not looked at before these are mended: .*the rows of data.train_files"):
-        prepare_offline(composed(command), set())
+        prepare_offline(composed(*command), set())
 
 
 def test_runs_without_a_fault_are_let_through(least, monkeypatch):
@@ -211,7 +205,7 @@ def test_runs_without_a_fault_are_let_through(least, monkeypatch):
         command, reached = least(kind), []
         monkeypatch.setattr(entry, "user_keys", lambda command=command: {key.split("=")[0] for key in command})
         entry.with_preflight(lambda reached=reached, **arguments: reached.append(arguments))(
-            composed(command), False, False
+            composed(*command), False, False
         )
         assert len(reached) == 1, kind
 
@@ -223,7 +217,7 @@ def test_what_a_check_needs_stands_before_it(least):
     kinds = {"dpo": offline, "online_dpo": online, "another task": online, "triage": rl, "rows": rows}
     for kind, module in kinds.items():
         before = set()
-        for check in module.checks(composed(least("triage" if kind == "rows" else kind))):
+        for check in module.checks(composed(*least("triage" if kind == "rows" else kind))):
             assert before.issuperset(check.needs), (kind, check.look)
             before.add(check.look)
 
@@ -264,9 +258,9 @@ def test_a_check_is_left_out_where_one_that_it_needs_found_something_or_was_left
 
 
 def test_which_runs_of_online_dpo_are_of_triage(least):
-    assert of_triage(composed(least("online_dpo")))
-    assert not of_triage(composed([*least("another task"), f"{ROLLOUT}.name=hf"]))
-    assert of_triage(composed([*least("another task"), "reward.reward_manager.name=aiops_combined"]))
+    assert of_triage(composed(*least("online_dpo")))
+    assert not of_triage(composed(*least("another task"), f"{ROLLOUT}.name=hf"))
+    assert of_triage(composed(*least("another task"), "reward.reward_manager.name=aiops_combined"))
 
 
 WITHOUT = """

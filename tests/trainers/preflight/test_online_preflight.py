@@ -5,8 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_module
-from prepared import prepare_online
+from prepared import composed, prepare_online
 
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
 
@@ -43,8 +42,7 @@ def prepare(tiny_model_dir, tmp_path, monkeypatch):
             f"actor_rollout_ref.model.path={tiny_model_dir}",
             *overrides,
         ]
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=everything)
+        config = composed(*everything)
         lines = prepare_online(config, {override.split("=")[0].lstrip("+~") for override in everything})
         return config, lines
 

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from prepared import prepare_online, prepare_triage
+from prepared import composed, prepare_online, prepare_triage
 from tiny import make_tiny_model
 
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
@@ -65,8 +64,7 @@ def prepare(tiny_model_dir, write, tmp_path, monkeypatch):
             "trainer.save_freq=1",
             *overrides,
         ]
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=everything)
+        config = composed(*everything)
         given = {override.split("=")[0].lstrip("+~") for override in everything}
         (prepare_online if preset == "online_dpo" else prepare_triage)(config, given)
         return config

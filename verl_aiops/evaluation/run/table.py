@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import east_asian_width
 
 from verl_aiops.evaluation.run.summary import slices_shown
 from verl_aiops.evaluation.stats.further_fields import fields_shown
@@ -105,13 +106,19 @@ def _drop(summary: Mapping[str, Any]) -> str:
 
 
 def as_columns(rows: Sequence[Cells]) -> str:
-    """Columns by the longest cell: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    """Columns by the widest cell: the first to the left, the others to the right."""
+    widths = [max(map(_width, column)) for column in zip(*rows)]
     lines = []
     for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:]))]
+        cells = [first + " " * (widths[0] - _width(first))]
+        cells += [" " * (width - _width(cell)) + cell for cell, width in zip(others, widths[1:])]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal; a Chinese character takes two."""
+    return sum(1 + (east_asian_width(character) in "WF") for character in text)
 
 
 def _percent(value: float | None) -> str:
