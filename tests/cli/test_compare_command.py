@@ -192,6 +192,7 @@ def test_every_option_stands_in_the_docs():
 def test_every_option_in_the_docs_exists():
     """Options of other commands stand in lines that name these."""
     others = {"--n", "--reward", "--model", "--incidents", "--temperature", "--max-chars", "--seed"}
+    others |= {"--before", "--data", "--text-pairs", "--limit"}
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", DOC))
     assert named - options_of_compare() - others == set()
     commands = re.sub(r"\\\n\s*", "", DOC)
@@ -202,10 +203,11 @@ def test_every_option_in_the_docs_exists():
 
 def test_files_and_metrics_that_the_docs_name_are_those_there_are(work, tmp_path, capsys):
     from verl_aiops.evaluation.compare.command import _FILES, _PLOTS
+    from verl_aiops.evaluation.pairs.compare import _PLOT as OF_PAIRS
     from verl_aiops.evaluation.stats.metrics import In, metrics
 
     assert all(f"`{name}`" in DOC for name in (*_FILES, *_PLOTS))
-    assert set(re.findall(r"`(\w+\.(?:svg|png|html|txt))`", DOC)) <= {*_FILES, *_PLOTS}
+    assert set(re.findall(r"`(\w+\.(?:svg|png|html|txt))`", DOC)) <= {*_FILES, *_PLOTS, OF_PAIRS}
     for metric in metrics(In.COMPARE).values():
         assert metric.title.partition(",")[0] in " ".join(DOC.split()), metric.title
 

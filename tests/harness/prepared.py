@@ -1,10 +1,7 @@
 """A verl configuration made, completed and checked for each kind of run, without what is asked of the machine."""
 
-import copy
 import json
-from unittest import mock
 
-import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
@@ -26,22 +23,8 @@ MATHS = {
 }
 
 
-_load, _parsed = yaml.load, {}
-
-
-def _load_once(stream, Loader):  # noqa: N803  (yaml's name)
-    """As `yaml.load`; half of the time that verl's thirty files take is the scanner's, and it is the same each time."""
-    text = stream if isinstance(stream, str) else stream.read()
-    if text not in _parsed:
-        _parsed[text] = _load(text, Loader)
-    return copy.deepcopy(_parsed[text])
-
-
 def composed(*overrides):
-    with (
-        mock.patch("omegaconf.omegaconf.yaml.load", _load_once),
-        initialize_config_module("verl.trainer.config", version_base=None),
-    ):
+    with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=list(overrides))
 
 
