@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("asked")
     with (folder / "i.jsonl").open("w", encoding="utf-8") as file:
         for number, incident in enumerate(Simulator(seed=2, lang="mix", topologies=("shop",)).stream(40)):
-            row = incident.to_dict() | {"prio": number % 3, "team": ["web", "data"][number % 2], "source": "shop"}
+            said = {"prio": number % 3} if number % 9 < 8 else {}
+            row = incident.to_dict() | said | {"team": ["web", "data"][number % 2], "source": "shop"}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     (folder / "prompts.yaml").write_text(PROMPTS, encoding="utf-8")
     assert main(["build-rl", *built(folder), "--out", str(folder / "rl.parquet"), *names(folder)]) == 0
@@ -180,6 +181,7 @@ def test_baseline_and_compare_show_every_field(folder, tmp_path, capsys):
     result = json.loads((tmp_path / "c" / "comparison.json").read_text(encoding="utf-8"))
     assert result["metrics"]["field/severity"]["title"] == "severity right"
     assert {entry["label"] for entry in result["classes"]["team"]} == {"web", "data"}
+    assert {entry["label"] for entry in result["classes"]["severity"]} == {"0", "1", "2"}
     assert "team right" in (tmp_path / "c" / "table.txt").read_text(encoding="utf-8")
 
 
@@ -216,3 +218,19 @@ def test_the_client_says_where_its_lists_are_longer_than_those_of_the_data(folde
         assert "all names" not in err
     else:
         assert f"the data of the taxonomy {taxonomy} at most 8; build them with --candidates-range 4-" in err
+
+
+def test_renamed_incidents_offer_the_labels_of_further_fields_as_they_are(folder):
+    from verl_aiops.evaluation.run.questions import offered_names, read_rl_questions
+    from verl_aiops.evaluation.run.rename_check import rename_questions
+
+    questions = {question.id: question for question in read_rl_questions(str(folder / "rl.parquet"))}
+    renamed, _ = rename_questions(list(questions.values()), seed=1)
+    assert len(renamed) > 5
+    for question in renamed:
+        before = questions[question.id]
+        assert {name: offered_names(question).get(name) for name in ("severity", "team")} == {
+            name: offered_names(before).get(name) for name in ("severity", "team")
+        }
+        assert question.ground_truth["team"] == before.ground_truth["team"]
+        assert offered_names(question)["service"] != offered_names(before)["service"]

@@ -207,3 +207,28 @@ def test_nothing_to_tell_apart_is_no_fault(tmp_path):
     files = written(tmp_path / "rl.jsonl", rows[:1]), written(tmp_path / "val.jsonl", rows[1:])
     baseline(*files, tmp_path / "out")
     assert all(right(tmp_path / "out" / name) == 1.0 for name in METHODS)
+
+
+def test_labels_of_further_fields_are_among_those_that_a_row_offers(tmp_path):
+    from verl_aiops.evaluation.baseline.asked import asked_of, known_of
+    from verl_aiops.evaluation.baseline.labels import UsualLabels
+    from verl_aiops.evaluation.run.questions import read_rl_questions
+
+    rows = []
+    told = [("high", ["high", "low"])] * 3 + [("low", ["low", "mid"]), (None, [])]
+    for number, (severity, offered) in enumerate(told):
+        made = row(number, "shop" if number < 4 else "new", ["a", "b"])
+        truth = json.loads(made["reward_model"]["ground_truth"]) | {"severity": severity}
+        truth["fields"] = ["service", "incident_type", "severity"]
+        truth["candidates"]["severity"] = offered
+        rows.append({**made, "reward_model": {"ground_truth": json.dumps(truth)}})
+    (tmp_path / "rl.jsonl").write_text("".join(json.dumps(made) + "\n" for made in rows))
+    questions = read_rl_questions(str(tmp_path / "rl.jsonl"))
+    known = known_of(questions)
+    asked = [asked_of(question, known) for question in questions]
+    usual = UsualLabels()
+    usual.fit(questions, asked, ["a"] * 5)
+    said = [dict(labels)["severity"] for labels in usual.answer(questions, asked, ["a"] * 5)]
+    # what the row offers; of a new source the most frequent one of all
+    assert said == ["high", "high", "high", "low", "high"]
+    assert usual.size == 4

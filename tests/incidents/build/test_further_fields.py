@@ -214,6 +214,20 @@ def test_no_label_is_right_or_wrong_too_often(file, tmp_path):
     assert all(abs(sides["chosen"][label] - sides["rejected"][label]) <= 2 for label in sides["chosen"])
 
 
+def test_a_label_that_is_mostly_right_is_the_wrong_one_wherever_it_can_be(tmp_path):
+    own = [{**row, "logs": [row["logs"]], "severity": "P1"} for row in rows()]
+    for number in range(0, 40, 3):
+        own[number]["severity"] = ["P2", "P3"][number % 2]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    build_prefs(source_of(tmp_path / "i.jsonl"), tmp_path / "p.jsonl", val_share=0, prompts=PROMPTS)
+    wrong = Counter(
+        json.loads(row["rejected"][0]["content"])["severity"]
+        for row in lines(tmp_path / "p.jsonl")
+        if row["kind"] == "wrong_severity"
+    )
+    assert wrong["P1"] == 14 and abs(wrong["P2"] - wrong["P3"]) <= 1
+
+
 def test_groups_score_the_share_of_all_fields(file, tmp_path):
     build_prefs(source_of(file), tmp_path / "g.jsonl", val_share=0, prompts=PROMPTS, form="groups")
     row = next(

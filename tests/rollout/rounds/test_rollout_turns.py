@@ -1,9 +1,11 @@
 """The token stream of conversations in rounds, and the agent loop over a scripted engine."""
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from tiny import CHATML, make_tokenizer
@@ -346,6 +348,28 @@ def test_constrained_decoding_goes_to_the_last_round_of_engines_that_have_it(tok
     custom = {"round_tokens": [30, 20], "json_schema": True}
     _, engine = run_loop(tokenizer, tiny_model_dir, [[2], [2]], custom=custom)
     assert ["json_schema" in request["sampling_params"] for request in engine.asked] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("truth", "fields"),
+    [
+        ('{"service": "a", "incident_type": "b", "fields": ["service", "incident_type", "team"]}', "team"),
+        ({"fields": np.array(["service", "incident_type", "team"])}, "team"),
+        ('{"service": "a"}', ""),
+        ({"fields": []}, ""),
+        ("no JSON", ""),
+        ("[" * 99_999, ""),
+        (None, ""),
+    ],
+)
+def test_the_constraint_has_the_fields_that_a_row_asks_for(truth, fields):
+    from verl_aiops.rollout.rounds.settings import answer_constraint, asked_fields
+
+    asked = asked_fields({"reward_model": {"ground_truth": truth}})
+    assert asked == ("service", "incident_type", *fields.split())
+    schema = json.loads(answer_constraint("sglang", asked)["json_schema"])
+    assert schema["required"] == list(schema["properties"]) == list(asked)
+    assert asked_fields({}) == asked_fields({"reward_model": None}) == ("service", "incident_type")
 
 
 def test_a_family_whose_builder_wants_other_tokens_falls_back_to_the_template(tiny_model_dir):

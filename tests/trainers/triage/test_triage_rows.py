@@ -146,3 +146,10 @@ def test_rows_of_another_source_are_said_and_files_elsewhere_too(check):
     assert "3 of 'mine'" in note
     (note,) = check([row(n) for n in range(4)], val_files="hdfs://cluster/rl.parquet")
     assert "not checked" in note
+
+
+def test_files_that_ask_in_different_words_are_said(check):
+    words = [row(number, **info(wording=name)) for number, name in enumerate(["built-in"] * 5 + ["0123456789ab"] * 2)]
+    said = "rows ask in different words (5 in 'built-in', 2 in '0123456789ab'): their files were built with different"
+    assert any(note.startswith(said) for note in check(words[:5], words[5:]))
+    assert not any("words" in note for note in check(words[:4], words[4:5]))

@@ -73,7 +73,5 @@ class RowRules(PromptRules):
             notes.append(f"rows with another data_source than {SOURCE!r} ({named}) are scored by the triage reward too")
         if len(self.words) > 1:
             named = ", ".join(f"{count:,} in {shown(words)}" for words, count in self.words.most_common())
-            notes.append(
-                f"rows ask in different words ({named}): files of different --prompts are trained or validated"
-            )
+            notes.append(f"rows ask in different words ({named}): their files were built with different --prompts")
         return notes
