@@ -37,6 +37,7 @@ INVESTIGATION, TOOLS_LOOP = "aiops_investigation", "aiops_tools"
 SOURCES, LOOPS = (REWARD, INVESTIGATION), (LOOP, TOOLS_LOOP)
 # what runs on triage data have beside the checks of any task. By name, as a run of another task never imports it
 _TRIAGE_SIDE = "verl_aiops.trainers.triage.checks"
+_JUDGE = ("judge_reward", "judge_reward.py")
 # groups that verl 0.9 reads from the command line and never looks at again, and where their settings are today
 _IGNORED = {
     "custom_reward_function": "reward.custom_reward_function",
@@ -79,7 +80,10 @@ def _names_triage(config: DictConfig) -> bool:
 
 
 def ours(path: str | None) -> bool:
-    """Whether a reward function's path is one of this package, or of the example that older guides name."""
+    """Whether a reward function's path is one of this package's rules, or of the example that older guides name. The
+    judge is none: it rewards any task."""
+    if str(path).endswith(_JUDGE):
+        return False
     return bool(path) and ("verl_aiops" in str(path) or os.path.basename(str(path)) == "aiops_mturn.py")
 
 
