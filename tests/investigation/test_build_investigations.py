@@ -198,7 +198,11 @@ def test_commands_make_all_of_it(tmp_path, capsys):
         ("build-sft --task investigation --style direct", "--style belongs to --task triage"),
         ("build-rl --task investigation --model x", "--model belongs to --task triage"),
         ("build-rl --several 0.5", "--several belongs to --task investigation"),
-        ("build-sft --cases x.jsonl", "--cases belongs to --task investigation"),
+        ("build-sft --cases x.jsonl", "--task triage; add --task investigation"),
+        (
+            "build-rl --task investigation --incidents x.jsonl",
+            "--incidents belongs to --task triage, found --task investigation; name the file by --cases",
+        ),
         ("build-rl --task investigation --cases x.jsonl --lang zh", "--lang belongs to the simulator"),
         ("simulate --before 60", "--before belongs to cases"),
         ("simulate --cases --taxonomy-out x.json", "a case lists its own reasons"),

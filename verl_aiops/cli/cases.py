@@ -94,8 +94,10 @@ def is_investigation(args: argparse.Namespace) -> bool:
         wrong = [name for name in _INVESTIGATION_ALONE if getattr(args, name, None) is not None]
     if wrong:
         other = TRIAGE if args.task == INVESTIGATION else INVESTIGATION
+        instead = {"incidents": "name the file by --cases", "cases": f"add --task {INVESTIGATION}"}
         raise IncidentError(
-            f"--{wrong[0].replace('_', '-')} belongs to --task {other}, found --task {args.task}; leave it out"
+            f"--{wrong[0].replace('_', '-')} belongs to --task {other}, found --task {args.task}; "
+            f"{instead.get(wrong[0], 'leave it out')}"
         )
     return args.task == INVESTIGATION
 
