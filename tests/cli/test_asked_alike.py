@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("asked")
     with (folder / "i.jsonl").open("w", encoding="utf-8") as file:
         for number, incident in enumerate(Simulator(seed=2, lang="mix", topologies=("shop",)).stream(40)):
-            said = {"prio": number % 3} if number % 9 < 8 else {}
+            said = {"prio": number % 3} if number % 4 else {}
             row = incident.to_dict() | said | {"team": ["web", "data"][number % 2], "source": "shop"}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     (folder / "prompts.yaml").write_text(PROMPTS, encoding="utf-8")
