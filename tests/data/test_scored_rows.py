@@ -90,3 +90,12 @@ def test_padding_is_a_token_that_no_conversation_ends_with(tokenizer):
     assert padding_token(tokenizer, {300}) == end
     assert padding_token(tokenizer, {end}) == min(start, unknown)
     assert padding_token(tokenizer, {end, start, unknown}) is None
+
+
+def test_every_answer_keeps_a_token_where_one_is_all_prompt():
+    from verl_aiops.data.rows import PreferenceRow
+    from verl_aiops.data.scored_rows import _encoded
+
+    row = PreferenceRow("?", ("a", "b"), ("chosen", "rejected"), "pair")
+    encoded = _encoded([5, 6, 7], [[5, 6], [5, 6, 8]], set(), row)
+    assert (encoded.prompt_ids, encoded.answers_ids) == ([5], [[6], [6, 8]])

@@ -96,7 +96,8 @@ def test_whatever_a_run_decides_cannot_be_set_past_it(start, kind):
 )
 def test_what_cannot_be_told_trl_is_one_line(tmp_path, capsys, command, more, said):
     out = tmp_path / "out"
-    assert main([command, "--data", "no.parquet", "--model", "no", "--out", str(out), *more]) == 2
+    trl = ["--backend", "trl"] if command == "train-rm" else []
+    assert main([command, *trl, "--data", "no.parquet", "--model", "no", "--out", str(out), *more]) == 2
     assert said in capsys.readouterr().err and not out.exists()
 
 

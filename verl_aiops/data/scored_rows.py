@@ -38,11 +38,12 @@ def conversation_texts(
     """
     if row.tools:
         raise RowFault("tools: a reward model is not shown them when it scores; remove the column")
-    prompt, answers = row.prompt, list(row.answers)
-    if isinstance(prompt, str):
+    if isinstance(row.prompt, str):
         note("text_in_template")
-        prompt = [{"role": "user", "content": prompt}]
-        answers = [[{"role": "assistant", "content": text}] for text in answers]
+        prompt = [{"role": "user", "content": row.prompt}]
+        answers = [[{"role": "assistant", "content": text}] for text in row.texts()[1:]]
+    else:
+        prompt, *answers = row.messages()
     prompt = template.harmless(prompt, note)
     if prompt[-1]["role"] == "assistant":
         note("continued")

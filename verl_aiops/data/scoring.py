@@ -54,8 +54,8 @@ def scoring_text(
         RowFault: the template refuses the messages.
     """
     template = template or ChatTemplate(tokenizer)
-    messages = [template.control.broken_up(dict(message)) for message in messages]
-    text = template.render(messages, add_generation_prompt=ask)
+    safe = [template.control.broken_up(dict(message)) for message in messages]
+    text = template.render(safe, add_generation_prompt=ask)
     bos = tokenizer.bos_token
     # a template that starts with the token that is also the tokenizer's own opening, which the server adds again
     if bos and text.startswith(bos) and _adds(tokenizer, tokenizer.bos_token_id):

@@ -77,3 +77,5 @@ def test_a_model_in_half_precision_is_scored_by_its_head_in_float32(model):
     assert found.dtype == torch.float32
     # a score with eight binary digits would equal itself rounded to them
     assert not torch.equal(found, found.bfloat16().float())
+    of_weights = scored(model.bfloat16(), "rows", pairs).values()
+    assert of_weights.dtype == torch.float32 and not torch.equal(of_weights, of_weights.bfloat16().float())

@@ -95,7 +95,7 @@ async def compute_score(
 def _judge(*, mode: str, prompt_file: str | None, **settings: Any) -> Judge:
     asked = (id(asyncio.get_running_loop()), (mode, prompt_file, *sorted(settings.items(), key=str)))
     if asked not in _JUDGES:
-        prompt = {}
+        prompt: dict[str, Any] = {}
         if prompt_file:
             path = Path(os.path.expanduser(prompt_file))
             try:
