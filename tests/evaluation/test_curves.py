@@ -1,6 +1,7 @@
 """Training curves: what is read, which validation metric belongs to which panel, and errors a user sees."""
 
 import json
+import math
 
 import pytest
 
@@ -175,3 +176,28 @@ def test_a_run_without_metrics_is_refused(tmp_path, capsys):
     log = write(tmp_path / "run" / "metrics.jsonl", [(1, {})])
     assert main(["curves", log, "--out", str(tmp_path / "out.svg")]) == 2
     assert "no metric was logged in run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rm, rule, steps, told",
+    [
+        (1, -1, 20, True),
+        (1, -1, 9, False),
+        (1, 1, 20, False),
+        (-1, -1, 20, False),
+        (1, 0, 20, False),
+        (0, -1, 20, False),
+    ],
+)
+def test_a_reward_models_score_that_rises_while_the_rule_falls_is_told(rm, rule, steps, told):
+    from verl_aiops.evaluation.training_curves import logged_keys, over_optimised
+
+    noise = [0.3, -0.2, 0.1, -0.3, 0.2]
+    rows = [
+        {"step": n, "reward/rm": 0.1 * rm * n + noise[n % 5], "reward/rule": 0.1 * rule * n + noise[(n + 2) % 5]}
+        for n in range(steps)
+    ]
+    line = over_optimised([*rows, {"step": steps, "reward/rm": math.nan, "reward/rule": 1.0}, {"step": 99}])
+    assert (line is not None) is told
+    assert line is None or "rose (" in line and "fell (" in line
+    assert {"reward/rm", "reward/rule"} <= set(logged_keys({"a": rows}))

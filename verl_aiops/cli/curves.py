@@ -27,7 +27,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from verl_aiops.evaluation.errors import EvaluationError
-    from verl_aiops.evaluation.training_curves import logged_keys, not_finite, plot_curves, read_metrics
+    from verl_aiops.evaluation.training_curves import logged_keys, not_finite, over_optimised, plot_curves, read_metrics
     from verl_aiops.inputs.shown import one_line
 
     named = [run.rpartition("=") for run in args.runs]
@@ -41,6 +41,8 @@ def _run(args: argparse.Namespace) -> None:
         raise EvaluationError('matplotlib is not installed (pip install "verl-aiops[plot]")') from None
     for label, rows in runs.items():
         for line in not_finite(rows, keys):
+            print(f"curves: warning: {one_line(label, 80)}: {line}", file=sys.stderr)
+        if line := over_optimised(rows):
             print(f"curves: warning: {one_line(label, 80)}: {line}", file=sys.stderr)
     print(args.out)
 

@@ -20,11 +20,22 @@ from verl_aiops.inputs.sniff import refusal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RL_KEYS", "default_keys", "draw_curves", "logged_keys", "not_finite", "plot_curves", "read_metrics"]
+__all__ = [
+    "RL_KEYS",
+    "default_keys",
+    "draw_curves",
+    "logged_keys",
+    "not_finite",
+    "over_optimised",
+    "plot_curves",
+    "read_metrics",
+]
 
 RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence", "timing_s/step")
 # of runs that learn from preferences, and of verl's SFT trainer
 _PREFERENCE_KEYS = ("actor/loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+# where a reward model counts beside a rule, and how far the policy has gone from its reference
+_RM_KEYS = ("reward/rule", "reward/rm", "reward/rm_spread", "actor/kl_loss", "kl/reference")
 _SFT_KEYS = ("train/loss", "train/grad_norm")
 _AT_MOST = 6
 
@@ -85,6 +96,34 @@ def not_finite(rows: list[dict], keys: Collection[str] | None = None) -> list[st
     return lines
 
 
+def over_optimised(rows: list[dict]) -> str | None:
+    """A line where a reward model's score rose in training while the rule's fell: the policy learns what the model
+    likes and the task does not (Gao et al., arXiv 2210.10760).
+
+    Both trends are Kendall's rank correlations with the step, each with p < 0.01; fewer than 10 steps say nothing.
+    """
+    from scipy.stats import kendalltau
+
+    found = [
+        (row["step"], row["reward/rm"], row["reward/rule"]) for row in rows if {"reward/rm", "reward/rule"} <= {*row}
+    ]
+    found = [one for one in found if all(map(math.isfinite, one))]
+    if len(found) < 10:
+        return None
+    steps, rm, rule = zip(*found)
+    (up, sure), (down, as_sure) = ((t.statistic, t.pvalue) for t in (kendalltau(steps, rm), kendalltau(steps, rule)))
+    if not (up > 0 > down and sure < 0.01 and as_sure < 0.01):
+        return None
+    third = max(1, len(found) // 3)
+    ends = [tuple(sum(part) / third for part in (values[:third], values[-third:])) for values in (rm, rule)]
+    likes, task = (f"{first:.3f} to {last:.3f}" for first, last in ends)
+    return (
+        f"the reward model's score rose ({likes}, means of the first and the last third) while the rule's fell "
+        f"({task}): the policy is over-optimised. Take an earlier checkpoint, a larger KL coefficient, or gated or "
+        "mean_minus_std scores"
+    )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
@@ -136,7 +175,8 @@ def logged_keys(runs: Mapping[str, list[dict]]) -> list[str]:
         raise ValueError(f"no metric was logged in {', '.join(one_line(label, 80) for label in runs)}")
     *of_rl, seconds = default_keys(runs)
     learns_preferences = any(key.removeprefix("val/").startswith(("rewards/", "logps/")) for key in logged)
-    usual = [*of_rl, *(_PREFERENCE_KEYS if learns_preferences else ()), *_SFT_KEYS]
+    with_rm = any("reward/rm" in row for rows in runs.values() for row in rows)
+    usual = [*of_rl, *(_RM_KEYS if with_rm else ()), *(_PREFERENCE_KEYS if learns_preferences else ()), *_SFT_KEYS]
     found = [key for key in usual if key in logged]
     if not found:
         return logged[:_AT_MOST]
