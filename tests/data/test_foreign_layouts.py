@@ -6,8 +6,10 @@ import logging
 import pytest
 
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
+from verl_aiops.data.errors import RowFault
 from verl_aiops.data.fields import keys_of_option
-from verl_aiops.data.foreign import LAYOUTS, dialogue_of
+from verl_aiops.data.foreign import LAYOUTS, dialogue_of, layout_of, own_columns
+from verl_aiops.data.layouts import dialogue_hint, layout_hint, setting_hint
 from verl_aiops.data.notes import LAYOUTS_READ
 
 SYSTEM = "You are on call."
@@ -285,3 +287,43 @@ def test_choices_that_cannot_be(load, write_rows, tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(PreferenceDataError, match="without data.text_pairs=chat"):
         load(path, text_pairs="chat")
+
+
+def read_as(*columns, prompt="prompt", chosen="chosen", rejected="rejected"):
+    layout = layout_of("the file", columns, prompt=prompt, chosen=chosen, rejected=rejected)
+    return None if layout is None else layout.name
+
+
+def test_a_layout_is_taken_where_nothing_else_says_what_the_prompt_is():
+    pair = ("chosen", "rejected")
+    assert read_as("system", "question", *pair) == "Orca"
+    assert read_as("system", "question", *pair, prompt="ask") is None
+    assert read_as("system", "question", "prompt", *pair) is None
+    # a system and an input are Argilla's alone only where there is no instruction
+    assert read_as("system", "input", *pair) == "Argilla"
+    assert read_as("system", "input", "instruction", *pair) == "LLaMA-Factory"
+    argilla = ("instruction", "chosen_response", "rejected_response")
+    assert read_as(*argilla) == "Argilla"
+    assert read_as(*argilla, chosen="a") is None and read_as(*argilla, rejected="b") is None
+
+
+def test_what_a_layout_reads_does_not_stand_beside_what_it_became():
+    row = {"system": "s", "question": "q", "chosen": "a", "rejected": "b", "source": "x"}
+    own = own_columns(row, lambda note: None, prompt="prompt", chosen="chosen", rejected="rejected")
+    assert list(own) == ["system", "chosen", "rejected", "source", "prompt"]
+
+
+@pytest.mark.parametrize("last", [{"from": "gpt", "value": "a"}, {"role": "assistant", "content": "a"}])
+def test_a_conversation_that_ends_with_an_answer_is_refused(last):
+    row = {"conversations": [{"from": "human", "value": "q"}, last], "chosen": "a", "rejected": "b"}
+    with pytest.raises(RowFault, match="ends with the assistant's message"):
+        own_columns(row, lambda note: None, prompt="prompt", chosen="chosen", rejected="rejected")
+
+
+def test_hints_say_no_more_than_the_columns_do():
+    assert "(SFT)" in layout_hint(["messages"]) and layout_hint(["messages"], least=2) == ""
+    assert dialogue_hint("\n\nHuman: q\n\nAssistant: a") and dialogue_hint("Notes.\n\nAssistant: a") == ""
+    assert dialogue_hint("\n\nHuman: q") == ""
+    hint = setting_hint(["chosen"], ["prompt", "question", "better", "rejected"])
+    assert "data.chosen_key=better" in hint and "prompt_key" not in hint
+    assert "data.prompt_key=question" in setting_hint(["chosen"], ["question", "better", "rejected"])

@@ -84,7 +84,9 @@ def test_wandb_without_a_key_is_refused(home):
     assert tracker_faults(["console", "file"]) == []
 
 
-@pytest.mark.parametrize("name, value", [("API_KEY", "k"), ("MODE", "offline"), ("IDENTITY_TOKEN_FILE", "/f")])
+@pytest.mark.parametrize(
+    "name, value", [("API_KEY", "k"), ("MODE", "offline"), ("MODE", "dryrun"), ("IDENTITY_TOKEN_FILE", "/f")]
+)
 def test_wandb_by_the_environment(home, monkeypatch, name, value):
     monkeypatch.setenv(f"WANDB_{name}", value)
     assert tracker_faults(["wandb"]) == []
@@ -104,6 +106,29 @@ def test_wandb_by_netrc_and_settings(home, monkeypatch):
     (home / "wandb").mkdir()
     (home / "wandb" / "settings").write_text("[default]\nmode = offline\n")
     assert tracker_faults(["wandb"]) == []
+
+
+def test_wandb_by_whichever_file_it_would_read_itself(home, monkeypatch):
+    key = "machine api.wandb.ai\n  login user\n  password k\n"
+    (home / "_netrc").write_text(key)
+    assert tracker_faults(["wandb"]) == []
+    # a file that NETRC names stands in place of both
+    monkeypatch.setenv("NETRC", str(home / "none"))
+    assert len(tracker_faults(["wandb"])) == 1
+    monkeypatch.delenv("NETRC")
+    (home / "wandb").mkdir()
+    (home / ".config" / "wandb").mkdir(parents=True)
+    here, there = home / "wandb" / "settings", home / ".config" / "wandb" / "settings"
+    here.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    assert len(tracker_faults(["wandb"])) == 1, "the key is for another host"
+    (home / "_netrc").write_text(key.replace("api.wandb.ai", "wandb.example.org"))
+    assert tracker_faults(["wandb"]) == []
+    (home / "_netrc").unlink()
+    here.write_text("[default]\nmode = offline\n")
+    there.write_text("[default]\nmode = online\n")
+    assert tracker_faults(["wandb"]) == [], "the working directory's goes before"
+    here.write_bytes(b"\xff\xfe\x00")
+    assert len(tracker_faults(["wandb"])) == 1
 
 
 def test_a_tracker_that_is_not_installed_is_named(home, monkeypatch):
