@@ -146,7 +146,9 @@ REACHED = {
         *("advantage estimator dpo", "advantage estimator online_dpo", "advantage estimator rm"),
         *("policy loss dpo", "policy loss online_dpo", "policy loss rm"),
     ],
-    ("conceal", "verl.experimental.agent_loop.agent_loop", "_agent_loop_registry"): ["agent loop aiops_mturn"],
+    ("conceal", "verl.experimental.agent_loop.agent_loop", "_agent_loop_registry"): [
+        *("agent loop aiops_mturn", "agent loop aiops_tools"),
+    ],
     ("conceal", "verl.workers.rollout.replica", "RolloutReplicaRegistry"): ["rollout hf"],
     ("conceal", "verl.workers.rollout.base", "_ROLLOUT_REGISTRY"): ["rollout hf"],
     ("conceal", "verl.utils.config", "validate_config"): ["check before Ray"],

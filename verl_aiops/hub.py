@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from verl_aiops.files import default_cache_dir, replacing
+from verl_aiops.files import default_cache_dir, move_into_place, replacing
 from verl_aiops.inputs.shown import UserError, one_line
 
 __all__ = ["HubError", "fetch_model", "fetch_rows", "may_be_on_a_hub"]
@@ -92,7 +92,7 @@ def fetch_rows(name: str, option: str, *, held_out: bool = False) -> Path:
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()[:12]
     # by its content: a run that goes on finds what it was trained on, and another revision does not take its place
     path = folder / f"{chosen}-{digest}.parquet"
-    os.replace(folder / f"{chosen}.parquet", path)
+    move_into_place(folder / f"{chosen}.parquet", path)
     return path
 
 

@@ -124,5 +124,13 @@ PRIVATE: tuple[Private, ...] = (
         _option_string_actions=("argparse:ArgumentParser", "likewise, by their names"),
     ),
     *_of("cli/incident_source.py", _ActionsContainer=("argparse", "type of what options are added to")),
+    *_of(
+        "rollout/tools/calls.py",
+        _registry=("verl.experimental.agent_loop.tool_parser:ToolParser", "the formats it knows, for the message"),
+    ),
+    *_of(
+        "incidents/wording.py evaluation/investigation/evaluate.py investigation/signals.py",
+        _asdict=("urllib.parse:SplitResult", "documented; a named tuple's fields with their names"),
+    ),
     *_of("trainers/runs/ending.py", _exit=("os", "documented; leaves threads that do not end")),
 )

@@ -449,7 +449,7 @@ def exported(monkeypatch):
 
     calls = []
 
-    def export(folder, config):
+    def export(folder, config, finish):
         with open(os.path.join(folder, "actor", "weights")) as file:
             calls.append((os.path.basename(folder), file.read()))
         return "huggingface"

@@ -61,7 +61,7 @@ def of_triage(config: DictConfig) -> bool:
 def investigates(config: DictConfig) -> bool:
     """Whether a run is one on investigations: by its first row, or by its agent loop where no row names one."""
     row = next(iter(first_rows(config, 1)), {})
-    loop = row.get("agent_name", config.actor_rollout_ref.rollout.agent.default_agent_loop)
+    loop = row.get("agent_name", OmegaConf.select(config, "actor_rollout_ref.rollout.agent.default_agent_loop"))
     return row.get("data_source") == INVESTIGATION or loop == TOOLS_LOOP
 
 
@@ -93,7 +93,7 @@ def rollout_name(config: DictConfig) -> str | None:
 
 
 def data_files(config: DictConfig, key: str = "train_files") -> list[str]:
-    files = config.data.get(key)
+    files = OmegaConf.select(config, f"data.{key}")
     listed = files if isinstance(files, ListConfig | list | tuple) else [files] * bool(files)
     return [os.path.expanduser(str(f)) for f in listed]
 

@@ -265,7 +265,7 @@ _CHECKS = (
     Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
     Check(check_settings, "algorithm.dpo"),
     Check(check_vision, "the model's kind", (check_model,)),
-    Check(check_reward_model, "the reward model", (check_model,)),
+    Check(check_reward_model, "the model's kind", (check_model,)),
     Check(check_adapter, "the adapter"),
     Check(check_tokenizer, "the tokenizer", (check_model,)),
     Check(check_backend, "the log-prob backend", (check_numbers, check_settings, check_tokenizer)),
