@@ -122,6 +122,7 @@ def test_resumed_run_goes_on(grpo, data, tiny_model_dir, tmp_path):
         data,
         tiny_model_dir,
         out,
+        "+algorithm.logprob_backend=auto",
         *GRPO,
         "trainer.total_training_steps=5",
         "trainer.val_before_train=False",
