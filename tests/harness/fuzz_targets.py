@@ -305,7 +305,13 @@ def other_readers(folder):
     yield Target("rl check", folder, ["rl.parquet", "rl.jsonl"], checked, users[:3])
     yield Target("questions", folder, ["prefs.parquet", "prefs.jsonl"],
                  lambda name: read_pair_questions(str(folder / name)) and None, users[:2])  # fmt: skip
-    yield Target("trained on", folder, ["sft.jsonl"], lambda name: check_not_seen(asked, folder / name), users[:3])
+    yield Target(
+        "trained on",
+        folder,
+        ["sft.jsonl"],
+        lambda name: check_not_seen(asked.file, asked.questions, folder / name),
+        users[:3],
+    )
     yield Target("model", folder, ["model/config.json"],
                  lambda name: find_model(str(folder / "model")).fingerprint() and None, (ModelFolderError,),
                  lambda name: ["/model"])  # fmt: skip

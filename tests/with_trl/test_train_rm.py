@@ -12,8 +12,8 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 from tiny import make_tiny_model, make_tokenizer
+from trl_rm_harness import train_by_trl
 
-from verl_aiops.cli.main import main
 from verl_aiops.data.errors import PreferenceDataError
 from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
 from verl_aiops.evaluation.stats.calibration import calibrate, plot_calibration
@@ -287,25 +287,6 @@ def test_margins_at_the_edges(tmp_path):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def command(data, model, out, *more):
-    return main(
-        [
-            "train-rm",
-            "--backend",
-            "trl",
-            "--data",
-            str(data),
-            "--model",
-            str(model),
-            "--out",
-            str(out),
-            "--device",
-            "cpu",
-            *more,
-        ]
-    )
-
-
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -320,13 +301,13 @@ def command(data, model, out, *more):
 def test_bad_input_is_one_clear_message(pairs, small_model, tmp_path, capsys, change, said):
     given = {"data": pairs(count=8), "model": small_model, "more": []} | change
     out = tmp_path / "rm"
-    assert command(given["data"], given["model"], out, *given["more"]) == 2
+    assert train_by_trl(given["data"], given["model"], out, *given["more"]) == 2
     assert said in capsys.readouterr().err and not out.exists()
 
 
 def test_a_folder_that_cannot_be_used_is_told_before_data_is_read(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("!")
-    assert command("missing.jsonl", "nowhere", tmp_path) == 2
+    assert train_by_trl("missing.jsonl", "nowhere", tmp_path) == 2
     assert f"{tmp_path} holds other files" in capsys.readouterr().err
 
 
@@ -349,6 +330,6 @@ def test_folders_of_other_runs_are_left_alone(tmp_path):
 
 def test_the_command_says_what_to_do_next(pairs, small_model, tmp_path, capsys):
     out = tmp_path / "rm"
-    assert command(pairs(count=24), small_model, out, "--val-share", "0.3", "--lora-rank", "2") == 0
+    assert train_by_trl(pairs(count=24), small_model, out, "--val-share", "0.3", "--lora-rank", "2") == 0
     said = capsys.readouterr().out
     assert "ranked right" in said and f"reward.reward_model.model_path={out}" in said

@@ -15,8 +15,8 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 from tiny import make_tokenizer
+from trl_rm_harness import train_by_trl
 
-from verl_aiops.cli.main import main
 from verl_aiops.trl import extra
 from verl_aiops.trl.extra import TrainingError, last_checkpoint, move_into, prepare_folder
 from verl_aiops.trl.reward import train_reward_model
@@ -34,25 +34,6 @@ def row(at, **more):
 def settings(data, model, **given):
     quick = {"lr": 3e-3, "batch_size": 8, "lora_rank": 4, "lora_alpha": 8, "val_share": 0.25, "device": "cpu"}
     return RewardTraining(data=(data,), model=str(model), **(quick | given))
-
-
-def command(data, model, out, *more):
-    return main(
-        [
-            "train-rm",
-            "--backend",
-            "trl",
-            "--data",
-            str(data),
-            "--model",
-            str(model),
-            "--out",
-            str(out),
-            "--device",
-            "cpu",
-            *more,
-        ]
-    )
 
 
 def rewards_of(model, conversations):
@@ -120,7 +101,7 @@ def test_held_out_pairs_that_are_trained_on_and_long_ones_are_told(write_rows, t
     held_out[-1]["chosen"][0]["content"] += " x" * 300
     data, val = write_rows([row(at) for at in range(16)], "p.jsonl"), write_rows(held_out, "v.jsonl")
     out = tmp_path / "rm"
-    assert command(data, tiny_model_dir, out, "--val", val, "--max-length", "200", "--lora-rank", "2") == 0
+    assert train_by_trl(data, tiny_model_dir, out, "--val", val, "--max-length", "200", "--lora-rank", "2") == 0
     said = capsys.readouterr().out
     assert "left out as too long: 0 of --data, 1 of --val" in said
     assert "1 of the 9 held-out pairs are in the training data too" in said
@@ -179,7 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_end(write_rows, tiny_model_dir, tmp_pa
     """SIGKILL after a checkpoint, then a newer checkpoint cut short: what a kill during a save leaves."""
     data = write_rows([row(at) for at in range(64)], "p.parquet")
     more = ["--lr", "3e-3", "--lora-rank", "4", "--val-share", "0.25", "--save-steps", "3", "--epochs", "8"]
-    assert command(data, tiny_model_dir, tmp_path / "whole", *more) == 0
+    assert train_by_trl(data, tiny_model_dir, tmp_path / "whole", *more) == 0
 
     out = tmp_path / "killed"
     line = [
@@ -209,7 +190,7 @@ def test_a_killed_run_goes_on_to_the_same_end(write_rows, tiny_model_dir, tmp_pa
     (cut / "trainer_state.json").unlink()
     (cut / "optimizer.pt").write_bytes(b"cut")
     capsys.readouterr()
-    assert command(data, tiny_model_dir, out, *more) == 0
+    assert train_by_trl(data, tiny_model_dir, out, *more) == 0
     assert f"going on from {whole}" in capsys.readouterr().out
     stats = [json.loads((tmp_path / name / "reward_stats.json").read_text()) for name in ("whole", "killed")]
     for key in ("reward_mean", "reward_std", "log_loss", "accuracy"):
@@ -241,18 +222,18 @@ def test_an_out_that_is_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_numbers_that_are_none_are_refused(write_rows, tiny_model_dir, tmp_path, capsys, option, value):
     out = tmp_path / "rm"
-    assert command(write_rows([row(0)]), tiny_model_dir, out, option, value) == 2
+    assert train_by_trl(write_rows([row(0)]), tiny_model_dir, out, option, value) == 2
     assert f"{option} {value}: expected a " in capsys.readouterr().err and not out.exists()
 
 
 def test_a_missing_column_and_tools_are_named(write_rows, tiny_model_dir, tmp_path, capsys):
     wrong = [{name: value for name, value in row(at).items() if name != "rejected"} for at in range(3)]
-    assert command(write_rows(wrong, "wrong.parquet"), tiny_model_dir, tmp_path / "rm") == 2
+    assert train_by_trl(write_rows(wrong, "wrong.parquet"), tiny_model_dir, tmp_path / "rm") == 2
     said = capsys.readouterr().err
     assert "wrong.parquet lacks the column(s) 'rejected'; found: 'prompt', 'chosen', 'group'" in said
     assert "_key" not in said  # the settings of verl's trainers, which this command does not have
     rows = [row(0), row(1, tools=[{"type": "function"}])]
-    assert command(write_rows(rows, "tools.jsonl"), tiny_model_dir, tmp_path / "rm") == 2
+    assert train_by_trl(write_rows(rows, "tools.jsonl"), tiny_model_dir, tmp_path / "rm") == 2
     assert "tools.jsonl, line 2: tools: a reward model is not shown them" in capsys.readouterr().err
 
 
@@ -260,7 +241,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_folder(write_rows, tiny_model_d
     model, out = tmp_path / "model", tmp_path / "rm"
     shutil.copytree(tiny_model_dir, model)
     (model / "model.safetensors").unlink()
-    assert command(write_rows([row(at) for at in range(24)]), model, out, "--val-share", "0.3") == 2
+    assert train_by_trl(write_rows([row(at) for at in range(24)]), model, out, "--val-share", "0.3") == 2
     assert "cannot be loaded as a classifier" in capsys.readouterr().err and not out.exists()
 
 
@@ -270,27 +251,27 @@ def test_a_conversation_beyond_the_models_positions_is_told_before_training(
     rows = [row(at) for at in range(24)]
     rows[3]["chosen"][0]["content"] += " x" * 4500
     out = tmp_path / "rm"
-    assert command(write_rows(rows), tiny_model_dir, out, "--max-length", "20000", "--val-share", "0.3") == 2
+    assert train_by_trl(write_rows(rows), tiny_model_dir, out, "--max-length", "20000", "--val-share", "0.3") == 2
     assert "and the model 4096 positions; choose --max-length 4096" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_run_that_diverges_says_so_and_looks_unfinished(write_rows, tiny_model_dir, tmp_path, capsys):
     data, out = write_rows([row(at) for at in range(24)]), tmp_path / "rm"
-    assert command(data, tiny_model_dir, out, "--lr", "1e30", "--no-lora", "--val-share", "0.3") == 2
+    assert train_by_trl(data, tiny_model_dir, out, "--lr", "1e30", "--no-lora", "--val-share", "0.3") == 2
     assert "the training diverged" in capsys.readouterr().err
     assert not (out / "config.json").exists() and not (out / "reward_stats.json").exists()
 
 
 def test_without_the_extra_the_command_names_it(write_rows, tiny_model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(extra, "find_spec", lambda name: None)
-    assert command("missing.parquet", tiny_model_dir, tmp_path / "rm") == 2
+    assert train_by_trl("missing.parquet", tiny_model_dir, tmp_path / "rm") == 2
     assert 'pip install "verl-aiops[trl]"' in capsys.readouterr().err
 
 
 def test_one_process_trains(write_rows, tiny_model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = tmp_path / "rm"
-    assert command(write_rows([row(at) for at in range(24)]), tiny_model_dir, out, "--val-share", "0.3") == 2
+    assert train_by_trl(write_rows([row(at) for at in range(24)]), tiny_model_dir, out, "--val-share", "0.3") == 2
     assert "started by a distributed launcher" in capsys.readouterr().err and not out.exists()
 
 
@@ -305,5 +286,5 @@ def test_the_learning_rate_is_smaller_without_lora(monkeypatch):
 
     monkeypatch.setattr(reward, "train_reward_model", lambda given, *_, **__: (seen.append(given), Done())[1])
     for more in ([], ["--no-lora"], ["--lora-rank", "0"], ["--lora-rank", "0", "--lr", "2e-4"]):
-        assert command("a", "b", "c", *more) == 0
+        assert train_by_trl("a", "b", "c", *more) == 0
     assert [(given.lr, given.lora_rank) for given in seen] == [(1e-4, 16), (1e-5, 0), (1e-5, 0), (2e-4, 0)]

@@ -203,6 +203,11 @@ def test_preference_data_of_own_investigations(rows, tmp_path, form):
     # what is held out is not trained on
     with pytest.raises(EvaluationError, match="are held out for validation"):
         build_investigation_pairs([tmp_path / "own"], tmp_path / "x.parquet", options=OwnPairOptions(val_share=0.9))
+    for option in ("data", "trained_on"):
+        with pytest.raises(EvaluationError, match="expected one file, or one for each of the 3"):
+            build_investigation_pairs(
+                [tmp_path / "own"] * 3, tmp_path / "x.parquet", **{option: [str(rows)] * 2}, options=options
+            )
     if form == "pairs":
         command = ["build-prefs", "--from-generations", str(tmp_path / "own"), "--out", str(tmp_path / "cli.parquet")]
         assert main([*command, "--val-share", "0"]) == 0

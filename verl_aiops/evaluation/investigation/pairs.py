@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.investigation.evaluate import Line, read_investigations
 from verl_aiops.evaluation.investigation.questions import CaseQuestion, fingerprint, read_case_questions
-from verl_aiops.evaluation.on_policy.sampled import check_held_out, check_not_seen
+from verl_aiops.evaluation.on_policy.sampled import check_held_out, check_not_seen, one_each
 from verl_aiops.evaluation.on_policy.summary import OwnPairOptions
 from verl_aiops.evaluation.run.questions import sampled
 from verl_aiops.incidents import FORMS, neutralise, row_writers
@@ -86,16 +86,16 @@ def build_investigation_pairs(
     summary = _Summary(str(out), options.form)
     asked: dict[str, CaseQuestion] = {}
     answers: dict[str, list[_Own]] = {}
-    for at, given in enumerate(generations):
+    each_data, each_trained = one_each("--data", data, generations), one_each("--trained-on", trained_on, generations)
+    for given, of, seen in zip_longest(generations, each_data, each_trained):
         path = Path(given)
         file = path / "generations.jsonl" if path.is_dir() else path
         if not file.is_file():
             raise EvaluationError(f"--from-generations {path}: expected a folder of `verl-aiops eval`")
-        questions, reward = _asked(file, _of(data, at))
-        own = SimpleNamespace(file=file, questions=questions)
-        check_held_out(own, options)  # type: ignore[arg-type]
-        if trained_on:
-            check_not_seen(own, Path(str(_of(trained_on, at))))  # type: ignore[arg-type]
+        questions, reward = _asked(file, of)
+        check_held_out(file, questions, options)
+        if seen is not None:
+            check_not_seen(file, questions, Path(seen))
         for question in questions:
             asked.setdefault(question.id, question)
         for line in read_investigations(file):
@@ -120,10 +120,6 @@ def build_investigation_pairs(
                 "more of them at a higher temperature"
             )
     return summary
-
-
-def _of(files: Sequence[str | Path], at: int) -> str | Path | None:
-    return None if not files else files[0] if len(files) == 1 else files[at]
 
 
 def _asked(file: Path, data: str | Path | None) -> tuple[list[CaseQuestion], Mapping[str, Any]]:

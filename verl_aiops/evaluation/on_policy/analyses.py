@@ -39,7 +39,7 @@ def own_analyses(
     for path, file, seen in zip_longest(generations, _each(data, generations), _each(trained_on, generations)):
         evaluation = load(Path(path), file)
         if seen is not None:
-            check_not_seen(evaluation, Path(seen))
+            check_not_seen(evaluation.file, evaluation.questions, Path(seen))
         asked = {question.id: question for question in evaluation.questions}
         for line in evaluation.lines:
             question = asked[line["id"]]

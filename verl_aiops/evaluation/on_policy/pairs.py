@@ -21,6 +21,7 @@ from verl_aiops.evaluation.on_policy.sampled import (
     check_not_seen,
     judged,
     load,
+    one_each,
     unusable,
 )
 from verl_aiops.evaluation.on_policy.summary import CHOSEN, OwnPairOptions, OwnPairsSummary
@@ -62,15 +63,15 @@ def build_own_pairs(
         PreferenceDataError, IncidentError: a file that cannot be read or written.
     """
     options = options or OwnPairOptions()
-    each_data, each_trained = _one_each("--data", data, generations), _one_each("--trained-on", trained_on, generations)
+    each_data, each_trained = one_each("--data", data, generations), one_each("--trained-on", trained_on, generations)
     summary = OwnPairsSummary(str(out), options.form)
     asked: dict[str, Question] = {}
     answers: dict[str, list[OwnAnswer]] = {}
     for path, file, seen in zip_longest(generations, each_data, each_trained):
         evaluation = load(Path(path), file)
-        check_held_out(evaluation, options)
+        check_held_out(evaluation.file, evaluation.questions, options)
         if seen is not None:
-            check_not_seen(evaluation, Path(seen))
+            check_not_seen(evaluation.file, evaluation.questions, Path(seen))
         summary.evaluations += 1
         _take_in(evaluation, asked, answers, summary)
     summary.incidents = len(asked)
@@ -92,17 +93,6 @@ def build_own_pairs(
                 + ". Sample more answers at a higher temperature, or ask about incidents that the model has not seen."
             )
     return summary
-
-
-def _one_each(option: str, files: Sequence[str | Path], generations: Sequence[str | Path]) -> list[str | Path]:
-    if len(files) == 1:
-        return list(files) * len(generations)
-    if files and len(files) != len(generations):
-        raise EvaluationError(
-            f"{option}: expected one file, or one for each of the {len(generations)} of --from-generations; "
-            f"found {len(files)}"
-        )
-    return list(files)
 
 
 def _take_in(

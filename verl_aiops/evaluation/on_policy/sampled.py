@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
@@ -22,7 +22,7 @@ from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 from verl_aiops.rewards.triage.answer import normalise_label
 from verl_aiops.rewards.triage.settings import read_settings
 
-__all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "unusable"]
+__all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "one_each", "unusable"]
 
 
 # what is read of an evaluation's settings
@@ -44,6 +44,19 @@ class OwnAnswer:
     right: bool
     # normalised names, or None where the last round is no verdict
     verdict: tuple[str, str] | None
+
+
+class Asked(Protocol):
+    """What the checks of a split need of a question of any task."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def part(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -117,11 +130,27 @@ def _settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def check_held_out(evaluation: Sampled, options: OwnPairOptions) -> None:
+def one_each(option: str, files: Sequence[str | Path], generations: Sequence[str | Path]) -> list[str | Path]:
+    """A file for each evaluation, of those that an option named: one for all, one each, or none.
+
+    Raises:
+        EvaluationError: another number of them.
+    """
+    if len(files) == 1:
+        return list(files) * len(generations)
+    if files and len(files) != len(generations):
+        raise EvaluationError(
+            f"{option}: expected one file, or one for each of the {len(generations)} of --from-generations; "
+            f"found {len(files)}"
+        )
+    return list(files)
+
+
+def check_held_out(file: Path, questions: Sequence[Asked], options: OwnPairOptions) -> None:
     """Raises EvaluationError if an incident is on the validation or test side of the split, or of an unseen system."""
     val, test, seed = options.val_share, options.test_share, options.seed
     held_out: dict[str, list[str]] = {}
-    for question in evaluation.questions:
+    for question in questions:
         side = split_side(question.group, val, seed, test)
         if question.part == UNSEEN or is_of(question.source or "", options.hold_out):
             side = "unseen"
@@ -138,30 +167,30 @@ def check_held_out(evaluation: Sampled, options: OwnPairOptions) -> None:
                 "nothing is held out"
             )
         raise EvaluationError(
-            f"{evaluation.file}: {len(ids)} of {len(evaluation.questions)} incidents, {ids[0]!r} first, {why} and must "
+            f"{file}: {len(ids)} of {len(questions)} incidents, {ids[0]!r} first, {why} and must "
             f"not be trained on. Sample answers to the training file of build-rl{mend}."
         )
 
 
-def check_not_seen(evaluation: Sampled, trained_on: Path) -> None:
+def check_not_seen(file: Path, questions: Sequence[Asked], trained_on: Path) -> None:
     """Raises EvaluationError if ``trained_on``, a file with a column ``group``, has a fault that was asked about."""
     import numpy as np
 
     from verl_aiops.data.reading import open_files
 
     groups: set[str] = set()
-    (file,) = open_files(str(trained_on))
-    for record in file.records(["group", "id"], np.arange(file.rows)):
+    (trained,) = open_files(str(trained_on))
+    for record in trained.records(["group", "id"], np.arange(trained.rows)):
         group = record.values.get("group") if not record.fault else None
         if not isinstance(group, str):
             raise EvaluationError(
                 f"--trained-on, {record.where}: expected the fault's name in group, as build-sft writes it"
             )
         groups.add(group)
-    seen = [question for question in evaluation.questions if question.group in groups]
+    seen = [question for question in questions if question.group in groups]
     if seen:
         raise EvaluationError(
-            f"{evaluation.file}: {len(seen)} of {len(evaluation.questions)} incidents, {seen[0].id!r} first, are of "
+            f"{file}: {len(seen)} of {len(questions)} incidents, {seen[0].id!r} first, are of "
             f"faults in {trained_on}, so the model may answer them from memory. Cross-fit: train without a fold "
             "(build-sft --folds K --fold I), and sample answers to that fold (build-rl --folds K --fold I)."
         )

@@ -69,10 +69,9 @@ def head_gives_log_probs(
         sources_on_host = np.arange(len(label_ids))
         label_sources = torch.arange(len(label_ids), device=label_ids.device)
     head = model.get_output_embeddings()
-    logits, replaced, calls = head.forward, vars(head).get("forward"), []
+    logits = head.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        calls.append(hidden.shape)
         return label_log_probs(
             logits,
             hidden.flatten(0, -2)[positions],
@@ -85,20 +84,8 @@ def head_gives_log_probs(
             entropy_gradient=entropy_gradient,
         )
 
-    head.forward = forward
-    try:
+    with _used_once(model, head, forward, "head", " (actor_rollout_ref.model.use_fused_kernels?)"):
         yield
-    finally:
-        # `forward` may have been replaced in the instance before, by `cpu_linear` for one
-        if replaced is None:
-            del head.forward
-        else:
-            head.forward = replaced
-    if len(calls) != 1:
-        raise RuntimeError(
-            f"the forward pass of {type(model).__name__} used its head {len(calls)} times: something has replaced it "
-            "(actor_rollout_ref.model.use_fused_kernels?)"
-        )
 
 
 @contextmanager
@@ -119,10 +106,8 @@ def head_gives_scores(model: torch.nn.Module, positions: torch.Tensor) -> Iterat
         RuntimeError: the forward pass does not use the head, once.
     """
     head = unwrapped(model.score)
-    replaced, calls = vars(head).get("forward"), []
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        calls.append(hidden.shape)
         # one number an answer: in half precision it would have three digits, and equal ones would be many
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             states, bias = hidden.flatten(0, -2)[positions].float(), head.bias
@@ -130,18 +115,38 @@ def head_gives_scores(model: torch.nn.Module, positions: torch.Tensor) -> Iterat
         # whichever token transformers then takes for a row's last
         return values.view(len(hidden), 1, -1).expand(-1, hidden.shape[1], -1)
 
-    head.forward = forward
+    with _used_once(model, head, forward, "score head"):
+        yield
+
+
+@contextmanager
+def _used_once(
+    model: torch.nn.Module,
+    head: torch.nn.Module,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    name: str,
+    hint: str = "",
+) -> Iterator[None]:
+    """Within, a module computes by ``forward``. Raises RuntimeError if the model has not used it exactly once."""
+    replaced, calls = vars(head).get("forward"), 0
+
+    def counted(hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(hidden)
+
+    head.forward = counted
     try:
         yield
     finally:
+        # `forward` may have been replaced in the instance before, by `cpu_linear` for one
         if replaced is None:
             del head.forward
         else:
             head.forward = replaced
-    if len(calls) != 1:
+    if calls != 1:
         raise RuntimeError(
-            f"the forward pass of {type(model).__name__} used its score head {len(calls)} times: something has "
-            "replaced it"
+            f"the forward pass of {type(model).__name__} used its {name} {calls} times: something has replaced it{hint}"
         )
 
 
