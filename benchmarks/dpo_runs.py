@@ -10,12 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from trl_runs import clock, in_file_order, peak_gib, prepare
 
 __all__ = [
     "GPU_ONLY",
     "NOT_BY_DEFAULT",
     "VARIANTS",
+    "by_main_ppo",
     "make_data",
     "make_model",
     "pairs_of",
@@ -169,35 +173,46 @@ def _sizes(arguments) -> tuple[int, int]:
 
 
 def _ours(backend: str, reference: str, arguments, folder: Path, *overrides: str) -> dict:
-    """main_ppo; times are the worker's, from the end of one step to the end of the next."""
-    metrics = folder / "metrics.jsonl"
     batch, micro = _sizes(arguments)
+    of_dpo = (
+        f"data.train_files={arguments.groups}",
+        f"data.train_batch_size={batch}",
+        f"data.max_prompt_length={arguments.max_length}",
+        f"data.max_response_length={arguments.max_length}",
+        f"actor_rollout_ref.model.path={arguments.model}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
+        f"algorithm.dpo.logprob_backend={backend}",
+        f"algorithm.dpo.reference={reference}",
+        *overrides,
+    )
+    return by_main_ppo("dpo", of_dpo, arguments, folder)
+
+
+def by_main_ppo(section: str, settings: Sequence[str], arguments, folder: Path) -> dict:
+    """A run of main_ppo that saves no model; times are the worker's, from the end of one step to the end of the next.
+
+    Args:
+        section: ``dpo`` or ``rm``, the preset and the section of ``algorithm``.
+    """
+    metrics = folder / "metrics.jsonl"
     started = time.time()
     subprocess.run(
         [
             sys.executable,
             "-m",
             "verl.trainer.main_ppo",
-            "+verl_aiops=[dpo,cpu]" if arguments.device == "cpu" else "+verl_aiops=dpo",
-            f"data.train_files={arguments.groups}",
+            f"+verl_aiops=[{section},cpu]" if arguments.device == "cpu" else f"+verl_aiops={section}",
             "data.shuffle=False",
-            f"data.train_batch_size={batch}",
-            f"data.max_prompt_length={arguments.max_length}",
-            f"data.max_response_length={arguments.max_length}",
-            f"actor_rollout_ref.model.path={arguments.model}",
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
             "actor_rollout_ref.model.enable_gradient_checkpointing=False",
             "trainer.n_gpus_per_node=1",
             f"trainer.total_training_steps={arguments.steps}",
             "trainer.logger=[file]",
             "trainer.resume_mode=disable",
             f"trainer.default_local_dir={folder / 'out'}",
-            "algorithm.dpo.export_model=False",
+            f"algorithm.{section}.export_model=False",
             "actor_rollout_ref.actor.checkpoint.save_contents=[extra]",
-            f"algorithm.dpo.logprob_backend={backend}",
-            f"algorithm.dpo.reference={reference}",
-            "algorithm.dpo.comparisons=all",
-            *overrides,
+            f"algorithm.{section}.comparisons=all",
+            *settings,
             *arguments.overrides,
         ],
         check=True,
@@ -222,34 +237,15 @@ def _trl(request: dict) -> dict:
     """The same steps by TRL; this is what the child process runs."""
     import torch
     from datasets import load_dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    class InFileOrder(DPOTrainer):
-        def _get_train_sampler(self, *args, **kwargs):
-            return SequentialSampler(self.train_dataset)
-
-    class Clock(TrainerCallback):
-        seconds: list[float] = []
-
-        def on_train_begin(self, *args, **kwargs):
-            self.before = time.perf_counter()
-
-        def on_step_end(self, _, state, *args, **kwargs):
-            if not on_cpu and state.global_step in (1, request["steps"]):
-                # the ends of what is timed; in between nothing waits for the device that TRL does not wait for itself
-                torch.cuda.synchronize()
-            now = time.perf_counter()
-            self.seconds.append(now - self.before)
-            self.before = now
-
     on_cpu = request["device"] == "cpu"
-    if on_cpu:
-        torch.set_num_threads(os.cpu_count() or 1)
+    prepare(on_cpu)
+    timed = clock(on_cpu, request["steps"])
     started = time.time()
     batch, micro = request["batch"], request["micro_batch"]
-    trainer = InFileOrder(
+    trainer = in_file_order(DPOTrainer)(
         model=AutoModelForCausalLM.from_pretrained(
             request["model"], dtype=torch.float32, attn_implementation=request["trl_attention"]
         ),
@@ -275,19 +271,13 @@ def _trl(request: dict) -> dict:
         ),
         train_dataset=load_dataset("json", data_files=str(request["pairs"]), split="train"),
         processing_class=AutoTokenizer.from_pretrained(request["model"]),
-        callbacks=[Clock()],
+        callbacks=[timed],
     )
     trainer.train()
-    if on_cpu:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    else:
-        peak = torch.cuda.max_memory_allocated() / 2**30
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "seconds": Clock.seconds,
-        "peak_gib": peak,
+        "seconds": timed.seconds,
+        "peak_gib": peak_gib(on_cpu),
         "total_s": time.time() - started,
     }
 

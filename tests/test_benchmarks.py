@@ -128,6 +128,38 @@ def test_sizes_that_cannot_be_are_refused(benchmark, monkeypatch, capsys, given,
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("answers", "most", "sizes"), [(2, None, (5, 5)), (4, None, (30, 30)), (4, 8, (30, 6)), (8, 8, (140, 7))]
+)
+def test_reward_models_take_the_same_prompts_a_step(benchmark, monkeypatch, tmp_path, answers, most, sizes):
+    module = benchmark("bench_rm")
+    asked = []
+    monkeypatch.setattr(module, "by_main_ppo", lambda section, settings, *_: asked.append((section, settings)))
+    arguments = SimpleNamespace(
+        batch=5, answers=answers, groups="GROUPS", prompt=100, answer=20, classifier="MODEL", trl_pairs=most
+    )
+    module.ours("rows", arguments, tmp_path)
+    ((section, settings),) = asked
+    batch, a_pass = sizes
+    assert section == "rm" and {
+        "data.train_files=GROUPS",
+        f"data.train_batch_size={batch}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={batch}",
+        "algorithm.rm.logprob_backend=rows",
+    } <= set(settings)
+    assert module.a_pass(batch, most) == a_pass and batch % a_pass == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [(["--completions", "2", "1"], "2 at least"), (["--steps", "8"], "9 at least")]
+)
+def test_speeds_of_reward_models_that_say_nothing_are_refused(benchmark, monkeypatch, capsys, given, message):
+    monkeypatch.setattr(sys, "argv", ["bench_rm.py", "--model", "MODEL", *given])
+    with pytest.raises(SystemExit) as end:
+        benchmark("bench_rm").main()
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
 @pytest.fixture
 def rl(benchmark):
     """bench_rl with its neighbours."""
