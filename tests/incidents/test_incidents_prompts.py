@@ -25,6 +25,7 @@ from verl_aiops.incidents import (
     reference_analysis,
     simulator_taxonomy,
 )
+from verl_aiops.incidents.prompts import quotable
 
 TAXONOMY = simulator_taxonomy()
 SYSTEM = System(("api", "cache", "db", "web"), ("disk_full", "latency_spike", "oom"))
@@ -217,3 +218,28 @@ def test_collected_incidents_make_prompts(collected):
         assert all(text in case.prompt[0]["content"] for text in case.ground_truth["evidence"])
         answer = json.loads(case.answer)
         assert answer == {"service": incident.service, "incident_type": incident.incident_type}
+
+
+def test_a_cut_quote_begins_with_what_the_line_says():
+    lines = {
+        "1118765858 2005.06.14 R11-M0-N7-C:J10-U01 2005-06-14-09.17.38.154403 R11-M0 RAS KERNEL FATAL data TLB error": (
+            "RAS KERNEL FATAL data TLB erro"
+        ),
+        "2015-07-30 17:11:54,937 - WARN  [NIOServerCxn.Factory] - caught end": "WARN  [NIOServerCxn.Factory] -",
+        "[Mon Dec 05 03:50:59 2005] [error] mod_jk child workerEnv in error state 6": "[error] mod_jk child workerEnv",
+        "Jun 30 04:03:43 combo logrotate: ALERT exited": "combo logrotate: ALERT exited",
+        "combo 17:11 logrotate: ALERT exited abnormally": "combo 17:11 logrotate: ALERT e",
+        # nothing is left that says anything
+        "2015-07-30 17:11:54,937 17:11:54,938 down": "2015-07-30 17:11:54,937 17:11:",
+        "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16": "1 2 3 4 5 6 7 8 9 10 11 12 13",
+    }
+    for line, quote in lines.items():
+        assert quotable(line, 30) == quote
+        assert quotable(line) == line
+
+
+def test_lines_that_are_the_same_once_cut_are_quoted_once():
+    evidence = tuple(f"2015-07-30 17:1{n}:54,937 - WARN caught end of stream exception" for n in range(3))
+    incident = replace(INCIDENT, logs=evidence, evidence=evidence)
+    assert reference_analysis(incident, quote_chars=60).split('"')[1::2] == ["WARN caught end of stream exception"]
+    assert len(reference_analysis(incident).split('"')[1::2]) == 3

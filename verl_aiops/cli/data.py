@@ -87,7 +87,11 @@ def add_prompt_options(parser: argparse.ArgumentParser, asked_alone: bool = Fals
         "--max-quotes", type=int, default=3, metavar="N", help="quotes in the reference analysis (default %(default)s)"
     )
     group.add_argument(
-        "--quote-chars", type=int, default=0, metavar="N", help="cut each of them to N characters; 0 keeps them whole"
+        "--quote-chars",
+        type=int,
+        default=0,
+        metavar="N",
+        help="cut each to N characters, without the time and numbers that a line begins with; 0: whole",
     )
 
 

@@ -42,6 +42,13 @@ _NO_EVIDENCE = {
 }
 _QUOTE_CHARACTERS = re.compile('["“”„‟＂「」『』`\n]')
 _MIN_QUOTE_CHARS = 8
+_MIN_SAID_CHARS = 16
+# What a log line begins with before it says anything: a number, a time, a date, a rack's name, a lone sign.
+_STAMP = re.compile(
+    r"(?:(?:[\W_]+|\W?(?:mon|tue|wed|thu|fri|sat|sun|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6},?"
+    r"|(?=\S*\d)(?!\S*[a-z]{4})\S+)\s+)+",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -163,23 +170,27 @@ def lists_candidates(message: str, candidates: Candidates | System) -> bool:
 def quotable(text: str, max_chars: int = 0) -> str | None:
     """The part of `text` that can stand between double quotes: its longest stretch without quotes, cut to `max_chars`.
 
-    None if what is left is too short to prove anything.
+    With `max_chars` it begins after the time, the numbers and the like that its line begins with: 80 characters of some
+    logs hold nothing else, and a model would have to choose between lines by their digits. None if what is left is too
+    short to prove anything.
     """
     part = max(_QUOTE_CHARACTERS.split(text), key=len).strip()
     if max_chars > 0:
-        part = part[:max_chars].rstrip()
+        stamp = _STAMP.match(part)
+        said = part[stamp.end() :] if stamp else part
+        part = (said if len(said) >= _MIN_SAID_CHARS else part)[:max_chars].rstrip()
     return part if len(part) >= _MIN_QUOTE_CHARS else None
 
 
 def reference_analysis(incident: Incident, *, max_quotes: int = 3, quote_chars: int = 0) -> str:
     """A right answer to round 1: quotes up to `max_quotes` known evidence strings and names no verdict.
 
-    Each quote is cut to `quote_chars` characters (0: whole). Pass the trimmed and neutralised incident, so that the
-    quotes occur in the prompt.
+    Each quote is cut to `quote_chars` characters, without the time and numbers that its line begins with (0: whole).
+    Pass the trimmed and neutralised incident, so that the quotes occur in the prompt.
     """
-    quotes = [part for part in (quotable(text, quote_chars) for text in incident.evidence) if part][
-        : max(1, max_quotes)
-    ]
+    # lines that differ in their times alone may be the same once cut
+    parts = dict.fromkeys(quotable(text, quote_chars) for text in incident.evidence)
+    quotes = [part for part in parts if part][: max(1, max_quotes)]
     if quotes:
         forms = _ANALYSES[incident.lang]
         form = forms[zlib.crc32(incident.id.encode()) % len(forms)]
