@@ -46,7 +46,7 @@ def test_it_learns_and_the_folder_scores_as_the_run_measured_it(whole_run):
     from transformers import AutoTokenizer
 
     from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
-    from verl_aiops.rollout.hf.scorer import ScoreModel
+    from verl_aiops.rollout.hf.score_model import ScoreModel
 
     folder, metrics, printed = whole_run
     # 12 groups of 3 pairs, 12 pairs a step, two epochs

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Dynamic
 
 from verl_aiops.models import company
 from verl_aiops.rollout.hf.engine import Engine, Request, Sampling
-from verl_aiops.rollout.hf.scorer import ScoreModel
+from verl_aiops.rollout.hf.score_model import ScoreModel
 from verl_aiops.trainers.dpo.pairs import pair_batch
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 

@@ -250,7 +250,7 @@ def test_padding_is_a_token_that_ends_no_conversation(pairs, tmp_path):
     assert read.chosen_ids[0][-1] == tokenizer.eos_token_id
     import torch
 
-    from verl_aiops.rollout.hf.scorer import ScoreModel
+    from verl_aiops.rollout.hf.score_model import ScoreModel
 
     served = ScoreModel(str(out), torch.float32, "cpu")(read.chosen_ids[:4])
     assert served.tolist() == pytest.approx(rewards_of(out, read.chosen_ids[:4]), abs=1e-5)

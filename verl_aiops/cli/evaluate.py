@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.data import add_prompt_options, prompts_from
+from verl_aiops.cli.eval_rm import RM_ALONE, add_rm_options, run_eval_rm
 from verl_aiops.cli.incident_source import add_columns_option, check_served_alike, incidents_from
 from verl_aiops.cli.investigation import eval_tool_options, investigates, run_eval_investigations
 from verl_aiops.cli.values import API_KEY_ENV, api_key, json_object, reward_settings, round_tokens
@@ -34,16 +35,18 @@ EXAMPLES = (
     "verl-aiops eval --model MODEL --data rl.val.parquet --n 8 --temperature 0.8 --round-tokens 320,64 --out eval/n8\n"
     "verl-aiops eval --model MODEL --data tools.val.parquet --tools max_calls=6,turn_tokens=96 --out eval/tools\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --rename 1 --out eval/renamed\n"
-    "verl-aiops eval --endpoint http://host:8000/v1 --model NAME --data rl.val.parquet --out eval/name"
+    "verl-aiops eval --endpoint http://host:8000/v1 --model NAME --data rl.val.parquet --out eval/name\n"
+    "verl-aiops eval --rm runs/rm --pairs prefs.val.parquet --answers eval/n8 --out eval/rm\n"
+    "verl-aiops eval --rm http://host:8000 --model runs/rm --pairs prefs.val.parquet --out eval/rm"
 )
 
 
 def eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        required=True,
         metavar="DIR|NAME",
-        help="folder of transformers, or verl's global_step_N; with --endpoint, the name that it serves the model by",
+        help="folder of transformers, or verl's global_step_N; with --endpoint, the name that it serves the model by "
+        "(to be given, but for --rm)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for answers, summary and table")
     parser.add_argument("--overwrite", action="store_true", help="start anew; else a run that was ended goes on")
@@ -60,6 +63,7 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     _sampling_options(parser)
     _endpoint_options(parser)
     eval_tool_options(parser)
+    add_rm_options(parser)
     judged = parser.add_argument_group("judgement")
     judged.add_argument(
         "--reward",
@@ -140,9 +144,20 @@ def _endpoint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    from verl_aiops.evaluation.errors import EvaluationError
+
+    if args.rm is not None:
+        parser = argparse.ArgumentParser()
+        eval_options(parser)
+        run_eval_rm(args, parser)
+        return 0
+    for name in RM_ALONE:
+        if getattr(args, name) is not None:
+            raise EvaluationError(f"--{name.replace('_', '-')} goes with --rm; leave it out, or name a reward model")
+    if args.model is None:
+        raise EvaluationError("--model: give a model's folder, or the name that --endpoint serves it by")
     if investigates(args):
         return run_eval_investigations(args)
-    from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.run.backend import SamplingOptions
     from verl_aiops.evaluation.run.evaluate import EvaluationPlan, evaluate
     from verl_aiops.evaluation.run.questions import fingerprint

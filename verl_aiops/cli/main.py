@@ -29,6 +29,7 @@ from verl_aiops.cli.feedback import FEEDBACK
 from verl_aiops.cli.fronts.command import FRONTS
 from verl_aiops.cli.investigate import INVESTIGATE
 from verl_aiops.cli.push import PUSH
+from verl_aiops.cli.serve_rm import SERVE_RM
 from verl_aiops.cli.triage import TRIAGE
 from verl_aiops.extensions import load_extensions
 from verl_aiops.inputs.shown import printable
@@ -147,6 +148,7 @@ COMMANDS: dict[str, Command] = {
     "baseline": BASELINE,
     "before-after": BEFORE_AFTER,
     "eval-pairs": EVAL_PAIRS,
+    "serve-rm": SERVE_RM,
     "curves": CURVES,
     "push": PUSH,
     "triage": TRIAGE,

@@ -20,7 +20,8 @@ from tiny import make_tokenizer
 
 from verl_aiops.data.scoring import scoring_ids
 from verl_aiops.rollout.hf import scorer as hf_scorer
-from verl_aiops.rollout.hf.scorer import HFScorer, ScoreModel
+from verl_aiops.rollout.hf.score_model import ScoreModel
+from verl_aiops.rollout.hf.scorer import HFScorer
 from verl_aiops.rollout.hf.scoring_api import Scored, build_app
 
 PAD = 2  # of the tiny tokenizer, and its end of a turn

@@ -66,8 +66,8 @@ class RewardModelClient:
         patience = Patience(timeout_s, deadline_s, attempts, backoff_s)
         self._http = JsonClient(self.url, patience, longest=LONGEST_ANSWER, key=key)
 
-    async def score(self, text: str) -> float:
-        """The reward model's raw score of one conversation.
+    async def score(self, text: str | list[int]) -> float:
+        """The reward model's raw score of one conversation, as a text or as token ids.
 
         Raises:
             RewardModelError: none to be had.
