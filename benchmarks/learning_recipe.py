@@ -34,16 +34,26 @@ _RECIPE = {"seeds": [0], "sides": ["val"], "data": {}, "ask": {}, "base": False,
 _ASK = {"round-tokens": "120,40", "concurrency": 64, "limit": None}
 
 
-def read_recipe(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
-    """A recipe by its name in `RECIPES` or the path of its file, with ``KEY.KEY=VALUE`` put in, and all defaults.
+def read_recipe(
+    name: str,
+    changes: Iterable[str] = (),
+    *,
+    folder: Path = RECIPES,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """A recipe by its name in `folder` or the path of its file, with ``KEY.KEY=VALUE`` put in, and all defaults.
+
+    Args:
+        sections: what else a recipe has at its top, with the defaults of each.
 
     Raises:
         SystemExit: no such recipe, setting or stage; what is known is said.
     """
-    path = Path(name) if Path(name).suffix else RECIPES / f"{name}.yaml"
+    sections = sections or {}
+    path = Path(name) if Path(name).suffix else folder / f"{name}.yaml"
     if not path.is_file():
         raise SystemExit(
-            f"{name}: no such recipe; there are {', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))}"
+            f"{name}: no such recipe; there are {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}"
         )
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     for change in changes:
@@ -55,7 +65,9 @@ def read_recipe(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
         if not equals or not isinstance(at, dict):
             raise SystemExit(f"--set {change}: expected KEY.KEY=VALUE, such as stages.sft.epochs=1")
         at[last] = yaml.safe_load(value)
-    recipe = _filled(_RECIPE, given, name)
+    recipe = _filled({**_RECIPE, **sections}, given, name)
+    for section, defaults in sections.items():
+        recipe[section] = _filled(defaults, recipe[section], f"{name}: {section}")
     recipe["data"] = _filled(_DATA, recipe["data"], f"{name}: data")
     recipe["ask"] = _filled(_ASK, recipe["ask"], f"{name}: ask")
     recipe["stages"] = {

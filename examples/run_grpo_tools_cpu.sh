@@ -16,6 +16,6 @@ OUT=${OUT:-runs/grpo_tools} PRESET=${PRESET:-grpo_mturn},tools exec bash "$(dirn
   data.max_response_length=1600 \
   actor_rollout_ref.rollout.multi_turn.format=hermes \
   actor_rollout_ref.rollout.custom.aiops_tools.max_calls=6 \
-  actor_rollout_ref.rollout.custom.aiops_tools.turn_tokens=96 \
+  actor_rollout_ref.rollout.custom.aiops_tools.turn_tokens=240 \
   actor_rollout_ref.rollout.custom.aiops_tools.verdict_tokens=240 \
   "$@"

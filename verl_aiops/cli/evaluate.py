@@ -33,7 +33,7 @@ EXAMPLES = (
     "verl-aiops eval --model runs/grpo/global_step_40 --incidents incidents.jsonl --max-chars 600 --out eval/step40\n"
     "verl-aiops eval --model MODEL --incidents incidents.jsonl --trim evidence --out eval/evidence\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --n 8 --temperature 0.8 --round-tokens 320,64 --out eval/n8\n"
-    "verl-aiops eval --model MODEL --data tools.val.parquet --tools max_calls=6,turn_tokens=96 --out eval/tools\n"
+    "verl-aiops eval --model MODEL --data tools.val.parquet --tools max_calls=6,turn_tokens=240 --out eval/tools\n"
     "verl-aiops eval --model MODEL --data rl.val.parquet --rename 1 --out eval/renamed\n"
     "verl-aiops eval --endpoint http://host:8000/v1 --model NAME --data rl.val.parquet --out eval/name\n"
     "verl-aiops eval --rm runs/rm --pairs prefs.val.parquet --answers eval/n8 --out eval/rm\n"

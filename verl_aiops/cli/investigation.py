@@ -28,7 +28,7 @@ def eval_tool_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tools",
         metavar="K=V,K=V",
-        help="settings of rollout.custom.aiops_tools, as in training: max_calls=6,turn_tokens=96,verdict_tokens=240",
+        help="settings of rollout.custom.aiops_tools, as in training: max_calls=6,turn_tokens=240,verdict_tokens=240",
     )
     group.add_argument(
         "--call-format",

@@ -20,7 +20,9 @@ from verl_aiops.investigation.verdict import right_verdict, verdict_text
 __all__ = ["scripted"]
 
 _OPERATION = re.compile(r"[(（]([A-Z]+ \S+?)[)）]")
-_QUOTE_CHARS, _QUOTES = 120, 3
+# Of each cause one line of a metric and one of a log: a longer verdict costs a small model its budget, and a quote is
+# one more text that it has to copy without a fault.
+_QUOTE_CHARS, _QUOTES = 100, 2
 _LINES = 5
 # How often it looks at a service that merely suffers, or is ill for another reason, before it goes on.
 _DETOUR = 0.3
@@ -111,7 +113,7 @@ class _Script:
         said = self.transcript.ask("query_metrics", service=service, limit=_LINES)
         moved = [line for line in said.quotes if re.search(r" (?:up|down)(?: since \S+(?: \S+)?)?$", line)]
         if cause:
-            self._quote(moved[:2])
+            self._quote(moved[:1])
 
     def _logs(self, service: str, cause: RootCause | None = None) -> None:
         if service not in self.index.logs_of:
@@ -119,7 +121,7 @@ class _Script:
         level = None if any(rank is None for rank in self._ranks(service)) else "WARN"
         said = self.transcript.ask("search_logs", service=service, level=level, start=self.start, limit=_LINES)
         if cause:
-            self._quote(said.quotes[:2])
+            self._quote(said.quotes[:1])
 
     def _ranks(self, service: str) -> list[int | None]:
         return [self.index.log_ranks[at] for at in self.index.logs_of[service]]

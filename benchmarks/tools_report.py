@@ -1,0 +1,202 @@
+"""The report of `learning_tools.py` from kept answers alone: tables, plots, one case before and after."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools_data import part_name
+
+__all__ = ["keep_investigations", "write_report"]
+
+Line = dict[str, Any]
+# What the short table has of each side.
+_SHOWN = {"acc_main": "exact set", "any_service": "any service", "score": "reward"}
+_BEFORE = ("sft", "base")
+_TRUTH = ("root_causes", "propagation", "no_fault", "cannot_tell")
+_REWARD = "reward/score"
+
+
+def keep_investigations(generations: Path, target: Path) -> None:
+    """Write an evaluation's lines compressed; the same lines give the same bytes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        file.write(generations.read_bytes())
+
+
+def _read(path: Path) -> list[Line]:
+    with gzip.open(path, "rb") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_report(
+    out: Path, files: Mapping[str, Sequence[Path]], baselines: Sequence[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """table.md, tables/SIDE.txt, transcript.md and, with matplotlib, learning.png and reward.png.
+
+    Args:
+        files: by label one file of answers for each seed.
+        baselines: labels that are no model's.
+
+    Returns:
+        what `verl-aiops compare` says of each side, and the text of table.md.
+    """
+    runs = {label: [_read(path) for path in paths] for label, paths in files.items()}
+    held_to = next((label for label in runs if label not in baselines), next(iter(runs)))
+    sides = list(dict.fromkeys(line["part"] for own in runs.values() for lines in own for line in lines))
+    result = {side: _side(runs, side, held_to, out / "tables" / f"{part_name(side)}.txt") for side in sides}
+    text = _table(result, list(runs))
+    (out / "table.md").write_text(text, encoding="utf-8")
+    (out / "transcript.md").write_text(_transcripts(runs, baselines), encoding="utf-8")
+    if importlib.util.find_spec("matplotlib"):
+        _plot(result, list(runs), baselines, out / "learning.png")
+        _plot_rewards(out / "metrics", out / "reward.png")
+    return result, text
+
+
+def _side(runs: Mapping[str, list[list[Line]]], side: str, held_to: str, target: Path) -> dict[str, Any]:
+    """Every label's metrics with intervals over faults; seeds count as answers to the same case."""
+    from verl_aiops.evaluation.investigation.compare import compare_investigations
+    from verl_aiops.evaluation.investigation.evaluate import summarise
+
+    lines = {
+        label: [{**line, "sample": seed} for seed, own in enumerate(seeds) for line in own if line["part"] == side]
+        for label, seeds in runs.items()
+    }
+    order = [held_to, *(label for label in lines if label != held_to)]
+    with tempfile.TemporaryDirectory() as scratch:
+        for label in order:
+            (Path(scratch) / label).mkdir()
+            file = Path(scratch) / label / "generations.jsonl"
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines[label]), encoding="utf-8")
+        cases = len({line["id"] for line in lines[held_to]})
+        if len(order) == 1:
+            return {"cases": cases, "runs": {held_to: summarise(lines[held_to], 0)}, "differences": {}}
+        text, _ = compare_investigations([f"{name}={Path(scratch) / name}" for name in order], Path(scratch) / "out")
+        compared = json.loads((Path(scratch) / "out" / "comparison.json").read_text(encoding="utf-8"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+    return {"cases": cases, **compared}
+
+
+def _table(result: Mapping[str, Any], labels: Sequence[str]) -> str:
+    from verl_aiops.evaluation.investigation.evaluate import shown
+    from verl_aiops.evaluation.investigation.metrics import METRICS
+
+    heads = [f"{side} ({one['cases']}): {title}" for side, one in result.items() for title in _SHOWN.values()]
+    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    for label in labels:
+        cells = [
+            shown(one["runs"].get(label, {}).get(name), METRICS[name].digits)
+            for one in result.values()
+            for name in _SHOWN
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _transcripts(runs: Mapping[str, list[list[Line]]], baselines: Sequence[str]) -> str:
+    """One case as every model investigated it: one that the last is right about and the first ones are not."""
+    models = [label for label in runs if label not in baselines]
+    if not models:
+        return "No model has been asked.\n"
+    by_case = {label: {line["id"]: line for line in runs[label][0] if line["score"]} for label in models}
+    last, before = models[-1], [label for label in _BEFORE if label in models[:-1]]
+    common = [name for name in by_case[last] if all(name in own for own in by_case.values())]
+
+    def rank(name: str) -> tuple[float, ...]:
+        """Right after training, wrong before it, and by how much the reward rose."""
+        after = by_case[last][name]
+        earlier = [by_case[label][name] for label in before]
+        return (
+            -after["score"]["acc_main"],
+            sum(line["score"]["acc_main"] for line in earlier),
+            sum(line["score"]["score"] for line in earlier) - after["score"]["score"],
+        )
+
+    name = min(common, key=rank)
+    known = by_case[last][name]["ground_truth"]
+    shown = {key: known[key] for key in _TRUTH if known.get(key)}
+    truth = json.dumps(shown, ensure_ascii=False, indent=1)
+    parts = [f"# {name} ({by_case[last][name]['part']})", f"What is true:\n\n```json\n{truth}\n```"]
+    for label in models:
+        parts.append(_as_markdown(label, by_case[label][name]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_markdown(label: str, line: Line) -> str:
+    score = line["score"]
+    parts = [f"## {label}: reward {score['score']:.2f}, {'right' if score['acc_main'] else 'not right'}"]
+    for turn, text in enumerate(line["rounds"]):
+        parts.append(f"**model**\n\n{_fenced(text)}")
+        for call in line["tool_calls"]:
+            if call["turn"] == turn:
+                parts.append(f"**tool**\n\n{_fenced(call['reply'])}")
+    return "\n\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text.strip()}\n{fence}"
+
+
+def _plot(result: Mapping[str, Any], labels: Sequence[str], baselines: Sequence[str], path: Path) -> None:
+    """The exact set and any service with intervals over faults, a panel for each side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = (3.2 * len(result) + 1.5, 0.5 * len(labels) + 1.6)
+    figure, panels = plt.subplots(1, len(result), figsize=size, sharey=True, squeeze=False)
+    for panel, (side, one) in zip(panels[0], result.items()):
+        for name, colour, shift in (("acc_main", "tab:blue", -0.12), ("any_service", "tab:orange", 0.12)):
+            for at, label in enumerate(labels):
+                value = one["runs"].get(label, {}).get(name)
+                if not value or value["value"] is None:
+                    continue
+                if value["low"] is not None:
+                    panel.plot([100 * value["low"], 100 * value["high"]], [at + shift] * 2, color=colour, lw=1.5)
+                mark = "s" if label in baselines else "o"
+                title = _SHOWN[name] if at == 0 else None
+                panel.plot(100 * value["value"], at + shift, mark, color=colour, label=title)
+        panel.set_title(f"{side} ({one['cases']} cases)", fontsize=10)
+        panel.set_xlabel("%")
+        panel.grid(axis="x", alpha=0.3)
+    panels[0][0].set_yticks(range(len(labels)), labels)
+    panels[0][0].invert_yaxis()
+    panels[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _plot_rewards(metrics: Path, path: Path) -> None:
+    """The mean reward of each step's investigations while training."""
+    from matplotlib import pyplot as plt
+
+    curves = {}
+    for file in sorted(metrics.glob("*.jsonl")):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        found = [(row["step"], row["data"][_REWARD]) for row in rows if _REWARD in row["data"]]
+        if found:
+            curves[file.stem] = found
+    if not curves:
+        return
+    figure, panel = plt.subplots(figsize=(6, 3.5))
+    for label, points in curves.items():
+        panel.plot(*zip(*points), label=label)
+    panel.set_xlabel("step")
+    panel.set_ylabel("mean reward of the step's investigations")
+    panel.legend(fontsize=8)
+    panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
