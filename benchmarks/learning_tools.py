@@ -32,6 +32,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,16 +175,14 @@ class Plan:
         return Job("data", do, {"cases": self.recipe["cases"], "files": digests, **budgets})
 
     def _baselines(self) -> list[Job]:
-        def rule(folder: Path, run: Callable) -> None:
-            self._baseline(folder, run, RULE, "--method", "rule")
+        def do(folder: Path, run: Callable, label: str) -> None:
+            rows = ("--data", self.data / "train.parquet", "--val", self.data / "side.parquet", "--methods", label)
+            verl_aiops(run, "baseline", *rows, "--out", folder / "eval", "--overwrite")
+            file = folder / "eval" / label / "generations.jsonl"
+            keep_investigations(file, self.out / "answers" / label / "s0.jsonl.gz")
 
-        return [Job(RULE, rule, {}, ("data",))]
-
-    def _baseline(self, folder: Path, run: Callable, label: str, *how: object) -> None:
-        script = Path(__file__).with_name("tools_baselines.py")
-        file = folder / "generations.jsonl"
-        run([sys.executable, script, "--data", self.data / "side.parquet", "--out", file, *how])
-        keep_investigations(file, self.out / "answers" / label / "s0.jsonl.gz")
+        labels = [RULE, *([LINEAR] if importlib.util.find_spec("sklearn") else [])]
+        return [Job(label, partial(do, label=label), {}, ("data",)) for label in labels]
 
     def _model(self, stage: str, seed: int) -> Path:
         return self.base if stage == "base" else self.work / stage / f"s{seed}" / "model"

@@ -2,6 +2,7 @@
 
 PART.cases.jsonl   cases: `sft`, `rl`, and a file for each side that models are asked about
 sft.jsonl          conversations for our offline trainer
+train.parquet      the same cases for baselines that learn
 rl.parquet         what models investigate while training
 side.parquet       what they are asked at the end, all sides in one file, each row with its side as `part`
 """
@@ -69,6 +70,7 @@ def build_data(recipe: Mapping[str, Any], files: Sequence[Path], folder: Path, c
         return folder / out
 
     transcripts = build("build-sft", "sft", "transcripts.jsonl")
+    build("build-rl", "sft", "train.parquet")
     build("build-rl", "rl", "rl.parquet")
     files_of = {part: build("build-rl", part, f"{part_name(part)}.parquet") for part in sides}
     _write_conversations(transcripts, folder / "sft.jsonl", recipe["tools"]["max-calls"])

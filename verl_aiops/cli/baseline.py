@@ -18,11 +18,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--methods",
-        default="majority,rule,linear,linear_values",
         metavar="M,M",
         help="majority: the source's most frequent answer; rule: last bad callee of the trace, else who is named on "
         "the severest lines; linear: logistic regression over the lines that name a candidate; linear_values: that and "
-        "each number's ratio to its usual value and the order of names (default all)",
+        "each number's ratio to its usual value and the order of names (default all). Of investigations: rule, along "
+        "the call graph, and linear, over what a fixed script of calls returns",
     )
     parser.add_argument("--reward", metavar="K=V,K=V", help="settings of the reward, as of eval (default none)")
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default %(default)s)")
@@ -30,20 +30,21 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from verl_aiops.evaluation.baseline.run import baseline
+    from verl_aiops.evaluation.baseline import run
+    from verl_aiops.evaluation.investigation import baseline as of_cases
+    from verl_aiops.evaluation.investigation.questions import holds_investigations
     from verl_aiops.inputs.shown import one_line, printable
 
-    methods = [name.strip() for name in args.methods.split(",") if name.strip()]
-    made = baseline(
-        args.data,
-        args.val,
-        args.out,
-        methods,
-        reward=reward_settings(args.reward),
-        seed=args.seed,
-        overwrite=args.overwrite,
-    )
-    print(printable(made.table))
+    cases = holds_investigations(args.data)
+    known = of_cases.METHODS if cases else tuple(run.METHODS)
+    given = ",".join(known) if args.methods is None else args.methods
+    methods = [name.strip() for name in given.split(",") if name.strip()]
+    more = {"reward": reward_settings(args.reward), "seed": args.seed, "overwrite": args.overwrite}
+    if cases:
+        table = of_cases.baseline_investigations(args.data, args.val, args.out, methods, **more)
+    else:
+        table = run.baseline(args.data, args.val, args.out, methods, **more).table
+    print(printable(table))
     print(f"{one_line(args.out)}: {', '.join(methods)} (each as a folder of eval), baseline.json, table.txt")
 
 
@@ -51,6 +52,7 @@ BASELINE = Command(
     "score yardsticks without a language model (majority, a rule, logistic regression) as eval scores one",
     "verl-aiops baseline --data rl.parquet --val rl.val.parquet --out eval/baseline\n"
     "verl-aiops baseline --data rl.parquet --val rl.val.parquet --methods majority,rule --out eval/simple\n"
+    "verl-aiops baseline --data tools.parquet --val tools.val.parquet --out eval/cases    # investigations\n"
     "verl-aiops compare linear=eval/baseline/linear sft=eval/sft --out compare/sft",
     _options,
     _run,

@@ -23,7 +23,7 @@ from verl_aiops.files import write_atomically
 from verl_aiops.incidents.prompts import answer_json
 from verl_aiops.rewards.triage.answer import FIELDS
 
-__all__ = ["METHODS", "Baselines", "Method", "baseline"]
+__all__ = ["METHODS", "Baselines", "Method", "baseline", "check_apart"]
 
 _SHOWN = {"acc_main": "both fields right", "service_ok": "service right", "type_ok": "type right"}
 
@@ -105,7 +105,7 @@ def baseline(
     if not set(methods).isdisjoint(_NEED_SCIKIT_LEARN):
         need_scikit_learn()
     train, asked = read_rl_questions(data), read_rl_questions(val)
-    _check_apart(train, asked, data, val)
+    check_apart(train, asked, data, val)
     started = time.perf_counter()
     known = known_of(train)
     rows = {side: [asked_of(question, known) for question in own] for side, own in (("train", train), ("val", asked))}
@@ -148,7 +148,12 @@ def baseline(
     return Baselines(summary, table)
 
 
-def _check_apart(train: Sequence[Question], asked: Sequence[Question], data: str, val: str) -> None:
+def check_apart(train: Sequence[Any], asked: Sequence[Any], data: str, val: str) -> None:
+    """Refuse sides that are empty or share a fault; ``group`` of a question names its fault.
+
+    Raises:
+        EvaluationError: which file, or which fault.
+    """
     for path, own in ((data, train), (val, asked)):
         if not own:
             raise EvaluationError(f"{path}: no rows; a baseline learns from one file and answers another")

@@ -25,7 +25,7 @@ from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.investigation.rules import rule_verdict
 from verl_aiops.rewards.aiops_investigation import compute_score, read_verdict
 
-__all__ = ["Line", "evaluate_investigations", "read_investigations", "rule_lines", "summarise"]
+__all__ = ["Line", "evaluate_investigations", "read_investigations", "rule_lines", "said_lines", "shown", "summarise"]
 
 Line = dict[str, Any]
 
@@ -65,10 +65,17 @@ def line_of(job: CaseJob, made: Investigated, reward: Mapping[str, Any]) -> Line
 
 
 def rule_lines(questions: Sequence[CaseQuestion], reward: Mapping[str, Any]) -> list[Line]:
-    """What the rule along the call graph says of the same cases; it calls no tools, so that none of them are judged."""
+    """What the rule along the call graph says of the same cases."""
+    return said_lines(questions, [rule_verdict(question.asked().case) for question in questions], reward)
+
+
+def said_lines(
+    questions: Sequence[CaseQuestion], verdicts: Sequence[Mapping[str, Any]], reward: Mapping[str, Any]
+) -> list[Line]:
+    """Lines of verdicts that no model gave: no tool is called, so that no calls are judged."""
     lines = []
-    for question in questions:
-        text = json.dumps(rule_verdict(question.asked().case))
+    for question, verdict in zip(questions, verdicts):
+        text = json.dumps(verdict)
         line = line_of(CaseJob(question, 0, 0), Investigated([text], [False], None, [], [0]), reward)
         line["score"] = compute_score("", text, question.ground_truth, {"turns": [text]}, **reward)
         lines.append(line)
