@@ -149,3 +149,24 @@ def test_nobody_writes_by_hand():
     own = re.compile(r"getpid\(\)|os\.replace\(|NamedTemporaryFile|mkstemp|shutil\.move")
     by_hand = [p for p in package.rglob("*.py") if own.search(p.read_text(encoding="utf-8"))]
     assert {str(p.relative_to(package)) for p in by_hand} == {"files.py"}
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_what_a_library_makes_private_is_as_readable_as_what_is_written_otherwise(tmp_path, mask, mode):
+    """safetensors since 0.8, and whatever else writes by way of `tempfile`."""
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "model", folder=True) as folder:
+            (folder / "deep").mkdir()
+            for name in ("weights", "deep/adapter"):
+                (folder / name).touch(mode=0o600)
+            (folder / "script").touch(mode=0o755)
+            (folder / "link").symlink_to("nowhere")
+        with replacing(tmp_path / "file") as file:
+            file.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    made = [tmp_path / name for name in ("model/weights", "model/deep/adapter", "file")]
+    assert [path.stat().st_mode & 0o777 for path in made] == [mode] * 3
+    assert (tmp_path / "model" / "script").stat().st_mode & 0o777 == 0o755 & ~mask
+    assert sorted(os.listdir(tmp_path / "model")) == ["deep", "link", "script", "weights"]

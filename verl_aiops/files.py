@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ __all__ = [
     "leads_out",
     "move_into_place",
     "naming",
+    "readable",
     "remove",
     "replacing",
+    "size_text",
     "temporary_beside",
     "write_atomically",
 ]
@@ -54,6 +57,11 @@ def _free(path: str) -> str:
         with contextlib.suppress(OSError):
             return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free in {folder}; "
     return ""
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def default_cache_dir(kind: str) -> str:
@@ -126,9 +134,11 @@ def temporary_beside(path: str | os.PathLike) -> Path:
 def move_into_place(temporary: Path, path: str | os.PathLike) -> None:
     """Flush a finished temporary file or folder to the disk and give it its name; an old folder goes away at once.
 
-    Without the flush a machine that loses power can keep the new name and lose the content.
+    Without the flush a machine that loses power can keep the new name and lose the content. Who may read it is what
+    the process's umask says, whatever library wrote: safetensors since 0.8 makes files that nobody else can read.
     """
     path = Path(path)
+    readable(temporary)
     if not temporary.is_dir():
         _flush(temporary)
         os.replace(temporary, path)
@@ -151,6 +161,22 @@ def move_into_place(temporary: Path, path: str | os.PathLike) -> None:
     _flush_folder(path.parent)
     if old is not None:
         remove(old)
+
+
+def readable(path: Path) -> None:
+    """Let those read a file, or the files of a folder, who may read what this process writes otherwise."""
+    named = [Path(root) / name for root, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    modes = {file: os.lstat(file).st_mode for file in named}
+    private = [file for file, mode in modes.items() if stat.S_ISREG(mode) and not mode & 0o077]
+    if not private:
+        return
+    # the umask can be asked for only by setting it, for all threads; a new file tells it too
+    probe = temporary_beside(path)
+    probe.touch()
+    may_read = probe.stat().st_mode & 0o444
+    probe.unlink()
+    for file in private:
+        os.chmod(file, stat.S_IMODE(modes[file]) | may_read)
 
 
 def remove(path: Path) -> None:

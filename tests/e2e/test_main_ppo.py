@@ -184,11 +184,15 @@ def test_two_workers_and_lora_through_main_ppo(whole_run, data, tiny_model_dir, 
     for step in range(1, STEPS + 1):
         # Adam divides by the square root of tiny second moments, so round-off of the first gradients grows a little
         assert two[step]["actor/loss"] == pytest.approx(metrics[step]["actor/loss"], rel=2e-4), step
-    lora, output = run(data, tiny_model_dir, tmp_path / "lora", first / "cache", "actor_rollout_ref.model.lora_rank=4")
+    alone = ["actor_rollout_ref.model.lora_rank=4", "trainer.save_freq=-1"]
+    lora, output = run(data, tiny_model_dir, tmp_path / "lora", first / "cache", *alone)
     assert f"{lora[1]['actor/loss']:.6f}" == "0.693147"
     assert lora[1]["reference/cache_misses"] == 0
     assert lora[STEPS]["actor/loss"] < lora[1]["actor/loss"]
-    assert (tmp_path / "lora" / "huggingface" / "model.safetensors").is_file()
+    weights = tmp_path / "lora" / "huggingface" / "model.safetensors"
+    assert weights.is_file() and weights.stat().st_mode & 0o777 == (first / "metrics.jsonl").stat().st_mode & 0o777
+    # the model is all that is left
+    assert not list((tmp_path / "lora").glob("global_step_*")) and "a checkpoint" not in output
 
 
 @pytest.mark.slow

@@ -12,13 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from verl_aiops.hub import fetch_model, may_be_on_a_hub
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import UserError, brief
 from verl_aiops.models.checkpoint_pickle import refuse_foreign_code
 
-__all__ = ["ModelFolder", "ModelFolderError", "find_model", "merge_checkpoint"]
+if TYPE_CHECKING:
+    import torch
+
+    from verl_aiops.models.merger import ModelMerger
+
+__all__ = ["ModelFolder", "ModelFolderError", "find_model", "merge_checkpoint", "write_model"]
 
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -106,13 +112,31 @@ def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
     Raises:
         ForeignCodeError: a shard that would run code when it is read: verl's merger reads by pickle, without limits.
     """
+    refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
+    _merger(actor, target, trust_remote_code).merge_and_save()
+    if os.path.isdir(os.path.join(target, "lora_adapter")):
+        _merge_adapter(target, trust_remote_code)
+
+
+def write_model(weights: dict[str, torch.Tensor], actor: str, target: str, trust_remote_code: bool) -> None:
+    """As `merge_checkpoint`, of whole weights in place of shards.
+
+    Args:
+        weights: by the names of the trained module, adapters included; emptied in places.
+        actor: a folder of a checkpoint as far as it holds no weights: configuration, tokenizer, notes on adapters.
+    """
+    _merger(actor, target, trust_remote_code).save_hf_model_and_tokenizer(weights)
+    if os.path.isdir(os.path.join(target, "lora_adapter")):
+        _merge_adapter(target, trust_remote_code)
+
+
+def _merger(actor: str, target: str, trust_remote_code: bool) -> ModelMerger:
     from verl.model_merger.base_model_merger import ModelMergerConfig
 
     from verl_aiops.models.merger import ModelMerger
 
-    refuse_foreign_code(sorted(Path(actor).glob("model_world_size_*.pt")))
     os.makedirs(target, exist_ok=True)
-    ModelMerger(
+    return ModelMerger(
         ModelMergerConfig(
             operation="merge",
             backend="fsdp",
@@ -121,16 +145,14 @@ def merge_checkpoint(actor: str, target: str, trust_remote_code: bool) -> None:
             hf_model_config_path=os.path.join(actor, "huggingface"),
             trust_remote_code=trust_remote_code,
         )
-    ).merge_and_save()
-    if os.path.isdir(os.path.join(target, "lora_adapter")):
-        _merge_adapter(target, trust_remote_code)
+    )
 
 
 def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from verl_aiops.models.merger import is_classifier
+    from verl_aiops.models.merger import MOST_OF_A_FILE, is_classifier
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     kind: type = AutoModelForCausalLM
@@ -142,7 +164,7 @@ def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
         settings.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
     base = kind.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(base, os.path.join(folder, "lora_adapter")).merge_and_unload()
-    merged.save_pretrained(folder)
+    merged.save_pretrained(folder, max_shard_size=MOST_OF_A_FILE)
 
 
 def _checkpoint(where: str, path: str, place: Path, shards: list[Path]) -> ModelFolder:

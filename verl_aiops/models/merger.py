@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from transformers import AutoModelForSequenceClassification
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
-__all__ = ["ModelMerger", "is_classifier"]
+__all__ = ["MOST_OF_A_FILE", "ModelMerger", "is_classifier"]
+
+# of one file of weights: what hubs and copying tools are used to; transformers since 5 writes up to 50 GB
+MOST_OF_A_FILE = "5GB"
 
 
 def is_classifier(architectures: Iterable[str] | None) -> bool:
@@ -23,3 +27,10 @@ class ModelMerger(FSDPModelMerger):
         if is_classifier(self.model_config.architectures):
             return AutoModelForSequenceClassification
         return super().get_transformers_auto_model_class()
+
+    def patch_model_generation_config(self, model):
+        """The model is at hand here alone before verl's `save_hf_model_and_tokenizer` saves it, with no word about the
+        size of files."""
+        model = super().patch_model_generation_config(model)
+        model.save_pretrained = functools.partial(model.save_pretrained, max_shard_size=MOST_OF_A_FILE)
+        return model

@@ -124,7 +124,12 @@ class PreferenceConfig(losses.LossSettings, TrainerSettings):
         choices=LOGPROB_BACKENDS,
     )
     export_model: bool = setting(
-        True, "write `trainer.default_local_dir/huggingface` at the end (bfloat16, by verl's model merger)."
+        True,
+        "write `trainer.default_local_dir/huggingface` at the end (bfloat16, in files of up to 5 GB, by verl's model "
+        "merger). With `trainer.save_freq=-1` it is all that is written: there is no checkpoint to go on from.",
+    )
+    check_space: bool = setting(
+        True, "refuse a run whose model, and one checkpoint, do not fit on the disk; `false` warns and goes on."
     )
 
     def check_together(self) -> None:

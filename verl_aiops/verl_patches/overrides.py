@@ -199,6 +199,12 @@ OVERRIDES: tuple[Override, ...] = (
         "models.merger:ModelMerger",
         "verl.model_merger.base_model_merger:BaseModelMerger",
         get_transformers_auto_model_class=("save_hf_model_and_tokenizer", "verl's knows no classifiers of sequences"),
+        patch_model_generation_config=("save_hf_model_and_tokenizer", "there alone files can be given a size"),
+    ),
+    *_of(
+        "trainers.worker.model_export:ModelExport",
+        "verl.utils.checkpoint.fsdp_checkpoint_manager:FSDPCheckpointManager",
+        save_checkpoint=(f"{_FSDP}.save_checkpoint", "verl's writes a language model alone, whole, and no adapters"),
     ),
     *_of(
         "trainers.worker.module:FastModule",

@@ -32,7 +32,15 @@ def model(tmp_path):
 def config(tmp_path, model, monkeypatch):
     monkeypatch.setenv("VERL_AIOPS_CACHE", str(tmp_path / "cache"))
 
-    def make(contents=("model", "optimizer", "extra"), dtype="fp32", estimator="dpo", lora=0, export=True, **trainer):
+    def make(
+        contents=("model", "optimizer", "extra"),
+        dtype="fp32",
+        estimator="dpo",
+        lora=0,
+        export=True,
+        check_space=True,
+        **trainer,
+    ):
         defaults = {"default_local_dir": str(tmp_path / "out"), "save_freq": -1, "total_training_steps": None}
         defaults |= {"rollout_data_dir": None, "validation_data_dir": None, "nnodes": 1, "max_actor_ckpt_to_keep": None}
         actor = {"checkpoint": {"save_contents": list(contents)}, "fsdp_config": {"model_dtype": dtype}}
@@ -46,7 +54,12 @@ def config(tmp_path, model, monkeypatch):
                 "critic": {**actor, "model": {"path": str(model)}},
                 "algorithm": {
                     "adv_estimator": estimator,
-                    "dpo": {"reference": "cached", "reference_cache_dir": None, "export_model": export},
+                    "dpo": {
+                        "reference": "cached",
+                        "reference_cache_dir": None,
+                        "export_model": export,
+                        "check_space": check_space,
+                    },
                 },
             }
         )
@@ -81,8 +94,15 @@ def test_the_numbers_of_a_model_are_counted(model, tmp_path):
     ],
 )
 def test_weights_and_moments_are_what_takes_space(config, settings, checkpoint, export):
-    needed = space_needed(config(**settings), preference=True)
+    needed = space_needed(config(save_freq=5, **settings), preference=True)
     assert (needed.checkpoint, needed.export) == (checkpoint, export)
+
+
+def test_without_saves_the_model_is_all_that_is_written(config):
+    assert space_needed(config(), preference=True) == storage.Needed(0, 2000)
+    # else the run would leave nothing
+    assert space_needed(config(export=False), preference=True) == storage.Needed(12000, 0)
+    assert space_needed(config(estimator="gae"), preference=False).checkpoint == 24000
 
 
 def test_a_real_checkpoint_takes_what_was_said(config, tmp_path):
@@ -101,16 +121,36 @@ def test_a_real_checkpoint_takes_what_was_said(config, tmp_path):
 
 def test_the_space_is_said_and_too_little_is_refused(config, free, tmp_path):
     free(5 * GB)
-    (line,) = check_storage(config(), preference=True)
+    (line,) = check_storage(config(save_freq=5), preference=True)
     assert line.startswith(
         f"space in {tmp_path}/out: 0.0 MB a checkpoint, 0.0 MB the model at the end; 5.0 GB are free"
     )
     free(13999)
     with pytest.raises(ConfigError, match="no room for one checkpoint.*Free up space"):
-        check_storage(config(), preference=True)
+        check_storage(config(save_freq=5), preference=True)
     free(14000)
-    check_storage(config(), preference=True)
-    check_storage(config(nnodes=2), preference=True)
+    check_storage(config(save_freq=5), preference=True)
+    check_storage(config(save_freq=5, nnodes=2), preference=True)
+
+
+def test_a_model_that_has_no_room_is_refused_with_both_numbers_or_warned_of(config, free, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "parameters_in", lambda folder: 7_600_000_000)
+    free(15 * GB)
+    said = (
+        f"trainer.default_local_dir={tmp_path}/out: no room for the trained model (15.2 GB the model at the end; "
+        "15.0 GB are free)"
+    )
+    with pytest.raises(ConfigError) as error:
+        check_storage(config(), preference=True)
+    assert str(error.value) == (
+        f"{said}. Free up space, name another folder, or keep no model (algorithm.dpo.export_model=false). "
+        "algorithm.dpo.check_space=false goes on all the same."
+    )
+    assert check_storage(config(check_space=False), preference=True) == [f"warning: {said}"]
+    free(15.2 * GB)
+    assert check_storage(config(), preference=True) == [
+        f"space in {tmp_path}/out: 15.2 GB the model at the end; 15.2 GB are free"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class _Base:
 
 class _Run(PreferenceCheckpoints, _Base):
     def __init__(self, root, bad, **trainer):
-        trainer = {"default_local_dir": str(root), "resume_mode": "auto", "val_only": False, **trainer}
+        trainer = {"default_local_dir": str(root), "resume_mode": "auto", "val_only": False, "save_freq": 1, **trainer}
         trainer |= {"logger": ["console"]}
         self.config = OmegaConf.create({"trainer": trainer, "actor_rollout_ref": {"actor": {"fsdp_config": {}}}})
         self.global_steps, self.total_training_steps = 0, 1

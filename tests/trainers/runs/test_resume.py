@@ -435,6 +435,9 @@ class _Run(PreferenceCheckpoints, _Loop):
         self.dpo = SimpleNamespace(export_model=True, reference_sync_steps=0)
         self.actor_rollout_wg = SimpleNamespace(weights_not_finite=lambda: [[], []])
 
+    def _write_model(self, folder):
+        return self.weights
+
     def reference_note(self):
         return {"weights": None}
 
@@ -444,14 +447,13 @@ class _Run(PreferenceCheckpoints, _Loop):
 
 @pytest.fixture
 def exported(monkeypatch):
-    """What `export_model` was called with, and the weights that lay there."""
+    """What `export_model` was called with, and the weights that the workers would write."""
     from verl_aiops.trainers.dpo import checkpoints
 
     calls = []
 
-    def export(folder, config, finish):
-        with open(os.path.join(folder, "actor", "weights")) as file:
-            calls.append((os.path.basename(folder), file.read()))
+    def export(folder, config, finish, write):
+        calls.append((os.path.basename(folder), write("a folder")))
         return "huggingface"
 
     monkeypatch.setattr(checkpoints, "export_model", export)
@@ -465,12 +467,32 @@ def test_what_was_trained_is_saved_where_a_folder_of_that_name_lies(tmp_path, ex
     left.mkdir(parents=True)
     (left / "weights").write_text("another run's")
     (left / "model_world_size_2_rank_1.pt").write_text("a shard that this run does not write")
-    _Run(tmp_path).fit(None)
+    _Run(tmp_path, save_freq=3).fit(None)
     assert exported == [("global_step_4", "after step 4")]
     assert os.listdir(left) == ["weights"]
 
 
-@pytest.mark.parametrize("every, saves", [(-1, 1), (4, 1), (3, 2)])
+def test_without_saves_the_model_alone_is_written(tmp_path, exported):
+    """No checkpoint, which would be larger for its optimizer; without a model too it is all that the run leaves."""
+    _Run(tmp_path).fit(None)
+    assert exported == [("global_step_4", "after step 4")] and not os.listdir(tmp_path)
+    run = _Run(tmp_path)
+    run.dpo.export_model = False
+    run.fit(None)
+    assert len(exported) == 1 and os.listdir(tmp_path) == ["global_step_4"]
+
+
+def test_weights_that_are_not_finite_make_no_model_either(tmp_path, exported):
+    from verl_aiops.trainers.runs.finite import NotFiniteError
+
+    run = _Run(tmp_path)
+    run.actor_rollout_wg.weights_not_finite = lambda: [["lm_head"]]
+    with pytest.raises(NotFiniteError, match="after step 4"):
+        run.fit(None)
+    assert not exported
+
+
+@pytest.mark.parametrize("every, saves", [(4, 1), (3, 2)])
 def test_the_last_checkpoint_is_written_once(tmp_path, exported, monkeypatch, every, saves):
     written = []
     monkeypatch.setattr(_Loop, "_save_checkpoint", lambda self, save=_Loop._save_checkpoint: written.append(save(self)))

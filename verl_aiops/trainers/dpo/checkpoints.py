@@ -13,9 +13,11 @@ from omegaconf import DictConfig
 from verl_aiops.files import remove, replacing, write_atomically
 from verl_aiops.models.card import write_card
 from verl_aiops.models.folders import merge_checkpoint
+from verl_aiops.trainers.preflight.storage import model_bytes
 from verl_aiops.trainers.runs.finite import FiniteRun, NotFiniteError, check_model_folder
 from verl_aiops.trainers.runs.log import RunLog
 from verl_aiops.trainers.runs.note import RunNote, write_note
+from verl_aiops.trainers.runs.progress import told_while_written
 
 __all__ = [
     "NotedCheckpoints",
@@ -112,7 +114,11 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
             check_same_reference(folder, self.reference_note())
 
     def fit(self, agent_loop_manager):
-        """verl's loop, then the checkpoint of the last step and the plain model."""
+        """verl's loop, then the checkpoint of the last step and the plain model.
+
+        Where no step is to be saved (``trainer.save_freq=-1``) the model is all that is written: a checkpoint would be
+        several times as large, for its optimizer.
+        """
         if self.config.trainer.get("val_only", False):
             super().fit(agent_loop_manager)
             return
@@ -126,11 +132,20 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
             print(f"verl-aiops: nothing was trained: trainer.total_epochs ended before step {began + 1}", flush=True)
             return
         self.finite.check_end()
-        if self._saved != self.global_steps:
+        model_alone = self.dpo.export_model and self.config.trainer.save_freq <= 0
+        if model_alone:
+            self.check_weights(f"after step {self.global_steps}")
+        elif self._saved != self.global_steps:
             self._save_checkpoint()
         if self.dpo.export_model:
-            target = export_model(self._checkpoint_folder(), self.config, self.finish_export)
+            target = export_model(self._checkpoint_folder(), self.config, self.finish_export, self._write_model)
             print(f"verl-aiops: trained model: {target}", flush=True)
+
+    def _write_model(self, folder: str) -> None:
+        """As the workers hold it; not by way of a checkpoint, which would be read again."""
+        import ray
+
+        ray.get(self.actor_rollout_wg.write_model(folder))
 
     def _save_checkpoint(self):
         self.check_weights(f"after step {self.global_steps}")
@@ -177,14 +192,21 @@ def exported_from(config: DictConfig) -> str | None:
         return None
 
 
-def export_model(folder: str, config: DictConfig, finish: Callable[[Path], None] | None = None) -> str:
-    """Write the policy of a checkpoint as a plain Hugging Face folder, through verl's model merger.
+def export_model(
+    folder: str,
+    config: DictConfig,
+    finish: Callable[[Path], None] | None = None,
+    write: Callable[[str], None] | None = None,
+) -> str:
+    """Write the policy of a step as a plain Hugging Face folder, through verl's model merger.
 
     LoRA adapters are merged into the weights and kept beside them in ``lora_adapter``. verl's merger writes bfloat16. A
     card (`models.card`) says what the model was made of.
 
     Args:
+        folder: the step's checkpoint; its name alone is needed where there is a ``write``.
         finish: what else is to be done to the folder before it is in its place.
+        write: puts the model into an empty folder; without it the checkpoint's shards are merged.
 
     Returns:
         the folder, ``<default_local_dir>/huggingface``.
@@ -193,8 +215,13 @@ def export_model(folder: str, config: DictConfig, finish: Callable[[Path], None]
         NotFiniteError: a weight is not finite.
     """
     target = os.path.join(os.path.abspath(config.trainer.default_local_dir), EXPORT)
+    model = config.actor_rollout_ref.model
     with replacing(target, folder=True) as partial:
-        merge_checkpoint(os.path.join(folder, "actor"), str(partial), config.actor_rollout_ref.model.trust_remote_code)
+        with told_while_written(partial, "model", model_bytes(model.get("path"))):
+            if write is not None:
+                write(str(partial))
+            else:
+                merge_checkpoint(os.path.join(folder, "actor"), str(partial), model.trust_remote_code)
         check_model_folder(partial)
         origin = {"checkpoint": os.path.basename(folder)}
         (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_aiops.files import size_text
 from verl_aiops.trainers.config import ConfigError
 
-__all__ = ["Needed", "check_storage", "parameters_in", "space_needed"]
+__all__ = ["Needed", "check_storage", "model_bytes", "parameters_in", "space_needed"]
 
 _BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 _MERGED = 2  # bytes a parameter in a plain folder: verl's merger writes bfloat16
@@ -23,7 +24,7 @@ _PROBE = b"\0" * 4096
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes that a run leaves: of one checkpoint, and of the plain model at the end."""
+    """Bytes that a run leaves: of one checkpoint (0 where none is written), and of the plain model at the end."""
 
     checkpoint: int
     export: int
@@ -109,17 +110,28 @@ def _compare_space(config: DictConfig, preference: bool) -> list[str]:
     place = next(above for above in (folder, *folder.parents) if above.is_dir())
     free = shutil.disk_usage(place).free
     saves = _saves(config)
-    said = f"{_gb(needed.checkpoint)} a checkpoint"
-    if needed.export:
-        said += f", {_gb(needed.export)} the model at the end"
-    line = f"space in {folder}: {said}; {_gb(free)} are free"
-    # on several machines each may hold its own workers' part
-    least = (needed.checkpoint + needed.export) // config.trainer.nnodes
+    wanted = [(needed.checkpoint, "a checkpoint"), (needed.export, "the model at the end")]
+    said = ", ".join(f"{size_text(count)} {what}" for count, what in wanted if count)
+    line = f"space in {folder}: {said}; {size_text(free)} are free"
+    # on several machines each may hold its own workers' part of a checkpoint; the model is written by one of them
+    least = needed.checkpoint // config.trainer.nnodes + needed.export
     if least > free:
+        what = "one checkpoint" if needed.checkpoint else "the trained model"
+        mode = config.algorithm.adv_estimator
+        less = []
+        if needed.checkpoint:
+            less.append("save less (actor_rollout_ref.actor.checkpoint.save_contents)")
+        if needed.export:
+            less.append(f"keep no model (algorithm.{mode}.export_model=false)")
+        fault = f"no room for {what} ({said}; {size_text(free)} are free)"
+        if preference and not OmegaConf.select(config, f"algorithm.{mode}.check_space", default=True):
+            return [f"warning: trainer.default_local_dir={folder}: {fault}"]
         raise ConfigError(
-            f"trainer.default_local_dir={folder}: no room for one checkpoint ({said}; {_gb(free)} are free). Free up "
-            "space, name another folder, or save less (actor_rollout_ref.actor.checkpoint.save_contents)."
+            f"trainer.default_local_dir={folder}: {fault}. Free up space, name another folder, or {' or '.join(less)}."
+            + f" algorithm.{mode}.check_space=false goes on all the same." * preference
         )
+    if not needed.checkpoint:
+        return [line]
     if saves is None:
         return [f"{line}; without trainer.max_actor_ckpt_to_keep all of them are kept"]
     whole = needed.checkpoint * saves + needed.export
@@ -158,7 +170,15 @@ def space_needed(config: DictConfig, preference: bool) -> Needed | None:
             checkpoint += _checkpoint_bytes(critic, config.critic, trained=critic)
     mode = config.algorithm.adv_estimator
     exported = preference and OmegaConf.select(config, f"algorithm.{mode}.export_model", default=True)
+    if exported and config.trainer.save_freq <= 0:
+        checkpoint = 0
     return Needed(checkpoint, count * _MERGED if exported else 0)
+
+
+def model_bytes(folder: str | None) -> int | None:
+    """What a model in a folder takes when it is exported; None where that cannot be told."""
+    count = parameters_in(folder or "")
+    return count and count * _MERGED
 
 
 def _checkpoint_bytes(count: int, part: DictConfig, trained: int) -> int:
@@ -196,7 +216,3 @@ def parameters_in(folder: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # the loader says what is wrong with it
     return total or None
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -69,7 +69,11 @@ class RewardModelConfig(TrainerSettings):
     export_model: bool = setting(
         True,
         "write `trainer.default_local_dir/huggingface` at the end: the classifier (bfloat16) that vLLM, SGLang and the "
-        "rollout `hf` serve, with `reward_stats.json`.",
+        "rollout `hf` serve, with `reward_stats.json`. With `trainer.save_freq=-1` it is all that is written: there is "
+        "no checkpoint to go on from.",
+    )
+    check_space: bool = setting(
+        True, "refuse a run whose model, and one checkpoint, do not fit on the disk; `false` warns and goes on."
     )
     preflight_rows: int = setting(
         2000, "rows of each file that are rendered and checked before Ray starts; 0 for none.", within="[0, inf)"

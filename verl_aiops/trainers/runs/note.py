@@ -68,6 +68,7 @@ _SILENT = (
     *(f"algorithm.dpo.{name}" for name in ("reference", "reference_path", "reference_cache_dir", "export_model")),
     *(f"algorithm.dpo.{name}" for name in ("reference_verify_pairs", "reference_sync_steps", "preflight_rows")),
     *(f"algorithm.online_dpo.{name}" for name in ("reference_sync_steps", "export_model")),
+    *(f"algorithm.{mode}.check_space" for mode in ("dpo", "online_dpo", "rm")),
     *(f"algorithm.rm.{name}" for name in ("export_model", "preflight_rows")),
 )
 

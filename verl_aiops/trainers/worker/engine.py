@@ -19,6 +19,7 @@ from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.runs.finite import names_not_finite
+from verl_aiops.trainers.worker.model_export import ModelExport
 from verl_aiops.trainers.worker.module import FastModule
 from verl_aiops.trainers.worker.objective import columns_for_loss
 from verl_aiops.trainers.worker.optimizer import use_settings
@@ -228,6 +229,15 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         super().load_checkpoint(*args, **kwargs)
         use_settings(self.optimizer, self.lr_scheduler, self.optimizer_config)
         self._reshard()
+
+    def write_model(self, folder: str) -> None:
+        """The weights as they are now as a plain folder of transformers; all workers take part, the first writes."""
+        kept, self.checkpoint_manager = self.checkpoint_manager, ModelExport(self.checkpoint_manager)
+        try:
+            # verl brings back what is offloaded before it saves
+            self.save_checkpoint(folder)
+        finally:
+            self.checkpoint_manager = kept
 
     def weights_not_finite(self) -> list[str]:
         """Names of the weights of which this rank holds a number that is NaN or infinite."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -125,6 +127,12 @@ class PreferenceWorker(ActorRolloutRefWorker):
     def weights_not_finite(self) -> list[str]:
         """Names of the weights of which this rank holds a number that is NaN or infinite."""
         return self.actor.engine.weights_not_finite()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
+    def write_model(self, folder: str) -> None:
+        """The policy as a plain folder of transformers, with adapters merged, into the empty ``folder``."""
+        with redirect_stdout(sys.stderr):  # verl's merger talks
+            self.actor.engine.write_model(folder)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def sync_reference(self, mixup: float) -> None:
