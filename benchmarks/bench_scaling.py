@@ -34,6 +34,7 @@ SIZES = {
     "small": (256, 768, 6, 4, 2, 32_000),
     "135m": (576, 1536, 30, 9, 3, 49_152),
     "1.5b": (1536, 8960, 28, 12, 2, 151_936),
+    "7b": (3584, 18944, 28, 28, 4, 152_064),
 }
 RANGES = {
     "cpu": {
@@ -91,7 +92,7 @@ def needed(body: int, head: int, prompt: int, answer: int, backend: str) -> floa
     return 6 * body * ((1 if backend == "shared_prompt" else 2) * prompt + 2 * answer) + 6 * head * 2 * answer
 
 
-def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool, **of_model):
+def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool, of_engine: dict | None = None, **of_model):
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 
@@ -106,12 +107,11 @@ def build_worker(model: str, device: str, micro_pairs: int, one_unit: bool, **of
             model_config=HFModelConfig(
                 path=model,
                 use_remove_padding=False,
-                enable_gradient_checkpointing=False,
                 override_config={"attn_implementation": "sdpa"},
-                **of_model,
+                **{"enable_gradient_checkpointing": False, **of_model},
             ),
             engine_config=FSDPEngineConfig(
-                strategy="fsdp2" if device == "cpu" else "fsdp",
+                **{"strategy": "fsdp2" if device == "cpu" else "fsdp", **(of_engine or {})},
                 **({"wrap_policy": {"disable": True}} if one_unit else {}),
                 use_torch_compile=False,
                 mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},

@@ -245,3 +245,27 @@ def test_whole_steps_leave_each_runs_first_out_and_count_a_missing_part_as_nothi
     assert (found["verl"]["step"], found["ours"]["step"], found["ours"]["ratio_step"]) == (11.0, 2.75, 4.0)
     assert found["ours"]["ratio_passes"] == 8.0 and found["ours"]["seconds"]["old_log_prob"] == 0.0
     assert found["verl"]["seconds"]["other"] == 2.0
+
+
+def test_the_work_of_a_long_context_is_that_of_short_ones_and_attention(benchmark, tmp_path):
+    """Beside the law of bench_dpo: of frozen weights no gradient, and what each token sees before it."""
+    module, law = benchmark("bench_long"), benchmark("bench_dpo").needed_flops
+    case = module.Case("1.5b", prompt=300, pairs=3, settings={}, answer=30)
+    config = module.shape_of(case, tiny=True)
+    seen = sum(at + 0.5 for at in range(300)) + 2 * sum(300 + at + 0.5 for at in range(30))
+    attention = 12 * seen * config.hidden_size * config.num_hidden_layers
+    folder = module.model_folder(tmp_path, config)
+    trunk = law(str(folder), 300, 30)["ours"]
+    assert module.needed_flops(case, tiny=True) == pytest.approx(3 * (trunk + attention))
+    lora = module.Case("1.5b", prompt=300, pairs=3, settings={"lora_rank": 8}, answer=30)
+    assert module.needed_flops(lora, tiny=True) == pytest.approx(3 * (trunk * 4 / 6 + attention))
+
+
+def test_a_case_that_does_not_fit_has_its_row(benchmark):
+    module = benchmark("bench_long")
+    case = module.asdict(module.CASES["LoRA"])
+    rows = {"fits": {"case": case, "s_per_step": 2.0, "seconds": [2.0], "peak_gib": 36.04, "mfu": 0.5}}
+    rows["does not"] = {"case": case, "fault": "does not fit"}
+    *_, first, second = module.table({"rows": rows}).splitlines()
+    assert first == "| fits | 7b | 1 x 32,768 + 2 x 256 | 2.000 | 36.0 | 50.0% |"
+    assert second == "| does not | 7b | 1 x 32,768 + 2 x 256 | does not fit | | |"
