@@ -124,8 +124,11 @@ for how, module, name in json.loads(sys.stdin.read()):
 
 
 def imported_names():
-    """(module, name) of everything that our files import from verl and TransferQueue, at the top or in a function."""
-    found = set()
+    """(module, name) of everything that our files import from verl and TransferQueue, at the top or in a function, or
+    have `verl_aiops/seam/` bring them."""
+    from verl_aiops.seam import engine, queue, reward_loop, rollout, trainer
+
+    found = {(need.module, need.name) for t in (engine, queue, reward_loop, rollout, trainer) for need in t.NEEDS}
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("verl", "transfer_queue"):

@@ -34,6 +34,14 @@ def test_the_workflow_runs_the_same_file_on_every_python():
     assert workflow["permissions"] == {"contents": "read"}
 
 
+def test_the_newest_verl_is_looked_at_and_may_fail():
+    (job,) = yaml.safe_load(read(".github/workflows/newest-verl.yml"))["jobs"].values()
+    assert job["continue-on-error"] is True
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash scripts/newest_verl.sh"]
+    named = re.findall(r"\btests/[\w/.]+", read("scripts/newest_verl.sh"))
+    assert len(named) == 6 and all((ROOT / name).exists() for name in named)
+
+
 def test_the_citation_is_of_this_version_and_invents_nobody():
     citation = yaml.safe_load(read("CITATION.cff"))
     assert str(citation["version"]) == verl_aiops.__version__ and citation["license"] in read("setup.cfg")

@@ -17,7 +17,17 @@ from typing import Any
 
 import wrapt
 
-__all__ = ["MISSING", "MissingError", "error_text", "raising", "require", "require_parameters", "why_missing", "when"]
+__all__ = [
+    "MISSING",
+    "MissingError",
+    "error_text",
+    "raising",
+    "require",
+    "require_parameters",
+    "wanted",
+    "why_missing",
+    "when",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +52,7 @@ def why_missing(*names: str) -> str | None:
     reasons = "; ".join(dict.fromkeys(found.values()))
     return (
         f"verl-aiops could not put {', '.join(found)} into verl {_verls_version()}: {reasons}. It is made for "
-        f"{_wanted('verl')}: install such a version (`verl-aiops doctor` shows what else is missing)"
+        f"{wanted('verl')}: install such a version (`verl-aiops doctor` shows what else is missing)"
     )
 
 
@@ -118,7 +128,8 @@ def _verls_version() -> str:
     return getattr(sys.modules.get("verl"), "__version__", "of unknown version")
 
 
-def _wanted(package: str) -> str:
+def wanted(package: str) -> str:
+    """The requirement of ours that names a package, with its range; the bare name where there is none."""
     try:
         lines = importlib.metadata.requires("verl-aiops") or ()
     except importlib.metadata.PackageNotFoundError:

@@ -147,7 +147,7 @@ def _micro_batches(module):
 
 def _no_trainer(*modes: str):
     def register(raises):
-        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+        from verl_aiops.seam.trainer import TRAINER_REGISTRY
 
         # called as a class is, and never one
         TRAINER_REGISTRY.update(dict.fromkeys(modes, raises))
@@ -156,8 +156,7 @@ def _no_trainer(*modes: str):
 
 
 def _register_trainer(mode: str, trainer, *workers):
-    from verl.trainer.ppo.v1.trainer_base import register_trainer
-
+    from verl_aiops.seam.trainer import register_trainer
     from verl_aiops.verl_patches.overrides import check_overrides
 
     for ours in (trainer, *workers):
@@ -238,7 +237,7 @@ def _online_trainer(module):
 
 def _no_manager(*managers: str):
     def register(raises):
-        from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+        from verl_aiops.seam.reward_loop import REWARD_MANAGER
 
         REWARD_MANAGER.update(dict.fromkeys(managers, raises))
 
@@ -257,8 +256,7 @@ _bring(
 
 @when("verl_aiops.rewards.managers.triage", "reward manager aiops_mturn", instead=_no_manager("aiops_mturn"))
 def _triage_manager(module):
-    from verl.experimental.reward_loop.reward_manager import register
-    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+    from verl_aiops.seam.reward_loop import NaiveRewardManager, register
 
     require(NaiveRewardManager, "run_single")
     register("aiops_mturn")(module.AiopsMturnRewardManager)
@@ -275,7 +273,7 @@ _bring(
 
 @when("verl_aiops.rewards.managers.combined", "reward manager aiops_combined", instead=_no_manager("aiops_combined"))
 def _combined_manager(module):
-    from verl.experimental.reward_loop.reward_manager import register
+    from verl_aiops.seam.reward_loop import register
 
     register("aiops_combined")(module.AiopsCombinedRewardManager)
 

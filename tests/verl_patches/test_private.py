@@ -1,37 +1,27 @@
 """Names beginning with an underscore that are others': each is still there, and none is used that is not listed."""
 
 import ast
-import importlib
 import inspect
-import re
 from pathlib import Path
 
 import pytest
 
 import verl_aiops
-from verl_aiops.verl_patches.private import PRIVATE
+from verl_aiops.verl_patches.private import PRIVATE, Private, is_there
 
 ROOT = Path(verl_aiops.__file__).parent
 
 
-def found(owner):
-    module, _, name = owner.partition(":")
-    if module.startswith("torch.ops."):
-        import torch
-
-        return getattr(torch.ops, module.rpartition(".")[2])
-    thing = importlib.import_module(module)
-    return getattr(thing, name) if name else thing
-
-
 @pytest.mark.parametrize("entry", PRIVATE, ids=lambda entry: f"{entry.owner}.{entry.name}")
 def test_it_is_there(entry):
-    owner = found(entry.owner)
-    if hasattr(owner, entry.name):
-        return
-    # what objects get when they are made
-    sets = re.compile(rf'self\.{entry.name}\b[^=\n]*=|__setattr__\("{entry.name}"')
-    assert any(sets.search(inspect.getsource(base)) for base in owner.__mro__ if base is not object)
+    assert is_there(entry)
+
+
+@pytest.mark.parametrize("owner, there", [("argparse:ArgumentParser", True), ("argparse", False)])
+def test_what_objects_get_when_they_are_made_is_there_too(owner, there):
+    """`_actions` is set in a base class's `__init__`."""
+    assert is_there(Private(owner, "_actions", (), "")) is there
+    assert not is_there(Private(owner, "_action", (), ""))
 
 
 def test_a_process_of_rays_knows_that_it_is_one():

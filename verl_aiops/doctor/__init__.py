@@ -17,7 +17,10 @@ from typing import TextIO
 from verl_aiops.doctor.environment import check_attention, check_flash_attn, check_ray, check_rollouts, check_trl
 from verl_aiops.doctor.finding import FAULT, INFO, OK, Finding, as_json, as_table, error_text
 from verl_aiops.doctor.registration import NAMES, check_names, check_platform, check_plugin
+from verl_aiops.doctor.touch_points import check_touch_points
 from verl_aiops.doctor.versions import check_versions
+
+_ENVIRONMENT = (check_ray, check_trl, check_attention)
 
 __all__ = ["FAULT", "INFO", "NAMES", "OK", "Finding", "as_json", "as_table", "doctor", "examine"]
 
@@ -50,7 +53,7 @@ def examine() -> list[Finding]:
         for check in (check_versions, check_plugin):
             findings += run_check(check)
         if "verl" in sys.modules:  # if not, check_plugin has said why
-            for check in (partial(check_platform, asked), check_names, check_ray, check_trl, check_attention):
+            for check in (partial(check_platform, asked), check_names, check_touch_points, *_ENVIRONMENT):
                 findings += run_check(check)
         for check in (check_flash_attn, check_rollouts):
             findings += run_check(check)

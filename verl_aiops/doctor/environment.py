@@ -55,8 +55,7 @@ def check_ray() -> Iterable[Finding]:
 
 def check_trl() -> Iterable[Finding]:
     """TRL 1.x lacks a class that verl patches; the plug-in hides such a TRL from verl."""
-    from verl.utils.import_utils import is_trl_available
-
+    from verl_aiops.seam.rollout import is_trl_available
     from verl_aiops.verl_patches.trl_guard import only_with_value_head
 
     version = installed_version("trl")

@@ -52,9 +52,10 @@ def check_plugin() -> Iterable[Finding]:
 
 def check_platform(asked: str | None) -> Iterable[Finding]:
     """The platform that verl found. ``asked``: VERL_PLATFORM as it was before verl was imported."""
-    from verl.plugin.platform import PlatformRegistry, get_platform
+    from verl.plugin.platform import PlatformRegistry
 
     from verl_aiops.platform.cpu import existing_ray_address
+    from verl_aiops.seam.rollout import get_platform
 
     how = f"set by VERL_PLATFORM={asked}" if asked else "chosen automatically"
     try:
@@ -81,19 +82,19 @@ def check_platform(asked: str | None) -> Iterable[Finding]:
 
 
 def _adv_estimator(name: str) -> Any:
-    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+    from verl_aiops.seam.trainer import get_adv_estimator_fn
 
     return get_adv_estimator_fn(name)
 
 
 def _policy_loss(name: str) -> Any:
-    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl_aiops.seam.trainer import get_policy_loss_fn
 
     return get_policy_loss_fn(name)
 
 
 def _trainer_mode(name: str) -> Any:
-    from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
+    from verl_aiops.seam.trainer import get_trainer_cls
 
     return get_trainer_cls(name)
 
@@ -105,21 +106,20 @@ def _engine(name: str) -> Any:
 
 
 def _reward_manager(name: str) -> Any:
-    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+    from verl_aiops.seam.reward_loop import get_reward_manager_cls
 
     return get_reward_manager_cls(name)
 
 
 def _agent_loop(name: str) -> Any:
-    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+    from verl_aiops.seam.rollout import agent_loop
 
-    module, _, loop = _agent_loop_registry[name]["_target_"].rpartition(".")
+    module, _, loop = agent_loop._agent_loop_registry[name]["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), loop)
 
 
 def _rollout(name: str) -> Any:
-    from verl.workers.rollout.base import get_rollout_class
-    from verl.workers.rollout.replica import get_rollout_replica_class
+    from verl_aiops.seam.rollout import get_rollout_class, get_rollout_replica_class
 
     get_rollout_class(name)
     return get_rollout_replica_class(name)

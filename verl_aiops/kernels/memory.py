@@ -6,7 +6,9 @@ import ctypes
 import logging
 import os
 
-from verl.utils.device import get_device_name, set_expandable_segments
+from verl.utils.device import get_device_name
+
+from verl_aiops.seam.engine import set_expandable_segments
 
 __all__ = ["keep_memory"]
 

@@ -131,9 +131,8 @@ def write_model(weights: dict[str, torch.Tensor], actor: str, target: str, trust
 
 
 def _merger(actor: str, target: str, trust_remote_code: bool) -> ModelMerger:
-    from verl.model_merger.base_model_merger import ModelMergerConfig
-
     from verl_aiops.models.merger import ModelMerger
+    from verl_aiops.seam.engine import ModelMergerConfig
 
     os.makedirs(target, exist_ok=True)
     return ModelMerger(

@@ -6,7 +6,8 @@ import functools
 from collections.abc import Iterable
 
 from transformers import AutoModelForSequenceClassification
-from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+from verl_aiops.seam.engine import FSDPModelMerger
 
 __all__ = ["MOST_OF_A_FILE", "ModelMerger", "is_classifier"]
 

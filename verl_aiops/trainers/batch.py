@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
+
+from verl_aiops.seam.engine import tensordict_utils as tu
 
 __all__ = ["ENTROPY_IS_LOGGED", "ROWS_LOG_PROBS", "AnswerBatch", "nested"]
 

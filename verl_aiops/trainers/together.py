@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+from verl_aiops.seam.trainer import get_seqlen_balanced_partitions
 
 __all__ = ["by_prompt", "in_blocks", "shared_out", "times_torn", "together", "torn"]
 

@@ -6,7 +6,8 @@ import functools
 from collections.abc import Callable
 
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
+
+from verl_aiops.seam.engine import tensordict_utils as tu
 
 __all__ = ["PLANNED", "cut_as_planned"]
 

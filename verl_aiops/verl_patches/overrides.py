@@ -9,6 +9,7 @@ call, and finds overrides that are not listed. All of it holds for verl 0.9.1, T
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from verl_aiops.missing import require
 
-__all__ = ["OVERRIDES", "PUBLIC", "Override", "check_overrides", "fits"]
+__all__ = ["OVERRIDES", "PUBLIC", "Override", "check_override", "check_overrides", "fits"]
 
 
 @dataclass(frozen=True)
@@ -284,11 +285,28 @@ def check_overrides(ours: type) -> None:
             continue
         if override.theirs not in bases:
             raise AttributeError(f"{ours.__name__} is no {override.theirs}, whose {override.name} it overrides")
-        theirs = bases[override.theirs]
-        require(theirs, override.name)
-        mine, their = getattr(ours, override.name), getattr(theirs, override.name)
-        if inspect.isfunction(their) and not fits(mine, their):
-            raise TypeError(
-                f"{override.theirs.partition(':')[2]}.{override.name} takes {inspect.signature(their)}, "
-                f"not {inspect.signature(mine)}"
-            )
+        _check(override, ours, bases[override.theirs])
+
+
+def check_override(override: Override) -> None:
+    """One entry, without a class to be registered; both classes are imported.
+
+    Raises:
+        ImportError: a module of theirs is not there.
+        AttributeError, TypeError: as `check_overrides`.
+    """
+    ours, theirs = (
+        getattr(importlib.import_module(module), cls)
+        for module, _, cls in (path.partition(":") for path in (f"verl_aiops.{override.ours}", override.theirs))
+    )
+    _check(override, ours, theirs)
+
+
+def _check(override: Override, ours: type, theirs: type) -> None:
+    require(theirs, override.name)
+    mine, their = getattr(ours, override.name), getattr(theirs, override.name)
+    if inspect.isfunction(their) and not fits(mine, their):
+        raise TypeError(
+            f"{override.theirs.partition(':')[2]}.{override.name} takes {inspect.signature(their)}, "
+            f"not {inspect.signature(mine)}"
+        )

@@ -6,10 +6,13 @@ are not listed here.
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["PRIVATE", "Private"]
+__all__ = ["PRIVATE", "Private", "is_there"]
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,23 @@ PRIVATE: tuple[Private, ...] = (
     ),
     *_of("trainers/runs/ending.py", _exit=("os", "documented; leaves threads that do not end")),
 )
+
+
+def is_there(entry: Private) -> bool:
+    """Whether the owner has the name, or sets it on objects that it makes.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: the module has no such class.
+    """
+    module, _, cls = entry.owner.partition(":")
+    if module.startswith("torch.ops."):
+        import torch
+
+        return hasattr(getattr(torch.ops, module.rpartition(".")[2]), entry.name)
+    owner = importlib.import_module(module)
+    owner = getattr(owner, cls) if cls else owner
+    if hasattr(owner, entry.name):
+        return True
+    sets = re.compile(rf'self\.{entry.name}\b[^=\n]*=|__setattr__\("{entry.name}"')
+    return cls != "" and any(sets.search(inspect.getsource(base)) for base in owner.__mro__ if base is not object)

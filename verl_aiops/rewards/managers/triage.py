@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from verl import DataProto
-from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
 from verl_aiops.rewards import aiops_investigation, aiops_mturn
+from verl_aiops.seam.reward_loop import NaiveRewardManager
 
 __all__ = ["RULES", "AiopsMturnRewardManager", "rule", "turn_columns"]
 

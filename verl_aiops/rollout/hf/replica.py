@@ -13,15 +13,13 @@ from collections.abc import Generator
 
 import ray
 import torch
-from verl.plugin.platform import get_platform
-from verl.utils.net_utils import is_valid_ipv6_address
-from verl.workers.rollout.base import BaseRollout
-from verl.workers.rollout.replica import RolloutMode, RolloutReplica
+from verl.workers.rollout.replica import RolloutReplica
 
 from verl_aiops.data.scoring import REWARD_SERVER
 from verl_aiops.rollout.hf.limits import unsupported, unsupported_reward_server
 from verl_aiops.rollout.hf.scorer import HFScorer
 from verl_aiops.rollout.hf.server import HFServer
+from verl_aiops.seam.rollout import BaseRollout, RolloutMode, get_platform, is_valid_ipv6_address
 
 __all__ = ["HFReplica", "HFServerAdapter", "server_name"]
 
@@ -112,7 +110,7 @@ class HFReplica(RolloutReplica):
 
     @staticmethod
     def _loaded(config):
-        from verl.utils.config import omega_conf_to_dataclass
+        from verl_aiops.seam.engine import omega_conf_to_dataclass
 
         return omega_conf_to_dataclass(config)
 

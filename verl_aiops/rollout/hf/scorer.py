@@ -40,9 +40,9 @@ class HFScorer:
     """
 
     def __init__(self, config, model_config, can_sleep: bool = True, workers: int = 1, key: str | None = None):
-        from verl.utils.device import get_device_id, get_device_name
-        from verl.utils.torch_dtypes import PrecisionType
+        from verl.utils.device import get_device_name
 
+        from verl_aiops.seam.engine import PrecisionType, get_device_id
         from verl_aiops.verl_patches.process_group import share_cores
 
         on_cpu = get_device_name() == "cpu"
@@ -83,7 +83,8 @@ class HFScorer:
     async def launch(self) -> tuple[str, int]:
         """Start to serve on this Ray node; returns address and port."""
         import ray
-        from verl.workers.rollout.utils import run_uvicorn
+
+        from verl_aiops.seam.rollout import run_uvicorn
 
         address = ray.util.get_node_ip_address().strip("[]")
         port, self._serving = await run_uvicorn(self.app, None, address)

@@ -79,12 +79,12 @@ class HFServer:
 
     def __init__(self, config, model_config, weights_from_disk: bool, replica_rank: int = 0, workers: int = 1):
         from transformers import AutoConfig, AutoModelForCausalLM
-        from verl.utils.device import get_device_id, get_device_name
-        from verl.utils.torch_dtypes import PrecisionType
+        from verl.utils.device import get_device_name
 
         from verl_aiops.kernels.cpu_linear import use_onednn
         from verl_aiops.platform.attention import plain_attention
         from verl_aiops.rollout.rounds.stops import stop_ids
+        from verl_aiops.seam.engine import PrecisionType, get_device_id
         from verl_aiops.verl_patches.process_group import share_cores
 
         self.config = config
@@ -141,7 +141,7 @@ class HFServer:
         Raises:
             ValueError: images or another thing that this rollout does not do, or a prompt longer than the model takes.
         """
-        from verl.workers.rollout.replica import TokenOutput
+        from verl_aiops.seam.rollout import TokenOutput
 
         named = {"image_data": image_data, "video_data": video_data, **other}
         if asked := [name for name, value in named.items() if value]:

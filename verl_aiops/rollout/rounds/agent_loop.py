@@ -11,13 +11,13 @@ from typing import Any
 from uuid import uuid4
 
 from omegaconf import OmegaConf
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
-from verl.utils.profiler import simple_timer
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.utils.rollout_trace import rollout_trace_op
 
 from verl_aiops.rollout.rounds.settings import RoundSettings, answer_constraint, asked_fields
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.rollout.rounds.turns import Stream, TemplateTurns, answer_text, next_round, round_budgets, rounds_of
+from verl_aiops.seam.rollout import AgentLoopMetrics, simple_timer
 
 __all__ = ["AiopsMturnAgentLoop"]
 

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl.utils.tokenizer.chat_template import apply_chat_template
-from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder, MergeResult
-
 from verl_aiops.inputs.shown import brief
+from verl_aiops.seam.rollout import ContinuousTokenBuilder, MergeResult, apply_chat_template
 
 __all__ = ["Stream", "TemplateTurns", "answer_text", "next_round", "round_budgets", "rounds_of"]
 

@@ -9,14 +9,14 @@ from typing import Any
 from uuid import uuid4
 
 from omegaconf import OmegaConf
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
-from verl.utils.profiler import simple_timer
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.utils.rollout_trace import rollout_trace_op
 
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.rollout.tools.cases import case_of
 from verl_aiops.rollout.tools.conversation import Conversation, ModelTools
 from verl_aiops.rollout.tools.settings import ToolSettings
+from verl_aiops.seam.rollout import AgentLoopMetrics, simple_timer
 
 __all__ = ["AiopsToolsAgentLoop"]
 

@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from verl.experimental.agent_loop import tool_parser
-from verl.experimental.agent_loop.tool_parser import ToolParser
 from verl.tools.schemas import OpenAIFunctionToolSchema
 
 from verl_aiops.rollout.tools.desk import Asked
+from verl_aiops.seam.rollout import ToolParser, tool_parser
 
 __all__ = ["CallReader"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 from omegaconf import OmegaConf
-from verl.protocol import BatchData
-from verl.utils import tensordict_utils as tu
-from verl.utils.debug import marked_timer
 
+from verl_aiops.seam.engine import BatchData
+from verl_aiops.seam.engine import tensordict_utils as tu
+from verl_aiops.seam.trainer import marked_timer
 from verl_aiops.trainers.dpo.shift import RunningShift
 
 __all__ = ["StepsAhead"]

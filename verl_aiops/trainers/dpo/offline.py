@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
-from transfer_queue import KVBatchMeta
-from verl.single_controller.ray import (
-    RayClassWithInitArgs,
-    RayWorkerGroup,
-    ResourcePoolManager,
-    create_colocated_worker_cls,
-)
-from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-from verl.utils import tensordict_utils as tu
+from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup, create_colocated_worker_cls
 
+from verl_aiops.seam.engine import tensordict_utils as tu
+from verl_aiops.seam.queue import KVBatchMeta
+from verl_aiops.seam.trainer import PPOTrainer, ResourcePoolManager, Role
 from verl_aiops.trainers.config import DPOConfig
 from verl_aiops.trainers.dpo.ahead import StepsAhead
 from verl_aiops.trainers.dpo.checkpoints import resume_folder

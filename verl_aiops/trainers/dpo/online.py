@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
-import transfer_queue as tq
 from omegaconf import DictConfig
-from transfer_queue import KVBatchMeta
-from verl.utils import tensordict_utils as tu
-from verl.utils.debug import marked_timer
 
 from verl_aiops.losses import Labels, label_groups
 from verl_aiops.rollout.rounds.stops import stop_ids
 from verl_aiops.rollout.rounds.turns import TemplateTurns
+from verl_aiops.seam import queue as tq
+from verl_aiops.seam.engine import tensordict_utils as tu
+from verl_aiops.seam.queue import KVBatchMeta
+from verl_aiops.seam.trainer import marked_timer
 from verl_aiops.trainers.config import OnlineDPOConfig
 from verl_aiops.trainers.dpo import examples as answer_rows
 from verl_aiops.trainers.dpo.online_pairs import (

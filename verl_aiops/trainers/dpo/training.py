@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
-from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
+from verl_aiops.seam.engine import tensordict_utils as tu
+from verl_aiops.seam.trainer import marked_timer
 from verl_aiops.trainers.dpo.checkpoints import PreferenceCheckpoints
 from verl_aiops.trainers.runs.finite import check_scores
 from verl_aiops.trainers.worker.objective import PreferenceObjective

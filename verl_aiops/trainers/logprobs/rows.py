@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
 
 from verl_aiops.models.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
+from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import nested
 from verl_aiops.trainers.logprobs.head import changed_after_head, head_gives_log_probs, log_probs_of
 from verl_aiops.verl_patches.vision import only_text

@@ -78,9 +78,9 @@ def static_batches(config: DictConfig) -> bool:
 
 def _plain_attention(model: DictConfig) -> str:
     from transformers import AutoConfig
-    from verl.utils.model import get_hf_auto_model_class
 
     from verl_aiops.platform.attention import plain_attention
+    from verl_aiops.seam.engine import get_hf_auto_model_class
 
     try:
         loaded = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)

@@ -37,7 +37,7 @@ def _with_hf(config: DictConfig) -> bool:
 
 
 def has_critic(config: DictConfig) -> bool:
-    from verl.trainer.ppo.utils import need_critic
+    from verl_aiops.seam.trainer import need_critic
 
     with warnings.catch_warnings():
         # that there is none: told by verl's own call, in main_ppo

@@ -19,9 +19,8 @@ __all__ = ["PROMPTS", "check_kept_text", "check_rollout", "check_rounds", "look_
 
 def check_rollout(config: DictConfig, run: Run) -> list[str]:
     """A rollout is named that verl has, and ``hf`` is not asked for what it cannot do."""
-    from verl.workers.rollout import base
-
     from verl_aiops.rollout.hf.limits import unsupported
+    from verl_aiops.seam.rollout import base
 
     name, faults = rollout_name(config), []
     if name is None:

@@ -91,7 +91,7 @@ def _without_combination(config: DictConfig) -> list[str]:
 
 def verl_has_rule(source: str | None) -> bool:
     """Whether verl has a reward of its own for a ``data_source``."""
-    from verl.utils.reward_score import default_compute_score
+    from verl_aiops.seam.reward_loop import default_compute_score
 
     try:
         default_compute_score(source, "", "")

@@ -22,7 +22,7 @@ def known_loop(name: str) -> bool:
     """Whether a loop is registered in this process."""
     if name in _VERLS_LOOPS:
         return True
-    from verl.experimental.agent_loop import agent_loop
+    from verl_aiops.seam.rollout import agent_loop
 
     return name in agent_loop._agent_loop_registry
 
@@ -36,7 +36,7 @@ def own_loops(config: DictConfig) -> frozenset[str]:
     path = OmegaConf.select(config, _KEY, default=None)
     if not path:
         return frozenset()
-    from verl.utils.import_utils import resolve_config_path
+    from verl_aiops.seam.rollout import resolve_config_path
 
     try:
         entries = OmegaConf.to_container(OmegaConf.load(resolve_config_path(path)))

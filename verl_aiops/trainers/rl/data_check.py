@@ -100,7 +100,7 @@ class VerlCheck:
         return RlReport(name, len(lengths), sum(lengths) / len(lengths), max(lengths), too_long, self.max_prompt_length)
 
     def _count(self, record: FileRow) -> int:
-        from verl.utils.tokenizer import normalize_token_ids
+        from verl_aiops.seam.rollout import normalize_token_ids
 
         prompt = record.values.get("prompt")
         try:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.workers.config import TrainingWorkerConfig
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
+from verl_aiops.seam.engine import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
 from verl_aiops.trainers.config import SHARED_VALUE
 from verl_aiops.trainers.worker.optimizer import use_settings
 

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
-from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils import tensordict_utils as tu
-from verl.utils.debug import marked_timer
 
+from verl_aiops.seam import queue as tq
+from verl_aiops.seam.engine import tensordict_utils as tu
+from verl_aiops.seam.queue import KVBatchMeta
+from verl_aiops.seam.trainer import PPOTrainerSync, Role, marked_timer
 from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.dpo.checkpoints import NotedCheckpoints, resume_folder
 from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic, SharedCritic

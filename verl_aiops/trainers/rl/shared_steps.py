@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
-from transfer_queue import KVBatchMeta
 from verl import DataProto
-from verl.trainer.distillation import is_distillation_enabled
-from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
-from verl.utils import tensordict_utils as tu
-from verl.utils.debug.metrics import calculate_debug_metrics
-from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
+from verl_aiops.seam import queue as tq
+from verl_aiops.seam.engine import tensordict_utils as tu
+from verl_aiops.seam.queue import KVBatchMeta
+from verl_aiops.seam.trainer import (
+    calculate_debug_metrics,
+    compute_rollout_correction_and_rejection_mask,
+    is_distillation_enabled,
+    log_seqlen_unbalance,
+)
 from verl_aiops.trainers.batch import ENTROPY_IS_LOGGED, ROWS_LOG_PROBS
 from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.preflight.defaults import data_parallel_size

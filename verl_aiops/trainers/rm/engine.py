@@ -23,7 +23,8 @@ class FSDPRewardEngine(FSDPPreferenceEngine):
         """
         from transformers import AutoModelForSequenceClassification
         from verl.utils.fsdp_utils import get_init_weight_context_manager
-        from verl.utils.torch_dtypes import PrecisionType
+
+        from verl_aiops.seam.engine import PrecisionType
 
         config = self.model_config.hf_config
         config.num_labels = 1
@@ -52,7 +53,8 @@ class FSDPRewardEngine(FSDPPreferenceEngine):
     def _build_lora_module(self, module):
         """Adapters of all linear layers but the score head, which is trained whole: it is new."""
         from peft import LoraConfig, get_peft_model
-        from verl.utils.py_functional import convert_to_regular_types
+
+        from verl_aiops.seam.engine import convert_to_regular_types
 
         module.enable_input_require_grads()
         plain = {

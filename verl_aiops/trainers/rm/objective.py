@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
 
 from verl_aiops.losses import (
     compute_label_loss,
@@ -16,6 +15,7 @@ from verl_aiops.losses import (
     padded_lists,
     share_in_order,
 )
+from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.worker.facts import PairFacts
 from verl_aiops.trainers.worker.late_sums import partial_sums

@@ -139,7 +139,7 @@ def online_notes(config: DictConfig, dpo: OnlineDPOConfig) -> tuple[RunNote, dic
 
 def rl_note(config: DictConfig) -> RunNote:
     """What a checkpoint of GRPO, PPO and the like remembers of the run."""
-    from verl.trainer.ppo.utils import need_critic
+    from verl_aiops.seam.trainer import need_critic
 
     folder = os.path.expanduser(config.actor_rollout_ref.model.path)
     try:

@@ -9,12 +9,17 @@ import torch
 from tensordict import TensorDict
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
-from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_id, get_device_name
-from verl.utils.metric import AggregationType, Metric
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
-from verl.workers.engine.utils import detach_tree, postprocess_batch_func
+from verl.utils.device import get_device_name
 
+from verl_aiops.seam.engine import (
+    AggregationType,
+    FSDPEngineWithLMHead,
+    Metric,
+    detach_tree,
+    get_device_id,
+    postprocess_batch_func,
+)
+from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from verl.utils.metric import AggregationType, Metric
+
+from verl_aiops.seam.engine import AggregationType, Metric
 
 __all__ = ["partial_sums"]
 

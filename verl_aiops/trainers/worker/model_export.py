@@ -10,11 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch.distributed.fsdp import ShardedStateDictConfig, StateDictType
 from torch.distributed.tensor import DTensor
-from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
-from verl.utils.device import get_device_id
-from verl.utils.fsdp_utils import get_fsdp_state_ctx
 
 from verl_aiops.models.folders import write_model
+from verl_aiops.seam.engine import FSDPCheckpointManager, get_device_id, get_fsdp_state_ctx
 
 __all__ = ["ModelExport"]
 

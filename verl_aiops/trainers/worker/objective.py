@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
-from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aiops.losses import (
     compute_answer_loss,
@@ -19,6 +17,8 @@ from verl_aiops.losses import (
     share_in_order,
     sum_logps,
 )
+from verl_aiops.seam.engine import no_padding_2_padding
+from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.worker.facts import METRICS, PairFacts
 from verl_aiops.trainers.worker.late_sums import partial_sums

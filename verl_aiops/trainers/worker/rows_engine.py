@@ -8,13 +8,17 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from tensordict import NonTensorData, TensorDict
-from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_id, get_device_name
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
-from verl.workers.engine.utils import detach_tree
-from verl.workers.utils.padding import response_from_nested
+from verl.utils.device import get_device_name
 
 from verl_aiops.models.company import rotary_limit
+from verl_aiops.seam.engine import (
+    FSDPEngineWithLMHead,
+    FSDPEngineWithValueHead,
+    detach_tree,
+    get_device_id,
+    response_from_nested,
+)
+from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import ENTROPY_IS_LOGGED, ROWS_LOG_PROBS
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.micro_batches import MicroBatches, cut

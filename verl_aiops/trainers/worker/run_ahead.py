@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from tensordict import NonTensorData, TensorDict
-from verl.utils import tensordict_utils as tu
-from verl.utils.metric import Metric
-from verl.workers.engine_workers import TrainingWorker
+
+from verl_aiops.seam.engine import Metric, TrainingWorker
+from verl_aiops.seam.engine import tensordict_utils as tu
 
 __all__ = ["PairTrainingWorker"]
 

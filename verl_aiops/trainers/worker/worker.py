@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
-from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
-from verl.utils.metric import Metric
-from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_aiops.kernels.memory import keep_memory
+from verl_aiops.seam.engine import ActorRolloutRefWorker, Metric
+from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.worker.run_ahead import PairTrainingWorker
 
 __all__ = ["PreferenceWorker"]
