@@ -1,4 +1,4 @@
-"""get-model: the folder it writes is the model asked for; it never leaves half a folder, or removes what is not its own."""
+"""get-model: the folder that it writes is the model asked for; no half folder is left, nothing of others removed."""
 
 import importlib.util
 import json
