@@ -1,7 +1,8 @@
 """The files of `learning.py`: what is trained on, asked while training, and asked at the end.
 
 train.parquet   RL rows that SFT sees, with other views of them, and copies under other names and in other orders
-ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all
+ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all; or other views,
+                copies under other names, and incidents simulated for this alone (`data.asked`)
 side.parquet    RL rows of the held-out sides, one file for all
 reference.parquet  the same, asked for the verdict alone after the reference analysis
 sft.jsonl       the conversations of train.parquet for our trainer, sft.parquet the same for verl's
@@ -16,7 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["build_data", "make_files", "options", "part_of", "renamed", "shuffled"]
+SPLIT = ("val-share", "test-share", "hold-out-source", "seed")
+
+__all__ = ["SPLIT", "build_data", "make_files", "options", "part_of", "renamed", "shuffled"]
 
 Row = dict[str, Any]
 
@@ -36,9 +39,16 @@ def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path
     if data["folds"]:
         folds = ["--folds", data["folds"], "--fold", data["folds"] - 1]
         command("build-rl", "--out", folder / "fold.parquet", *folds, *build)
-    for number, other in enumerate(data["views"]):
-        view = ["--incidents", folder / "all.jsonl", *options({**data["build"], **other}), "--overwrite"]
-        command("build-rl", "--out", folder / f"view{number}.parquet", *view)
+    for kind, views in (("view", data["views"]), ("asked", data["asked"]["views"])):
+        for number, other in enumerate(views):
+            view = ["--incidents", folder / "all.jsonl", *options({**data["build"], **other}), "--overwrite"]
+            command("build-rl", "--out", folder / f"{kind}{number}.parquet", *view)
+    if data["asked"]["simulate"]:
+        command("simulate", "--out", folder / "simulated.jsonl", *options(data["asked"]["simulate"]), "--overwrite")
+        # all of them are asked: none is held out
+        prompts = {key: value for key, value in data["build"].items() if key not in SPLIT}
+        view = ["--incidents", folder / "simulated.jsonl", *options(prompts), "--val-share", "0", "--overwrite"]
+        command("build-rl", "--out", folder / "simulated.parquet", *view)
     make_files(recipe, folder)
     (folder / "simulated.jsonl").unlink(missing_ok=True)
 
@@ -54,13 +64,14 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
         ask = pq.read_table(folder / "fold.parquet").to_pylist()
         apart = {row["extra_info"]["group"] for row in ask}
         rows = [row for row in rows if row["extra_info"]["group"] not in apart]
-    views = [row for number in range(len(data["views"])) for row in view_rows(folder, number, rows)]
+    views = [row for number in range(len(data["views"])) for row in view_rows(folder / f"view{number}.parquet", rows)]
     copies = [renamed(row, seed) for seed in range(data["rename"]) for row in rows]
     copies += [shuffled(row, seed) for seed in range(data["shuffle"]) for row in rows]
     train = rows + views + [row for row in copies if row is not None]
     for number, row in enumerate(train):
         row["extra_info"]["index"] = number
     _write(folder / "train.parquet", train, table.schema)
+    ask = asked_rows(data["asked"], ask, folder)
     _write(folder / "ask.parquet", ask, table.schema)
     sides = [row for side in recipe["sides"] for row in pq.read_table(folder / f"rl.{side}.parquet").to_pylist()]
     if recipe["ask"]["limit"] is not None:
@@ -80,15 +91,30 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
                 _write(folder / f"{name}{shard}.parquet", chosen[shard :: stage["shards"]], table.schema)
 
 
-def view_rows(folder: Path, number: int, rows: Sequence[Row]) -> list[Row]:
+def asked_rows(asked: Mapping[str, Any], rows: list[Row], folder: Path) -> list[Row]:
+    """The rows that models are asked while training, in place of ``rows`` where a recipe has other views or copies."""
+    import pyarrow.parquet as pq
+
+    views = [row for number in range(len(asked["views"])) for row in view_rows(folder / f"asked{number}.parquet", rows)]
+    # seeds that no copy of SFT's has
+    copies = [renamed(row, 1000 + seed) for seed in range(asked["rename"]) for row in views or rows]
+    made = views + [row for row in copies if row is not None] or rows
+    if asked["simulate"]:
+        made = made + pq.read_table(folder / "simulated.parquet").to_pylist()
+    if made is not rows:
+        for number, row in enumerate(made):
+            row["extra_info"]["index"] = number
+    return made
+
+
+def view_rows(view: Path, rows: Sequence[Row]) -> list[Row]:
     """What another view shows of the same incidents, under ids of their own."""
     import pyarrow.parquet as pq
 
     wanted = {row["extra_info"]["id"] for row in rows}
-    others = pq.read_table(folder / f"view{number}.parquet").to_pylist()
     return [
-        {**row, "extra_info": {**row["extra_info"], "id": f"{row['extra_info']['id']}#view{number}"}}
-        for row in others
+        {**row, "extra_info": {**row["extra_info"], "id": f"{row['extra_info']['id']}#{view.stem}"}}
+        for row in pq.read_table(view).to_pylist()
         if row["extra_info"]["id"] in wanted
     ]
 

@@ -29,7 +29,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo": {**_TRAINED, **_ROLLOUT, "kl": 0.0},
 }
 _OPTIONAL = {"steps", "micro-batch", "limit"}
-_DATA = {"simulate": None, "build": {}, "folds": None, "views": [], "rename": 0, "shuffle": 0}
+_DATA = {"simulate": None, "build": {}, "folds": None, "views": [], "rename": 0, "shuffle": 0, "asked": {}}
+# What models are asked while training, where it is not what SFT has seen
+_ASKED = {"views": [], "rename": 0, "simulate": None}
 _RECIPE = {"seeds": [0], "sides": ["val"], "data": {}, "ask": {}, "base": False, "stages": {}}
 _ASK = {"round-tokens": "120,40", "concurrency": 64, "limit": None}
 
@@ -69,6 +71,7 @@ def read_recipe(
     for section, defaults in sections.items():
         recipe[section] = _filled(defaults, recipe[section], f"{name}: {section}")
     recipe["data"] = _filled(_DATA, recipe["data"], f"{name}: data")
+    recipe["data"]["asked"] = _filled(_ASKED, recipe["data"]["asked"], f"{name}: data.asked")
     recipe["ask"] = _filled(_ASK, recipe["ask"], f"{name}: ask")
     recipe["stages"] = {
         stage: _stage(f"{name}: stages.{stage}", settings) for stage, settings in recipe["stages"].items() if settings

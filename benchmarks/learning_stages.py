@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learning_data import options
+from learning_data import SPLIT, options
 
 __all__ = [
     "SFT_EXAMPLE",
@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 SFT_EXAMPLE = Path(__file__).parents[1] / "examples" / "run_sft.sh"
-SPLIT = ("val-share", "test-share", "hold-out-source", "seed")
 # Tokens: of a prompt, and of all that follows it. Longer rows are dropped and counted.
 _LONGEST_PROMPT, _LONGEST_ANSWER = 1536, 512
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))

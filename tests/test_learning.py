@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import sys
+from collections import Counter
 
 import pytest
 import yaml
@@ -172,6 +173,7 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
             "data.folds=2",
             "data.rename=0",
             "data.shuffle=0",
+            "data.asked={views: [{max-chars: 250}], rename: 1, simulate: {num-incidents: 7, seed: 9}}",
         ],
     )
     benchmark("learning_data").build_data(
@@ -185,6 +187,11 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
     for number in range(2):
         assert {one.removesuffix(f"#view{number}") for one in ids if one.endswith(f"#view{number}")} == plain
     assert not groups_of(train) & groups_of(ask)
+    # what is asked while training: another view of the fold that SFT has not seen, copies of that, and new incidents
+    kinds = Counter(row["extra_info"]["id"].partition("#")[2] for row in ask)
+    assert set(kinds) == {"", "asked0", "asked0#renamed1000"} and kinds[""] == 7
+    assert 0 < kinds["asked0#renamed1000"] <= kinds["asked0"]
+    assert [row["extra_info"]["index"] for row in ask] == list(range(len(ask)))
     lengths = {row["extra_info"]["id"]: len(row["extra_info"]["incident_text"]) for row in train}
     assert sum(lengths[f"{one}#view0"] < lengths[one] for one in plain) > len(plain) / 2
 
