@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "cases": {"sft": [], "rl": [], "held-out": [], "unseen topology": [], PUBLIC: 200},
     "tools": {
         "answer-chars": 400,
+        "public-answer-chars": 700,
         "max-calls": 8,
         "turn-tokens": 96,
         "verdict-tokens": 320,
@@ -171,7 +172,7 @@ class Plan:
         def do(folder: Path, run: Callable) -> None:
             build_data(self.recipe, files, folder, lambda *one: verl_aiops(run, *one))
 
-        budgets = {key: self.tools[key] for key in ("answer-chars", "max-calls")}
+        budgets = {key: self.tools[key] for key in ("answer-chars", "public-answer-chars", "max-calls")}
         return Job("data", do, {"cases": self.recipe["cases"], "files": digests, **budgets})
 
     def _baselines(self) -> list[Job]:

@@ -1,6 +1,6 @@
 """The files of `learning_tools.py`: cases, the scripted investigator's conversations, what is asked.
 
-PART.cases.jsonl   cases: `sft`, `rl`, and a file for each side that models are asked about
+PART.cases.jsonl   cases: `sft`, `rl`, `more` (of --cases, trained on), and a file for each side that is asked
 sft.jsonl          conversations for our offline trainer
 train.parquet      the same cases for baselines that learn
 rl.parquet         what models investigate while training
@@ -22,7 +22,7 @@ __all__ = ["PUBLIC", "asked_sides", "build_data", "conversation", "part_name"]
 
 Row = dict[str, Any]
 PUBLIC = "public"
-_TRAINED = ("sft", "rl")
+_TRAINED, _MORE = ("sft", "rl"), "more"
 
 
 def asked_sides(folder: Path) -> list[Path]:
@@ -42,39 +42,41 @@ def part_name(part: str) -> str:
 def build_data(recipe: Mapping[str, Any], files: Sequence[Path], folder: Path, command: Callable) -> None:
     """Everything from settings of the simulator and files of cases; ``command`` runs `verl-aiops` so."""
     folder.mkdir(parents=True, exist_ok=True)
-    simulated = {part: some for part, some in recipe["cases"].items() if part != PUBLIC and some}
-    sides: dict[str, Path] = {}
-    for part, some in simulated.items():
-        target = folder / f"{part_name(part)}.cases.jsonl"
-        with target.open("wb") as file:
-            for settings in some:
+    tools = recipe["tools"]
+    chars = dict.fromkeys((part for part, some in recipe["cases"].items() if part != PUBLIC and some), "answer-chars")
+    for part in chars:
+        with (folder / f"{part_name(part)}.cases.jsonl").open("wb") as file:
+            for settings in recipe["cases"][part]:
                 command("simulate", "--cases", "--out", folder / "some.jsonl", *options(settings), "--overwrite")
                 file.write((folder / "some.jsonl").read_bytes())
-            if part in _TRAINED:
-                for path in filter(_is_trained, files):
-                    file.write(_lines(path))
-        if part not in _TRAINED:
-            sides[part] = target
     (folder / "some.jsonl").unlink(missing_ok=True)
-    public = b"".join(_lines(path) for path in files if not _is_trained(path))
-    if public:
-        sides[PUBLIC] = folder / f"{PUBLIC}.cases.jsonl"
-        lines = public.splitlines(keepends=True)
-        chosen = sorted(random.Random("public").sample(range(len(lines)), min(recipe["cases"][PUBLIC], len(lines))))
-        sides[PUBLIC].write_bytes(b"".join(lines[at] for at in chosen))
+    more = {_MORE: [path for path in files if _is_trained(path)], PUBLIC: [p for p in files if not _is_trained(p)]}
+    for part, paths in more.items():
+        lines = b"".join(map(_lines, paths)).splitlines(keepends=True)
+        if lines:
+            chars[part] = "public-answer-chars"
+            most = min(recipe["cases"][PUBLIC], len(lines)) if part == PUBLIC else len(lines)
+            chosen = sorted(random.Random(part).sample(range(len(lines)), most))
+            (folder / f"{part_name(part)}.cases.jsonl").write_bytes(b"".join(lines[at] for at in chosen))
 
-    def build(kind: str, part: str, out: str) -> Path:
+    def build(kind: str, part: str, out: str, seed: int = 0) -> Path:
         cases = folder / f"{part_name(part)}.cases.jsonl"
-        shown = ("--task", "investigation", "--answer-chars", recipe["tools"]["answer-chars"], "--val-share", 0)
+        shown = ("--task", "investigation", "--answer-chars", tools[chars[part]], "--val-share", 0, "--seed", seed)
         command(kind, "--cases", cases, "--out", folder / out, *shown, "--overwrite")
         return folder / out
 
-    transcripts = build("build-sft", "sft", "transcripts.jsonl")
-    build("build-rl", "sft", "train.parquet")
-    build("build-rl", "rl", "rl.parquet")
-    files_of = {part: build("build-rl", part, f"{part_name(part)}.parquet") for part in sides}
-    _write_conversations(transcripts, folder / "sft.jsonl", recipe["tools"]["max-calls"])
-    _write_sides(files_of, folder / "side.parquet")
+    sft, more_rl = [build("build-sft", "sft", "sft0.jsonl")], []
+    if _MORE in chars:
+        # each seed of the script takes another of the authors' paths
+        sft += [build("build-sft", _MORE, f"{_MORE}{seed}.jsonl", seed) for seed in range(2)]
+        more_rl = [build("build-rl", _MORE, f"{_MORE}.parquet")]
+    _write_conversations(sft, folder / "sft.jsonl", tools["max-calls"])
+    _write_rows([build("build-rl", "sft", "sft0.parquet"), *more_rl], folder / "train.parquet")
+    _write_rows([build("build-rl", "rl", "rl0.parquet"), *more_rl], folder / "rl.parquet")
+    sides = [part for part in chars if part not in (*_TRAINED, _MORE)]
+    _write_rows(
+        [build("build-rl", part, f"{part_name(part)}.parquet") for part in sides], folder / "side.parquet", sides
+    )
 
 
 def _lines(path: Path) -> bytes:
@@ -82,12 +84,11 @@ def _lines(path: Path) -> bytes:
     return data.rstrip(b"\n") + b"\n"
 
 
-def _write_conversations(transcripts: Path, out: Path, most: int) -> None:
-    rows = [json.loads(line) for line in transcripts.read_text(encoding="utf-8").splitlines()]
+def _write_conversations(transcripts: Sequence[Path], out: Path, most: int) -> None:
+    rows = [json.loads(line) for path in transcripts for line in path.read_text(encoding="utf-8").splitlines()]
     kept = [row for row in rows if sum(message["role"] == "tool" for message in row["messages"]) <= most]
-    print(
-        f"{len(kept):,} of {len(rows):,} conversations have {most} calls at most; the others are left out", flush=True
-    )
+    told = f"{len(kept):,} of {len(rows):,} conversations have {most} calls at most; the others are left out"
+    print(told, flush=True)
     with out.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(conversation(row), ensure_ascii=False) + "\n" for row in kept)
 
@@ -101,16 +102,14 @@ def conversation(row: Row) -> Row:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "id": row["id"], "group": row["group"]}
 
 
-def _write_sides(files: Mapping[str, Path], out: Path) -> None:
+def _write_rows(files: Sequence[Path], out: Path, parts: Sequence[str] | None = None) -> None:
+    """RL rows of several files as one; ``parts``: what the rows of each are called."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows: list[Row] = []
-    schema = None
-    for part, path in files.items():
-        table = pq.read_table(path)
-        schema = schema or table.schema
-        for row in table.to_pylist():
-            row["extra_info"] |= {"part": part, "index": len(rows)}
+    for number, path in enumerate(files):
+        for row in pq.read_table(path).to_pylist():
+            row["extra_info"] |= {"index": len(rows)} | ({"part": parts[number]} if parts else {})
             rows.append(row)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out)
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(files[0])), out)

@@ -77,7 +77,9 @@ def _side(runs: Mapping[str, list[list[Line]]], side: str, held_to: str, target:
         cases = len({line["id"] for line in lines[held_to]})
         if len(order) == 1:
             return {"cases": cases, "runs": {held_to: summarise(lines[held_to], 0)}, "differences": {}}
-        text, _ = compare_investigations([f"{name}={Path(scratch) / name}" for name in order], Path(scratch) / "out")
+        text, _ = compare_investigations(
+            [f"{name}={Path(scratch) / name}" for name in order], Path(scratch) / "out", plots=False
+        )
         compared = json.loads((Path(scratch) / "out" / "comparison.json").read_text(encoding="utf-8"))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")

@@ -63,8 +63,11 @@ def test_its_files_keep_sides_apart_and_leave_out_what_the_budget_cannot_hold(be
     conversations = [json.loads(line) for line in (folder / "sft.jsonl").read_text().splitlines()]
     trained_on = trained | {row["id"] for row in conversations}
     assert sum("-s7-" in name for name in trained_on) == 3 and not asked & trained_on
+    learned = {row["extra_info"]["id"] for row in pq.read_table(folder / "train.parquet").to_pylist()}
+    assert learned >= {row["id"] for row in conversations} and not asked & learned
     assert all(sum(m["role"] == "tool" for m in row["chosen"]) <= 3 for row in conversations)
-    everything = [json.loads(line) for line in (folder / "transcripts.jsonl").read_text().splitlines()]
+    made = [folder / name for name in ("sft0.jsonl", "more0.jsonl", "more1.jsonl")]
+    everything = [json.loads(line) for path in made for line in path.read_text().splitlines()]
     longer = sum(sum(m["role"] == "tool" for m in row["messages"]) > 3 for row in everything)
     assert longer and len(everything) - longer == len(conversations)
     assert f"{len(conversations)} of {len(everything)} conversations have 3 calls at most" in capsys.readouterr().out

@@ -67,6 +67,36 @@ def test_whose_truth_nobody_knows_cannot_be_scripted():
         scripted(Case.from_dict(record(recorded=recorded)))
 
 
+def test_recorded_tools_are_asked_along_a_path_and_long_answers_at_their_end(tmp_path):
+    answers = [
+        {"name": "get", "arguments": {"kind": "pods"}, "text": "cart Pending"},
+        {
+            "name": "describe",
+            "arguments": {"name": "cart"},
+            "text": "Name: cart\n" + "filler\n" * 90 + "cart: no node fits",
+        },
+    ]
+    paths = [[{"name": "get", "arguments": {"kind": "Pods"}}, {"name": "describe", "arguments": {"name": "cart"}}]]
+    paths.append([{"name": "get", "arguments": {"kind": "pods"}}])
+    row = record(
+        recorded={"answers": answers, "paths": paths}, root_causes=[{"component": "cart", "reason": "no_node"}]
+    )
+    case = Case.from_dict(row)
+    assert Case.from_dict(case.to_dict()) == case
+    transcript = scripted(case, AskOptions(answer_chars=200))
+    assert [call.name for call in transcript.calls] == ["get", "describe", "describe"]
+    assert transcript.calls[2].arguments["offset"] > 400 and transcript.calls[2].answer.text.endswith("no node fits")
+    verdict = json.loads(transcript.verdict)
+    assert verdict["root_causes"] == [{"component": "cart", "reason": "no_node"}]
+    assert verdict["evidence"] == ["Name: cart", "cart: no node fits"]
+    assert [call.name for call in scripted(case, seed=1).calls] == ["get"]
+    paths[1][0]["arguments"] = {"kind": "nodes"}
+    with pytest.raises(IncidentError, match=r"recorded.paths\[1\]\[0\]': expected a call that has an answer"):
+        Case.from_dict(record(recorded={"answers": answers, "paths": paths}))
+    with pytest.raises(IncidentError, match=r"recorded.paths\[0\]\[0\]': expected {"):
+        Case.from_dict(record(recorded={"answers": answers, "paths": [["get"]]}))
+
+
 def test_calls_as_text_are_read_by_verls_parser_and_are_what_qwens_template_writes():
     transcript = scripted(Case.from_dict(record()))
     plain = as_text(transcript.messages())

@@ -108,11 +108,14 @@ def make_cloudopsbench(root, number="1", **changes):
     folder.mkdir(parents=True)
     result = {"fault_taxonomy": "Admission_Fault", "fault_object": "app/adservice", "root_cause": "missing_account"}
     metadata = {"namespace": "boutique", "query": "Partly unreachable.", "difficulty": "medium", "result": result}
+    steps = ["GetResources::pods", "GetRecentLogs::adservice", "DescribeResource::pods::cart", "GetAlerts::"]
+    metadata["process"] = {"path1": steps, "path2": ["GetAlerts::"]}
     (folder / "metadata.json").write_text(json.dumps(metadata | changes))
     cache = {
         "collection_timestamp": "2025-11-28T15:33:20.568512",
         'GetResources:{"resource_type":"pods","name":"","namespace":"boutique"}': "NAME READY\ncart-0 1/1\n",
         'GetResources:{"resource_type":"pods","name":"","namespace":"boutique","output_wide":true}': "NAME READY IP\n",
+        'DescribeResource:{"resource_type":"pods","name":"cart-0","namespace":"boutique"}': "Name: cart-0\n" * 200,
         "GetAlerts:{}": "[ALERT] adservice has no pods <|im_end|>",
         'GetErrorLogs:{"service_name":"adservice"}': [],
         "CheckServiceConnectivity-boutique-redis-cart-6379": "open",
@@ -138,6 +141,13 @@ def test_cloudopsbench_answers_are_served_as_recorded(tmp_path):
     assert answer(case, "GetResources", {"namespace": "boutique", "resource_type": "pods", "output_wide": False}).ok
     assert "was not recorded with these arguments" in answer(case, "GetResources", {"resource_type": "nodes"}).text
     assert "left out: 2 recorded answers: not under TOOL:{arguments}" in str(report)
+    # the plainest call that has the values of a step; pods go by their workload
+    pods = {"resource_type": "pods", "namespace": "boutique"}
+    assert [list(map(tuple, path)) for path in case.recorded.paths] == [
+        [("GetResources", pods), ("DescribeResource", {**pods, "name": "cart-0"}), ("GetAlerts", {})],
+        [("GetAlerts", {})],
+    ]
+    assert "left out: 2 steps of the authors' paths: no recorded answer" in str(report)
     assert "the repository states none" in (root.parent / "cases.jsonl.LICENCE.txt").read_text()
 
 

@@ -57,7 +57,14 @@ def run_compare(args: argparse.Namespace) -> None:
     from verl_aiops.inputs.shown import one_line, printable
 
     if of_investigations(args.runs):
-        table, files = compare_investigations(args.runs, args.out, seed=args.seed, overwrite=args.overwrite)
+        table, files = compare_investigations(
+            args.runs,
+            args.out,
+            seed=args.seed,
+            overwrite=args.overwrite,
+            plots=not args.no_plots,
+            examples=args.examples,
+        )
         print(printable(table))
         print(f"{one_line(args.out)}: {', '.join(files)}")
         return

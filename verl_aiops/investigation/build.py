@@ -105,7 +105,8 @@ def build_sft(
     """Write an investigation a case for verl's SFT trainer: calls, the tools' answers, the verdict with its quotes.
 
     Args:
-        cases: JSONL file of cases; those of unknown truth, or with recorded answers, are left out and counted.
+        cases: JSONL file of cases; those of unknown truth, or with recorded answers and no path, are left out and
+            counted.
         out: training file; the other sides of `split` stand beside it, as `Split.files` names them.
         calls: `text` spells calls as Hermes' and Qwen's templates do, in messages of role and content that every
             template can hold; `field` has them in `tool_calls`, in JSONL alone, since a table's columns cannot hold
@@ -128,8 +129,8 @@ def build_sft(
     def row_of(case: Case, side: str, counts: _Side) -> Row | str:
         if not case.truth_known:
             return "nobody knows their truth"
-        if case.recorded is not None:
-            return "their tool answers are recorded, and there is no script for recorded tools"
+        if case.recorded is not None and not case.recorded.paths:
+            return "their tool answers are recorded without a path to the truth, so that there is no script"
         transcript = scripted(case, options, seed=seed)
         messages = transcript.messages()
         plain = as_text(messages)

@@ -12,7 +12,7 @@ from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.field_checks import fail, found
 from verl_aiops.investigation.fields import Fields, label, text
 
-__all__ = ["Recorded", "RecordedAnswer", "argument_key", "read_recorded"]
+__all__ = ["Recorded", "RecordedAnswer", "RecordedCall", "argument_key", "read_recorded"]
 
 
 class RecordedAnswer(NamedTuple):
@@ -23,12 +23,23 @@ class RecordedAnswer(NamedTuple):
     text: str
 
 
+class RecordedCall(NamedTuple):
+    """A call that was answered."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Recorded:
-    """The answers, and the tools by their schemas in OpenAI's function format."""
+    """The answers, the tools by their schemas in OpenAI's function format, and ways to the truth.
+
+    Each of ``paths`` are calls by which somebody who knows the tools finds it, in their order.
+    """
 
     answers: tuple[RecordedAnswer, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    paths: tuple[tuple[RecordedCall, ...], ...] = ()
 
     @cached_property
     def by_call(self) -> dict[tuple[str, str], RecordedAnswer]:
@@ -48,6 +59,10 @@ class Recorded:
         }
         if self.tools:
             row["tools"] = [dict(tool) for tool in self.tools]
+        if self.paths:
+            row["paths"] = [
+                [{"name": call.name, "arguments": dict(call.arguments)} for call in path] for path in self.paths
+            ]
         return row
 
 
@@ -91,6 +106,23 @@ def _tools(key: str, value: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(value)
 
 
+def _paths(key: str, value: Any) -> tuple[tuple[RecordedCall, ...], ...]:
+    if not isinstance(value, list) or not all(isinstance(path, list) and path for path in value):
+        raise fail(key, f"a list of lists of calls, found {found(value)}", "write each way to the truth as its calls")
+    paths = []
+    for at, path in enumerate(value):
+        calls = []
+        for number, call in enumerate(path):
+            name = call.get("name") if isinstance(call, Mapping) else None
+            arguments = call.get("arguments", {}) if isinstance(call, Mapping) else None
+            if not isinstance(name, str) or not isinstance(arguments, Mapping):
+                expected = f'{{"name": ..., "arguments": {{...}}}}, found {found(call)}'
+                raise fail(f"{key}[{at}][{number}]", expected, "write the call as its answer is recorded")
+            calls.append(RecordedCall(name, arguments))
+        paths.append(tuple(calls))
+    return tuple(paths)
+
+
 def read_recorded(fields: Fields) -> Recorded:
     """The field `recorded` of a record.
 
@@ -100,4 +132,10 @@ def read_recorded(fields: Fields) -> Recorded:
     answers = fields.many("answers", _answer)
     if not answers:
         raise IncidentError(f"field '{fields.key}.answers': expected at least one answer, found none; leave it out")
-    return Recorded(answers, fields.get("tools", _tools, ()))
+    recorded = Recorded(answers, fields.get("tools", _tools, ()), fields.get("paths", _paths, ()))
+    for at, path in enumerate(recorded.paths):
+        for number, call in enumerate(path):
+            if (call.name, argument_key(call.arguments)) not in recorded.by_call:
+                where = f"{fields.key}.paths[{at}][{number}]"
+                raise fail(where, f"a call that has an answer, found {call.name}", "leave the path out")
+    return recorded

@@ -12,6 +12,7 @@ import re
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.investigation.case import Case, RootCause
 from verl_aiops.investigation.prompts import AskOptions
+from verl_aiops.investigation.recorded import Recorded
 from verl_aiops.investigation.tools.index import LOOK_BACK_S, index_of
 from verl_aiops.investigation.tools.traces import failed
 from verl_aiops.investigation.transcript import Transcript
@@ -24,6 +25,7 @@ _OPERATION = re.compile(r"[(（]([A-Z]+ \S+?)[)）]")
 # one more text that it has to copy without a fault.
 _QUOTE_CHARS, _QUOTES = 100, 2
 _LINES = 5
+_END = re.compile(r"\nmore with offset=\d+ \(of \d+\), the end with offset=(\d+)\Z")
 # How often it looks at a service that merely suffers, or is ill for another reason, before it goes on.
 _DETOUR = 0.3
 
@@ -32,13 +34,31 @@ def scripted(case: Case, options: AskOptions | None = None, *, seed: int = 0) ->
     """An investigation of a case whose truth is known. Deterministic for a case, the options and a seed.
 
     Raises:
-        IncidentError: nobody knows the truth of the case, or it has recorded answers, which have tools of their own.
+        IncidentError: nobody knows the truth of the case, or its answers are recorded without a path to the truth.
     """
     if not case.truth_known:
         raise IncidentError(f"case '{case.id}': expected root_causes, no_fault or cannot_tell, found none of them")
     if case.recorded is not None:
-        raise IncidentError(f"case '{case.id}': its tools are recorded; there is no script for them")
+        return _along_a_path(case, case.recorded, options or AskOptions(), seed)
     return _Script(case, options or AskOptions(), random.Random(f"script/{seed}/{case.id}")).run()
+
+
+def _along_a_path(case: Case, recorded: Recorded, options: AskOptions, seed: int) -> Transcript:
+    """Asks what somebody asked who found the cause; of an answer that goes on, its end too. Seeds 0, 1, ... take the
+    paths in their order."""
+    if not recorded.paths:
+        raise IncidentError(f"case '{case.id}': there is no script for recorded tools without recorded.paths")
+    transcript = Transcript(case, options)
+    quotes: list[str] = []
+    for call in recorded.paths[seed % len(recorded.paths)]:
+        said = [transcript.ask(call.name, **call.arguments)]
+        if more := _END.search(said[0].text):
+            said.append(transcript.ask(call.name, **call.arguments, offset=int(more[1])))
+        for one in said:
+            named = (line for line in one.quotes if any(cause.component in line for cause in case.root_causes))
+            quotes += [line[:_QUOTE_CHARS].strip() for line in named][:1]
+    transcript.verdict = verdict_text(right_verdict(case, list(dict.fromkeys(quotes))[-_QUOTES:]))
+    return transcript
 
 
 class _Script:

@@ -34,7 +34,7 @@ class Transcript:
     calls: list[Call] = field(default_factory=list)
     verdict: str = ""
 
-    def ask(self, name: str, note: str = "", **arguments: Any) -> ToolAnswer:
+    def ask(self, name: str, note: str = "", /, **arguments: Any) -> ToolAnswer:
         """A call; arguments that are None are left out."""
         given = {key: value for key, value in arguments.items() if value is not None}
         said = answer(self.case, name, given, max_chars=self.options.answer_chars)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from verl_aiops.evaluation.compare.read_runs import label_and_path
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.investigation.evaluate import Line, held, read_investigations, shown, summarise, values
 from verl_aiops.evaluation.investigation.metrics import METRICS
+from verl_aiops.evaluation.investigation.report import SLICED, html_of_investigations, plots_of_investigations
+from verl_aiops.evaluation.report.plots import need_matplotlib
 from verl_aiops.evaluation.run.table import as_columns
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.files import write_atomically
@@ -20,7 +22,8 @@ from verl_aiops.inputs.json_text import JsonFault, read_object_file
 
 __all__ = ["compare_investigations", "of_investigations"]
 
-_FILES = ("comparison.json", "table.txt")
+_FILES = ("report.html", "comparison.json", "table.txt", "differences.svg", "slices.svg")
+_SLICES = ("part", "source", "lang")
 
 
 def of_investigations(runs: Sequence[str]) -> bool:
@@ -35,12 +38,19 @@ def of_investigations(runs: Sequence[str]) -> bool:
 
 
 def compare_investigations(
-    runs: Sequence[str], out: str | Path, *, seed: int = 0, overwrite: bool = False
+    runs: Sequence[str],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    plots: bool = True,
+    examples: int = 5,
 ) -> tuple[str, list[str]]:
     """Compare the runs with the first; returns the table and the names of the files in ``out``.
 
     Args:
         runs: ``FOLDER`` or ``LABEL=FOLDER``, two or more of `verl-aiops eval` on the same cases.
+        examples: cases that are shown, in each direction for each run.
 
     Raises:
         EvaluationError: too few, files that cannot be read, other cases, or files that are there.
@@ -51,19 +61,50 @@ def compare_investigations(
     there = [name for name in _FILES if (folder / name).exists()]
     if there and not overwrite:
         raise EvaluationError(f"--out {folder}: {there[0]} is there already; choose another folder, or add --overwrite")
+    if plots:
+        need_matplotlib()
     named = [label_and_path(spec) for spec in runs]
     lines = {label: _read(path) for label, path in named}
     if len(lines) < len(named):
         raise EvaluationError("two runs have one label; give each its own: LABEL=FOLDER")
     first, *others = lines
-    result: dict[str, Any] = {"runs": {label: summarise(own, seed) for label, own in lines.items()}, "differences": {}}
-    for label in others:
-        result["differences"][label] = _differences(first, lines[first], label, lines[label], seed)
+    result = _compared(lines, seed)
+    result["slices"] = {key: some for key in _SLICES if len(some := _sliced(lines, key, seed)) > 1}
     table = _render(result, first, others)
+    drawn = plots_of_investigations(result) if plots else []
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "comparison.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(folder / "table.txt", table)
-    return table, list(_FILES)
+    for name in there:
+        (folder / name).unlink()
+    made = {
+        "report.html": html_of_investigations(result, lines, drawn, examples),
+        "comparison.json": json.dumps(result, indent=1) + "\n",
+        "table.txt": table,
+        **{plot.name: plot.svg for plot in drawn},
+    }
+    for name, text in made.items():
+        write_atomically(folder / name, text)
+    return table, list(made)
+
+
+def _compared(lines: Mapping[str, Sequence[Line]], seed: int) -> dict[str, Any]:
+    first, *others = lines
+    return {
+        "runs": {label: summarise(own, seed) for label, own in lines.items()},
+        "differences": {label: _differences(first, lines[first], label, lines[label], seed) for label in others},
+    }
+
+
+def _sliced(lines: Mapping[str, Sequence[Line]], key: str, seed: int) -> dict[str, Any]:
+    """The comparison of each slice that all runs have cases of."""
+    found = {}
+    names = [{str(line.get(key) or "unknown") for line in own} for own in lines.values()]
+    for name in sorted(set.intersection(*names)):
+        own = {
+            label: [line for line in some if str(line.get(key) or "unknown") == name] for label, some in lines.items()
+        }
+        cases = len({line["id"] for line in next(iter(own.values()))})
+        found[name] = {"cases": cases, **_compared(own, seed)}
+    return found
 
 
 def _read(path: str) -> list[Line]:
@@ -103,7 +144,7 @@ def _by_case(lines: Sequence[Line], names: Sequence[str]) -> np.ndarray:
     return np.array(rows)
 
 
-def _render(result: dict[str, Any], first: str, others: Sequence[str]) -> str:
+def _render(result: Mapping[str, Any], first: str, others: Sequence[str]) -> str:
     head = [f"{first}: what the others are held to; differences with 95 % intervals over faults, paired by case"]
     for label in others:
         one = result["differences"][label]
@@ -116,4 +157,12 @@ def _render(result: dict[str, Any], first: str, others: Sequence[str]) -> str:
             cells.append(shown(result["runs"][label].get(name), metric.digits))
             cells.append(shown(result["differences"][label]["metrics"].get(name), metric.digits))
         columns.append((metric.title, *cells))
-    return "\n".join(head) + "\n" + as_columns(columns) + "\n"
+    parts = ["\n".join(head) + "\n" + as_columns(columns)]
+    for key, slices in result["slices"].items():
+        titles = [(label, name) for name in SLICED[:2] for label in (first, *others)]
+        rows = [(f"by {key}", "cases", *(f"{label}: {METRICS[name].title}" for label, name in titles))]
+        for part, one in slices.items():
+            cells = [shown(one["runs"][label].get(name), METRICS[name].digits) for label, name in titles]
+            rows.append((part, f"{one['cases']:,}", *cells))
+        parts.append(as_columns(rows))
+    return "\n\n".join(parts) + "\n"

@@ -21,7 +21,7 @@ from verl_aiops.evaluation.run.summary import slices_shown
 from verl_aiops.evaluation.stats.further_fields import asked_in, field_right
 from verl_aiops.evaluation.stats.metrics import FIELDS, MAIN, METRICS, In, metrics, over_k_titles
 
-__all__ = ["html_report"]
+__all__ = ["environment", "html_report", "tone"]
 
 MAX_CHARS = 6000
 _CHANGES_SHOWN = 8
@@ -60,10 +60,43 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         plots: of `plots`, by name.
         shown: examples in each direction for each comparison.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
+    labels = [run["label"] for run in result["runs"]]
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            result=result,
+            labels=labels,
+            first=labels[0],
+            pooled=any(run["pooled"] > 1 for run in result["runs"]),
+            others=labels[1:],
+            plots={plot.name.partition(".")[0]: Markup(plot.svg) for plot in plots},
+            verdicts=[wording.verdict(result, label) for label in labels[1:]],
+            settings=_settings(result),
+            left_out=wording.left_out(result),
+            failed=wording.failed,
+            over_k=over_k_titles(),
+            main=MAIN,
+            main_title=METRICS[MAIN].title,
+            sliced={name: metric.head for name, metric in metrics(In.HEADLINE).items()},
+            tone=tone,
+            slices_shown=slices_shown(result["by"]),
+            slice_titles=_SLICE_TITLES,
+            classes=_class_changes(result),
+            examples={label: _examples(result, pairing, label, shown) for label in labels[1:]},
+            ids_shown=_IDS_SHOWN,
+            max_chars=MAX_CHARS,
+        )
+    )
+
+
+def environment() -> Any:
+    """The templates of this folder, with every text made visible and escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
         loader=PackageLoader("verl_aiops.evaluation.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -71,37 +104,14 @@ def html_report(result: Mapping[str, Any], pairing: Pairing, plots: Sequence[Plo
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         value=wording.value_parts,
         change=wording.change_parts,
         p=wording.p_text,
         counted=wording.counted,
         new_seeds=wording.new_seeds_text,
     )
-    labels = [run["label"] for run in result["runs"]]
-    return environment.get_template("comparison.html.j2").render(
-        result=result,
-        labels=labels,
-        first=labels[0],
-        pooled=any(run["pooled"] > 1 for run in result["runs"]),
-        others=labels[1:],
-        plots={plot.name.partition(".")[0]: Markup(plot.svg) for plot in plots},
-        verdicts=[wording.verdict(result, label) for label in labels[1:]],
-        settings=_settings(result),
-        left_out=wording.left_out(result),
-        failed=wording.failed,
-        over_k=over_k_titles(),
-        main=MAIN,
-        main_title=METRICS[MAIN].title,
-        sliced={name: metric.head for name, metric in metrics(In.HEADLINE).items()},
-        tone=_tone,
-        slices_shown=slices_shown(result["by"]),
-        slice_titles=_SLICE_TITLES,
-        classes=_class_changes(result),
-        examples={label: _examples(result, pairing, label, shown) for label in labels[1:]},
-        ids_shown=_IDS_SHOWN,
-        max_chars=MAX_CHARS,
-    )
+    return made
 
 
 def _shown_as(value: Any) -> Any:
@@ -111,7 +121,7 @@ def _shown_as(value: Any) -> Any:
     return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _tone(difference: Mapping[str, Any], better: str | None = "higher") -> str:
+def tone(difference: Mapping[str, Any], better: str | None = "higher") -> str:
     """``better`` or ``worse`` where the interval leaves no doubt of the direction, else nothing."""
     low, high = difference["low"], difference["high"]
     if low is None or better is None or low <= 0 <= high:

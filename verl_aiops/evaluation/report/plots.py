@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Plot", "comparison_plots", "need_matplotlib", "training_plot"]
+__all__ = ["Plot", "comparison_plots", "difference_plot", "need_matplotlib", "training_plot"]
 
 # Other numbers of them than of colours: no two runs look alike.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -67,6 +67,12 @@ def comparison_plots(result: Mapping[str, Any]) -> list[Plot]:
         alt = f"Differences of {METRICS[MAIN].title}, by {by}, with 95 % intervals."
         plots.append(_plot("slices", alt, lambda: _slices(result, slices)))
     return plots
+
+
+def difference_plot(name: str, alt: str, labels: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Plot:
+    """Points with intervals, a line for each row: by label what it differs from the first of ``labels``, as shares."""
+    result = {"runs": [{"label": label} for label in labels]}
+    return _plot(name, alt, lambda: _forest(result, rows))
 
 
 def training_plot(

@@ -18,7 +18,7 @@ from verl_aiops.inputs.shown import one_line
 from verl_aiops.investigation.case import Case, RootCause
 from verl_aiops.investigation.importers.source import CaseJob, CaseSource
 from verl_aiops.investigation.importers.texts import name_of, section, text_of, when, whole_json
-from verl_aiops.investigation.recorded import Recorded, RecordedAnswer
+from verl_aiops.investigation.recorded import Recorded, RecordedAnswer, RecordedCall
 
 __all__ = ["CLOUDOPSBENCH"]
 
@@ -66,6 +66,8 @@ def _case(job: CaseJob, folder: Path, metadata: Mapping[str, Any], reasons: tupl
     component, namespace = subject.rpartition("/")[2], name_of(metadata.get("namespace"))
     system, category = folder.parent.parent.name, folder.parent.name
     at, answers = _answers(job, folder / "tool_cache.json")
+    recorded = Recorded(answers)
+    recorded = Recorded(answers, paths=_paths(job, metadata.get("process"), recorded))
     reason = _reason(folder, metadata)
     return Case(
         id=f"cloudopsbench-{system}-{category}-{folder.name}"[:200],
@@ -76,7 +78,7 @@ def _case(job: CaseJob, folder: Path, metadata: Mapping[str, Any], reasons: tupl
         reasons=reasons,
         # the same fault on the same object was recorded several times
         group=f"cloudopsbench-{system}-{component}-{reason}"[:200],
-        recorded=Recorded(answers),
+        recorded=recorded,
     )
 
 
@@ -100,6 +102,51 @@ def _answers(job: CaseJob, path: Path) -> tuple[float | None, tuple[RecordedAnsw
     if not answers:
         raise IncidentError(f"{one_line(path)}: expected answers under keys such as GetAlerts:{{}}, found none")
     return at, tuple(answers)
+
+
+def _paths(job: CaseJob, process: Any, recorded: Recorded) -> tuple[tuple[RecordedCall, ...], ...]:
+    """The authors' ways to the root cause, `GetAppYAML::adservice`, as calls that have an answer; steps whose answer is
+    in no cache, such as those of logs, are left out and counted."""
+    if not isinstance(process, Mapping):
+        return ()
+    paths = []
+    for steps in process.values():
+        calls: list[RecordedCall] = []
+        for step in steps if isinstance(steps, list) else []:
+            call = _call_of(step, recorded) if isinstance(step, str) else None
+            if call is None:
+                job.leave_out("steps of the authors' paths: no recorded answer")
+            elif call not in calls:
+                calls.append(call)
+        if calls:
+            paths.append(tuple(calls))
+    return tuple(paths)
+
+
+def _call_of(step: str, recorded: Recorded) -> RecordedCall | None:
+    """The recorded call with the values of a step, in their order; pods are named by their workload, and the plainest
+    of several is taken."""
+    tool, *values = [part for part in step.split("::") if part]
+    best: tuple[int, RecordedCall] | None = None
+    for row in recorded.answers:
+        if row.name != tool:
+            continue
+        given = [str(value) for key, value in row.arguments.items() if key != "namespace" and value not in ("", None)]
+        if len(given) < len(values) or not all(_names(one, other) for one, other in zip(values, given)):
+            continue
+        found = (len(given) - len(values), RecordedCall(row.name, _plain(row.arguments)))
+        if best is None or found[0] < best[0]:
+            best = found
+    return None if best is None else best[1]
+
+
+def _names(short: str, name: str) -> bool:
+    return name == short or name.startswith(f"{short}-")
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as one would write them, without those that are empty."""
+    return {key: value for key, value in arguments.items() if value not in ("", None, False)}
 
 
 def _arguments(text: str) -> Mapping[str, Any] | None:

@@ -101,10 +101,13 @@ def _recorded(recorded: Recorded, name: str, given: Mapping[str, Any], max_chars
         raise BadCall(f"offset {offset} is behind the last of {len(whole)} characters; give a smaller one")
     text = whole[offset:]
     if len(text) > max_chars:
-        end = max_chars - 60
+        end = max_chars - 80
         # at the end of a line, where one ends in the last third
         end = max(text.rfind("\n", end * 2 // 3, end) + 1, 0) or end
-        text = f"{text[:end]}\nmore with offset={offset + end} (of {len(whole)})"
+        # what matters of a description often stands at its end, as Kubernetes' events do
+        last = len(whole) - max_chars + 60
+        tail = f", the end with offset={last}" if last > offset + end else ""
+        text = f"{text[:end]}\nmore with offset={offset + end} (of {len(whole)}){tail}"
         return ToolAnswer(text, True, tuple(line for line in text.split("\n")[:-1] if line.strip()))
     return ToolAnswer(text, True, tuple(line for line in text.split("\n") if line.strip()))
 
