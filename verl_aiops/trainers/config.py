@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,7 +49,12 @@ def shares_prompts(config: DictConfig, role: str = "logprob") -> bool:
 
 
 class TrainerSettings(Settings):
-    """Settings whose faults are `ConfigError`s."""
+    """Settings whose faults are `ConfigError`s.
+
+    ``export_is_measured``: what is exported holds numbers that workers compute, so it cannot be made without them.
+    """
+
+    export_is_measured: ClassVar[bool] = False
 
     @classmethod
     def refused(cls, name: str, value: Any, wanted: str) -> ValueError:

@@ -94,7 +94,7 @@ class _Run(PreferenceCheckpoints, _Base):
         trainer |= {"logger": ["console"]}
         self.config = OmegaConf.create({"trainer": trainer, "actor_rollout_ref": {"actor": {"fsdp_config": {}}}})
         self.global_steps, self.total_training_steps = 0, 1
-        self.dpo = SimpleNamespace(export_model=True, reference_sync_steps=0)
+        self.dpo = SimpleNamespace(export_model=True, export_is_measured=False, reference_sync_steps=0)
         self.actor_rollout_wg = SimpleNamespace(weights_not_finite=lambda: bad)
 
 

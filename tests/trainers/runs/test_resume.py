@@ -265,6 +265,40 @@ def test_a_finished_run_whose_export_was_cut_short_is_exported(settings, saved, 
         _resumed(settings)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_reward_models_export_that_was_cut_short_is_left_to_the_workers_who_measure_it(tmp_path, capsys, there):
+    """It says how held-out answers are scored, which nobody but the workers can find out."""
+    from verl_aiops.trainers.rm.config import RewardModelConfig
+    from verl_aiops.trainers.runs.resume import _finished
+
+    folder = tmp_path / "global_step_3"
+    exported = tmp_path / "huggingface" / "checkpoint.json"
+    exported.parent.mkdir()
+    exported.write_text(json.dumps({"checkpoint": folder.name if there else "global_step_2"}))
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path)}})
+    if there:
+        with pytest.raises(NothingLeft, match="Its model lies in"):
+            _finished(str(folder), 3, 3, [], config, RewardModelConfig())
+    else:
+        _finished(str(folder), 3, 3, [], config, RewardModelConfig())
+        assert "is exported now" in capsys.readouterr().out
+
+    made = []
+    trainer = SimpleNamespace(
+        config=OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path), "val_only": False}}),
+        dpo=RewardModelConfig(),
+        nothing_left=lambda: True,
+        _checkpoint_folder=lambda: str(folder),
+        _export=lambda: made.append(folder),
+    )
+    trainer._is_exported = lambda: PreferenceCheckpoints._is_exported(trainer)
+    PreferenceCheckpoints.fit(trainer, None)
+    assert made == ([] if there else [folder])
+    trainer.dpo = DPOConfig()
+    PreferenceCheckpoints.fit(trainer, None)
+    assert len(made) == (not there), "of other runs the check before Ray exports"
+
+
 def test_fewer_steps_than_were_taken_are_refused(settings, saved):
     folder = saved(TOTAL)
     with pytest.raises(ConfigError, match=f"trained for {TOTAL} steps, more than the 2"):
@@ -432,7 +466,7 @@ class _Run(PreferenceCheckpoints, _Loop):
         actor = {"fsdp_config": {}}
         self.config = OmegaConf.create({"trainer": trainer, "actor_rollout_ref": {"actor": actor}})
         self.global_steps, self.ends, self.total_training_steps = start, ends, total
-        self.dpo = SimpleNamespace(export_model=True, reference_sync_steps=0)
+        self.dpo = SimpleNamespace(export_model=True, export_is_measured=False, reference_sync_steps=0)
         self.actor_rollout_wg = SimpleNamespace(weights_not_finite=lambda: [[], []])
 
     def _write_model(self, folder):

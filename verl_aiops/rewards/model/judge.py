@@ -29,7 +29,17 @@ from typing import Any
 
 from verl_aiops.http import HttpFault, JsonClient, Patience
 
-__all__ = ["PAIRWISE", "POINTWISE", "Judge", "JudgeError", "Preference", "check_prompt", "quoted", "verdict_of"]
+__all__ = [
+    "PAIRWISE",
+    "POINTWISE",
+    "Judge",
+    "JudgeError",
+    "Preference",
+    "check_prompt",
+    "prompt_of",
+    "quoted",
+    "verdict_of",
+]
 
 LONGEST_ANSWER = 1 << 20
 # characters of a judged answer; what is longer is refused, as a judge would be asked about a part of it
@@ -80,6 +90,19 @@ class _NoVerdict(JudgeError):
 def quoted(text: str) -> str:
     """Text as one JSON string without a line break, or a letter that a model could read as one."""
     return json.dumps(text, ensure_ascii=True)
+
+
+def prompt_of(template: str, part: str, **given: str) -> tuple[str, str]:
+    """What a judge is asked, and the first word of the line that it has to end with.
+
+    Args:
+        template: `PAIRWISE`, `POINTWISE`, or one of the same fields.
+        part: the random part, new in each request.
+        given: the texts of the other fields, which are quoted here.
+    """
+    word = f"VERDICT-{part}"
+    fields = {name: quoted(text) for name, text in given.items()}
+    return template.format(mark=f"=====[{part}]=====", verdict=word, **fields), word
 
 
 def check_prompt(text: str, kind: str) -> str:
@@ -238,10 +261,7 @@ class Judge:
             self.counts["judge/failed"] += 1
             raise JudgeError(f"the limit of {self.most_requests} requests to the judge is reached (most_requests)")
         self.counts["judge/requests"] += 1
-        part = secrets.token_hex(8)
-        word = f"VERDICT-{part}"
-        fields = {name: quoted(text) for name, text in given.items()}
-        text = getattr(self, kind).format(mark=f"=====[{part}]=====", verdict=word, **fields)
+        text, word = prompt_of(getattr(self, kind), secrets.token_hex(8), **given)
         asked = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0.0}
         try:
             said = await self._http.ask({**asked, "max_tokens": self.max_tokens}, _content, deadline)

@@ -123,6 +123,9 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
             super().fit(agent_loop_manager)
             return
         if self.nothing_left():
+            # of a run that was cut short between its last checkpoint and the export, whose workers are needed for it
+            if self.dpo.export_is_measured and self.dpo.export_model and not self._is_exported():
+                self._export()
             return
         began = self.global_steps
         super().fit(agent_loop_manager)
@@ -138,8 +141,14 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
         elif self._saved != self.global_steps:
             self._save_checkpoint()
         if self.dpo.export_model:
-            target = export_model(self._checkpoint_folder(), self.config, self.finish_export, self._write_model)
-            print(f"verl-aiops: trained model: {target}", flush=True)
+            self._export()
+
+    def _export(self) -> None:
+        target = export_model(self._checkpoint_folder(), self.config, self.finish_export, self._write_model)
+        print(f"verl-aiops: trained model: {target}", flush=True)
+
+    def _is_exported(self) -> bool:
+        return exported_from(self.config) == os.path.basename(self._checkpoint_folder())
 
     def _write_model(self, folder: str) -> None:
         """As the workers hold it; not by way of a checkpoint, which would be read again."""

@@ -20,6 +20,7 @@ class RewardModelConfig(TrainerSettings):
     """Settings of a reward model's training."""
 
     section = "algorithm.rm"
+    export_is_measured = True
 
     loss_type: str | list[str] = setting(
         "bradley_terry",

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -205,7 +206,7 @@ def settle(
     if total is None and then is not None and then.steps_per_epoch is not None:
         total = then.steps_per_epoch * config.trainer.total_epochs  # of the same prompts in the same batches
     if total is not None and step >= total and not config.trainer.get("val_only", False):
-        _finished(folder, step, total, found.used, config, knobs is not None and knobs.export_model)
+        _finished(folder, step, total, found.used, config, knobs)
     lines = [f"verl-aiops: goes on from {folder}"]
     if then is None:
         by = "version" if reference is not None else "version or trainer mode"
@@ -216,7 +217,8 @@ def settle(
     print("\n".join(lines), flush=True)
 
 
-def _finished(folder: str, step: int, total: int, used: list[str], config: DictConfig, exports: bool) -> None:
+def _finished(folder: str, step: int, total: int, used: list[str], config: DictConfig, knobs: Any) -> None:
+    """Raises NothingLeft, or returns where the model is still to be exported by workers, who measure it."""
     more = (
         "To train on, raise trainer.total_training_steps or trainer.total_epochs; to start anew, choose another "
         "trainer.default_local_dir."
@@ -233,11 +235,14 @@ def _finished(folder: str, step: int, total: int, used: list[str], config: DictC
         )
     said = f"nothing left to train: {folder} is of the last step, {step} of {total}."
     root = os.path.abspath(config.trainer.default_local_dir)
-    if exports and os.path.dirname(folder) == root:
+    if knobs is not None and knobs.export_model and os.path.dirname(folder) == root:
         target = os.path.join(root, "huggingface")
         origin = exported_from(config)
         if origin == os.path.basename(folder) or (origin is None and os.path.isdir(target)):
             said += f" Its model lies in {target}."
+        elif knobs.export_is_measured:
+            print(f"verl-aiops: {said} Its model was not there yet and is exported now.", flush=True)
+            return
         else:
             # the run was cut short between its last checkpoint and the end
             said += f" Its model was not there yet and has been exported: {export_model(folder, config)}"
