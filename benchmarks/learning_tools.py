@@ -5,6 +5,7 @@ cases, SFT on the scripted investigator, GRPO and online DPO with tools, each st
     python benchmarks/learning_tools.py --model ... --cases ~/data/public --gpus 0 --per-gpu 3 --minutes 9 --out ...
     python benchmarks/learning_tools.py --model ... --set stages.grpo.steps=200 --set stages.online_dpo=null --out ...
     python benchmarks/learning_tools.py --model ... --rollout hf --out ...    # no inference server
+    python benchmarks/learning_tools.py --model ... --only data,rule,linear,base,sft --out ...    # no inference server yet
     python benchmarks/learning_tools.py --out runs/learning/tools --table-only
     python benchmarks/learning_tools.py --recipe tiny --model TINY --device cpu --out /tmp/tiny    # a step of each
 
@@ -36,7 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learning import machine, verl_aiops
+from learning import chosen, machine, verl_aiops
 from learning_jobs import Job, Runner
 from learning_recipe import RECIPES, read_recipe
 from learning_stages import collect_model, train_command
@@ -76,6 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--per-gpu", type=int, default=3, metavar="N", help="jobs on each (default %(default)s)")
     parser.add_argument("--host-jobs", type=int, default=2, metavar="N", help="jobs without a device (default 2)")
     parser.add_argument("--minutes", type=float, metavar="M", help="end after so long, with the table of what there is")
+    parser.add_argument("--only", metavar="J,J", help="jobs whose name begins so, with what they need: data,rule,sft")
     parser.add_argument("--table-only", action="store_true", help="make the report from OUT/answers")
     arguments = parser.parse_args()
     if not arguments.table_only and not arguments.model:
@@ -104,11 +106,13 @@ def main() -> int:
         # a checkout on PYTHONPATH that is not installed: verl is told by name
         os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "verl_aiops.plugin")
     gpus = [None] if arguments.device == "cpu" else [int(gpu) for gpu in arguments.gpus.split(",")] * arguments.per_gpu
+    planned = Plan(recipe, arguments, work, out).jobs()
     runner = Runner(work, gpus, host=arguments.host_jobs, minutes=arguments.minutes)
     try:
-        runner.run(Plan(recipe, arguments, work, out).jobs())
+        runner.run(chosen(planned, arguments.only.split(",")) if arguments.only else planned)
     finally:
         runner.end()
+    runner.note_done(planned)
     for name, why in runner.failed.items():
         print(f"not done: {name}: {why.splitlines()[0]}", file=sys.stderr)
     result = {
