@@ -5,7 +5,7 @@ cases, SFT on the scripted investigator, GRPO and online DPO with tools, each st
     python benchmarks/learning_tools.py --model ... --cases ~/data/public --gpus 0 --per-gpu 3 --minutes 9 --out ...
     python benchmarks/learning_tools.py --model ... --set stages.grpo.steps=200 --set stages.online_dpo=null --out ...
     python benchmarks/learning_tools.py --model ... --rollout hf --out ...    # no inference server
-    python benchmarks/learning_tools.py --model ... --only data,rule,linear,base,sft --out ...    # no inference server yet
+    python benchmarks/learning_tools.py --model ... --only data,rule,linear,base,sft --out ...    # before RL
     python benchmarks/learning_tools.py --out runs/learning/tools --table-only
     python benchmarks/learning_tools.py --recipe tiny --model TINY --device cpu --out /tmp/tiny    # a step of each
 
