@@ -158,6 +158,8 @@ OVERRIDES: tuple[Override, ...] = (
         "trainers.worker.module:FastModule",
         _FSDP,
         _build_fsdp_module=("_build_model_optimizer", "kernels, dropout and units are settled before FSDP wraps"),
+        save_checkpoint=(f"{_WORKERS}:TrainingWorker.save_checkpoint", "a plain module's state is written as FSDP2's"),
+        load_checkpoint=(f"{_WORKERS}:TrainingWorker.load_checkpoint", "and read from either"),
     ),
     *_of(
         "trainers.worker.rows_engine:SharedRows",

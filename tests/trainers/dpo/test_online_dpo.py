@@ -216,7 +216,9 @@ def trained(beta=0.4, **dpo):
     made.dpo = OnlineDPOConfig.from_config({"beta": beta, **dpo})
     made.global_steps, made.ranks, made.backend = 7, 1, "rows"
     # log-ratios of policy to reference, in nats an answer: 0.9 and -0.5
-    metrics = {"loss": [0.5], "rewards/chosen": [beta * 0.9], "rewards/rejected": [beta * -0.5], "perf/mfu": [0.1]}
+    metrics = {"loss": [0.5], "rewards/chosen": [beta * 0.9], "rewards/rejected": [beta * -0.5], "mfu": [0.1]}
+    # of the tokens of rows the model has seen so many: verl's count of the work is of rows
+    metrics["perf/shared_tokens_ratio"] = [0.6]
 
     def update(batch):
         assert ("ref_log_probs" in batch.keys()) == made.dpo.uses_reference
@@ -235,7 +237,8 @@ def test_the_divergence_from_the_reference_is_the_mean_log_ratio_of_what_was_sam
     """In nats an answer whatever beta is: E_policy[log policy - log reference] over both answers of each pair."""
     values = trained(beta=beta)
     assert values["kl/reference"] == pytest.approx((0.9 - 0.5) / 2)
-    assert values["actor/loss"] == 0.5 and values["perf/mfu"] == 0.1 and "actor/rewards/chosen" not in values
+    assert values["actor/loss"] == 0.5 and "actor/rewards/chosen" not in values
+    assert values["perf/shared_tokens_ratio"] == 0.6 and values["actor/mfu"] == pytest.approx(0.06)
 
 
 def test_it_is_not_told_where_an_answer_is_not_the_policys_or_nothing_is_the_reference():

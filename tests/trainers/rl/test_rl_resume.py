@@ -341,6 +341,30 @@ def test_the_workers_optimizer_has_the_settings_of_the_run_that_goes_on(monkeypa
     assert ResumedActor.actor_worker_cls is ResumedCritic
 
 
+def test_an_optimizer_of_other_fsdp_units_is_told_as_that(monkeypatch):
+    """FSDP1's has one parameter for each unit; PyTorch says no more than that a group has another size."""
+    from verl.workers.engine_workers import TrainingWorker
+
+    from verl_aiops.trainers.rl.resumed_workers import ResumedCritic
+
+    def optimizer(units):
+        return torch.optim.AdamW([torch.nn.Parameter(torch.ones(2)) for _ in range(units)])
+
+    worker = object.__new__(ResumedCritic)
+    monkeypatch.setattr(
+        TrainingWorker, "load_checkpoint", lambda *_: optimizer(29).load_state_dict(optimizer(1).state_dict())
+    )
+    with pytest.raises(ConfigError, match=r"^folder: .* other units .*Go on with the algorithm\.logprob_backend"):
+        worker.load_checkpoint("folder")
+
+    def broken(*_):
+        raise ValueError("something else")
+
+    monkeypatch.setattr(TrainingWorker, "load_checkpoint", broken)
+    with pytest.raises(ValueError, match="^something else"):
+        worker.load_checkpoint("folder")
+
+
 def test_verls_workers_are_made_as_ours_expect():
     import inspect
 

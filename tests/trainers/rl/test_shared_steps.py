@@ -262,6 +262,8 @@ def test_what_was_shared_and_what_was_torn_are_logged_under_one_name_each():
     made._update_actor(rows, metrics)
     # the mean of two mini-batches; and both of them together
     assert metrics["perf/shared_tokens_ratio"] == pytest.approx(0.3) and metrics["perf/torn_prompts"] == 1.0
+    # verl's count of the work is of rows
+    assert metrics["perf/mfu/actor"] == pytest.approx(0.1 * 0.3)
     assert not [name for name in metrics if name in ("actor/shared_tokens_ratio", "actor/torn_prompts")]
     assert "actor/entropy" not in metrics
 

@@ -65,6 +65,9 @@ class PreferenceTraining(PreferenceCheckpoints):
     def _worker_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         """The workers' metrics of a step as they are logged, averaged over its mini-batches."""
         values = reduce_metrics(dict(metrics))
+        if "mfu" in values:
+            # verl counts the work of rows, each with its prompt
+            values["mfu"] *= values.get("perf/shared_tokens_ratio", 1.0)
         return {n if n.split("/")[0] in _PLAIN else f"actor/{n}": float(value) for n, value in values.items()}
 
     def _move_reference(self, timing_raw: dict) -> None:

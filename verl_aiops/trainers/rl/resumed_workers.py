@@ -11,7 +11,7 @@ from dataclasses import replace
 from verl.single_controller.base.decorator import Dispatch, register
 
 from verl_aiops.seam.engine import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
-from verl_aiops.trainers.config import SHARED_VALUE
+from verl_aiops.trainers.config import SHARED_VALUE, ConfigError
 from verl_aiops.trainers.worker.optimizer import use_settings
 
 __all__ = ["ResumedActor", "ResumedCritic", "SharedCritic"]
@@ -22,7 +22,16 @@ class ResumedCritic(TrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
-        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        try:
+            super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            # FSDP1's optimizer knows no parameters but flat ones, one for each of its units
+            raise ConfigError(
+                f"{local_path}: its optimizer is of a model that FSDP had cut into other units ({error}). Go on with "
+                "the algorithm.logprob_backend and the fsdp_config.wrap_policy that it was made with, or with fsdp2."
+            ) from error
         engine = self.engine
         use_settings(engine.optimizer, engine.lr_scheduler, engine.optimizer_config)
 

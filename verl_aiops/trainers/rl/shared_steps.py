@@ -162,6 +162,8 @@ class SharedPromptSteps:
                 metrics.update(self._beside_rollout(batch, rows))
         if "actor/shared_tokens_ratio" in metrics:
             metrics["perf/shared_tokens_ratio"] = metrics.pop("actor/shared_tokens_ratio")
+            # verl counts the work of rows, each with its prompt
+            metrics["perf/mfu/actor"] *= metrics["perf/shared_tokens_ratio"]
             workers = data_parallel_size(self.config)
             minis = self._mini_batches(len(batch) // workers, workers)
             # the workers count what micro-batches tear, on all of them together, in the mean of mini-batches

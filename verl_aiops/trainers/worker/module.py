@@ -1,5 +1,5 @@
 """What our engines have in common: how the model is built that verl trains (its kernels, its FSDP units, whether it
-needs FSDP at all), and what FSDP2 keeps of a pass without gradients."""
+needs FSDP at all), its checkpoints, and what FSDP2 keeps of a pass without gradients."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from tensordict import TensorDict
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from verl.utils.device import get_device_name
 
 from verl_aiops.kernels.cpu_linear import use_onednn
 from verl_aiops.kernels.fused_layers import fuse_layers, layer_kernels
+from verl_aiops.trainers.worker.sharded_state import as_one_shard
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class FastModule:
 
     def _alone_on_cpu(self) -> bool:
         """One CPU worker in float32 needs nothing of FSDP2, which would copy all weights and gradients in each step,
-        nor offloading for a reference. verl's engine and checkpoints know plain modules."""
+        nor offloading for a reference. verl's engine knows plain modules."""
         config = self.engine_config
         return (
             get_device_name() == "cpu"
@@ -89,6 +90,22 @@ class FastModule:
         if self._autocast_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _state_as_verls(self) -> AbstractContextManager:
+        """A checkpoint is the same whichever engine has written it, so that a run may go on with the other one."""
+        if isinstance(self.module, FSDPModule | FullyShardedDataParallel):
+            return nullcontext()
+        return as_one_shard(self.module, self.optimizer, self.device_mesh)
+
+    def save_checkpoint(self, *args, **kwargs):
+        with self._state_as_verls():
+            super().save_checkpoint(*args, **kwargs)
+
+    def load_checkpoint(self, *args, **kwargs):
+        with self._state_as_verls():
+            super().load_checkpoint(*args, **kwargs)
 
     # --- FSDP2 after a pass without gradients ---------------------------------------------------------------------
 
