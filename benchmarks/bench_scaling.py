@@ -2,6 +2,8 @@
 
     python benchmarks/bench_scaling.py --out benchmarks/results/scaling_cpu
     python benchmarks/bench_scaling.py --device cuda --size 1.5b --out benchmarks/results/scaling_gpu
+    python benchmarks/bench_scaling.py --device cuda --size 7b --lora-rank 32 --backends shared_prompt --pairs 8 \
+      --dimensions workers --out benchmarks/results/scaling_7b_lora
 
 Each point is a step (forward, backward, optimizer; cached reference) of verl's training worker with our engine on
 random pairs, outside Ray, so that the two backends are compared and nothing else. One dimension varies at a time; a
@@ -216,7 +218,14 @@ def measure(rank: int, port: int, results, model: str, device: str, world: int, 
             cpu_linear.onednn_is_faster = lambda: False
         if how.get("keep_memory", True):
             keep_memory()
-        worker = build_worker(model, device, points[0]["pairs"] // world, how["one_unit"])
+        worker = build_worker(
+            model,
+            device,
+            points[0]["pairs"] // world,
+            how["one_unit"],
+            {"strategy": how["strategy"]} if how["strategy"] else None,
+            **({"lora_rank": how["lora_rank"], "lora_alpha": 2 * how["lora_rank"]} if how["lora_rank"] else {}),
+        )
         measured = []
         for point in points:
             peak = None
@@ -290,7 +299,8 @@ def plot(record: dict, path: Path) -> None:
     for column, dimension in enumerate(dimensions):
         points = record["points"][dimension]
         at = [p[dimension] for p in points]
-        for name, (colour, marker) in styles.items():
+        for name in record["backends"]:
+            colour, marker = styles[name]
             rates = [p["pairs"] / mean(p[name]["seconds"]) for p in points]
             axes[0][column].plot(at, rates, color=colour, marker=marker, label=name)
             law = [p["law"][name] for p in points]
@@ -325,6 +335,12 @@ def main() -> int:
     parser.add_argument(
         "--one-unit", action="store_true", help="FSDP1: the whole model as one unit (what a lone GPU does anyway)"
     )
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--strategy", choices=("fsdp", "fsdp2"), help="default fsdp, on CPUs fsdp2")
+    parser.add_argument(
+        "--lora-rank", type=int, default=0, metavar="R", help="adapters of this rank instead of all weights"
+    )
+    parser.add_argument("--workers", nargs="+", type=int, metavar="N", help="of the dimension workers (default all)")
     parser.add_argument("--dimensions", nargs="+", choices=RANGES["cpu"], default=list(RANGES["cpu"]))
     parser.add_argument("--out", required=True, help="OUT.json and OUT.png are written")
     arguments = parser.parse_args()
@@ -339,13 +355,23 @@ def main() -> int:
     out = Path(arguments.out)
     versions = {p: importlib.metadata.version(p) for p in ("verl", "torch", "transformers")}
     record = {"machine": machine(arguments.device), "device": arguments.device, "versions": versions, "base": base}
-    how = {"repeats": arguments.repeats, "one_unit": arguments.one_unit}
-    record |= {"size": arguments.size, **how, "points": {}}
+    how = {
+        "repeats": arguments.repeats,
+        "one_unit": arguments.one_unit,
+        "strategy": arguments.strategy,
+        "lora_rank": arguments.lora_rank,
+    }
+    backends = arguments.backends
+    record |= {"size": arguments.size, **how, "backends": backends, "points": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for dimension in arguments.dimensions:
             values = RANGES[arguments.device][dimension]
             if dimension == "workers":
-                values = [v for v in values if v <= (torch.cuda.device_count() if gpu else os.cpu_count() or 1)]
+                values = [
+                    v
+                    for v in arguments.workers or values
+                    if v <= (torch.cuda.device_count() if gpu else os.cpu_count() or 1)
+                ]
             record["points"][dimension] = [base | {dimension: value} for value in values]
             if gpu and dimension == "workers":
                 # a GPU more is there for more pairs; CPU workers share the cores
@@ -359,29 +385,31 @@ def main() -> int:
             # one start of the processes for all points that share a model, but one a backend: memory is measured
             folder, body, head = make_model(Path(scratch) / str(vocabulary), arguments.size, vocabulary)
             points.sort(key=lambda p: p["pairs"] * (p["prompt"] + p["answer"]))
-            for name in BACKENDS:
+            for name in backends:
                 measured = run_points(str(folder), arguments.device, workers, name, points, how)
                 for point, values in zip(points, measured, strict=True):
                     point[name] = values
             for point in points:
-                point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in BACKENDS}
+                point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in backends}
         for dimension, points in record["points"].items():
             for point in points:
-                times = {b: mean(point[b]["seconds"]) for b in BACKENDS}
+                times = {b: mean(point[b]["seconds"]) for b in backends}
                 rates = [
                     f"{b} does not fit into memory" if math.isnan(t) else f"{b} {point['pairs'] / t:.2f} pairs/s"
                     for b, t in times.items()
                 ]
-                ratio = times["rows"] / times["shared_prompt"]
-                rates += [] if math.isnan(ratio) else [f"ratio {ratio:.2f}"]
-                law = point["flops"]["rows"] / point["flops"]["shared_prompt"]
-                print(f"{dimension} {point[dimension]:>7,}: {', '.join(rates)} (FLOP law {law:.2f})", flush=True)
-            # one rate of FLOP/s for all points, that of the rows at the base point
+                if len(backends) == 2:
+                    ratio = times["rows"] / times["shared_prompt"]
+                    rates += [] if math.isnan(ratio) else [f"ratio {ratio:.2f}"]
+                    rates.append(f"FLOP law {point['flops']['rows'] / point['flops']['shared_prompt']:.2f}")
+                print(f"{dimension} {point[dimension]:>7,}: {', '.join(rates)}", flush=True)
+            # one rate of FLOP/s for all points, that of the rows (or of the one backend) at the base point
             at_base = min(points, key=lambda p: abs(p[dimension] - base[dimension]))
-            rate = at_base["flops"]["rows"] * at_base["pairs"] / mean(at_base["rows"]["seconds"])
+            fitted = "rows" if "rows" in backends else backends[0]
+            rate = at_base["flops"][fitted] * at_base["pairs"] / mean(at_base[fitted]["seconds"])
             for point in points:
-                scale = point["workers"] if gpu else 1
-                point["law"] = {b: scale * rate / point["flops"][b] for b in BACKENDS}
+                scale = point["workers"] / at_base["workers"] if gpu else 1
+                point["law"] = {b: scale * rate / point["flops"][b] for b in backends}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     plot(record, out.with_suffix(".png"))
