@@ -10,7 +10,7 @@ VOCABULARY = 500
 ENGINE = {"strategy": "fsdp2", "param_dtype": "fp32", "lora_rank": 0, "gradient_checkpointing": False}
 ENGINE |= {"forward_only": False, "model_dtype": "fp32"}
 # steps in proportion to gradients: Adam makes a whole step of the round-off of one that is 0
-ENGINE |= {"optimizer": "SGD", "compile": False}
+ENGINE |= {"optimizer": "SGD", "compile": False, "ulysses": 1}
 
 
 def rows_of(seed=0, prompts=3, n=4, first=3, second=2):
@@ -123,7 +123,8 @@ def engine_of(model_dir, model_type, **options):
             model_type=model_type,
             model_config=HFModelConfig(
                 path=str(model_dir),
-                use_remove_padding=False,
+                # verl's engine wants it with sequence parallelism
+                use_remove_padding=options["ulysses"] > 1,
                 enable_gradient_checkpointing=options["gradient_checkpointing"],
                 override_config={"attn_implementation": "sdpa"},
                 lora_rank=options["lora_rank"],
@@ -131,6 +132,7 @@ def engine_of(model_dir, model_type, **options):
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
                 use_torch_compile=options["compile"],
+                ulysses_sequence_parallel_size=options["ulysses"],
                 mixed_precision={"param_dtype": options["param_dtype"], "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 forward_only=options["forward_only"],
                 model_dtype=options["model_dtype"],
@@ -171,12 +173,15 @@ def loss_and_gradients(worker, data, loss_function):
 
 
 def outputs(worker, data, without_adapters=False):
-    """What scoring gives, as verl's trainer reads it: per row over the answer's tokens."""
+    """What scoring gives, as verl's trainer reads it: per row over the answer's tokens. None of a worker that has a
+    sequence together with another, which gives it."""
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
 
     tu.assign_non_tensor(data, compute_loss=False, global_token_num=None, no_lora_adapter=without_adapters)
     found = worker.infer_batch(data)
+    if found is None:
+        return None
     return {
         name: [row.numpy() for row in response_from_nested(value, data["response_mask"]).unbind()]
         for name, value in found.items()

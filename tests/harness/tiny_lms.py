@@ -3,6 +3,8 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from verl_aiops.platform.attention import plain_attention
+
 VOCABULARY = 128
 
 _EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -29,7 +31,21 @@ _OF_KIND = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, **_HEADS},
     "solar_open": _EXPERTS | _ROUTED | _HEADS,
     "youtu": _LATENT,
-    **dict.fromkeys(("cwm", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "helium"), _HEADS),
+    # as far from doing nothing as these can be set
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"logit_scale": 0.3},
+    "cohere2_moe": _EXPERTS | {"logit_scale": 0.3},
+    "gemma2": _HEADS | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
+    "gpt_oss": _HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granite": {"logits_scaling": 3.0},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 3.0},
+    "granitemoeshared": {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 3.0},
+    "hyperclovax": {"logits_scaling": 0.3},
+    "nanochat": {"final_logit_softcapping": 2.0},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
+    "vaultgemma": _HEADS | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
+    **dict.fromkeys(("cwm", "ernie4_5", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "helium"), _HEADS),
     **dict.fromkeys(("hunyuan_v1_dense", "ministral", "ministral3", "qwen3"), _HEADS),
 }
 
@@ -52,7 +68,10 @@ def tiny_config(kind, **settings):
     return AutoConfig.for_model(kind, **(base | settings))
 
 
-def tiny_lm(kind="llama", attention="sdpa", **settings):
+def tiny_lm(kind="llama", attention=None, **settings):
+    """``attention``: transformers' implementation, default that of a model of this kind without flash-attn."""
+    config = tiny_config(kind, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(tiny_config(kind, **settings), attn_implementation=attention).float()
+        attention = attention or plain_attention(config)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()

@@ -18,6 +18,8 @@ WORKER_DEFAULTS = {
     "lr": 1e-3,
     "compile": False,
     "clip_grad": 1e9,
+    # workers that have a sequence together
+    "ulysses": 1,
     # of the engine registry; None for the preference engine
     "model_type": None,
 }
@@ -37,7 +39,8 @@ def build_worker(model_dir, **options):
             model_type=options["model_type"] or PREFERENCE_MODEL_TYPE,
             model_config=HFModelConfig(
                 path=str(model_dir),
-                use_remove_padding=False,
+                # verl's engine wants it with sequence parallelism
+                use_remove_padding=options["ulysses"] > 1,
                 enable_gradient_checkpointing=options["gradient_checkpointing"],
                 override_config={"attn_implementation": "sdpa"},
                 lora_rank=options["lora_rank"],
@@ -45,6 +48,7 @@ def build_worker(model_dir, **options):
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
                 use_torch_compile=options["compile"],
+                ulysses_sequence_parallel_size=options["ulysses"],
                 mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
                 use_dynamic_bsz=options["dynamic_tokens"] is not None,
                 micro_batch_size_per_gpu=options["micro_pairs"],

@@ -20,9 +20,9 @@ from verl_aiops.trainers.logprobs.support import _WINDOW_IN_MASK, SHARED_PROMPT_
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 # decoders of attention alone that cannot share prompts
-OTHERS = ("cohere", "cohere2", "gemma2", "gpt2", "granite", "nemotron", "stablelm")
+OTHERS = ("diffllama", "doge", "falcon", "gpt2", "nemotron", "stablelm")
 FAMILIES = (*SHARED_PROMPT_MODELS, *OTHERS, *RECURRENT)
-QUICK = ("gemma3_text", "deepseek_v3", "gemma2", "lfm2")
+QUICK = ("gemma3_text", "deepseek_v3", "gemma2", "gpt_oss", "lfm2")
 COLUMNS = ("rows", "packed", "shared", "layers", "generation")
 
 

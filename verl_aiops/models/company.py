@@ -20,6 +20,7 @@ from torch import nn
 
 __all__ = [
     "COMPARED_MODELS",
+    "PACKED_IF_APART",
     "Company",
     "company_of",
     "depends",
@@ -37,7 +38,11 @@ logger = logging.getLogger(__name__)
 COMPARED_MODELS = (
     "apertus",
     "arcee",
+    "aria_text",
     "bitnet",
+    "cohere",
+    "cohere2",
+    "cohere2_moe",
     "cwm",
     "deepseek_v2",
     "deepseek_v3",
@@ -48,15 +53,21 @@ COMPARED_MODELS = (
     "exaone_moe",
     "flex_olmo",
     "gemma",
+    "gemma2",
     "gemma3_text",
     "glm",
     "glm4",
     "glm4_moe",
     "glm4_moe_lite",
     "gpt_neox",
+    "gpt_oss",
+    "granite",
+    "granitemoe",
+    "granitemoeshared",
     "helium",
     "hunyuan_v1_dense",
     "hunyuan_v1_moe",
+    "hyperclovax",
     "jais2",
     "llama",
     "minimax_m2",
@@ -64,6 +75,7 @@ COMPARED_MODELS = (
     "ministral3",
     "mistral",
     "mixtral",
+    "nanochat",
     "olmo",
     "olmo2",
     "olmo3",
@@ -71,15 +83,22 @@ COMPARED_MODELS = (
     "persimmon",
     "phi",
     "phi3",
+    "phimoe",
     "qwen2",
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",
+    "seed_oss",
     "smollm3",
     "solar_open",
     "starcoder2",
+    "vaultgemma",
     "youtu",
 )
+
+# Of those, the ones that make their masks without positions, so that packed rows are kept apart by flash attention
+# alone: whether they are is tried.
+PACKED_IF_APART = ("gpt_oss",)
 
 # Kinds of layers in transformers' configurations that see other positions through attention alone.
 _ATTENTION = {

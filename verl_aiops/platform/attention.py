@@ -6,7 +6,8 @@ __all__ = ["plain_attention"]
 
 
 def plain_attention(config, auto_class=None) -> str:
-    """``attn_implementation`` for a model without flash-attn: ``sdpa``, or ``eager`` for those that do without it.
+    """``attn_implementation`` for a model without flash-attn: ``sdpa``, or ``eager`` for those that do without it and
+    for those that cap their scores (Gemma 2), which transformers' ``sdpa`` leaves out without a word.
 
     Args:
         config: a transformers configuration.
@@ -14,6 +15,8 @@ def plain_attention(config, auto_class=None) -> str:
     """
     from transformers import AutoModelForCausalLM
 
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return "eager"
     try:
         model = (auto_class or AutoModelForCausalLM)._model_mapping[type(config)]
     except (AttributeError, KeyError):

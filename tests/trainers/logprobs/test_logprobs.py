@@ -19,6 +19,7 @@ from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import label_log_probs
 from verl_aiops.trainers.logprobs.layout import SharedLayout
+from verl_aiops.trainers.logprobs.sequence_parallel import why_not_split
 from verl_aiops.trainers.logprobs.support import choose_backend, settle_backend, why_not_shared
 
 # tests/models/test_families.py compares all others
@@ -238,13 +239,23 @@ def test_answers_that_begin_alike_share_positions_of_the_head(positions):
     assert count < rows == sum(answers.values()) < len(values)
 
 
-@pytest.mark.parametrize("kind, settings", [("gemma3_text", {"final_logit_softcapping": 5.0}), ("granite", {})])
+@pytest.mark.parametrize(
+    "kind, settings, known",
+    [
+        ("gemma3_text", {"final_logit_softcapping": 5.0}, True),
+        ("granite", {}, True),
+        # a name that means something where another type of model has it
+        ("llama", {"logits_scaling": 3.0}, False),
+    ],
+)
 @pytest.mark.parametrize("packed", [False, True])
-def test_models_that_change_or_may_change_their_logits_after_the_head_are_asked_for_logits(
-    positions, kind, settings, packed
+def test_models_of_which_is_not_known_what_they_do_after_the_head_are_asked_for_logits(
+    positions, kind, settings, known, packed
 ):
     model, pairs = tiny_lm(kind, **settings).eval(), long_and_short_prompts()
-    _, values = positions(model, "rows", pairs, packed)
+    count, values = positions(model, "rows", pairs, packed)
+    # packed, the model can be asked for single positions
+    assert (count == len(values)) is (known or packed)
     exact = []
     with torch.no_grad():
         for p in pairs:
@@ -314,18 +325,27 @@ def test_the_gradient_of_repeated_keys_is_that_of_indexing(device, dtype, tolera
 
 
 @needs_gpu
-@pytest.mark.parametrize("settings", [{}, {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1}])
-def test_the_kernel_for_all_segments_gives_what_one_by_one_gives(settings, monkeypatch):
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("qwen2", {}),
+        ("qwen2", {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1}),
+        # sinks after a kernel that knows nothing of them, and scores that no kernel here caps
+        ("gpt_oss", {"sliding_window": 6}),
+        ("gemma2", {"sliding_window": 6}),
+    ],
+)
+def test_the_kernel_for_all_segments_gives_what_one_by_one_gives(kind, settings, monkeypatch):
     """In bfloat16: against float32 rows, the shared sequence is no further off than bfloat16 rows are."""
     from verl_aiops.trainers.logprobs import attention
 
     assert attention.has_varlen_kernel()
     used = []
-    kernel = attention._all_segments
-    monkeypatch.setattr(attention, "_all_segments", lambda *a: used.append(1) or kernel(*a))
+    kernel_of = attention._kernel_of_all_segments
+    monkeypatch.setattr(attention, "_kernel_of_all_segments", lambda scores: used.append(1) or kernel_of(scores))
 
     def values_and_gradients(backend, dtype):
-        model = tiny_lm("qwen2", head_dim=16, **settings).to("cuda", dtype)
+        model = tiny_lm(kind, head_dim=16, **settings).to("cuda", dtype)
         batch = pair_batch(hard_pairs(), mini_pairs=6, logprob_backend=backend)
         result = LOGPROB_BACKENDS[backend](model, batch, packed=False, device="cuda")
         labelled = result.values() * batch["response_mask"].values().cuda()
@@ -400,7 +420,7 @@ def test_auto_takes_shared_prompt_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2}, "sequence parallelism"),
+        ({"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 3}, "attention cannot be shared out over 3"),
         ({"actor_rollout_ref.model.use_liger": True}, "use_liger=True"),
         ({"trainer.device": "cuda", "actor_rollout_ref.actor.fsdp_config.mixed_precision": {"param_dtype": "fp32"}},
          "half precision, and mixed_precision.param_dtype=fp32"),
@@ -413,6 +433,29 @@ def test_rows_where_prompts_cannot_be_shared(tmp_path, changes, reason):
     with pytest.raises(ConfigError, match="algorithm.dpo.logprob_backend=shared_prompt: .*Set it to rows or auto"):
         choose_backend(config, DPOConfig(logprob_backend="shared_prompt"))
     assert choose_backend(config, DPOConfig(logprob_backend="rows"))[0] == "rows"
+
+
+def test_workers_that_have_a_sequence_together_share_prompts(tmp_path):
+    folder = make_tiny_model(tmp_path)
+    config = run_config(folder, **{"actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2})
+    assert choose_backend(config, DPOConfig())[0] == "shared_prompt"
+
+
+@pytest.mark.parametrize(
+    "heads, kv_heads, workers, why",
+    [
+        (8, 2, 2, None),
+        (8, 2, 4, None),
+        (8, 2, 8, None),
+        (8, 2, 3, "its 8 heads of attention"),
+        (12, 3, 4, "its 3 heads of keys and values"),
+        (12, 3, 6, None),
+        (12, 4, 6, "its 4 heads of keys and values"),
+    ],
+)
+def test_heads_that_can_be_shared_out_over_workers(heads, kv_heads, workers, why):
+    said = why_not_split(heads, kv_heads, workers)
+    assert said is None if why is None else said.startswith(why)
 
 
 def test_unknown_models_and_dropout_get_rows(tmp_path):
@@ -455,7 +498,9 @@ def test_a_batch_counts_the_tokens_that_the_model_sees():
 @pytest.mark.parametrize(
     "kind, settings, why",
     [
-        ("gemma3_text", {"final_logit_softcapping": 30.0}, "changes its logits after the head"),
+        ("llama", {"final_logit_softcapping": 30.0}, "changes its logits after the head"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, None),
+        ("phimoe", {"sliding_window": 6}, "which only the mask knows"),
         ("phi", {"attention_dropout": 0.1}, "trains with attention_dropout=0.1"),
         ("qwen2_moe", {"sliding_window": 6, "use_sliding_window": True}, "which only the mask knows"),
         (

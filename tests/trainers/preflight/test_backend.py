@@ -131,7 +131,10 @@ def test_a_critic_is_decided_on_by_its_own_model(triage, tmp_path):
     "setting, why",
     [
         ("critic.model.use_liger=True", "critic.model.use_liger=True replaces the model's forward pass"),
-        ("critic.ulysses_sequence_parallel_size=2", "sequence parallelism has a forward pass of its own"),
+        (
+            "critic.ulysses_sequence_parallel_size=3",
+            "its 4 heads of attention cannot be shared out over 3 workers",
+        ),
         ("critic.strategy=torchtitan", "critic.strategy=torchtitan, and its engine is FSDP's"),
     ],
 )
@@ -158,7 +161,7 @@ def test_a_critic_without_transformers_general_head_is_verls(monkeypatch):
 
 
 AGAINST = {
-    f"{ACTOR}.ulysses_sequence_parallel_size=2": "sequence parallelism",
+    f"{ACTOR}.ulysses_sequence_parallel_size=3": "cannot be shared out over 3 workers",
     f"{MODEL}.use_liger=True": "use_liger=True",
     f"{MODEL}.use_fused_kernels=True": "use_fused_kernels=True",
     f"+{ACTOR}.fsdp_config.mixed_precision={{param_dtype:fp32}}": "half precision, and mixed_precision",

@@ -112,6 +112,19 @@ def test_on_a_gpu_its_own_defaults_stay(run, platform, monkeypatch):
     assert (actor.ppo_mini_batch_size, actor.ppo_micro_batch_size_per_gpu) == (48, 3)  # 6 pairs for each of 8 workers
 
 
+def test_workers_that_have_a_sequence_together_want_shared_prompts_where_flash_attn_is_missing(run):
+    together = {"trainer.n_gpus_per_node": 2, f"{ACTOR}.ulysses_sequence_parallel_size": 2}
+    config, given = run(**together)
+    lines = prepare_offline(config, given)
+    assert config.algorithm.dpo.logprob_backend == "shared_prompt"
+    assert config.actor_rollout_ref.model.use_remove_padding is True
+    assert any("use_remove_padding=True  (verl wants it" in line for line in lines)
+    config, given = run(**together, **{"algorithm.dpo.logprob_backend": "rows", "algorithm.dpo.loss_type": "kto"})
+    with pytest.raises(ConfigError) as faults:
+        prepare_offline(config, given)
+    assert "ulysses_sequence_parallel_size=2 with algorithm.dpo.logprob_backend=rows: verl splits" in str(faults.value)
+
+
 def test_without_flash_attn_rows_are_padded_on_a_gpu_too(run, platform, monkeypatch):
     platform("cuda")
     monkeypatch.setattr(defaults.importlib.util, "find_spec", lambda name: None)

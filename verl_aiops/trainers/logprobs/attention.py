@@ -2,23 +2,28 @@
 
 Each segment attends to the tokens before it in its rows and to its own, causally and aligned at the end. So no mask
 over the whole sequence is ever made, and nothing is computed that the mask would throw away. On GPUs in half precision
-one call of a variable-length kernel does all segments; elsewhere one call of PyTorch's SDPA each.
+one call of a variable-length kernel does all segments; elsewhere one call of PyTorch's SDPA each. Scores that a model
+caps and sinks, which SDPA knows nothing of, are computed by `scores`, segment by segment, where no kernel does them.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
 from verl_aiops.trainers.logprobs.layout import SharedLayout
+from verl_aiops.trainers.logprobs.scores import Scores, attention_of_scores
 
 __all__ = ["SHARED_ATTENTION", "has_varlen_kernel"]
 
 SHARED_ATTENTION = "verl_aiops_shared_prompt"
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 # a layout is another one in every batch: traced, each would be compiled for itself
@@ -33,19 +38,24 @@ def shared_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     shared_layout: SharedLayout | None = None,
     **others,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query (1, heads, tokens, size), key and value (1, kv heads, tokens, size).
+    """transformers' attention interface: query (1, heads, tokens, size), key and value (1, kv heads, tokens, size);
+    ``softcap`` and ``s_aux`` (heads,) as `scores.Scores` has them.
+
+    Where workers have a sequence together, ``tokens`` are this worker's.
 
     Returns:
         (1, tokens, heads, size), and None for the weights.
 
     Raises:
-        NotImplementedError: something is asked for that would change the numbers (dropout, soft caps, sinks, a mask),
-            or the layout did not get here.
+        NotImplementedError: something is asked for that would change the numbers (dropout, a mask), or the layout did
+            not get here.
     """
-    odd = [name for name in ("softcap", "s_aux", "position_bias", "head_mask") if others.get(name) is not None]
+    odd = [name for name in ("position_bias", "head_mask") if others.get(name) is not None]
     odd += ["dropout"] * (dropout > 0) + ["attention_mask"] * (attention_mask is not None)
     if shared_layout is None or odd:
         why = ", ".join(odd) or "its layers do not pass arguments on"
@@ -58,17 +68,20 @@ def shared_attention(
         # rotary embeddings may have made float32 of what the kernels want in half precision
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and has_varlen_kernel():
-        output = _all_segments(query, key, value, scaling, sliding_window, shared_layout)
-    else:
-        output = _segment_by_segment(query, key, value, scaling, sliding_window, shared_layout)
-    return output, None
+    split = shared_layout.split
+    if split is not None:
+        query, key, value = split.some_heads(query, key, value)
+        s_aux = None if s_aux is None else split.own_heads(s_aux)
+    scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    kernel = _kernel_of_all_segments(scores) if query.is_cuda and query.dtype in _HALF else None
+    output = (kernel or _segment_by_segment)(query, key, value, scores, shared_layout)
+    return output if split is None else split.all_heads(output), None
 
 
 AttentionInterface.register(SHARED_ATTENTION, shared_attention)
 
 
-def _segment_by_segment(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
+def _segment_by_segment(query, key, value, scores: Scores, layout: SharedLayout) -> torch.Tensor:
     # split, not slices: the gradient of a slice is as large as what it was cut from
     queries, keys, values = (t.split(layout.query_lengths, dim=2) for t in (query, key, value))
     outputs = []
@@ -77,20 +90,25 @@ def _segment_by_segment(query, key, value, scaling, window, layout: SharedLayout
         if ancestors:
             own_key = torch.cat([*(keys[at] for at in ancestors), own_key], dim=2)
             own_value = torch.cat([*(values[at] for at in ancestors), own_value], dim=2)
-        asking, seen = layout.query_lengths[number], layout.key_lengths[number]
-        plain = not ancestors and (window is None or seen <= window)
-        outputs.append(
-            functional.scaled_dot_product_attention(
-                queries[number],
-                own_key,
-                own_value,
-                attn_mask=None if plain else _end_aligned(asking, seen, window, query.device),
-                is_causal=plain,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        )
+        if scores.plain:
+            outputs.append(_sdpa(queries[number], own_key, own_value, scores, whole=not ancestors))
+        else:
+            outputs.append(attention_of_scores(queries[number], own_key, own_value, scores))
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _sdpa(query, key, value, scores: Scores, *, whole: bool) -> torch.Tensor:
+    asking, seen = query.shape[2], key.shape[2]
+    causal = whole and (scores.window is None or seen <= scores.window)
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if causal else _end_aligned(asking, seen, scores.window, query.device),
+        is_causal=causal,
+        scale=scores.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,28 +120,45 @@ def _end_aligned(queries: int, keys: int, window: int | None, device: torch.devi
     return seen if window is None else seen & (before < window)
 
 
-def _all_segments(query, key, value, scaling, window, layout: SharedLayout) -> torch.Tensor:
-    # squeezed, not indexed: the gradient of t[0] is zeros and a copy
-    query, key, value = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
-    # the number of keys to the left of a token that it sees
-    left = -1 if window is None else window - 1
-    if _has_flash_attn():
-        from flash_attn import flash_attn_varlen_func
+def _kernel_of_all_segments(scores: Scores) -> Callable[..., torch.Tensor] | None:
+    """Which kernel, if any: flash-attn's can cap scores but has no gradient for sinks, PyTorch's cannot cap them."""
+    if scores.sinks is None and _has_flash_attn():
+        return _flash_attn_over_segments
+    if scores.softcap is None and _has_pytorch_varlen():
+        return _pytorch_over_segments
+    return None
 
-        output = flash_attn_varlen_func(
-            query,
-            _KeysOfSegments.apply(key, layout),
-            _KeysOfSegments.apply(value, layout),
-            layout.query_ends,
-            layout.key_ends,
-            max(layout.query_lengths),
-            max(layout.key_lengths),
-            softmax_scale=scaling,
-            causal=True,
-            window_size=(left, 0),
-        )
-    else:
-        output = _FlashOverSegments.apply(query, key, value, layout, scaling, left)
+
+def _in_a_row(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(tokens, heads, size) of (1, heads, tokens, size)."""
+    # squeezed, not indexed: the gradient of t[0] is zeros and a copy
+    return tuple(t.squeeze(0).transpose(0, 1) for t in tensors)
+
+
+def _flash_attn_over_segments(query, key, value, scores: Scores, layout: SharedLayout) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    query, key, value = _in_a_row(query, key, value)
+    output = flash_attn_varlen_func(
+        query,
+        _KeysOfSegments.apply(key, layout),
+        _KeysOfSegments.apply(value, layout),
+        layout.query_ends,
+        layout.key_ends,
+        max(layout.query_lengths),
+        max(layout.key_lengths),
+        softmax_scale=scores.scaling,
+        causal=True,
+        window_size=(scores.keys_to_the_left, 0),
+        **({} if scores.softcap is None else {"softcap": scores.softcap}),
+    )
+    return output.unsqueeze(0)
+
+
+def _pytorch_over_segments(query, key, value, scores: Scores, layout: SharedLayout) -> torch.Tensor:
+    output = _FlashOverSegments.apply(
+        *_in_a_row(query, key, value), layout, scores.scaling, scores.keys_to_the_left, scores.sinks
+    )
     return output.unsqueeze(0)
 
 
@@ -153,10 +188,13 @@ class _FlashOverSegments(torch.autograd.Function):
 
     The operators below ``torch.nn.attention.varlen.varlen_attn``: in every layer its dispatch takes longer than the
     kernel where the model is small, and up to PyTorch 2.11 it wants key heads repeated, which the kernel does not.
+
+    A sink is one key more for each head, with a score of its own and a value of 0. So the kernel's output and log-sums
+    without it say what they are with it; and from those with it, its backward pass makes the gradients with it.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, layout: SharedLayout, scaling: float | None, left: int) -> torch.Tensor:
+    def forward(ctx, query, key, value, layout: SharedLayout, scaling: float, left: int, sinks) -> torch.Tensor:
         keys, values = key.index_select(0, layout.keys), value.index_select(0, layout.keys)
         ctx.most = max(layout.query_lengths), max(layout.key_lengths)
         ctx.layout, ctx.scaling, ctx.left = layout, scaling, left
@@ -174,12 +212,16 @@ class _FlashOverSegments(torch.autograd.Function):
             window_size_left=left,
             window_size_right=0,
         )
-        ctx.save_for_backward(query, keys, values, output, sums, random_state, unused)
+        if sinks is not None:
+            # (heads, tokens) float32
+            without, sums = sums, torch.logaddexp(sums, sinks.float().unsqueeze(1))
+            output = (output * (without - sums).exp().T.unsqueeze(-1)).to(output.dtype)
+        ctx.save_for_backward(query, keys, values, output, sums, random_state, unused, sinks)
         return output
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
-        query, keys, values, output, sums, random_state, unused = ctx.saved_tensors
+        query, keys, values, output, sums, random_state, unused, sinks = ctx.saved_tensors
         of_query, of_keys, of_values = torch.ops.aten._flash_attention_backward(
             gradient,
             query,
@@ -199,7 +241,11 @@ class _FlashOverSegments(torch.autograd.Function):
             window_size_right=0,
         )
         of_key, of_value = _summed_uses(of_keys, ctx.layout), _summed_uses(of_values, ctx.layout)
-        return of_query, of_key, of_value, None, None, None
+        of_sinks = None
+        if sinks is not None:
+            weights = (sinks.float().unsqueeze(1) - sums).exp()
+            of_sinks = -(weights.T * (gradient.float() * output.float()).sum(-1)).sum(0).to(sinks.dtype)
+        return of_query, of_key, of_value, None, None, None, of_sinks
 
 
 @functools.cache
@@ -211,4 +257,9 @@ def _has_flash_attn() -> bool:
 def has_varlen_kernel() -> bool:
     """Whether this Python has a kernel that does all segments at once on a GPU: flash-attn's where it is installed,
     else PyTorch's own (from 2.10 on)."""
-    return _has_flash_attn() or importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    return _has_flash_attn() or _has_pytorch_varlen()
+
+
+@functools.cache
+def _has_pytorch_varlen() -> bool:
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None

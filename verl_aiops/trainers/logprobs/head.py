@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,17 +25,63 @@ __all__ = [
 # 256 MiB in float32
 LOGITS_AT_ONCE = 1 << 26
 
-# What transformers' models may be set to do to the logits after the head, and what leaves them as they are.
-_AFTER_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
+_LogitChange = Callable[[torch.Tensor], torch.Tensor]
+
+# What transformers' decoders may be set to do to the logits after the head: the value that leaves them as they are, and
+# for each type of model what it does with another. Types that are not here may mean something else by the name.
+_AFTER_HEAD: dict[str, tuple[float | None, dict[str, Callable[[torch.Tensor, float], torch.Tensor]]]] = {
+    "final_logit_softcapping": (
+        None,
+        dict.fromkeys(("gemma2", "gemma3_text", "nanochat", "vaultgemma"), lambda x, cap: torch.tanh(x / cap) * cap),
+    ),
+    "logit_scale": (1.0, dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), operator.mul)),
+    "logits_scaling": (
+        1.0,
+        dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), operator.truediv) | {"hyperclovax": operator.mul},
+    ),
+    "lm_head_multiplier": (1.0, {}),
+}
 
 
 def changed_after_head(config) -> str | None:
-    """The setting, as text, by which a model of this transformers configuration changes its logits after the head."""
-    for name, neutral in _AFTER_HEAD.items():
-        value = getattr(config, name, neutral)
-        if value not in (None, neutral):
+    """The setting, as text, by which a model of this transformers configuration changes its logits after the head in a
+    way that `head_gives_log_probs` does not know; None where there is no such setting."""
+    for name, value, change in _changes(config):
+        if change is None:
             return f"{name}={value}"
     return None
+
+
+def _changes(config) -> Iterator[tuple[str, float, Callable[[torch.Tensor, float], torch.Tensor] | None]]:
+    """Settings of a configuration that change logits after the head: name, value, and what the model does with it."""
+    for name, (neutral, by_type) in _AFTER_HEAD.items():
+        value = getattr(config, name, neutral)
+        if value not in (None, neutral):
+            yield name, value, by_type.get(getattr(config, "model_type", None))
+
+
+@contextmanager
+def _logits_as_the_head_gives_them(model: torch.nn.Module) -> Iterator[_LogitChange]:
+    """Within, the model leaves its logits as they are; yields what it would do to them. For a few models that is done
+    to log-probs, which is something else: hence the setting is taken away, and put back."""
+    held, steps = [], []
+    for name, value, change in list(_changes(model.config)):
+        if change is None:
+            raise RuntimeError(f"{type(model).__name__}: what {name}={value} does to logits is not known")
+        steps.append(functools.partial(_changed, change, value))
+        # some models ask the configuration, others keep the number
+        held += [(owner, name, getattr(owner, name)) for owner in (model.config, model) if hasattr(owner, name)]
+    for owner, name, _ in held:
+        setattr(owner, name, _AFTER_HEAD[name][0])
+    try:
+        yield lambda logits: functools.reduce(lambda x, step: step(x), steps, logits)
+    finally:
+        for owner, name, value in held:
+            setattr(owner, name, value)
+
+
+def _changed(change, value: float, logits: torch.Tensor) -> torch.Tensor:
+    return change(logits, value)
 
 
 @contextmanager
@@ -51,8 +99,9 @@ def head_gives_log_probs(
     """Within, a forward pass of the model returns log-probs of labels as its ``logits``: (labels,), or with
     ``entropy`` (labels, 2), log-probs and entropies.
 
-    It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered. The caller knows
-    that the model does nothing to its logits after the head (`changed_after_head`).
+    It has to happen inside the model's own forward pass: only there are FSDP's parameters gathered. What the model does
+    to its logits after the head is done here, to logits; the caller knows that there is nothing else
+    (`changed_after_head`).
 
     Args:
         model: transformers' model, unwrapped.
@@ -63,17 +112,17 @@ def head_gives_log_probs(
         sources_on_host, temperature, entropy, entropy_gradient: as `label_log_probs` takes them.
 
     Raises:
-        RuntimeError: the forward pass does not use the head, once.
+        RuntimeError: the forward pass does not use the head, once, or changes logits in a way that is not known.
     """
     if label_sources is None:
         sources_on_host = np.arange(len(label_ids))
         label_sources = torch.arange(len(label_ids), device=label_ids.device)
     head = model.get_output_embeddings()
-    logits = head.forward
+    before = head.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         return label_log_probs(
-            logits,
+            lambda states: changed(before(states).float()),
             hidden.flatten(0, -2)[positions],
             label_sources,
             label_ids,
@@ -84,7 +133,8 @@ def head_gives_log_probs(
             entropy_gradient=entropy_gradient,
         )
 
-    with _used_once(model, head, forward, "head", " (actor_rollout_ref.model.use_fused_kernels?)"):
+    hint = " (actor_rollout_ref.model.use_fused_kernels?)"
+    with _logits_as_the_head_gives_them(model) as changed, _used_once(model, head, forward, "head", hint):
         yield
 
 

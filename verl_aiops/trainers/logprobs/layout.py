@@ -36,8 +36,10 @@ class SharedLayout:
     - ``sources`` (positions,): tokens from whose hidden state a labelled token is predicted.
     - ``label_sources``, ``label_ids``, ``slots`` (labels,): for each labelled answer token, its place in ``sources``,
       its id, and its place in the flat answers of all rows. Sorted by source.
-    - ``label_sources_on_host``: ``label_sources`` as a NumPy array, which `to` leaves where it is.
+    - ``sources_on_host``, ``label_sources_on_host``: NumPy arrays of the two, which `to` leaves where they are.
     - ``answer_tokens``: length of the flat answers.
+    - ``split``: this worker's part of the sequence where several have one together (`sequence_parallel.Split`), which
+      whoever puts the layout before the model sets.
 
     A plain class and no dataclass: FSDP copies dataclasses that it finds among a model's arguments.
     """
@@ -89,9 +91,10 @@ class SharedLayout:
         )
         self.sources = torch.from_numpy(sources)
         self.label_sources = torch.from_numpy(label_sources)
-        self.label_sources_on_host = label_sources
+        self.sources_on_host, self.label_sources_on_host = sources, label_sources
         self.label_ids = torch.from_numpy(np.concatenate(ids)[order])
         self.slots = torch.from_numpy(np.concatenate(slots)[order])
+        self.split = None
         del self._ids, self._positions, self._keys
 
     def _lay_out(self, rows: list[np.ndarray]) -> list[np.ndarray]:

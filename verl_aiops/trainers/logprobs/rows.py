@@ -8,7 +8,15 @@ from contextlib import contextmanager
 import torch
 from tensordict import TensorDict
 
-from verl_aiops.models.company import Company, company_of, depends, forget_lengths, is_compared, unwrapped
+from verl_aiops.models.company import (
+    PACKED_IF_APART,
+    Company,
+    company_of,
+    depends,
+    forget_lengths,
+    is_compared,
+    unwrapped,
+)
 from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import nested
 from verl_aiops.trainers.logprobs.head import changed_after_head, head_gives_log_probs, log_probs_of
@@ -197,11 +205,13 @@ def _settled(module: torch.nn.Module, packed: bool, device) -> Company:
     model = unwrapped(module)
     if company.together is None:
         if is_compared(model):
-            company.together, company.packed = True, not company.recurrent
+            company.together = True
+            if model.config.model_type not in PACKED_IF_APART:
+                company.packed = not company.recurrent
         else:
             with _evaluating(module):
                 _try(module, model, company, packed, device)
-    elif packed and company.packed is None:
+    if packed and company.packed is None:
         with _evaluating(module):
             _try_packed(module, model, company, device)
     return company

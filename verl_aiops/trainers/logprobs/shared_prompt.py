@@ -18,6 +18,7 @@ from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import head_gives_log_probs, head_gives_scores
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
+from verl_aiops.trainers.logprobs.sequence_parallel import Split
 
 __all__ = ["label_scores", "label_values", "shared_answer_log_probs", "state_values", "with_own_attention"]
 
@@ -76,30 +77,53 @@ def label_values(
     Returns:
         (labels,) log-probs, or with ``entropy`` (labels, 2) log-probs and entropies; float32, nats.
     """
+    settings = {"temperature": temperature, "entropy": entropy, "entropy_gradient": entropy_gradient}
+    model, split = _ready(module), _split(layout)
+    if split is None:
+        with head_gives_log_probs(
+            model,
+            layout.sources,
+            layout.label_ids,
+            # answers that begin alike have several labels at one position
+            label_sources=layout.label_sources,
+            sources_on_host=layout.label_sources_on_host,
+            **settings,
+        ):
+            return module(**_inputs(layout)).logits
     with head_gives_log_probs(
-        _ready(module),
-        layout.sources,
-        layout.label_ids,
-        # answers that begin alike have several labels at one position
-        label_sources=layout.label_sources,
-        sources_on_host=layout.label_sources_on_host,
-        temperature=temperature,
-        entropy=entropy,
-        entropy_gradient=entropy_gradient,
+        model,
+        layout.sources[split.sources] - split.first,
+        layout.label_ids[split.labels],
+        label_sources=layout.label_sources[split.labels] - split.sources.start,
+        sources_on_host=layout.label_sources_on_host[split.labels] - split.sources.start,
+        **settings,
     ):
-        return module(**_inputs(layout)).logits
+        values = module(**_inputs(layout)).logits
+    return split.everywhere(values, split.labels, len(layout.label_ids))
 
 
 def state_values(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
     """(labels,) float32: what a critic with a token head says of the state that each label is drawn in."""
     _ready(module)
-    return module(**_inputs(layout)).logits.squeeze(0).squeeze(-1)[layout.sources[layout.label_sources]].float()
+    split = _split(layout)
+    values = module(**_inputs(layout)).logits.squeeze(0).squeeze(-1)
+    if split is None:
+        return values[layout.sources[layout.label_sources]].float()
+    values = values[layout.sources[split.sources] - split.first].float()
+    return split.everywhere(values, split.sources, len(layout.sources))[layout.label_sources]
 
 
 def label_scores(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
-    """(labels,) float32: what a classifier with one label says of the token before each label."""
+    """(labels,) float32: what a classifier with one label says of the token before each label. Not over several workers
+    (`preflight.classifier` refuses that)."""
     with head_gives_scores(_ready(module), layout.sources):
         return module(**_inputs(layout)).logits.flatten()[layout.label_sources]
+
+
+def _split(layout: SharedLayout) -> Split | None:
+    """This worker's part of the sequence, which the layout knows from then on."""
+    layout.split = Split.of(layout.sources_on_host, layout.label_sources_on_host, len(layout.input_ids))
+    return layout.split
 
 
 def _ready(module: torch.nn.Module) -> torch.nn.Module:
@@ -120,10 +144,14 @@ def with_own_attention(module: torch.nn.Module) -> None:
 
 
 def _inputs(layout: SharedLayout) -> dict:
+    columns = layout.input_ids, layout.position_ids
+    if layout.split is not None:
+        columns = [layout.split.stretch(column) for column in columns]
+    input_ids, position_ids = (column.unsqueeze(0) for column in columns)
     return {
-        "input_ids": layout.input_ids.unsqueeze(0),
+        "input_ids": input_ids,
         "attention_mask": None,
-        "position_ids": layout.position_ids.unsqueeze(0),
+        "position_ids": position_ids,
         "use_cache": False,
         "shared_layout": layout,
     }

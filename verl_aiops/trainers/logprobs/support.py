@@ -20,6 +20,7 @@ from verl.utils.fs import copy_to_local
 from verl_aiops.models.company import COMPARED_MODELS, rotary_limit
 from verl_aiops.trainers.config import ConfigError, PreferenceConfig
 from verl_aiops.trainers.logprobs.head import changed_after_head
+from verl_aiops.trainers.logprobs.sequence_parallel import why_not_split
 from verl_aiops.trainers.preflight.defaults import sequence_parallel_size
 
 __all__ = [
@@ -35,14 +36,14 @@ __all__ = [
     "why_not_shared",
 ]
 
-# Each decoder that was compared hands attention arguments on and does nothing to the logits after the head; one that
-# does not would stand in `COMPARED_MODELS` alone. tests/models/test_families.py compares log-probs and gradients with
-# `rows`.
+# Each decoder that was compared hands attention arguments on, and what it does to the logits after the head `head.py`
+# knows; one that does not would stand in `COMPARED_MODELS` alone. tests/models/test_families.py compares log-probs and
+# gradients with `rows`.
 SHARED_PROMPT_MODELS = COMPARED_MODELS
 
 # Of those, the ones whose windows of attention are in a mask alone, which sharing does without.
-_WINDOW_IN_MASK = ("olmoe", "qwen2_moe")
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
+_WINDOW_IN_MASK = ("olmoe", "phimoe", "qwen2_moe")
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "residual_dropout")
 
 _TORCH_WITH_VARLEN = Version("2.10")
 
@@ -86,8 +87,9 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig, place: Place = P
     if model.model_type in _WINDOW_IN_MASK and getattr(model, "sliding_window", None):
         if getattr(model, "use_sliding_window", True):
             return f"its attention has a window of {model.sliding_window} tokens, which only the mask knows"
-    if sequence_parallel_size(config, place.role, place.engine) > 1:
-        return "sequence parallelism has a forward pass of its own"
+    workers, heads = sequence_parallel_size(config, place.role, place.engine), getattr(model, "num_attention_heads", 1)
+    if workers > 1 and (why := why_not_split(heads, getattr(model, "num_key_value_heads", None) or heads, workers)):
+        return why
     for key in ("use_liger", "use_fused_kernels"):
         if section.get(key):
             return f"{place.model}.{key}=True replaces the model's forward pass"

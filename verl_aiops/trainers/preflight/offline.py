@@ -174,11 +174,13 @@ def _check_whole_batch(config: DictConfig, run: Run) -> None:
 
 
 def _check_kl(config: DictConfig, run: Run) -> None:
-    """The KL is estimated from answer log-probs of our own backends."""
-    if run.settings.estimates_kl and sequence_parallel_size(config) > 1:
+    """The KL is estimated from answer log-probs of our own backends, of which `rows` is not split over workers."""
+    rows = run.settings.logprob_backend == "rows"
+    if rows and run.settings.estimates_kl and sequence_parallel_size(config) > 1:
         raise ConfigError(
             f"algorithm.dpo.loss_type={run.settings.loss_type} estimates the KL, which cannot be split over workers by "
-            "sequence: set ulysses_sequence_parallel_size=1, or use another loss."
+            "sequence with algorithm.dpo.logprob_backend=rows: set ulysses_sequence_parallel_size=1, shared_prompt, or "
+            "another loss."
         )
 
 

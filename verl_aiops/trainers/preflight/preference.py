@@ -9,7 +9,7 @@ from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.preflight.backend import check_not_ours
 from verl_aiops.trainers.preflight.basics import check_numbers
 from verl_aiops.trainers.preflight.checks import Run
-from verl_aiops.trainers.preflight.defaults import data_parallel_size
+from verl_aiops.trainers.preflight.defaults import data_parallel_size, no_flash_attn, sequence_parallel_size
 from verl_aiops.trainers.rm.config import RewardModelConfig
 
 __all__ = [
@@ -74,11 +74,32 @@ def check_settings(config: DictConfig, run: Run) -> None:
 
 
 def check_backend(config: DictConfig, run: Run) -> None:
-    """Which log-prob backend the run gets; `Run.settings` know it from here on."""
+    """Which log-prob backend the run gets; `Run.settings` know it from here on.
+
+    Raises:
+        ConfigError: that which is wanted cannot be had, or workers cannot have a sequence together by that which is.
+    """
     lines = settle_backend(config, run.settings)
     if lines:
         run.lines += lines
         run.settings = type(run.settings).from_config(config)
+    if sequence_parallel_size(config) > 1:
+        _check_sequence_parallelism(config, run)
+
+
+def _check_sequence_parallelism(config: DictConfig, run: Run) -> None:
+    section, shares = config.actor_rollout_ref.model, run.settings.logprob_backend == "shared_prompt"
+    if shares and not section.use_remove_padding:
+        # of no account to shared prompts, but verl's engine does not start without
+        section.use_remove_padding = True
+        run.lines.append("actor_rollout_ref.model.use_remove_padding=True  (verl wants it where workers share a row)")
+    if not shares and no_flash_attn(config):
+        key = f"{run.settings.section}.logprob_backend"
+        raise ConfigError(
+            f"ulysses_sequence_parallel_size={sequence_parallel_size(config)} with {key}=rows: verl splits rows over "
+            f"workers in flash-attn, which is not installed. Set it to 1, install flash-attn, or set "
+            f"{key}=shared_prompt, which does without."
+        )
 
 
 def check_mini_batch(config: DictConfig, run: Run) -> list[str]:

@@ -79,8 +79,8 @@ def without_dropout(model: torch.nn.Module) -> None:
 class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
     """FSDP1/FSDP2 engine whose model output is ``answer_log_probs`` (see :mod:`verl_aiops.trainers.logprobs`).
 
-    Sequence parallelism runs verl's own forward instead; its log-probs are float32 there when flash-attn's
-    cross-entropy kernel is installed, and the worker refuses them otherwise.
+    Sequence parallelism of rows runs verl's own forward instead; its log-probs are float32 there when flash-attn's
+    cross-entropy kernel is installed, and the worker refuses them otherwise. Shared prompts go over workers by ours.
     """
 
     # what of the answers the model gives, and how it is computed, by the batch's `logprob_backend`
@@ -120,7 +120,7 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         self._kl = self._estimate_kl(data, plan) if loss_function is not None else None
         if not forward_only:
             plan = _without_idle(data, plan)
-        if forward_only or not alone or self.use_ulysses_sp or self.scaler is not None:
+        if forward_only or not alone or self._is_verls(data) or self.scaler is not None:
             if plan:
                 # verl restores the order of rows in what it cuts dynamically
                 tu.assign_non_tensor(data, use_dynamic_bsz=True, **{PLANNED: tuple(plan)})
@@ -165,8 +165,12 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
         return (total[0] / total[1].clamp(min=1)).clamp(min=0)
 
+    def _is_verls(self, data: TensorDict) -> bool:
+        """Whether verl's own forward pass has to do it."""
+        return self.use_ulysses_sp and tu.get_non_tensor_data(data, key="logprob_backend", default="rows") == "rows"
+
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):
-        if self.use_ulysses_sp:
+        if self._is_verls(micro_batch):
             # a row's tokens lie on several ranks: no backend of ours, and verl's forward pass gives `log_probs`
             tu.assign_non_tensor(micro_batch, temperature=1.0)
             return super().forward_step(micro_batch, loss_function, forward_only)

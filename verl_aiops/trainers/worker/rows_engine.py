@@ -74,7 +74,7 @@ class SharedRows(FastModule):
 
     def _shares(self, data: TensorDict) -> bool:
         """Whether this worker's rows can go through the model as trees, with all that is asked of them."""
-        if self.use_ulysses_sp or any(tu.get_non_tensor_data(data, key=k, default=False) for k in _VERLS_ALONE):
+        if any(tu.get_non_tensor_data(data, key=k, default=False) for k in _VERLS_ALONE):
             return False
         # verl's older trainer pads; images and videos have three numbers for a position
         if not all(data[name].is_nested for name in COLUMNS) or data["position_ids"].dim() > 2:
@@ -96,7 +96,8 @@ class SharedRows(FastModule):
             columns = [[row.numpy() for row in data[name].cpu().unbind()] for name in COLUMNS[:2]]
             dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
             limit = (
-                {"most_tokens": data["max_token_len_per_gpu"]}
+                # workers that have a sequence together have room for so many times as much, as verl counts too
+                {"most_tokens": data["max_token_len_per_gpu"] * self.ulysses_sequence_parallel_size}
                 if dynamic
                 else {"most_rows": data["micro_batch_size_per_gpu"]}
             )
