@@ -52,7 +52,7 @@ NEEDS = (
     Need("verl.protocol", "BatchData", "a batch cut for the workers, ahead of the call", takes="data", has="chunk"),
     Need("verl.utils.device", "get_device_id", "this worker's device", takes=""),
     Need(
-        "verl.utils.ulysses", "get_ulysses_sequence_parallel_group", "workers that have a sequence together", takes=""
+        "verl.utils.ulysses", "get_ulysses_sequence_parallel_group", "who has a sequence together", takes=""
     ),
     Need("verl.utils.device", "set_expandable_segments", "the allocator of a GPU", takes="enable"),
     Need("verl.utils.config", "omega_conf_to_dataclass", "a section of settings as verl's class", takes="config"),
