@@ -35,6 +35,7 @@ def points() -> Iterator[Point]:
     """All touch points with verl: names through the seam, what is replaced, overridden, or kept by verl to itself."""
     from verl_aiops.seam import engine, replaced, reward_loop, rollout, trainer
     from verl_aiops.seam.documented import DOCUMENTED
+    from verl_aiops.seam.neo import legacy
     from verl_aiops.verl_patches.overrides import OVERRIDES
     from verl_aiops.verl_patches.private import PRIVATE
 
@@ -44,6 +45,7 @@ def points() -> Iterator[Point]:
         ("reward loop", reward_loop),
         ("rollout", rollout),
         ("replaced", replaced),
+        ("for neo", legacy),
     ):
         for need in table.NEEDS:
             if need.module.startswith("verl"):
@@ -78,31 +80,32 @@ class Source:
                 return ast.parse(path.read_text(encoding="utf-8")), is_package
         return None
 
-    def find(self, module: str, name: str, seen: frozenset = frozenset()) -> ast.AST | None:
-        """What a module's name is: its definition, followed through imports within verl; None if it has none."""
+    def find(self, module: str, name: str, seen: frozenset = frozenset()) -> tuple[str, ast.AST] | None:
+        """What a module's name is, and where: its definition, followed through imports within verl; None if it has
+        none."""
         found = self.module(module)
         if found is None or (module, name) in seen:
             return None
         tree, is_package = found
-        hit: ast.AST | None = None
+        hit: tuple[str, ast.AST] | None = None
         for node in _top(tree.body):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
-                hit = node
+                hit = module, node
             elif isinstance(node, ast.Assign | ast.AnnAssign) and name in _assigned(node):
-                hit = node
+                hit = module, node
             elif isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name or alias.name == "*":
                         owner = _absolute(node, module, is_package)
                         asked = name if alias.name == "*" else alias.name
                         inside = owner.split(".")[0] == "verl"
-                        hit = (self.find(owner, asked, seen | {(module, name)}) if inside else node) or hit
+                        hit = (self.find(owner, asked, seen | {(module, name)}) if inside else (module, node)) or hit
         submodule = self.module(f"{module}.{name}")
-        return hit or (submodule[0] if submodule else None)
+        return hit or ((f"{module}.{name}", submodule[0]) if submodule else None)
 
     def member(self, module: str, owner: str, name: str) -> ast.AST | None:
         """An attribute of a class of verl's, also an inherited one or one that its methods set."""
-        cls = self.find(module, owner)
+        home, cls = self.find(module, owner) or (module, None)
         if not isinstance(cls, ast.ClassDef):
             return None
         for node in cls.body:
@@ -114,7 +117,7 @@ class Source:
             if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store):
                 return node
         for base in cls.bases:
-            if isinstance(base, ast.Name) and (hit := self.member(module, base.id, name)):
+            if isinstance(base, ast.Name) and (hit := self.member(home, base.id, name)):
                 return hit
         return None
 
@@ -122,7 +125,7 @@ class Source:
         """The parameters of a touch point, an empty text if it is no function, None if it is not there."""
         module, _, names = path.partition(":")
         owner, _, name = names.rpartition(".")
-        node = self.member(module, owner, name) if owner else self.find(module, name)
+        node = self.member(module, owner, name) if owner else (self.find(module, name) or (module, None))[1]
         if node is None:
             return None
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -175,8 +178,7 @@ def difference(base: str | None, other: str | None) -> str:
 
 
 def table(rows: list[Point], base: Source, others: dict[str, Source]) -> str:
-    lines = [" | ".join(["", "kind", "name", "what for", *others, ""]).strip()]
-    lines.append("|" + " --- |" * (3 + len(others)))
+    lines = [" | ".join(["", "kind", "name", "what for", *others, ""]).strip(), "|" + " --- |" * (3 + len(others))]
     for point in rows:
         shape = base.shape(point.path)
         said = [difference(shape, source.shape(point.path)) for source in others.values()]

@@ -309,6 +309,31 @@ def _rollout_workers(module):
 # --- what verl 0.9 has no registry for ---------------------------------------------------------------------------
 
 
+@when("verl.trainer.main_ppo_v0", "trainers of verl's branch neo")
+def _neo(module):
+    # What: `neo`'s task runner runs a trainer of ours where the configuration means one. Why: it has no registry of
+    # trainers. Builds of the branch alone; with a release of the supported range nothing is done.
+    from verl_aiops.seam.elsewhere import is_neo
+
+    if not is_neo():
+        return
+    from verl_aiops.seam.neo.runner import with_our_trainers
+
+    module.TaskRunner = with_our_trainers(module.TaskRunner, _neos_trainer)
+
+
+def _neos_trainer(config):
+    """The class of ours that a configuration means, or None."""
+    ours = {"dpo": "verl_aiops.trainers.dpo.offline", "rm": "verl_aiops.trainers.rm.trainer"}
+    mode = config.trainer.v1.trainer_mode
+    if mode not in ours:
+        return None
+    importlib.import_module(ours[mode])  # its registration, above, waits for it
+    from verl_aiops.seam.trainer import get_trainer_cls
+
+    return get_trainer_cls(mode)
+
+
 @when("verl.utils.config", "check before Ray")
 def _preflight(module):
     # What: main_ppo's validate_config first fills in and checks what a preference run needs; every other run goes

@@ -44,6 +44,9 @@ NEEDS = (
     Need("verl.models.transformers.qwen2_vl", "_get_input_embeds", "wrapped: steps of text leave the vision tower out"),
     Need("verl.models.transformers.glm4v", "_get_input_embeds", "likewise"),
     Need("transfer_queue", "kv_clear", "wrapped: to clear no keys is to do nothing", takes="keys partition_id"),
+    Need(
+        "verl.trainer.main_ppo_v0", "TaskRunner", "wrapped in builds of the branch `neo`, which has no trainers' names"
+    ),
     # waited for, since ours are derived from what stands there
     Need("verl.trainer.ppo.v1.trainer_base", "PPOTrainer", "see `trainer.py`"),
     Need("verl.trainer.ppo.v1.trainer_sync", "PPOTrainerSync", "likewise"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_aiops.missing import require
+from verl_aiops.seam.elsewhere import elsewhere
 
 __all__ = ["OVERRIDES", "PUBLIC", "Override", "check_override", "check_overrides", "fits"]
 
@@ -285,9 +286,10 @@ def check_overrides(ours: type) -> None:
     for override in OVERRIDES:
         if f"verl_aiops.{override.ours}" not in bases:
             continue
-        if override.theirs not in bases:
+        theirs = next((bases[path] for path in (override.theirs, elsewhere(override.theirs)) if path in bases), None)
+        if theirs is None:
             raise AttributeError(f"{ours.__name__} is no {override.theirs}, whose {override.name} it overrides")
-        _check(override, ours, bases[override.theirs])
+        _check(override, ours, theirs)
 
 
 def check_override(override: Override) -> None:

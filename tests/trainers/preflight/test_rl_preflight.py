@@ -334,3 +334,26 @@ def test_verls_own_scoring_in_a_pool_of_its_own_is_refused(prepare, reward_model
         prepare(*with_rm(reward_model, *options, f"{engine}sglang"), preset="[cpu]", file=plain)
     with pytest.raises(ConfigError, match="rollout.name=hf: verl itself asks vLLM and SGLang only"):
         prepare(*with_rm(reward_model, *options, f"{engine}hf"), preset="[cpu]", file=plain)
+
+
+@pytest.mark.parametrize("preset", ["grpo_mturn", "dr_grpo", "ppo_mturn", "[grpo_mturn,shared_prompt]"])
+def test_presets_run_on_vllm_as_on_sglang(prepare, monkeypatch, preset):
+    """Complete, accepted by our checks and by verl's own, and otherwise the same."""
+    import importlib.util
+
+    from verl.utils import device
+    from verl.utils.config import validate_config
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(device, "get_device_name", lambda: "cuda")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: object() if name == "vllm" else real(name, *rest)
+    )
+    found = {}
+    for engine in ("sglang", "vllm"):
+        config, _ = prepare(f"actor_rollout_ref.rollout.name={engine}", preset=preset)
+        assert config.actor_rollout_ref.rollout.name == engine
+        validate_config.__wrapped__(config=config, use_reference_policy=False, use_critic=preset == "ppo_mturn")
+        config.actor_rollout_ref.rollout.name = None
+        found[engine] = OmegaConf.to_container(config, resolve=True)
+    assert found["vllm"] == found["sglang"]

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GenericForTokenClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from verl_aiops.missing import MISSING, error_text, why_missing
+from verl_aiops.seam.elsewhere import is_neo
 from verl_aiops.trainers.config import SHARED_POLICY, ConfigError, RLConfig, shares_prompts
 from verl_aiops.trainers.logprobs.support import CRITIC, POLICY, Place, choose, settle
 from verl_aiops.trainers.preflight.checks import Run
@@ -70,7 +71,7 @@ def _against(config: DictConfig, place: Place) -> Iterator[str]:
     strategy = OmegaConf.select(config, f"{place.role}.strategy")
     if strategy not in ("fsdp", "fsdp2"):
         yield f"{place.role}.strategy={strategy}, and its engine is FSDP's"
-    if not config.trainer.use_v1:
+    if not config.trainer.use_v1 and not is_neo():
         yield "trainer.use_v1=False is verl's legacy trainer"
     for key, (without, does) in _MORE.items():
         value = OmegaConf.select(config, key)

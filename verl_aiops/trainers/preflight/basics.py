@@ -13,6 +13,7 @@ from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import load_tokenizer, refuse_ignored_keys
 from verl_aiops.trainers.preflight.defaults import Default, apply_defaults
 from verl_aiops.trainers.preflight.machine import check_accelerators, check_engines, check_trackers
+from verl_aiops.trainers.preflight.nodes import check_nodes
 from verl_aiops.trainers.preflight.storage import check_storage
 from verl_aiops.trainers.runs.checkpoint_health import check_checkpoint, find_checkpoint
 from verl_aiops.trainers.runs.resume import start_folder
@@ -187,4 +188,5 @@ MACHINE = (
     Check(check_engines, "the engines"),
     Check(check_trackers, "trainer.logger"),
     Check(_check_cluster, "the cluster", (check_numbers,)),
+    Check(check_nodes, "what each node sees", (check_numbers, check_place, _check_cluster)),
 )

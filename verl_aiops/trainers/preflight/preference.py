@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aiops.seam.elsewhere import is_neo
 from verl_aiops.trainers.config import ConfigError, DPOConfig, OnlineDPOConfig
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.preflight.backend import check_not_ours
@@ -33,7 +34,7 @@ _MODES = {
 def check_trainer(config: DictConfig, run: Run) -> list[str]:
     faults = check_not_ours(config, run)
     actor = config.actor_rollout_ref.actor
-    if not config.trainer.use_v1:
+    if not config.trainer.use_v1 and not is_neo():
         faults.append(
             "trainer.use_v1=False: verl's legacy trainer has no preference training. Remove the setting (True is "
             "verl's default)."
