@@ -16,7 +16,7 @@ from verl_aiops.evaluation.investigation.asking import (
 )
 from verl_aiops.evaluation.investigation.compare import compare_investigations, of_investigations
 from verl_aiops.evaluation.investigation.evaluate import evaluate_investigations, read_investigations
-from verl_aiops.evaluation.investigation.metrics import grounded
+from verl_aiops.evaluation.investigation.metrics import grounded, node_f1, reached, service_f1
 from verl_aiops.evaluation.investigation.pairs import build_investigation_pairs
 from verl_aiops.evaluation.investigation.questions import (
     CaseQuestion,
@@ -130,6 +130,29 @@ def test_a_cause_is_grounded_by_true_edges_to_the_end_of_the_path(edges, causes,
         "propagation": [{"from": one, "to": other} for one, other in edges],
     }
     assert grounded(parse_verdict(json.dumps(said)), read_investigation_truth(TRUTH)) is expected
+
+
+@pytest.mark.parametrize(
+    ("edges", "causes", "joined", "services", "nodes"),
+    [
+        # an edge that is not true joins them too, as in the authors' evaluation
+        ([("cart-db", "frontend")], ["cart-db"], True, 1.0, 4 / 5),
+        ([("cart-db", "cart"), ("cart", "frontend")], ["cart-db"], True, 1.0, 1.0),
+        ([("cart-db", "cart")], ["cart-db"], False, 1.0, 4 / 5),
+        ([("cart", "frontend"), ("cart-db", "cart")], ["cart"], False, 0.0, 1.0),
+        ([("frontend", "cart-db")], ["cart-db"], False, 1.0, 4 / 5),
+        ([], ["cart-db", "cart"], False, 2 / 3, 4 / 5),
+        ([], [], False, 0.0, 0.0),
+    ],
+)
+def test_paths_and_services_as_openrca2_counts_them(edges, causes, joined, services, nodes):
+    said = {
+        "root_causes": [{"component": name} for name in causes],
+        "propagation": [{"from": one, "to": other} for one, other in edges],
+    }
+    verdict, truth = parse_verdict(json.dumps(said)), read_investigation_truth(TRUTH)
+    assert reached(verdict, truth) is joined
+    assert (service_f1(verdict, truth), node_f1(verdict, truth)) == pytest.approx((services, nodes))
 
 
 def test_runs_are_compared_case_by_case(tmp_path):

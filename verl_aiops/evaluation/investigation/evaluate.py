@@ -204,7 +204,7 @@ def values(lines: Sequence[Line]) -> np.ndarray:
 
 def held(several: bool, difference: bool = False) -> list[Of | None]:
     """Of each metric what it holds, as intervals need to know it."""
-    whole = {"acc_main", "any_service", "all_services", "grounded", "json_ok", "abstained"}
+    whole = {"acc_main", "any_service", "all_services", "reached", "grounded", "json_ok", "abstained"}
     return [
         None
         if metric.digits is not None and name not in ("score", "evidence")

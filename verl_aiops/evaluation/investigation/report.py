@@ -14,7 +14,7 @@ from verl_aiops.evaluation.report.plots import Plot, difference_plot
 __all__ = ["SLICED", "html_of_investigations", "plots_of_investigations"]
 
 SLICED = ("acc_main", "any_service", "f1", "path_f1")
-_DRAWN = ("acc_main", "any_service", "all_services", "grounded", "f1", "path_f1", "json_ok", "abstained")
+_DRAWN = ("acc_main", "any_service", "all_services", "reached", "grounded", "f1", "path_f1", "json_ok", "abstained")
 # Of which less is better; of some neither is.
 _LOWER, _NEITHER = ("invented", "calls", "failed_calls", "tokens"), ("abstained",)
 _MOST_CHARS = 6000
