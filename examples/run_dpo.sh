@@ -4,6 +4,10 @@
 #   MODEL=Qwen/Qwen2.5-7B-Instruct TRAIN=prefs.parquet VAL=prefs.val.parquet GPUS=8 OUT=runs/dpo \
 #     bash examples/run_dpo.sh [key=value ...]
 #
+# 7 B with LoRA on one GPU (what it takes: docs/performance.md, "What a 7 B model takes"):
+#   MODEL=... TRAIN=... VAL=... GPUS=1 bash examples/run_dpo.sh actor_rollout_ref.model.lora_rank=32 \
+#     actor_rollout_ref.model.lora_alpha=64 actor_rollout_ref.actor.optim.lr=5e-6
+#
 # Arguments are Hydra overrides; later ones win. `--cfg job` prints the whole configuration and stops.
 set -euo pipefail
 . "$(dirname "$0")/hydra_values.sh"

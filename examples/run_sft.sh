@@ -49,4 +49,5 @@ torchrun --standalone --nnodes=1 --nproc_per_node="$GPUS" -m verl.trainer.sft_tr
   "${args[@]}" trainer.n_gpus_per_node="$GPUS" "$@"
 last=$(cat "$OUT/latest_checkpointed_iteration.txt")
 rm -rf "$OUT/huggingface" && cp -r "$OUT/global_step_$last/huggingface" "$OUT/huggingface"
+chmod -R +r "$OUT/huggingface" # for whom the umask allows it: safetensors makes files that nobody else can read
 echo "model for the next stage: $OUT/huggingface"

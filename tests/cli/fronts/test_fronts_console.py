@@ -253,12 +253,18 @@ def test_sft_leaves_the_model_of_its_last_checkpoint(child, tmp_path, capfd):
     folder = line.out / "global_step_2" / "huggingface"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("new")
+    (folder / "model.safetensors").touch(mode=0o600)  # as safetensors writes it
     (line.out / "huggingface").mkdir()
     (line.out / "huggingface" / "old").write_text("")
     (line.out / "latest_checkpointed_iteration.txt").write_text("2\n")
     line.metrics.write_text("earlier\n")
     assert run_line(TASKS["sft"], line) == 0
-    assert sorted(path.name for path in (line.out / "huggingface").iterdir()) == ["README.md", "config.json"]
+    made = {path.name: path.stat() for path in (line.out / "huggingface").iterdir()}
+    assert sorted(made) == ["README.md", "config.json", "model.safetensors"]
+    # weights are not on the disk twice, what may be edited is; whoever reads the rest reads both
+    assert made["model.safetensors"].st_ino == (folder / "model.safetensors").stat().st_ino
+    assert made["config.json"].st_ino != (folder / "config.json").stat().st_ino
+    assert made["model.safetensors"].st_mode == made["config.json"].st_mode
     assert (line.out / "metrics.jsonl.1").read_text() == "earlier\n"
     assert f"model for the next stage: {line.out / 'huggingface'}" in capfd.readouterr().out
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verl_aiops.cli.fronts.line import Line
 from verl_aiops.cli.fronts.tasks import Task
+from verl_aiops.files import readable
 from verl_aiops.inputs.shown import one_line
 
 if TYPE_CHECKING:
@@ -38,11 +40,21 @@ def take_model(task: Task, line: Line, show: Callable[[str], None]) -> None:
         with line.log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
             merge_checkpoint(str(checkpoint), str(made), trust_remote_code=False)
     else:
-        shutil.copytree(checkpoint / "huggingface", made)
+        shutil.copytree(checkpoint / "huggingface", made, copy_function=_linked)
+        readable(made)
     _card(task, line, name).write(made)
     shutil.rmtree(target, ignore_errors=True)
     made.rename(target)
     show(f"model for the next stage: {one_line(target)}")
+
+
+def _linked(source: str, target: str) -> str:
+    """Weights are a second name of the same file where the disk has such; whatever may be edited is a copy."""
+    if source.endswith(".safetensors"):
+        with suppress(OSError):
+            os.link(source, target)
+            return target
+    return shutil.copy2(source, target)
 
 
 def _card(task: Task, line: Line, checkpoint: str) -> Card:
