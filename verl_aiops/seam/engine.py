@@ -51,9 +51,7 @@ NEEDS = (
     Need("verl.utils.py_functional", "convert_to_regular_types", "lists of settings as lists", takes="obj"),
     Need("verl.protocol", "BatchData", "a batch cut for the workers, ahead of the call", takes="data", has="chunk"),
     Need("verl.utils.device", "get_device_id", "this worker's device", takes=""),
-    Need(
-        "verl.utils.ulysses", "get_ulysses_sequence_parallel_group", "who has a sequence together", takes=""
-    ),
+    Need("verl.utils.ulysses", "get_ulysses_sequence_parallel_group", "who has a sequence together", takes=""),
     Need("verl.utils.device", "set_expandable_segments", "the allocator of a GPU", takes="enable"),
     Need("verl.utils.config", "omega_conf_to_dataclass", "a section of settings as verl's class", takes="config"),
     Need(

@@ -157,3 +157,30 @@ def test_verls_function_is_where_we_look_for_it(monkeypatch):
     first = main_ppo.run_ppo
     install()
     assert main_ppo.run_ppo is first  # once
+
+
+def test_a_node_that_died_is_named_with_the_checkpoint(config, capsys, monkeypatch):
+    """Those that live are known from the moment the run is handed over; Ray is asked again when it fails."""
+    from types import SimpleNamespace
+
+    def node(name, alive):
+        return {"NodeID": name, "NodeManagerAddress": name, "NodeManagerHostname": "host", "Alive": alive}
+
+    alive = iter([(True, True, False), (True, False, False)])
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [node(n, a) for n, a in zip("abc", next(alive))])
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    save(config, 8)
+
+    def run_ppo(config, task_runner_class):
+        task_runner_class.remote()
+        raise RuntimeError("Read error [127.0.0.1]:29621: Connection reset by peer")
+
+    with pytest.raises(SystemExit) as left:
+        with_ending(run_ppo)(config, SimpleNamespace(remote=lambda: None))
+    assert left.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "verl-aiops: error: node b (host) of the Ray cluster died, with the workers that ran there. Last"
+    )
+    assert err.endswith("global_step_8; the same command goes on from it.\n") and err.count("\n") == 1

@@ -14,11 +14,13 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from verl_aiops.trainers.runs.lost_nodes import alive_nodes, lost_nodes
 
 __all__ = ["full_disk", "install", "where_to_resume", "with_ending"]
 
@@ -56,6 +58,7 @@ def with_ending(run_ppo: Callable) -> Callable:
         if threading.current_thread() is not threading.main_thread():
             return run_ppo(config, task_runner_class, *args, **kwargs)
         received: list[int] = []
+        nodes: dict[str, str] = {}
 
         def interrupt(number: int, frame: object) -> None:
             received.append(number)
@@ -65,16 +68,20 @@ def with_ending(run_ppo: Callable) -> Callable:
             for number in _SIGNALS:
                 signal.signal(number, interrupt)
 
+        def begin() -> None:
+            # Ray puts handlers of its own in place when it starts
+            listen()
+            nodes.update(_alive_nodes())
+
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         listen()
         try:
-            # Ray puts handlers of its own in place when it starts
-            return run_ppo(config, _Then(task_runner_class, listen), *args, **kwargs)
+            return run_ppo(config, _Then(task_runner_class, begin), *args, **kwargs)
         except KeyboardInterrupt:
             number = received[0] if received else signal.SIGINT
             told, code = f"stopped by {signal.Signals(number).name}.", 128 + number
         except Exception as error:
-            told = _told(error, config)
+            told = _told(error, config, nodes)
             if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             told, code = f"error: {told}", 1
@@ -146,8 +153,15 @@ def where_to_resume(config: DictConfig) -> str:
     return f"No checkpoint was saved yet in {run} (trainer.save_freq={trainer.save_freq}): it starts at step 0 again."
 
 
-def _told(error: Exception, config: DictConfig) -> str | None:
-    """What a user needs of an error: a full disk, or the message of an error of ours; None for any other."""
+def _alive_nodes() -> dict[str, str]:
+    import ray
+
+    return alive_nodes(ray.nodes()) if ray.is_initialized() else {}
+
+
+def _told(error: Exception, config: DictConfig, nodes: Mapping[str, str]) -> str | None:
+    """What a user needs of an error: a full disk, the message of an error of ours, or that a node is gone; None for any
+    other."""
     cause: BaseException = error
     while isinstance(getattr(cause, "cause", None), BaseException):  # Ray wraps what a worker raised
         cause = cause.cause
@@ -156,7 +170,9 @@ def _told(error: Exception, config: DictConfig) -> str | None:
         return full
     if type(cause).__module__.partition(".")[0] == "verl_aiops":
         return str(cause)
-    return None
+    import ray
+
+    return lost_nodes(error, nodes, ray.nodes)
 
 
 def full_disk(error: BaseException, config: DictConfig) -> str | None:
