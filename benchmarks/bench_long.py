@@ -158,7 +158,7 @@ def ours(case: Case, folder: str, device: str, steps: int, vocabulary: int) -> d
 
 def by_trl(case: Case, folder: str, device: str, steps: int) -> dict:
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl import DPOConfig, DPOTrainer
 
     on_cpu = device == "cpu"
@@ -202,11 +202,16 @@ def by_trl(case: Case, folder: str, device: str, steps: int) -> dict:
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        # AutoTokenizer takes the model's own class, which splits words otherwise
+        processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
         peft_config=adapters,
         callbacks=[timed],
     )
     trainer.train()
+    seen = max(entry.get("num_tokens", 0) for entry in trainer.state.log_history)
+    meant = 2 * case.pairs * steps * (case.prompt + case.answer)
+    if seen < 0.99 * meant:
+        raise ValueError(f"TRL saw {seen:,.0f} tokens of {meant:,}")
     return {"seconds": timed.seconds, "peak_gib": peak_gib(on_cpu)}
 
 
