@@ -1,6 +1,7 @@
 """verl's stock main_ppo with investigations on CPU: GRPO over conversations with tools."""
 
 import json
+import math
 
 import pytest
 from rl_runs import STEPS, lines_of, run
@@ -69,3 +70,30 @@ def test_grpo_with_tools(data, tiny_model_dir, tmp_path, monkeypatch):
         assert len(made["turns"]) == len(made["turn_calls"]) and made["turns"][0] == row["round_1"]
         assert all(call["ok"] and call["reply"] in row["output"] for call in made["tool_calls"])
         assert len(made["tool_calls"]) == sum(made["turn_calls"][:2])
+
+
+@pytest.mark.slow
+def test_online_dpo_with_tools(data, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "own_format")
+    monkeypatch.setenv("PYTHONPATH", str(data), prepend=":")
+    metrics, output = run(
+        data,
+        tiny_model_dir,
+        tmp_path,
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.multi_turn.format=any",
+        "+actor_rollout_ref.rollout.custom.aiops_tools={max_calls: 2, turn_tokens: 21, verdict_tokens: 24}",
+        "data.max_prompt_length=1800",
+        "data.max_response_length=900",
+        "trainer.val_before_train=False",
+        "trainer.test_freq=-1",
+        estimator="online_dpo",
+    )
+    assert sorted(metrics) == list(range(1, STEPS + 1))
+    for step in range(1, STEPS + 1):
+        m = metrics[step]
+        assert m["pairs/used"] > 0 and m["score/chosen"] > m["score/rejected"] and m["actor/grad_norm"] > 0
+        assert 0 < m["reward/calls"] <= 2 and m["reward/failed_calls"] == 0
+    # policy and reference are one before the first step, over whole conversations with what the tools returned in them
+    assert metrics[1]["actor/loss"] == pytest.approx(math.log(2), abs=1e-3) and metrics[STEPS]["kl/reference"] != 0
+    assert f"trained model: {tmp_path / 'huggingface'}" in output

@@ -43,3 +43,38 @@ PROMPT = [
 def call(name="search_logs", **arguments):
     """A call in the format of hermes."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+class Scripted:
+    """Investigates by a list of messages for each sample: calls as text, the last one the verdict."""
+
+    reasoning: dict = {}
+
+    def __init__(self, *scripts):
+        self.scripts, self.asked = scripts, 0
+
+    def investigate(self, jobs, done):
+        from verl_aiops.evaluation.investigation.asking import Investigated, _text_calls
+        from verl_aiops.rollout.tools.desk import Desk
+        from verl_aiops.rollout.tools.settings import ToolSettings
+
+        for job in jobs:
+            self.asked += 1
+            script = self.scripts[job.sample % len(self.scripts)]
+            if script is None:
+                done(job, Investigated(error="the server is away"))
+                continue
+            desk = Desk(job.question.asked().case, ToolSettings())
+            for text in script:
+                calls = _text_calls(text)
+                desk.answer(calls) if calls else desk.end(0)
+            kept = desk.fields()
+            cut = [False] * len(script)
+            done(job, Investigated(list(script), cut, [len(t) for t in script], kept["tool_calls"], kept["turn_calls"]))
+
+
+def right_of(asked):
+    """The verdict that is right about a question, as text."""
+    truth = asked.ground_truth
+    causes = [{name: cause[name] for name in ("component", "reason")} for cause in truth["root_causes"]]
+    return json.dumps({"root_causes": causes, "propagation": truth.get("propagation", [])})

@@ -4,13 +4,12 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from investigation_parts import CASE, PROMPT, RIGHT, VERDICT, call
+from investigation_parts import CASE, PROMPT, RIGHT, VERDICT, Scripted, call, right_of
 
 from verl_aiops.cli.main import main
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.investigation.asking import (
     EndpointInvestigator,
-    Investigated,
     ToolOptions,
     _read,
 )
@@ -30,7 +29,6 @@ from verl_aiops.evaluation.run.openai_backend import EndpointOptions
 from verl_aiops.http import HttpFault
 from verl_aiops.rewards.investigation.ground_truth import read_investigation_truth
 from verl_aiops.rewards.investigation.verdict import parse_verdict
-from verl_aiops.rollout.tools.desk import Desk
 from verl_aiops.rollout.tools.settings import ToolSettings
 
 TRUTH = {name: CASE[name] for name in ("root_causes", "propagation", "reasons")}
@@ -41,32 +39,6 @@ WRONG = json.dumps({"root_causes": [{"component": "cart", "reason": "disk_full"}
 def question(name="case-1", **info):
     messages = tuple(PROMPT)
     return CaseQuestion(name, name, "shop", "en", "simulated", messages, {**INFO, **info, "id": name}, TRUTH)
-
-
-class Scripted:
-    """Investigates by a list of messages for each sample: calls as text, the last one the verdict."""
-
-    reasoning: dict = {}
-
-    def __init__(self, *scripts):
-        self.scripts, self.asked = scripts, 0
-
-    def investigate(self, jobs, done):
-        for job in jobs:
-            self.asked += 1
-            script = self.scripts[job.sample % len(self.scripts)]
-            if script is None:
-                done(job, Investigated(error="the server is away"))
-                continue
-            from verl_aiops.evaluation.investigation.asking import _text_calls
-
-            desk = Desk(job.question.asked().case, ToolSettings())
-            for text in script:
-                calls = _text_calls(text)
-                desk.answer(calls) if calls else desk.end(0)
-            kept = desk.fields()
-            cut = [False] * len(script)
-            done(job, Investigated(list(script), cut, [len(t) for t in script], kept["tool_calls"], kept["turn_calls"]))
 
 
 GOOD = [call(service="cart-db"), VERDICT]
@@ -181,12 +153,6 @@ def rows(tmp_path_factory):
     build = ["build-rl", "--task", "investigation", "--out", str(folder / "rl.parquet"), "--num-incidents", "30"]
     assert main([*build, "--answer-chars", "300", "--difficulty", "easy", "--no-fault", "0", "--cannot-tell", "0"]) == 0
     return folder / "rl.parquet"
-
-
-def right_of(asked):
-    truth = asked.ground_truth
-    causes = [{name: cause[name] for name in ("component", "reason")} for cause in truth["root_causes"]]
-    return json.dumps({"root_causes": causes, "propagation": truth.get("propagation", [])})
 
 
 @pytest.mark.parametrize("form", ["pairs", "groups", "labels"])
