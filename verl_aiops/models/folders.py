@@ -151,7 +151,8 @@ def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from verl_aiops.models.merger import MOST_OF_A_FILE, is_classifier
+    from verl_aiops.models.merger import is_classifier
+    from verl_aiops.models.weights import MOST_OF_A_FILE
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     kind: type = AutoModelForCausalLM

@@ -7,12 +7,10 @@ from collections.abc import Iterable
 
 from transformers import AutoModelForSequenceClassification
 
+from verl_aiops.models.weights import MOST_OF_A_FILE
 from verl_aiops.seam.engine import FSDPModelMerger
 
-__all__ = ["MOST_OF_A_FILE", "ModelMerger", "is_classifier"]
-
-# of one file of weights: what hubs and copying tools are used to; transformers since 5 writes up to 50 GB
-MOST_OF_A_FILE = "5GB"
+__all__ = ["ModelMerger", "is_classifier"]
 
 
 def is_classifier(architectures: Iterable[str] | None) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.data.repeats import count_untrained, shared_text
+from verl_aiops.models.weights import MOST_OF_A_FILE
 from verl_aiops.trl.dpo_data import PairSampler, on_disk, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import DPOTraining
 from verl_aiops.trl.dpo_start import check_fit, load_model, require_recent_trl
@@ -248,7 +249,7 @@ def _write(model, settings: DPOTraining, made: Path, rows: list[dict], result: T
 
     # TRL's trainer turns it off; whoever generates with the model wants it on
     model.config.use_cache = True
-    model.save_pretrained(made)
+    model.save_pretrained(made, max_shard_size=MOST_OF_A_FILE)
     # as it was, without what TRL sets on the one it trains with
     load_tokenizer(settings.model).save_pretrained(made)
     try:

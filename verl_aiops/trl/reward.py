@@ -16,6 +16,7 @@ import numpy as np
 from verl_aiops.data.repeats import shared_text
 from verl_aiops.evaluation.stats.calibration import STATS, Calibration, calibrate, stats_of, write_stats
 from verl_aiops.models.card import USE_CLASSIFIER
+from verl_aiops.models.weights import MOST_OF_A_FILE
 from verl_aiops.trl.extra import (
     TrainingError,
     check_folder,
@@ -212,7 +213,7 @@ def _write(
     note: dict,
 ) -> None:
     trainer.model.config.num_labels = 1
-    trainer.model.save_pretrained(made)
+    trainer.model.save_pretrained(made, max_shard_size=MOST_OF_A_FILE)
     tokenizer.save_pretrained(made)
     log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     (made / "train_log.jsonl").write_text(log, encoding="utf-8")

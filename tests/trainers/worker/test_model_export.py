@@ -29,10 +29,10 @@ def _both_ways(worker, folder):
 
 def _write(write_model, save_checkpoint, folder):
     """Both ways, in files of 40 KB."""
-    from verl_aiops.models import merger
+    from verl_aiops.models import merger, weights
     from verl_aiops.models.folders import merge_checkpoint
 
-    merger.MOST_OF_A_FILE = "40KB"
+    merger.MOST_OF_A_FILE = weights.MOST_OF_A_FILE = "40KB"
     first = torch.distributed.get_rank() == 0
     ours, actor = Path(folder, "ours"), Path(folder, "actor")
     if first:
