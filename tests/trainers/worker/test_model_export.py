@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from worker_harness import run_ranks, run_workers
+from worker_harness import run_workers
 
 
 def _both_ways(worker, folder):
@@ -54,7 +54,6 @@ def _by_fsdp1(model_dir, folder):
 
     from verl_aiops.trainers.worker.model_export import ModelExport
 
-    torch.distributed.init_process_group("gloo")
     world = torch.distributed.get_world_size()
     model = FullyShardedDataParallel(
         AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
@@ -89,12 +88,21 @@ def _same(folder):
     return names
 
 
-def test_the_model_of_fsdp1_is_that_of_a_checkpoint(tiny_model_dir, tmp_path):
-    run_ranks(2, _by_fsdp1, str(tiny_model_dir), str(tmp_path))
+def _by_two(worker, model_dir, folder):
+    _both_ways(worker, f"{folder}/lora")
+    _by_fsdp1(model_dir, f"{folder}/fsdp1")
+
+
+@pytest.mark.slow
+def test_the_model_of_one_worker_is_that_of_its_checkpoint(tiny_model_dir, tmp_path):
+    run_workers(tiny_model_dir, 1, _both_ways, str(tmp_path))
     _same(tmp_path)
 
 
-@pytest.mark.parametrize("world, options", [(1, {}), (2, {"lora_rank": 4})], ids=["one worker", "two with LoRA"])
-def test_the_model_is_that_of_a_checkpoint(world, options, tiny_model_dir, tmp_path):
-    run_workers(tiny_model_dir, world, _both_ways, str(tmp_path), **options)
-    assert ("lora_adapter/adapter_model.safetensors" in _same(tmp_path)) == ("lora_rank" in options)
+def test_the_model_of_two_workers_is_that_of_their_checkpoint(tiny_model_dir, tmp_path):
+    """FSDP2 with adapters, and FSDP1."""
+    for name in ("lora", "fsdp1"):
+        (tmp_path / name).mkdir()
+    run_workers(tiny_model_dir, 2, _by_two, str(tiny_model_dir), str(tmp_path), lora_rank=4)
+    assert "lora_adapter/adapter_model.safetensors" in _same(tmp_path / "lora")
+    assert "lora_adapter" not in _same(tmp_path / "fsdp1")

@@ -40,6 +40,7 @@ def _gone_on_from(model_dir, folder):
     return found
 
 
+@pytest.mark.slow
 def test_either_engine_goes_on_from_a_checkpoint_of_either(tiny_model_dir, tmp_path):
     (found,) = run_ranks(1, _gone_on_from, tiny_model_dir, str(tmp_path))
     for (writer, reader), changes in found.items():
