@@ -111,15 +111,11 @@ def _transcripts(runs: Mapping[str, list[list[Line]]], baselines: Sequence[str])
     last, before = models[-1], [label for label in _BEFORE if label in models[:-1]]
     common = [name for name in by_case[last] if all(name in own for own in by_case.values())]
 
-    def rank(name: str) -> tuple[float, ...]:
-        """Right after training, wrong before it, and by how much the reward rose."""
-        after = by_case[last][name]
-        earlier = [by_case[label][name] for label in before]
-        return (
-            -after["score"]["acc_main"],
-            sum(line["score"]["acc_main"] for line in earlier),
-            sum(line["score"]["score"] for line in earlier) - after["score"]["score"],
-        )
+    def rank(name: str) -> tuple[float, float]:
+        """How often it was right before training, and by how much the reward fell since."""
+        earlier = [by_case[label][name]["score"] for label in before]
+        fell = sum(score["score"] for score in earlier) - by_case[last][name]["score"]["score"]
+        return sum(score["acc_main"] for score in earlier), fell
 
     name = min(common, key=rank)
     known = by_case[last][name]["ground_truth"]

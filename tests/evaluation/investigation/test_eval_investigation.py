@@ -1,6 +1,7 @@
 """Evaluations of investigations: metrics, both backends, files, comparison, and preference data made of them."""
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,27 @@ def test_an_evaluation_and_its_table(tmp_path):
         file.write("{}\n")
     with pytest.raises(EvaluationError, match="line 25: id: missing"):
         read_investigations(tmp_path / "eval" / "generations.jsonl")
+
+
+def test_slices_stand_below_the_table_where_there_are_several(tmp_path):
+    asked = [replace(question(f"case-{n}"), part=("real", "simulated")[n % 2]) for n in range(6)]
+
+    class ByPart(Scripted):
+        def investigate(self, jobs, done):
+            for job in jobs:
+                self.scripts = (GOOD if job.question.part == "real" else BAD,)
+                super().investigate([job], done)
+
+    table, _ = evaluate_investigations(asked, ByPart(), tmp_path / "eval", {}, {})
+    by = json.loads((tmp_path / "eval" / "summary.json").read_text())["by"]
+    assert list(by) == ["part"] and {name: one["cases"] for name, one in by["part"].items()} == {
+        "real": 3,
+        "simulated": 3,
+    }
+    assert [by["part"][name]["model"]["acc_main"]["value"] for name in ("real", "simulated")] == [1, 0]
+    assert "by part" in table and "by source" not in table
+    (real,) = (line for line in table.splitlines() if line.startswith("real "))
+    assert "100.0 %" in real
 
 
 def test_too_many_failures_are_a_fault(tmp_path):

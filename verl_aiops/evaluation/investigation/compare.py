@@ -11,7 +11,16 @@ import numpy as np
 
 from verl_aiops.evaluation.compare.read_runs import label_and_path
 from verl_aiops.evaluation.errors import EvaluationError
-from verl_aiops.evaluation.investigation.evaluate import Line, held, read_investigations, shown, summarise, values
+from verl_aiops.evaluation.investigation.evaluate import (
+    SLICES,
+    Line,
+    by_slice,
+    held,
+    read_investigations,
+    shown,
+    summarise,
+    values,
+)
 from verl_aiops.evaluation.investigation.metrics import METRICS
 from verl_aiops.evaluation.investigation.report import SLICED, html_of_investigations, plots_of_investigations
 from verl_aiops.evaluation.report.plots import need_matplotlib
@@ -23,7 +32,6 @@ from verl_aiops.inputs.json_text import JsonFault, read_object_file
 __all__ = ["compare_investigations", "of_investigations"]
 
 _FILES = ("report.html", "comparison.json", "table.txt", "differences.svg", "slices.svg")
-_SLICES = ("part", "source", "lang")
 
 
 def of_investigations(runs: Sequence[str]) -> bool:
@@ -69,7 +77,7 @@ def compare_investigations(
         raise EvaluationError("two runs have one label; give each its own: LABEL=FOLDER")
     first, *others = lines
     result = _compared(lines, seed)
-    result["slices"] = {key: some for key in _SLICES if len(some := _sliced(lines, key, seed)) > 1}
+    result["slices"] = {key: some for key in SLICES if len(some := _sliced(lines, key, seed)) > 1}
     table = _render(result, first, others)
     drawn = plots_of_investigations(result) if plots else []
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,12 +104,10 @@ def _compared(lines: Mapping[str, Sequence[Line]], seed: int) -> dict[str, Any]:
 
 def _sliced(lines: Mapping[str, Sequence[Line]], key: str, seed: int) -> dict[str, Any]:
     """The comparison of each slice that all runs have cases of."""
+    slices = {label: by_slice(some, key) for label, some in lines.items()}
     found = {}
-    names = [{str(line.get(key) or "unknown") for line in own} for own in lines.values()]
-    for name in sorted(set.intersection(*names)):
-        own = {
-            label: [line for line in some if str(line.get(key) or "unknown") == name] for label, some in lines.items()
-        }
+    for name in sorted(set.intersection(*(set(own) for own in slices.values()))):
+        own = {label: some[name] for label, some in slices.items()}
         cases = len({line["id"] for line in next(iter(own.values()))})
         found[name] = {"cases": cases, **_compared(own, seed)}
     return found

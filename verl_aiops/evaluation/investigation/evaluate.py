@@ -25,9 +25,22 @@ from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.investigation.rules import rule_verdict
 from verl_aiops.rewards.aiops_investigation import compute_score, read_verdict
 
-__all__ = ["Line", "evaluate_investigations", "read_investigations", "rule_lines", "said_lines", "shown", "summarise"]
+__all__ = [
+    "SLICES",
+    "Line",
+    "by_slice",
+    "evaluate_investigations",
+    "read_investigations",
+    "rule_lines",
+    "said_lines",
+    "shown",
+    "summarise",
+]
 
 Line = dict[str, Any]
+SLICES = ("part", "source", "lang")
+"""Keys of a line by which cases are told apart; shown where they have more than one value."""
+_OF_SLICES = ("acc_main", "any_service")
 
 
 def line_of(job: CaseJob, made: Investigated, reward: Mapping[str, Any]) -> Line:
@@ -138,6 +151,7 @@ def evaluate_investigations(
             "counts": {"asked": len(jobs), "failed": failed},
             "model": summarise(lines, seed),
             "rule": summarise(rule, seed),
+            "by": {key: some for key in SLICES if len(some := _by(lines, rule, key, seed)) > 1},
         }
         table = _render(summary, len(questions), samples)
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -224,6 +238,26 @@ def summarise(lines: Sequence[Line], seed: int) -> dict[str, Any]:
     return {name: mean._asdict() if hasattr(mean, "_asdict") else asdict(mean) for name, mean in zip(METRICS, means)}
 
 
+def by_slice(lines: Sequence[Line], key: str) -> dict[str, list[Line]]:
+    """Lines by what they say under the key."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(str(line.get(key) or "unknown"), []).append(line)
+    return found
+
+
+def _by(lines: Sequence[Line], rule: Sequence[Line], key: str, seed: int) -> dict[str, Any]:
+    of_model, of_rule = by_slice(lines, key), by_slice(rule, key)
+    return {
+        name: {
+            "cases": len(of_rule[name]),
+            "model": summarise(of_model[name], seed),
+            "rule": summarise(of_rule[name], seed),
+        }
+        for name in sorted(of_model)
+    }
+
+
 def shown(value: Mapping[str, Any] | None, digits: int | None) -> str:
     """`61.2 % [54, 68]`, or a number with its interval."""
     if not value or value["value"] is None:
@@ -247,4 +281,12 @@ def _render(summary: Mapping[str, Any], cases: int, samples: int) -> str:
     for name, metric in METRICS.items():
         rule = summary["rule"].get(name) if name not in ("calls", "failed_calls", "tokens", "evidence") else None
         rows.append((metric.title, shown(summary["model"].get(name), metric.digits), shown(rule, metric.digits)))
-    return f"{head}\n{as_columns(rows)}\n"
+    tables = [f"{head}\n{as_columns(rows)}"]
+    for key, slices in summary["by"].items():
+        titles = [f"{who}: {METRICS[name].title}" for name in _OF_SLICES for who in ("model", "rule")]
+        lines = [(f"by {key}", "cases", *titles)]
+        for name, one in slices.items():
+            cells = (shown(one[who].get(key), None) for key in _OF_SLICES for who in ("model", "rule"))
+            lines.append((name, f"{one['cases']:,}", *cells))
+        tables.append(as_columns(lines))
+    return "\n\n".join(tables) + "\n"
