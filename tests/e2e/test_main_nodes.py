@@ -100,7 +100,9 @@ def test_a_killed_node_ends_the_run_with_the_reason_and_the_next_start_goes_on(c
     finally:
         run.kill()
     said = (killed / "log").read_text()
-    (told,) = [line for line in said.splitlines() if line.startswith("verl-aiops: error: ")]
+    told = [line for line in said.splitlines() if line.startswith("verl-aiops: error: ")]
+    assert len(told) == 1, said[-6000:]
+    (told,) = told
     assert "of the Ray cluster died" in told and "Last checkpoint: " in told and "global_step_" in told
     assert "Traceback (most recent call last)" not in said.rpartition("verl-aiops: error: ")[2]
 

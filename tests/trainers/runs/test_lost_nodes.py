@@ -47,7 +47,10 @@ def test_the_node_is_named_once_ray_knows(clock):
     [
         RESET,
         type("ActorDiedError", (Exception,), {})("The actor died unexpectedly before finishing this task."),
-        type("ActorUnavailableError", (Exception,), {})("The actor is unavailable"),
+        type("ActorUnavailableError", (Exception,), {})("The actor 0f80dada is unavailable: RpcError: Socket closed"),
+        RuntimeError("ray::WorkerDict.actor_update(): The actor 0f80dada is temporarily unavailable"),
+        type("WorkerCrashedError", (Exception,), {})("The worker died unexpectedly while executing this task."),
+        type("NodeDiedError", (Exception,), {})("The node failed"),
         RuntimeError("NCCL error: remote process exited or there was a network error"),
         RuntimeError("Broken pipe"),
     ],

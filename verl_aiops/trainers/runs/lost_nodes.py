@@ -15,8 +15,8 @@ __all__ = ["alive_nodes", "lost_nodes"]
 
 _NOTICED = 40.0  # seconds; Ray asks a node five times, every three, before it gives it up
 _ENDS = re.compile(
-    r"connection (reset|closed|refused)|broken pipe|read error|timed out waiting|remote process exited"
-    r"|actor (is )?(died|dead|unavailable)|worker (died|crashed)|workercrashed|node .{0,80}(died|dead|failed)",
+    r"(connection|socket) (reset|closed|refused)|broken pipe|read error|timed out waiting|remote process exited"
+    r"|(actor|worker|node)( \w+)?( is)?( temporarily)? ?(died|dead|crashed|unavailable|failed)",
     re.I,
 )
 
