@@ -128,6 +128,13 @@ class PreferenceConfig(losses.LossSettings, TrainerSettings):
         "model; `auto`: the first where the model allows it. The run says which and why.",
         choices=LOGPROB_BACKENDS,
     )
+    router_aux_loss_coef: float = setting(
+        0.0,
+        "of a mixture of experts: factor of the loss that keeps its routers from sending all tokens to few experts "
+        "(arXiv 2101.03961, eq. 4 to 6). 0 leaves it out, as verl does; TRL takes the model's own, mostly 0.001. Needs "
+        "`logprob_backend=shared_prompt`.",
+        within="[0, inf)",
+    )
     export_model: bool = setting(
         True,
         "write `trainer.default_local_dir/huggingface` at the end (bfloat16, in files of up to 5 GB, by verl's model "

@@ -29,6 +29,7 @@ class PreferenceTraining(PreferenceCheckpoints):
             loss_settings=self.dpo.loss_settings(),
             ld_alpha=self.dpo.ld_alpha,
             importance_clip=getattr(self.dpo, "importance_clip", None),
+            router_aux_loss_coef=self.dpo.router_aux_loss_coef,
         )
         self.actor_rollout_wg.set_loss_fn(objective)
         self.check_weights(f"of {self.config.actor_rollout_ref.model.path}")

@@ -38,18 +38,29 @@ class SharedLayout:
       its id, and its place in the flat answers of all rows. Sorted by source.
     - ``sources_on_host``, ``label_sources_on_host``: NumPy arrays of the two, which `to` leaves where they are.
     - ``answer_tokens``: length of the flat answers.
+    - ``token_weights`` (tokens,) float32: the sum of the weights of the rows that each token stands in; None without
+      weights.
     - ``split``: this worker's part of the sequence where several have one together (`sequence_parallel.Split`), which
       whoever puts the layout before the model sets.
 
     A plain class and no dataclass: FSDP copies dataclasses that it finds among a model's arguments.
     """
 
-    def __init__(self, prompts: Sequence[torch.Tensor], answers: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]):
+    def __init__(
+        self,
+        prompts: Sequence[torch.Tensor],
+        answers: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor],
+        *,
+        row_weights: Sequence[float] | None = None,
+    ):
         """
         Args:
             prompts: (length,) ids of each row, one token at least.
             answers: (length,) ids of each row's answer; may be empty.
             masks: (answer length,) more than 0 where the answer's token has a label.
+            row_weights: how often each row counts, where something of all tokens is asked for; the last token of a row
+                is an input then too.
         """
         self._ids: list[np.ndarray] = []
         self._positions: list[np.ndarray] = []
@@ -62,9 +73,10 @@ class SharedLayout:
         # by their tokens, not by which pair or group they belong to; without the last token, which predicts nothing
         rows = [torch.cat(row).numpy() for row in zip(prompts, answers, strict=True)]
         # where no row has more than that one token, the model still needs an input
-        if any(len(row) > 1 for row in rows):
+        if row_weights is None and any(len(row) > 1 for row in rows):
             rows = [row[:-1] for row in rows]
         places = self._lay_out(rows)
+        self.token_weights = None if row_weights is None else self._weights_of(places, row_weights)
 
         predicted_from, ids, slots = [], [], []
         self.answer_tokens = 0
@@ -123,6 +135,12 @@ class SharedLayout:
             for branch in reversed(list(zip(borders, borders[1:]))):
                 open_stretches.append((*branch, start, before, ancestors))
         return [places[name] for name in names]
+
+    def _weights_of(self, places: list[np.ndarray], row_weights: Sequence[float]) -> torch.Tensor:
+        weights = np.zeros(self._tokens, np.float32)
+        for place, weight in zip(places, row_weights, strict=True):
+            weights[place] += weight
+        return torch.from_numpy(weights)
 
     def _add_segment(
         self, ids: np.ndarray, before: np.ndarray, ancestors: tuple[int, ...]

@@ -17,6 +17,7 @@ from verl_aiops.trainers.batch import AnswerBatch, nested
 from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import head_gives_log_probs, head_gives_scores
 from verl_aiops.trainers.logprobs.layout import SharedLayout
+from verl_aiops.trainers.logprobs.router import RouterBalance
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 from verl_aiops.trainers.logprobs.sequence_parallel import Split
 
@@ -27,7 +28,12 @@ _OWN_ATTENTION: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
 
 def shared_answer_log_probs(
-    module: torch.nn.Module, batch: TensorDict, *, packed: bool, device: torch.device | str
+    module: torch.nn.Module,
+    batch: TensorDict,
+    *,
+    packed: bool,
+    device: torch.device | str,
+    router: RouterBalance | None = None,
 ) -> torch.Tensor:
     """All rows of a micro-batch as one sequence in which rows with one prompt share it.
 
@@ -36,6 +42,7 @@ def shared_answer_log_probs(
         batch: nested ``prompts``, ``responses`` and ``response_mask``.
         packed: without a meaning here, there is never padding.
         device: where the model computes.
+        router: gets the routers' loss of the rows that count.
 
     Returns:
         nested (rows, answer length), float32; 0 where ``response_mask`` is 0.
@@ -50,9 +57,9 @@ def shared_answer_log_probs(
         if company.each_length:
             forget_lengths(module)
     # whatever goes to the GPU goes before the forward pass: afterwards a copy waits for it
-    layout = SharedLayout(*columns).to(device)
+    layout = SharedLayout(*columns, row_weights=None if router is None else answers.counted.tolist()).to(device)
     offsets = answers.responses.offsets().to(device, non_blocking=True)
-    values = label_values(module, layout)
+    values = label_values(module, layout, router=router)
     flat = values.new_zeros(layout.answer_tokens).index_copy(0, layout.slots, values)
     return torch.nested.nested_tensor_from_jagged(flat, offsets)
 
@@ -64,6 +71,7 @@ def label_values(
     temperature: float = 1.0,
     entropy: bool = False,
     entropy_gradient: bool = True,
+    router: RouterBalance | None = None,
 ) -> torch.Tensor:
     """What the model says of a layout's labels.
 
@@ -73,6 +81,7 @@ def label_values(
         temperature: that logits are divided by.
         entropy: whether entropies are wanted too.
         entropy_gradient: whether they are trained on, and not only logged.
+        router: gets the routers' loss of the layout's rows; not where workers have the sequence together.
 
     Returns:
         (labels,) log-probs, or with ``entropy`` (labels, 2) log-probs and entropies; float32, nats.
@@ -89,7 +98,13 @@ def label_values(
             sources_on_host=layout.label_sources_on_host,
             **settings,
         ):
-            return module(**_inputs(layout)).logits
+            if router is None:
+                return module(**_inputs(layout)).logits
+            output = module(**_inputs(layout), **router.arguments)
+        router.take(model, output, layout.token_weights)
+        return output.logits
+    if router is not None:
+        raise NotImplementedError("the routers' loss is not computed over several workers' parts of a sequence")
     with head_gives_log_probs(
         model,
         layout.sources[split.sources] - split.first,

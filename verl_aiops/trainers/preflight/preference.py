@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig
 
 from verl_aiops.seam.elsewhere import is_neo
 from verl_aiops.trainers.config import ConfigError, DPOConfig, OnlineDPOConfig
+from verl_aiops.trainers.logprobs.router import ROUTED_MODELS
 from verl_aiops.trainers.logprobs.support import longest_pair, settle_backend
 from verl_aiops.trainers.preflight.backend import check_not_ours
 from verl_aiops.trainers.preflight.basics import check_numbers
@@ -86,6 +88,29 @@ def check_backend(config: DictConfig, run: Run) -> None:
         run.settings = type(run.settings).from_config(config)
     if sequence_parallel_size(config) > 1:
         _check_sequence_parallelism(config, run)
+    if getattr(run.settings, "router_aux_loss_coef", 0.0):
+        _check_router(config, run)
+
+
+def _check_router(config: DictConfig, run: Run) -> None:
+    section, settings = config.actor_rollout_ref.model, run.settings
+    key = f"{settings.section}.router_aux_loss_coef={settings.router_aux_loss_coef}"
+    kind = AutoConfig.from_pretrained(section.path, trust_remote_code=section.trust_remote_code).model_type
+    if kind not in ROUTED_MODELS:
+        raise ConfigError(
+            f"{key}: models of type {kind!r} have no routers whose loss was compared with transformers' "
+            f"({', '.join(ROUTED_MODELS)} have). Remove it."
+        )
+    if settings.logprob_backend != "shared_prompt":
+        raise ConfigError(
+            f"{key}: computed with {settings.section}.logprob_backend=shared_prompt alone, and it is "
+            f"{settings.logprob_backend}. Remove one of them."
+        )
+    if sequence_parallel_size(config) > 1:
+        raise ConfigError(
+            f"{key}: not computed where workers have a sequence together. Remove it, or set "
+            "ulysses_sequence_parallel_size=1."
+        )
 
 
 def _check_sequence_parallelism(config: DictConfig, run: Run) -> None:

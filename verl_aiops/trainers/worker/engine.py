@@ -23,10 +23,11 @@ from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.config import PREFERENCE_MODEL_TYPE
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+from verl_aiops.trainers.logprobs.router import RouterBalance
 from verl_aiops.trainers.runs.finite import names_not_finite
 from verl_aiops.trainers.worker.model_export import ModelExport
 from verl_aiops.trainers.worker.module import FastModule
-from verl_aiops.trainers.worker.objective import columns_for_loss
+from verl_aiops.trainers.worker.objective import ROUTER_LOSS, columns_for_loss
 from verl_aiops.trainers.worker.optimizer import use_settings
 from verl_aiops.verl_patches.micro_batches import PLANNED
 
@@ -181,16 +182,18 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             columns = columns_for_loss(micro_batch, get_device_id())
             if self._kl is not None:
                 columns["kl"] = self._kl.expand(len(micro_batch))
+        router = RouterBalance() if getattr(loss_function, "router_aux_loss_coef", 0.0) else None
         with self._autocast():
-            values = backend(self.module, micro_batch, packed=packed, device=get_device_id())
+            # of the backends `shared_prompt` alone computes the routers' loss, as the check before Ray sees to
+            more = {} if router is None else {"router": router}
+            values = backend(self.module, micro_batch, packed=packed, device=get_device_id(), **more)
         # autocast ends here: sums and losses are float32
         model_output = {self._gives: values}
         if loss_function is None:
             loss, metrics = torch.zeros((), device=get_device_name()), {}
         else:
-            loss, metrics = loss_function(
-                model_output=model_output, data=columns, dp_group=self.get_data_parallel_group()
-            )
+            given = model_output if router is None else {**model_output, ROUTER_LOSS: router.loss}
+            loss, metrics = loss_function(model_output=given, data=columns, dp_group=self.get_data_parallel_group())
         output = {"model_output": detach_tree(model_output), "loss": loss.detach(), "metrics": metrics}
         return loss, output
 

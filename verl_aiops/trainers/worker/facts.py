@@ -129,6 +129,11 @@ class PairFacts:
         return scales
 
     @property
+    def examples(self) -> int:
+        """Of the micro-batch, those that count."""
+        return self.pairs + self.singles + len(self.lists)
+
+    @property
     def answers_have_margins(self) -> bool:
         """Where nothing else does, and there are both verdicts: the difference of their mean rewards."""
         answers = self.global_yes + self.global_no

@@ -23,7 +23,11 @@ from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.worker.facts import METRICS, PairFacts
 from verl_aiops.trainers.worker.late_sums import partial_sums
 
-__all__ = ["METRICS", "PairFacts", "PreferenceObjective", "columns_for_loss"]
+__all__ = ["METRICS", "ROUTER_LOSS", "PairFacts", "PreferenceObjective", "columns_for_loss"]
+
+
+# what the engine puts into the model's output where routers are trained on, and the metric of it
+ROUTER_LOSS = "router/aux_loss"
 
 
 def _padded(values: torch.Tensor, width: int) -> torch.Tensor:
@@ -76,11 +80,15 @@ class PreferenceObjective:
             constant, where r is an answer's probability under the policy over that under the policy that sampled it.
             Truncated importance sampling (Ionides 2008, "Truncated Importance Sampling", JCGS 17(2)) for pairs that
             are no longer on-policy: several mini-batches or epochs per rollout.
+        router_aux_loss_coef: the factor of the routers' loss in a mixture of experts. It is that of each micro-batch
+            (a product of two means over its tokens), weighted by its share of the mini-batch's examples, as it is
+            wherever gradients are accumulated.
     """
 
     loss_settings: dict[str, Any] = field(default_factory=dict)
     ld_alpha: float | None = None
     importance_clip: float | None = None
+    router_aux_loss_coef: float = 0.0
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group=None) -> tuple[torch.Tensor, dict]:
         facts = tu.get_non_tensor_data(data, key="pair_facts", default=None) or PairFacts.of(data)
@@ -101,9 +109,21 @@ class PreferenceObjective:
         values = [value for _, value in terms]
         if not terms:
             # a graph to the model's output all the same: a worker without a gradient would leave the others waiting
-            return policy.sum() * 0.0, partial_sums(values, scales, policy)
+            nothing = self._of_router(model_output, facts, 0.0, policy)
+            return policy.sum() * 0.0, partial_sums(values, scales, policy) | nothing
         loss = torch.stack([losses.sum() for losses, _ in terms]).sum() if len(terms) > 1 else terms[0][0].sum()
-        return loss * (data["dp_size"] / facts.global_pairs), partial_sums(values, scales, policy)
+        scale = data["dp_size"] / facts.global_pairs
+        if ROUTER_LOSS in model_output:
+            loss = loss + self.router_aux_loss_coef * facts.examples * model_output[ROUTER_LOSS]
+        return loss * scale, partial_sums(values, scales, policy) | self._of_router(model_output, facts, scale, policy)
+
+    @staticmethod
+    def _of_router(model_output: dict, facts: PairFacts, scale: float, like: torch.Tensor) -> dict:
+        """The routers' loss as a mean over the mini-batch's examples."""
+        if ROUTER_LOSS not in model_output:
+            return {}
+        value = facts.examples * model_output[ROUTER_LOSS].detach().reshape(1)
+        return partial_sums([{ROUTER_LOSS: value}], {ROUTER_LOSS: scale}, like)
 
     def _pairs(
         self,
