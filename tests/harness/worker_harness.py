@@ -20,6 +20,7 @@ WORKER_DEFAULTS = {
     "clip_grad": 1e9,
     # workers that have a sequence together
     "ulysses": 1,
+    "activation_offload": False,
     # of the engine registry; None for the preference engine
     "model_type": None,
 }
@@ -42,6 +43,7 @@ def build_worker(model_dir, **options):
                 # verl's engine wants it with sequence parallelism
                 use_remove_padding=options["ulysses"] > 1,
                 enable_gradient_checkpointing=options["gradient_checkpointing"],
+                enable_activation_offload=options["activation_offload"],
                 override_config={"attn_implementation": "sdpa"},
                 lora_rank=options["lora_rank"],
             ),

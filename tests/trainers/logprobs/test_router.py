@@ -107,7 +107,7 @@ def test_the_objective_adds_it_by_the_share_of_the_examples_that_count():
     assert float(torch.autograd.grad(loss, aux)[0]) == pytest.approx(0.1 * 2)
 
 
-def _checked(folder, kind, backend, workers=1):
+def _checked(folder, kind, backend, workers=1, **model):
     from omegaconf import OmegaConf
 
     from verl_aiops.trainers.preflight.checks import Run
@@ -121,7 +121,8 @@ def _checked(folder, kind, backend, workers=1):
             "data": {"max_prompt_length": 10, "max_response_length": 3},
             "actor_rollout_ref": {
                 "actor": {"ulysses_sequence_parallel_size": workers, "fsdp_config": {"mixed_precision": None}},
-                "model": {"path": str(folder), "use_shm": False, "trust_remote_code": False, "use_liger": False},
+                "model": {"path": str(folder), "use_shm": False, "trust_remote_code": False, "use_liger": False}
+                | {"enable_gradient_checkpointing": True, **model},
             },
         }
     )
@@ -146,3 +147,8 @@ def test_where_it_cannot_be_computed_the_run_is_refused(tmp_path, kind, backend,
         return _checked(tmp_path, kind, backend, workers)
     with pytest.raises(ConfigError, match=f"algorithm.dpo.router_aux_loss_coef=0.01: .*{why}"):
         _checked(tmp_path, kind, backend, workers)
+
+
+def test_layers_whose_routers_keep_no_graph_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="enable_activation_offload=True: verl's checkpointing.* keeps no graph"):
+        _checked(tmp_path, "qwen3_moe", "auto", enable_activation_offload=True)

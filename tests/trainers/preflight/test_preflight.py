@@ -1,6 +1,7 @@
 """What happens to a run's configuration before Ray starts: defaults where the user said nothing, one clear error."""
 
 import copy
+import json
 import sys
 
 import pytest
@@ -9,9 +10,9 @@ from prepared import prepare_offline
 
 from verl_aiops.platform.cluster import ClusterError
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.preflight import defaults, offline
+from verl_aiops.trainers.preflight import basics, defaults, offline
 from verl_aiops.trainers.preflight import entry as preflight
-from verl_aiops.trainers.preflight.checks import Check
+from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, apply_defaults, data_parallel_size, user_keys
 
 pytestmark = pytest.mark.usefixtures("platform")
@@ -270,6 +271,14 @@ def test_a_budget_of_one_pair_is_fit_for_dynamic_batches(run):
 def test_a_folder_that_is_no_model_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="the folder has no config.json"):
         prepare_offline(*run(**{f"{MODEL}.path": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("method, refused", [("bitsandbytes", True), ("gptq", True), ("mxfp4", False)])
+def test_quantised_weights_that_no_engine_loads_are_refused_before_ray(tmp_path, method, refused):
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
+    config = OmegaConf.create({"actor_rollout_ref": {"model": {"path": str(tmp_path)}}})
+    faults = basics.check_model(config, Run(kind="dpo", given=set()))
+    assert [f"weights are quantised ({method})" in fault for fault in faults] == [True] * refused
 
 
 def test_a_model_without_tokenizer_is_refused(run, tmp_path, tiny_model_dir):

@@ -1,5 +1,6 @@
 """Workers that have a sequence together (Ulysses): loss and gradients are those of workers with whole rows."""
 
+import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from preference_parts import PAIRS, _group_part, _loss_and_gradients, _part, _single_part
 from rl_parts import actor_config, batch_of, critic_config, engine_of, loss_and_gradients, outputs, rows_of
+from tiny import make_tiny_model
 from worker_harness import build_worker, run_ranks
 
 ROWS = rows_of(prompts=4)
@@ -21,8 +23,8 @@ SPLITS = {
 }
 
 
-def _preferences(model_dir, workers, ulysses):
-    worker = build_worker(model_dir, ulysses=ulysses, gradient_checkpointing=True)
+def _preferences(model_dir, workers, ulysses, **options):
+    worker = build_worker(model_dir, ulysses=ulysses, gradient_checkpointing=True, **options)
     # those that have different rows
     sharers = SimpleNamespace(world_size=workers // ulysses, rank=worker.engine.get_data_parallel_rank())
     return {
@@ -65,18 +67,39 @@ def _policy_and_critic(model_dir, workers, ulysses):
     return found
 
 
+class _Stream:
+    """Of a device that does one thing after another, which a CPU is."""
+
+    def wait_stream(self, other):
+        pass
+
+
+def _offloads_on_cpu():
+    """verl moves activations on streams of a GPU, into pinned memory; neither is there."""
+    from verl.utils import activation_offload
+    from verl.utils.device import get_torch_device
+
+    device, handler = get_torch_device(), activation_offload.SynchronizedGroupOffloadHandler
+    device.Stream, device.current_stream, device.stream = _Stream, _Stream, lambda _: contextlib.nullcontext()
+    handler.offload.__defaults__ = (False,)
+
+
 def _on_workers(model_dir, workers):
     torch.set_num_threads(1)
-    return [
+    found = [
         (_preferences(model_dir, workers, ulysses), _policy_and_critic(model_dir, workers, ulysses))
         for ulysses in (1, 2)
     ]
+    _offloads_on_cpu()
+    return *found, _preferences(model_dir, workers, 2, activation_offload=True)
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def found(request, tiny_model_dir):
-    """[(numbers without, numbers with), ...] by worker."""
-    return run_ranks(request.param, _on_workers, str(tiny_model_dir), request.param)
+def found(request, tmp_path_factory):
+    """[(numbers without, numbers with, numbers with activations kept on the host), ...] by worker."""
+    # verl moves activations of three layers and more
+    folder = make_tiny_model(tmp_path_factory.mktemp("three_layers"), layers=3)
+    return run_ranks(request.param, _on_workers, str(folder), request.param)
 
 
 def _same(gradients, expected):
@@ -87,7 +110,7 @@ def _same(gradients, expected):
 
 
 def test_preference_losses_and_gradients_are_those_without(found):
-    for (alone, _), (together, _) in found:
+    for (alone, _), (together, _), _ in found:
         assert alone.keys() == together.keys()
         for name, (loss, gradients, metrics) in alone.items():
             assert together[name][0] == pytest.approx(loss, rel=1e-5), name
@@ -98,7 +121,7 @@ def test_preference_losses_and_gradients_are_those_without(found):
 
 
 def test_policies_and_critics_are_those_without(found):
-    for (_, alone), (_, together) in found:
+    for (_, alone), (_, together), _ in found:
         for model_type, by_rows in alone.items():
             for name, (_, loss, gradients) in by_rows.items():
                 assert together[model_type][name][1] == pytest.approx(loss, rel=1e-5), (model_type, name)
@@ -116,3 +139,10 @@ def test_one_of_the_workers_gives_the_numbers_of_every_row(found):
                 assert len(alone) == len(together) == len(rows)
                 for (_, _, mask), row, other in zip(rows, alone, together, strict=True):
                     np.testing.assert_allclose(other[mask > 0], row[mask > 0], rtol=0, atol=2e-5)
+
+
+def test_activations_on_the_host_change_nothing(found):
+    for _, (together, _), offloaded in found:
+        for name, (loss, gradients, _) in together.items():
+            assert offloaded[name][0] == loss, name
+            _same(offloaded[name][1], gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from numbers import Real
 
@@ -50,6 +51,7 @@ _CLUSTER = {
     **dict.fromkeys(("ray_kwargs.ray_init.num_cpus", "ray_kwargs.ray_init.num_gpus"), (0, True)),
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": (0, True),
 }
+_QUANTISED = ("bitsandbytes", "gptq", "awq")
 _TEXTS = (
     *(f"{_MODEL}.{name}" for name in ("lora_adapter_path", "tokenizer_path", "custom_chat_template")),
     *("data.prompt_key", "reward.custom_reward_function.path", "trainer.default_local_dir"),
@@ -124,6 +126,8 @@ def check_model(config: DictConfig, run: Run) -> list[str]:
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "config.json")):
             return [f"{_MODEL}.path={path}: the folder has no config.json, so it is no model."]
+        if fault := _quantised(path):
+            return [fault]
         with open_dict(config):
             config.actor_rollout_ref.model.path = os.path.abspath(path)
     elif "://" in path and run.kind not in ("dpo", "rm"):
@@ -131,6 +135,23 @@ def check_model(config: DictConfig, run: Run) -> list[str]:
     elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
         return [f"{_MODEL}.path={path}: no such folder."]
     return []
+
+
+def _quantised(path: str) -> str | None:
+    """What is wrong with training on a folder's weights where they are quantised in a way that verl's engines do not
+    load: they cast a model to one dtype. mxfp4, as gpt-oss has it, transformers makes whole by itself."""
+    try:
+        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+            method = json.load(file)["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # whole weights, or told by who reads the configuration
+    if method not in _QUANTISED:
+        return None
+    return (
+        f"{_MODEL}.path={path}: its weights are quantised ({method}), which verl's engines do not load, and adapters "
+        f"on 4-bit weights (QLoRA) are not trained. Give the model that it was made from, with {_MODEL}.lora_rank for "
+        "little memory."
+    )
 
 
 def check_tokenizer(config: DictConfig, run: Run) -> None:

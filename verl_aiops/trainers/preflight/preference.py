@@ -106,6 +106,11 @@ def _check_router(config: DictConfig, run: Run) -> None:
             f"{key}: computed with {settings.section}.logprob_backend=shared_prompt alone, and it is "
             f"{settings.logprob_backend}. Remove one of them."
         )
+    if section.get("enable_activation_offload") and section.get("enable_gradient_checkpointing"):
+        raise ConfigError(
+            f"{key} with actor_rollout_ref.model.enable_activation_offload=True: verl's checkpointing of layers then "
+            "keeps no graph of the routers. Remove one of them, or set enable_gradient_checkpointing=False."
+        )
     if sequence_parallel_size(config) > 1:
         raise ConfigError(
             f"{key}: not computed where workers have a sequence together. Remove it, or set "

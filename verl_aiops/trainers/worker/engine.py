@@ -153,6 +153,9 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             return None
         estimating = (batch.estimates_kl * batch.counted > 0).tolist()
         total = torch.zeros(2, device=get_device_name())
+        # as for scoring: layers whose activations verl moves to the host expect a backward pass of each one in training
+        training = self.module.training
+        self.module.eval()
         for rows in plan:
             wanted = [at for at in rows if estimating[at]]
             part = tu.index_select_tensor_dict(data, wanted or rows[:1])
@@ -162,6 +165,7 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
             policy = output["model_output"]["answer_log_probs"].values()
             if wanted:
                 total += torch.stack([((policy - columns[0]) * columns[1]).sum(), total.new_tensor(len(wanted))])
+        self.module.train(training)
         self._reshard()
         torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
         return (total[0] / total[1].clamp(min=1)).clamp(min=0)
