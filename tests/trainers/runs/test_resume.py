@@ -516,6 +516,25 @@ def test_without_saves_the_model_alone_is_written(tmp_path, exported):
     assert len(exported) == 1 and os.listdir(tmp_path) == ["global_step_4"]
 
 
+def test_what_was_trained_is_saved_where_the_model_cannot_be_written(tmp_path, exported, monkeypatch, capsys):
+    from verl_aiops.trainers.dpo import checkpoints
+    from verl_aiops.trainers.runs.finite import NotFiniteError
+
+    def refused(error):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "export_model", lambda *_: refused(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        _Run(tmp_path / "run").fit(None)
+    assert "a checkpoint is saved instead" in capsys.readouterr().out
+    assert (tmp_path / "run" / "global_step_4" / "actor" / "weights").read_text() == "after step 4"
+    # weights that nobody can use are not saved
+    monkeypatch.setattr(checkpoints, "export_model", lambda *_: refused(NotFiniteError("nan")))
+    with pytest.raises(NotFiniteError, match="nan"):
+        _Run(tmp_path / "other").fit(None)
+    assert not (tmp_path / "other").exists()
+
+
 def test_weights_that_are_not_finite_make_no_model_either(tmp_path, exported):
     from verl_aiops.trainers.runs.finite import NotFiniteError
 

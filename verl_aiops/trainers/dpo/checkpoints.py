@@ -140,8 +140,16 @@ class PreferenceCheckpoints(NotedCheckpoints, FiniteRun, RunLog):
             self.check_weights(f"after step {self.global_steps}")
         elif self._saved != self.global_steps:
             self._save_checkpoint()
-        if self.dpo.export_model:
+        if not self.dpo.export_model:
+            return
+        try:
             self._export()
+        except Exception as error:
+            if model_alone and not isinstance(error, NotFiniteError):
+                # else nothing would be left of the run; the same command makes the model of it
+                print("verl-aiops: the model could not be written; a checkpoint is saved instead", flush=True)
+                self._save_checkpoint()
+            raise
 
     def _export(self) -> None:
         target = export_model(self._checkpoint_folder(), self.config, self.finish_export, self._write_model)

@@ -247,13 +247,21 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
         self._reshard()
 
     def write_model(self, folder: str) -> None:
-        """The weights as they are now as a plain folder of transformers; all workers take part, the first writes."""
-        kept, self.checkpoint_manager = self.checkpoint_manager, ModelExport(self.checkpoint_manager)
+        """The weights as they are now as a plain folder of transformers; all workers take part, the first writes.
+
+        Raises:
+            FileNotFoundError: the first worker does not see the folder.
+            OSError: it cannot be written.
+        """
+        kept, export = self.checkpoint_manager, ModelExport(self.checkpoint_manager)
+        self.checkpoint_manager = export
         try:
             # verl brings back what is offloaded before it saves
             self.save_checkpoint(folder)
         finally:
             self.checkpoint_manager = kept
+        if export.fault is not None:
+            raise export.fault
 
     def weights_not_finite(self) -> list[str]:
         """Names of the weights of which this rank holds a number that is NaN or infinite."""

@@ -27,6 +27,8 @@ class ModelExport(FSDPCheckpointManager):
         manager: the engine's own.
     """
 
+    fault: Exception | None = None
+
     def __init__(self, manager: FSDPCheckpointManager):
         super().__init__(
             manager.model,
@@ -38,19 +40,22 @@ class ModelExport(FSDPCheckpointManager):
     def save_checkpoint(self, local_path: str, *args, **kwargs):
         """Write the model into the empty folder ``local_path``, in bfloat16.
 
-        Raises:
-            FileNotFoundError: the first worker, which writes, does not see the folder.
+        What goes wrong in writing is left in ``fault``: the other workers wait for the first at the end of verl's save.
         """
-        if self.rank == 0 and not os.path.isdir(local_path):
-            raise FileNotFoundError(
-                f"{local_path}: not seen on {socket.gethostname()}, where the first worker would write the model. "
-                "trainer.default_local_dir has to be a folder that all machines of the run share."
-            )
         with tempfile.TemporaryDirectory(prefix="verl-aiops-export-") as settings:
             super().save_checkpoint(settings)
             weights = dict(self._whole_weights())
-            if self.rank == 0:
+            if self.rank != 0:
+                return
+            try:
+                if not os.path.isdir(local_path):
+                    raise FileNotFoundError(
+                        f"{local_path}: not seen on {socket.gethostname()}, where the first worker would write the "
+                        "model. trainer.default_local_dir has to be a folder that all machines of the run share."
+                    )
                 write_model(weights, settings, local_path, self.trust_remote_code)
+            except Exception as error:
+                self.fault = error
 
     def _whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """By name, in bfloat16 on the CPU; all workers take part, the first alone gets any."""
