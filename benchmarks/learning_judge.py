@@ -52,7 +52,7 @@ def _last(messages: list[dict[str, Any]]) -> str:
 
 def write_lessons(pairs: Path, out: Path, seed: int = 0) -> None:
     """A preference file whose chosen answers are the verdicts that a judge should give, for SFT."""
-    from verl_aiops.rewards.model.judge import POINTWISE, prompt_of
+    from verl_aiops.rewards.model.judge_prompts import POINTWISE, prompt_of
 
     rng = random.Random(seed)
     with out.open("w", encoding="utf-8") as file:
@@ -67,7 +67,8 @@ def write_lessons(pairs: Path, out: Path, seed: int = 0) -> None:
 
 
 async def _marks(url: str, model: str, rows: list[dict[str, Any]]) -> tuple[list[tuple[Any, Any]], dict[str, float]]:
-    from verl_aiops.rewards.model.judge import Judge, JudgeError
+    from verl_aiops.rewards.model.judge import Judge
+    from verl_aiops.rewards.model.judge_prompts import JudgeError
 
     judge = Judge(url, model, max_tokens=40, attempts=3, concurrency=64)
 

@@ -132,6 +132,10 @@ without a preset; `--reward KEY=VALUE` in `verl-aiops eval`. The whole right set
 an abstention more than any verdict without a right component; weights under which it would not are refused. More:
 [investigation.md](investigation.md).
 """,
+    "A language model as the judge": """\
+Read where `reward.custom_reward_function.path=pkg://verl_aiops.rewards.model.judge_reward`. Put a `+` before each key.
+More: [reward_model.md](reward_model.md#a-language-model-as-the-judge).
+""",
     "Rule and reward model together": """\
 Read by the reward manager `aiops_combined`. With the preset `+verl_aiops=[...,combined]` write
 `reward.combined.KEY=VALUE`; without it `+reward.combined.KEY=VALUE`. The keys of the reward model's server are
@@ -440,6 +444,7 @@ def page() -> str:
     """
     from verl_aiops.rewards.investigation.settings import InvestigationSettings, read_investigation_settings
     from verl_aiops.rewards.model.combined import CombinedSettings
+    from verl_aiops.rewards.model.judge_settings import JudgeSettings
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
     from verl_aiops.rollout.tools.settings import ToolSettings
@@ -461,6 +466,7 @@ def page() -> str:
             InvestigationSettings, "reward_kwargs", read_investigation_settings, skip=("parts",)
         ),
         "Rule and reward model together": section_table(CombinedSettings),
+        "A language model as the judge": section_table(JudgeSettings),
         "The rollout `hf`": hf_table(),
         "Keys of verl that a run fills in": filled_in(),
         "Presets": [line for file in presets for line in preset_section(file)],

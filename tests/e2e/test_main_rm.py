@@ -1,18 +1,22 @@
 """verl's stock main_ppo with a reward model beside the rule, on CPU: colocated, in its own pool, and failing."""
 
+import json
 import math
+import re
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from eval_harness import completion, listening_app, serving
 from rl_runs import ONLINE, lines_of, run
 
 from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
+from verl_aiops.rollout.hf.score_server import application
 
 pytestmark = pytest.mark.e2e
 
 
-def make_reward_model(folder, poisoned=None):
+def make_reward_model(folder, poisoned=None, seed=1):
     """A tiny random reward model; texts with the token ``poisoned`` score NaN."""
     from tiny import make_tokenizer
     from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -30,7 +34,7 @@ def make_reward_model(folder, poisoned=None):
         initializer_range=0.3,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         model = LlamaForSequenceClassification(config)
     if poisoned is not None:
         with torch.no_grad():
@@ -111,6 +115,47 @@ def test_the_second_step_is_normalised_by_the_first(grpo):
     kept = json.loads((out / "global_step_2" / "reward_moments.json").read_text())
     assert kept["count"] == 32
     assert kept["total"] == pytest.approx(sum(raw) + sum(row["rm_raw"] for row in second), rel=1e-6)
+
+
+def test_an_ensemble_and_a_judge_rank_the_answers_of_one_run(data, tiny_model_dir, reward_model, tmp_path):  # noqa: F811
+    """Each through its own server; what both say of an answer is in the dumped rows, and is their servers'."""
+    other = make_reward_model(tmp_path / "other", seed=2)
+    source = pq.read_table(data / "rl.parquet").to_pylist()
+
+    def mark(text):
+        return text.count("e") % 11
+
+    def judge(body, number):
+        prompt = body["messages"][0]["content"]
+        lines = prompt.split("\n")
+        (at,) = [at for at, line in enumerate(lines) if line.endswith("===== ANSWER")]
+        word = re.findall(r"^(VERDICT-[0-9a-f]{16}):", prompt, re.M)[-1]
+        return 200, completion(f"{word}: {mark(json.loads(lines[at + 1]))}")
+
+    with listening_app(application(str(other))) as port, serving(judge) as server:
+        member = f'{{path:"{other}",address:"127.0.0.1:{port}",server:hf}}'
+        options = ["+reward.combined.mode=weighted", f"+reward.combined.members=[{member}]"]
+        options += ["+reward.combined.ensemble=mean_minus_std", "+algorithm.online_dpo.members_agree=True"]
+        options += ["reward.custom_reward_function.path=pkg://verl_aiops.rewards.model.judge_reward"]
+        kwargs = "+reward.custom_reward_function.reward_kwargs"
+        options += [f"{kwargs}.url={server.url}/chat/completions", f"{kwargs}.model=judge"]
+        options += ["trainer.total_training_steps=1", "trainer.val_before_train=False"]
+        settings = [*ONLINE, *with_rm(reward_model, *options)]
+        metrics, _ = run(data, tiny_model_dir, tmp_path / "out", *settings, estimator="online_dpo")
+    rows = lines_of(tmp_path / "out" / "rollouts" / "1.jsonl")
+    assert len(rows) == 16 and len({row["rule"] for row in rows}) > 2
+    for row in rows:
+        assert row["rule"] == pytest.approx(mark(row["round_2"]) / 10)
+    for row in rows[::5]:
+        members = [1 / (1 + math.exp(-raw_score(folder, row, source))) for folder in (reward_model, other)]
+        assert [row["rm_member_0"], row["rm_member_1"]] == pytest.approx(members, abs=1e-4)
+        spread = abs(members[0] - members[1]) / 2
+        assert row["rm_spread"] == pytest.approx(spread, abs=1e-4)
+        assert row["rm"] == pytest.approx(sum(members) / 2 - spread, abs=1e-4)
+        assert row["score"] == pytest.approx(0.5 * row["rule"] + 0.5 * row["rm"], abs=1e-5)
+    assert metrics[1]["reward/rm_failed"] == 0.0 and metrics[1]["reward/rm_spread"] > 0
+    pairs = metrics[1]["pairs/used"] + metrics[1]["pairs/members_differ"]
+    assert pairs == 4, "the members agree on a pair, or it is counted and not trained on"
 
 
 @pytest.mark.slow

@@ -63,9 +63,10 @@ class _Other:
             concurrency=settings.concurrency,
             key=os.environ.get("VERL_AIOPS_SCORER_KEY") if member.server == "hf" else None,
         )
-        moments = read_stats(member.path) if settings.normalise == "stored" else Moments()
-        room = longest_input(member.path, None)
-        return cls(client, AutoTokenizer.from_pretrained(member.path), moments, room, member.weight)
+        folder = os.path.expanduser(member.path)
+        moments = read_stats(folder) if settings.normalise == "stored" else Moments()
+        room = longest_input(folder, None)
+        return cls(client, AutoTokenizer.from_pretrained(folder), moments, room, member.weight)
 
 
 class AiopsCombinedRewardManager(AiopsMturnRewardManager):

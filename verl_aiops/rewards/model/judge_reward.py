@@ -13,15 +13,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from verl_aiops.rewards.model.judge import Judge, JudgeError, check_prompt
+from verl_aiops.rewards.model.judge import Judge
+from verl_aiops.rewards.model.judge_prompts import JudgeError
+from verl_aiops.rewards.model.judge_settings import JudgeSettings
 
 __all__ = ["compute_score"]
 
 # by event loop and settings: connections belong to a loop, and what was asked is kept
-_JUDGES: dict[tuple[int, tuple], Judge] = {}
+_JUDGES: dict[tuple[int, tuple], tuple[Judge, JudgeSettings]] = {}
+_LIMITS = ("max_tokens", "timeout_s", "deadline_s", "attempts", "backoff_s", "concurrency", "most_requests")
+_LIMITS += ("cache_size", "cache_dir")
 
 
 async def compute_score(
@@ -30,16 +33,9 @@ async def compute_score(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    model: str,
-    url: str | None = None,
-    mode: str = "pointwise",
-    prompt_file: str | None = None,
-    key_env: str = "OPENAI_API_KEY",
-    request_key: str = "incident_text",
-    reference_key: str = "answers",
     reward_router_address: str | None = None,
     reward_model_tokenizer: Any = None,
-    **limits: Any,
+    **settings: Any,
 ) -> dict[str, float]:
     """A judge's verdict on one answer.
 
@@ -47,13 +43,9 @@ async def compute_score(
         solution_str: the answer; of a dialogue with ``extra_info["turns"]`` its last text.
         extra_info: of the row; ``request_key`` has the request's text, and for ``pairwise`` ``reference_key`` an answer
             to compare with, or a list of which the last one is.
-        url, model: of the judge, see `Judge`. Without a url the run's own ``reward.reward_model`` is the judge, a
-            language model that verl serves by vLLM or SGLang (``reward_router_address``). The key is read from the
-            environment variable ``key_env``.
-        mode: ``pointwise``: a mark from 0 to 1. ``pairwise``: 1 where the answer is better than the data's own in both
-            orders, 0 where it is worse in both, else 0.5.
-        prompt_file: a prompt in place of `judge.POINTWISE` or `judge.PAIRWISE`.
-        limits: further fields of `Judge`: ``max_tokens``, ``timeout_s``, ``attempts``, ``most_requests``, ...
+        reward_router_address: of the run's own ``reward.reward_model``, the judge where there is no ``url``: a language
+            model that verl serves by vLLM or SGLang.
+        settings: the fields of `judge_settings.JudgeSettings`.
 
     Returns:
         ``score``; and for ``pairwise`` ``judge_tie`` and ``judge_same_place`` (0 or 1), whose means are logged: how
@@ -61,29 +53,24 @@ async def compute_score(
 
     Raises:
         JudgeError: no verdict.
-        ValueError: an unknown mode, a prompt that is none, or a row without what is asked for.
+        ValueError: settings that cannot work, or a row without what is asked for.
     """
-    if mode not in ("pointwise", "pairwise"):
-        raise ValueError(f"mode={mode!r}: expected pointwise or pairwise")
+    judge, asked = _judge(reward_router_address, settings)
     info = dict(extra_info or {})
-    request = info.get(request_key)
+    request = info.get(asked.request_key)
     if not isinstance(request, str) or not request.strip():
-        raise ValueError(f"extra_info[{request_key!r}] has no text to judge the answer by; set request_key")
+        raise ValueError(f"extra_info[{asked.request_key!r}] has no text to judge the answer by; set request_key")
     turns = info.get("turns")
     answer = str(list(turns)[-1]) if turns is not None and len(turns) else solution_str
-    if url is None and reward_router_address is None:
-        raise ValueError("no judge: set reward_kwargs.url, or reward.reward_model.enable=True for one that verl serves")
-    url = url or f"http://{reward_router_address}/v1/chat/completions"
-    judge = _judge(url=url, model=model, mode=mode, prompt_file=prompt_file, key=os.environ.get(key_env), **limits)
     if not answer.strip():
         raise JudgeError("an empty answer is not judged; give it its reward by the rule")
-    if mode == "pointwise":
+    if asked.mode == "pointwise":
         return {"score": await judge.rate(request, answer)}
-    reference = info.get(reference_key)
+    reference = info.get(asked.reference_key)
     if reference is not None and not isinstance(reference, str):
         reference = list(reference)[-1] if len(reference) else None
     if not isinstance(reference, str) or not reference.strip():
-        raise ValueError(f"extra_info[{reference_key!r}] has no answer to compare with; set reference_key")
+        raise ValueError(f"extra_info[{asked.reference_key!r}] has no answer to compare with; set reference_key")
     found = await judge.prefer(request, answer, reference)
     return {
         "score": found.score,
@@ -92,15 +79,16 @@ async def compute_score(
     }
 
 
-def _judge(*, mode: str, prompt_file: str | None, **settings: Any) -> Judge:
-    asked = (id(asyncio.get_running_loop()), (mode, prompt_file, *sorted(settings.items(), key=str)))
-    if asked not in _JUDGES:
-        prompt: dict[str, Any] = {}
-        if prompt_file:
-            path = Path(os.path.expanduser(prompt_file))
-            try:
-                prompt = {mode: check_prompt(path.read_text(encoding="utf-8"), mode)}
-            except OSError as error:
-                raise ValueError(f"prompt_file={prompt_file}: {error.strerror or error}") from None
-        _JUDGES[asked] = Judge(**settings, **prompt)
-    return _JUDGES[asked]
+def _judge(router: str | None, settings: Mapping[str, Any]) -> tuple[Judge, JudgeSettings]:
+    known = (id(asyncio.get_running_loop()), (router, *sorted(settings.items(), key=str)))
+    if known not in _JUDGES:
+        asked = JudgeSettings.from_section(dict(settings))
+        if asked.url is None and router is None:
+            raise ValueError(
+                "no judge: set reward_kwargs.url, or reward.reward_model.enable=True for one that verl serves"
+            )
+        url = asked.url or f"http://{router}/v1/chat/completions"
+        limits = {name: getattr(asked, name) for name in _LIMITS}
+        judge = Judge(url=url, model=asked.model, key=os.environ.get(asked.key_env), **limits, **asked.prompt())
+        _JUDGES[known] = judge, asked
+    return _JUDGES[known]

@@ -22,6 +22,7 @@ __all__ = [
     "data_files",
     "first_rows",
     "investigates",
+    "is_judge",
     "is_triage_run",
     "load_tokenizer",
     "of_triage",
@@ -82,9 +83,14 @@ def _names_triage(config: DictConfig) -> bool:
 def ours(path: str | None) -> bool:
     """Whether a reward function's path is one of this package's rules, or of the example that older guides name. The
     judge is none: it rewards any task."""
-    if str(path).endswith(_JUDGE):
+    if is_judge(path):
         return False
     return bool(path) and ("verl_aiops" in str(path) or os.path.basename(str(path)) == "aiops_mturn.py")
+
+
+def is_judge(path: str | None) -> bool:
+    """Whether a reward function's path is that of `rewards.model.judge_reward`."""
+    return str(path).endswith(_JUDGE)
 
 
 def rollout_name(config: DictConfig) -> str | None:

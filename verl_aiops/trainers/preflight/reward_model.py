@@ -8,7 +8,7 @@ import os
 from omegaconf import DictConfig
 
 from verl_aiops.trainers.preflight.checks import Check, Run
-from verl_aiops.trainers.preflight.common import COMBINED
+from verl_aiops.trainers.preflight.common import COMBINED, is_judge, triage_side
 from verl_aiops.trainers.preflight.defaults import apply_defaults
 from verl_aiops.trainers.preflight.defaults_rl import REWARD_MODEL_DEFAULTS
 
@@ -28,6 +28,12 @@ def check_code(config: DictConfig, run: Run) -> list[str]:
 def _check_alone(config: DictConfig, run: Run) -> list[str]:
     # a combination with a rule is checked by those who know the rules: `verl_aiops.trainers.triage.combined`
     return [] if config.reward.reward_manager.name == COMBINED else _without_combination(config)
+
+
+def _check_judge(config: DictConfig, run: Run) -> list[str]:
+    if not is_judge(config.reward.custom_reward_function.path):
+        return []
+    return triage_side().check_judge(config, run)
 
 
 def _code_faults(config: DictConfig) -> list[str]:
@@ -106,4 +112,5 @@ REWARD_MODEL = (
     Check(_fill_in, "defaults of the reward model"),
     Check(check_code, "code that a tokenizer brings"),
     Check(_check_alone, "the reward model", (check_code,)),
+    Check(_check_judge, "the judge"),
 )

@@ -25,9 +25,10 @@ from verl_aiops.trainers.rl.agent_loops import own_loops
 from verl_aiops.trainers.rl.prompt_rows import PromptRules
 from verl_aiops.trainers.triage.answer_trial import set_reasoning, try_right_answer
 from verl_aiops.trainers.triage.combined import check_combined, check_room
+from verl_aiops.trainers.triage.judge import check_judge
 from verl_aiops.trainers.triage.rows import RowRules
 
-__all__ = ["FILL_IN", "ROWS", "SCORING", "check_reward_settings"]
+__all__ = ["FILL_IN", "ROWS", "SCORING", "check_judge", "check_reward_settings"]
 
 
 def _fill_in(config: DictConfig, run: Run) -> None:

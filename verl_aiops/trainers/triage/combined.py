@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.rewards.model.client import ENDPOINTS, longest_input
 from verl_aiops.rewards.model.combined import CombinedSettings
+from verl_aiops.rewards.model.transform import read_stats
 from verl_aiops.rollout.hf.limits import check_reward_server
 from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.common import COMBINED, first_rows
 from verl_aiops.trainers.preflight.reward_model import verl_has_rule
+from verl_aiops.trainers.triage.judge import silent
 
 __all__ = ["check_combined", "check_room"]
 
 TRIAGE_RULE = "pkg://verl_aiops.rewards.aiops_mturn"
 INVESTIGATION_RULE = "pkg://verl_aiops.rewards.aiops_investigation"
 VERL_RULE = "pkg://verl.utils.reward_score"
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):\d{1,5}")
 NO_RULE = "pkg://verl_aiops.rewards.model.combined"
 
 
@@ -35,8 +39,14 @@ def check_combined(config: DictConfig, run: Run) -> list[str]:
             f"reward.combined.mode={settings.mode} needs a reward model: set reward.reward_model.enable=True and "
             "reward.reward_model.model_path, or reward.combined.mode=rule_only."
         )
+    mode = config.trainer.v1.trainer_mode
+    if mode.endswith("_async"):
+        faults.append(
+            f"trainer.v1.trainer_mode={mode}: answers without a score, and a reward model on the policy's devices, are "
+            f"what the trainer of sync looks after for {COMBINED}; verl's own would train on them. Set sync."
+        )
     if model.enable:
-        faults += _model_faults(config, settings)
+        faults += _model_faults(config, settings, run)
     more, rule_faults = _choose_rule(config, settings)
     run.lines += more
     return faults + rule_faults
@@ -58,7 +68,7 @@ def check_room(config: DictConfig, run: Run) -> list[str]:
     return []
 
 
-def _model_faults(config: DictConfig, settings: CombinedSettings | None) -> list[str]:
+def _model_faults(config: DictConfig, settings: CombinedSettings | None, run: Run) -> list[str]:
     model = config.reward.reward_model
     if not model.model_path:
         return ["reward.reward_model.model_path is not set: a folder written by verl-aiops train-rm, or a hub name."]
@@ -79,25 +89,52 @@ def _model_faults(config: DictConfig, settings: CombinedSettings | None) -> list
             settings.first_moments(os.path.expanduser(model.model_path))
         except ValueError as error:
             faults.append(str(error))
-    return faults + _tokenizer_faults(config)
+    faults += _tokenizer_faults("reward.reward_model.model_path", model.model_path, config)
+    return faults + (_member_faults(config, settings, run) if settings is not None else [])
 
 
-def _tokenizer_faults(config: DictConfig) -> list[str]:
-    """Whether the model's tokenizer can render a conversation."""
+def _member_faults(config: DictConfig, settings: CombinedSettings, run: Run) -> list[str]:
+    """Of the members that are served elsewhere: form of the address, tokenizer, numbers to normalise by, room."""
+    faults = []
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    for at, member in enumerate(settings.others):
+        where = f"reward.combined.members[{at}]"
+        if member.server not in ENDPOINTS:
+            faults.append(f"{where}.server={member.server}: expected one of {', '.join(ENDPOINTS)}.")
+        if not _ADDRESS.fullmatch(member.address):
+            faults.append(f"{where}.address={member.address}: expected host:port, with neither http:// nor a path.")
+        elif why := silent(f"http://{member.address}"):
+            run.lines.append(
+                f"warning: {where} at {member.address} cannot be reached from here ({why}); start it first"
+            )
+        if found := _tokenizer_faults(f"{where}.path", member.path, config):
+            faults += found
+            continue
+        if settings.normalise == "stored":
+            try:
+                read_stats(os.path.expanduser(member.path))
+            except ValueError as error:
+                faults.append(f"{where}: {error}")
+        room = longest_input(os.path.expanduser(member.path), None)
+        if room is not None and room < longest:
+            faults.append(
+                f"{where}.path={member.path}: takes {room} tokens, less than data.max_prompt_length + "
+                f"data.max_response_length = {longest}: long answers would have no score."
+            )
+    return faults
+
+
+def _tokenizer_faults(key: str, folder: str, config: DictConfig) -> list[str]:
+    """Whether a model's tokenizer can render a conversation; ``key`` named the folder."""
     from transformers import AutoTokenizer
 
-    model = config.reward.reward_model
-    path = os.path.expanduser(model.model_path)
     trusted = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(folder), trust_remote_code=trusted)
     except Exception as error:  # whatever a folder or hub name without a tokenizer raises
-        return [f"reward.reward_model.model_path={model.model_path}: its tokenizer cannot be loaded: {error}"]
+        return [f"{key}={folder}: its tokenizer cannot be loaded: {error}"]
     if not tokenizer.chat_template:
-        return [
-            f"reward.reward_model.model_path={model.model_path}: its tokenizer has no chat template, by which answers "
-            "are put before the model."
-        ]
+        return [f"{key}={folder}: its tokenizer has no chat template, by which answers are put before the model."]
     return []
 
 

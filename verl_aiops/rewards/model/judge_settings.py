@@ -1,0 +1,104 @@
+"""Settings of the judge as verl's reward function, ``reward.custom_reward_function.reward_kwargs``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from verl_aiops.rewards.model.judge_prompts import check_prompt
+from verl_aiops.settings import Settings, setting
+
+__all__ = ["MODES", "JudgeSettings"]
+
+MODES = ("pointwise", "pairwise")
+
+
+@dataclass(frozen=True)
+class JudgeSettings(Settings):
+    """Whom to ask, how, and what it may cost; the same in every reward worker."""
+
+    section = "reward.custom_reward_function.reward_kwargs"
+
+    model: str = setting("", "the name that the server knows the judge by; to be given.")
+    url: str | None = setting(
+        None,
+        "of chat completions, as `http://host:8000/v1/chat/completions`; null: the language model that verl serves as "
+        "`reward.reward_model`.",
+    )
+    mode: str = setting(
+        "pointwise",
+        "`pointwise`: a mark from 0 to 1; `pairwise`: 1 where the answer beats the data's own in both orders, 0 where "
+        "it loses in both, else 0.5.",
+        choices=MODES,
+    )
+    prompt_file: str | None = setting(
+        None, "a prompt in place of `POINTWISE` or `PAIRWISE` (`verl_aiops/rewards/model/judge_prompts.py`)."
+    )
+    cache_dir: str | None = setting(
+        None,
+        "folder in which verdicts are kept by content, for all workers and later runs; null: in each worker's memory.",
+    )
+    key_env: str = setting("OPENAI_API_KEY", "environment variable with the key, where the server wants one.")
+    request_key: str = setting("incident_text", "where `extra_info` has the request's text.")
+    reference_key: str = setting("answers", "of `pairwise`: where `extra_info` has the answer to compare with.")
+    max_tokens: int = setting(512, "of a judge's answer.", within="[16, 65536]")
+    timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
+    deadline_s: float = setting(
+        300.0, "seconds for all attempts of one verdict together.", within="[1e-3, inf)", expected="seconds, above 0"
+    )
+    attempts: int = setting(3, "requests at most for one verdict.", within="[1, inf)")
+    backoff_s: float = setting(
+        1.0,
+        "seconds before the second attempt; doubled for each further one.",
+        within="[0, inf)",
+        expected="seconds, 0 or more",
+    )
+    concurrency: int = setting(16, "requests at a time from one of `reward.num_workers`.", within="[1, inf)")
+    most_requests: int = setting(
+        0, "of one reward worker in all; then every further answer fails. 0: no limit.", within="[0, inf)"
+    )
+    cache_size: int = setting(100_000, "verdicts that a worker keeps in memory.", within="[1, inf)")
+
+    @classmethod
+    def refused(cls, name: str, value: Any, wanted: str) -> ValueError:
+        return super().refused(name, repr(value) if isinstance(value, str) else value, wanted)
+
+    def check_together(self) -> None:
+        if not self.model:
+            raise self.refused("model", self.model, "the name that the server knows the judge by")
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path.rstrip("/"):
+                raise self.refused("url", self.url, "an address as http://host:8000/v1/chat/completions")
+            if not parts.path.rstrip("/").endswith("/chat/completions"):
+                whole = f"{self.url.rstrip('/')}/chat/completions"
+                raise self.refused("url", self.url, f"an address that ends with /chat/completions, as {whole}")
+        if self.timeout_s > self.deadline_s:
+            raise self.refused("timeout_s", self.timeout_s, f"at most deadline_s={self.deadline_s}")
+        self.prompt()
+        if self.cache_dir is not None:
+            folder = Path(os.path.expanduser(self.cache_dir))
+            if folder.exists() and not folder.is_dir():
+                raise self.refused("cache_dir", self.cache_dir, "a folder; there is a file of this name")
+            above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+            if not os.access(above, os.W_OK):
+                raise self.refused("cache_dir", self.cache_dir, f"a folder that can be written to; {above} cannot")
+
+    def prompt(self) -> dict[str, str]:
+        """The prompt of a user's own, as an argument of `Judge`; nothing without one.
+
+        Raises:
+            ValueError: no such file, or no template with the fields that are needed.
+        """
+        if self.prompt_file is None:
+            return {}
+        path = Path(os.path.expanduser(self.prompt_file))
+        try:
+            return {self.mode: check_prompt(path.read_text(encoding="utf-8"), self.mode)}
+        except OSError as error:
+            raise self.refused("prompt_file", self.prompt_file, f"a file: {error.strerror or error}") from None
+        except ValueError as error:
+            raise self.refused("prompt_file", self.prompt_file, f"a template: {error}") from None
