@@ -201,3 +201,29 @@ def test_a_reward_models_score_that_rises_while_the_rule_falls_is_told(rm, rule,
     assert (line is not None) is told
     assert line is None or "rose (" in line and "fell (" in line
     assert {"reward/rm", "reward/rule"} <= set(logged_keys({"a": rows}))
+
+
+def test_model_rule_and_kl_of_a_run_are_on_one_plot(tmp_path, monkeypatch, capsys):
+    """And of a run without a reward model nothing is; the warning stands beside it."""
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot as plt
+
+    rows = [
+        (step, {"reward/rm": 0.1 * step, "reward/rule": 1 - 0.05 * step, "kl/reference": 0.2 * step})
+        for step in range(1, 13)
+    ]
+    other = write(tmp_path / "plain" / "metrics.jsonl", [(step, {"reward/rule": 0.5}) for step in range(1, 13)])
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    path = write(tmp_path / "gated" / "metrics.jsonl", rows)
+    assert main(["curves", path, other, "--out", str(tmp_path / "out.svg")]) == 0
+    assert "gated: the reward model's score rose" in capsys.readouterr().err
+    panel, *panels = kept[0].axes
+    assert panel.get_title() == curves.TOGETHER
+    labels = ["gated: rm", "gated: rule", "gated: kl/reference, right axis"]
+    assert [line.get_label() for line in panel.lines] == labels
+    assert list(panel.lines[0].get_ydata()) == [row["reward/rm"] for _, row in rows]
+    assert list(panel.lines[1].get_ydata()) == [row["reward/rule"] for _, row in rows]
+    (right,) = [axis for axis in panels if axis.get_ylabel() == "KL (nats)"]
+    assert list(right.lines[0].get_ydata()) == [row["kl/reference"] for _, row in rows]
+    assert {"reward/rule", "reward/rm", "kl/reference"} <= {axis.get_title() for axis in panels}

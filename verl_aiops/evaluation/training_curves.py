@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RL_KEYS",
+    "TOGETHER",
     "default_keys",
     "draw_curves",
     "logged_keys",
@@ -36,6 +37,9 @@ RL_KEYS = ("reward/score", "reward/json_ok", "reward/acc_main", "reward/evidence
 _PREFERENCE_KEYS = ("actor/loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 # where a reward model counts beside a rule, and how far the policy has gone from its reference
 _RM_KEYS = ("reward/rule", "reward/rm", "reward/rm_spread", "actor/kl_loss", "kl/reference")
+# the panel that has these together: what the reward model says, what the rule says, and how far the policy has gone
+TOGETHER = "reward/rm, reward/rule and KL"
+_KL_KEYS = ("kl/reference", "actor/kl_loss", "actor/reward_kl_penalty")
 _SFT_KEYS = ("train/loss", "train/grad_norm")
 _AT_MOST = 6
 
@@ -124,6 +128,27 @@ def over_optimised(rows: list[dict]) -> str | None:
     )
 
 
+def _draw_together(axis: Any, runs: Mapping[str, list[dict]], looks: Sequence[Any], smooth: int, x: str) -> None:
+    """Of each run the reward model's score as a line, the rule's dashed, and the KL to the reference, where it is
+    logged, dotted on an axis of its own."""
+    right = None
+    for (label, rows), (colour, _, _) in zip(runs.items(), looks):
+        if not any("reward/rm" in row for row in rows):
+            continue
+        for key, line in (("reward/rm", "-"), ("reward/rule", "--")):
+            steps, values = _series(rows, key, x)
+            name = key.removeprefix("reward/")
+            axis.plot(steps, _smoothed(values, smooth), color=colour, ls=line, lw=1.5, label=f"{label}: {name}")
+        kl = next((key for key in _KL_KEYS if any(key in row for row in rows)), None)
+        if kl is not None:
+            if right is None:
+                right = axis.twinx()
+                right.set_ylabel("KL (nats)", fontsize=9)
+            steps, values = _series(rows, kl, x)
+            right.plot(steps, _smoothed(values, smooth), color=colour, ls=":", lw=1.5)
+            axis.plot([], [], color=colour, ls=":", lw=1.5, label=f"{label}: {kl}, right axis")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
@@ -180,6 +205,8 @@ def logged_keys(runs: Mapping[str, list[dict]]) -> list[str]:
     found = [key for key in usual if key in logged]
     if not found:
         return logged[:_AT_MOST]
+    if with_rm and "reward/rule" in logged:
+        found.insert(0, TOGETHER)
     return found + [seconds] * (seconds in logged)
 
 
@@ -214,7 +241,7 @@ def draw_curves(
 
     names = list(dict.fromkeys(name for rows in runs.values() for row in rows for name in row))
     for key in keys:
-        if key not in names:
+        if key not in names and key != TOGETHER:
             raise ValueError(f"{key}: no run has logged it; there are {', '.join(sorted(names)[:200])}")
     dashed = looks is None
     runs = {one_line(label, 80): rows for label, rows in runs.items()}
@@ -225,7 +252,11 @@ def draw_curves(
     size = (4.4 * columns, 3.3 * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
     for axis, (key, title) in zip(axes.flat, keys.items()):
+        if key == TOGETHER:
+            _draw_together(axis, runs, looks, smooth, x)
         for (label, rows), (colour, line, marker) in zip(runs.items(), looks):
+            if key == TOGETHER:
+                continue
             steps, values = _series(rows, key, x)
             if smooth > 1:
                 axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)

@@ -82,7 +82,7 @@ async def compute_score(
 def _judge(router: str | None, settings: Mapping[str, Any]) -> tuple[Judge, JudgeSettings]:
     known = (id(asyncio.get_running_loop()), (router, *sorted(settings.items(), key=str)))
     if known not in _JUDGES:
-        asked = JudgeSettings.from_section(dict(settings))
+        asked = JudgeSettings.of_run(dict(settings))
         if asked.url is None and router is None:
             raise ValueError(
                 "no judge: set reward_kwargs.url, or reward.reward_model.enable=True for one that verl serves"

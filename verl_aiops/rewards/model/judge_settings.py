@@ -63,12 +63,22 @@ class JudgeSettings(Settings):
     cache_size: int = setting(100_000, "verdicts that a worker keeps in memory.", within="[1, inf)")
 
     @classmethod
+    def of_run(cls, section: Any) -> JudgeSettings:
+        """`from_section` of a run, which has to name the model.
+
+        Raises:
+            ValueError: as there, or no ``model``.
+        """
+        read = cls.from_section(section)
+        if not read.model:
+            raise cls.refused("model", read.model, "the name that the server knows the judge by")
+        return read
+
+    @classmethod
     def refused(cls, name: str, value: Any, wanted: str) -> ValueError:
         return super().refused(name, repr(value) if isinstance(value, str) else value, wanted)
 
     def check_together(self) -> None:
-        if not self.model:
-            raise self.refused("model", self.model, "the name that the server knows the judge by")
         if self.url is not None:
             parts = urlsplit(self.url)
             if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path.rstrip("/"):

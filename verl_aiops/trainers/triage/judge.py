@@ -22,7 +22,7 @@ _WRITES = tuple(name for name in ENDPOINTS if name != "hf")
 def check_judge(config: DictConfig, run: Run) -> list[str]:
     """Of a run whose reward function is `rewards.model.judge_reward`."""
     try:
-        asked = JudgeSettings.from_section(config.reward.custom_reward_function.get("reward_kwargs"))
+        asked = JudgeSettings.of_run(config.reward.custom_reward_function.get("reward_kwargs"))
     except ValueError as error:
         return [f"{error}."]
     faults = [] if asked.url is not None else _own_server(config)
