@@ -133,8 +133,8 @@ an abstention more than any verdict without a right component; weights under whi
 [investigation.md](investigation.md).
 """,
     "A language model as the judge": """\
-Read where `reward.custom_reward_function.path=pkg://verl_aiops.rewards.model.judge_reward`. Put a `+` before each key.
-More: [reward_model.md](reward_model.md#a-language-model-as-the-judge).
+Read where `reward.custom_reward_function.path=pkg://verl_aiops.rewards.model.judge_reward`. Put
+`+reward.` before each key. More: [reward_model.md](reward_model.md#a-language-model-as-the-judge).
 """,
     "Rule and reward model together": """\
 Read by the reward manager `aiops_combined`. With the preset `+verl_aiops=[...,combined]` write
@@ -466,7 +466,9 @@ def page() -> str:
             InvestigationSettings, "reward_kwargs", read_investigation_settings, skip=("parts",)
         ),
         "Rule and reward model together": section_table(CombinedSettings),
-        "A language model as the judge": section_table(JudgeSettings),
+        "A language model as the judge": settings_table(
+            JudgeSettings, REWARD_KWARGS.removeprefix("reward."), JudgeSettings.from_section
+        ),
         "The rollout `hf`": hf_table(),
         "Keys of verl that a run fills in": filled_in(),
         "Presets": [line for file in presets for line in preset_section(file)],

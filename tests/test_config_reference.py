@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from verl_aiops.cli.main import COMMANDS, make_parser
 from verl_aiops.rewards.investigation.settings import InvestigationSettings
 from verl_aiops.rewards.model.combined import CombinedSettings
+from verl_aiops.rewards.model.judge_settings import JudgeSettings
 from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.rollout.tools.settings import ToolSettings
@@ -33,6 +34,7 @@ SETTINGS = {
     "actor_rollout_ref.rollout.custom.aiops_tools": ToolSettings,
     "reward.custom_reward_function.reward_kwargs": RewardSettings,
     "reward_kwargs": InvestigationSettings,
+    "custom_reward_function.reward_kwargs": JudgeSettings,
     "reward.combined": CombinedSettings,
 }
 

@@ -183,13 +183,12 @@ class Judge:
 
 def _content(answer: Any, shown: str) -> str:
     choices = answer.get("choices") if isinstance(answer, dict) else None
-    message = (
-        choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
-    )
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    message = first.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, str):
         raise HttpFault(f"expected a text under choices[0].message.content, got {shown}", True)
-    if choices[0].get("finish_reason") == "length":
+    if first.get("finish_reason") == "length":
         # of a 10 that was cut after its first digit nobody knows that it was none
         raise NoVerdict("the judge's answer was cut off (max_tokens); a longer one may hold a verdict")
     return content

@@ -23,8 +23,10 @@ __all__ = ["compute_score"]
 
 # by event loop and settings: connections belong to a loop, and what was asked is kept
 _JUDGES: dict[tuple[int, tuple], tuple[Judge, JudgeSettings]] = {}
-_LIMITS = ("max_tokens", "timeout_s", "deadline_s", "attempts", "backoff_s", "concurrency", "most_requests")
-_LIMITS += ("cache_size", "cache_dir")
+_LIMITS: tuple[str, ...] = (
+    *("max_tokens", "timeout_s", "deadline_s", "attempts", "backoff_s", "concurrency", "most_requests"),
+    *("cache_size", "cache_dir"),
+)
 
 
 async def compute_score(
@@ -88,7 +90,7 @@ def _judge(router: str | None, settings: Mapping[str, Any]) -> tuple[Judge, Judg
                 "no judge: set reward_kwargs.url, or reward.reward_model.enable=True for one that verl serves"
             )
         url = asked.url or f"http://{router}/v1/chat/completions"
-        limits = {name: getattr(asked, name) for name in _LIMITS}
-        judge = Judge(url=url, model=asked.model, key=os.environ.get(asked.key_env), **limits, **asked.prompt())
+        limits: dict[str, Any] = {name: getattr(asked, name) for name in _LIMITS} | asked.prompt()
+        judge = Judge(url=url, model=asked.model, key=os.environ.get(asked.key_env), **limits)
         _JUDGES[known] = judge, asked
     return _JUDGES[known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,22 @@ __all__ = ["MODES", "JudgeSettings"]
 MODES = ("pointwise", "pairwise")
 
 
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None
+
+
 @dataclass(frozen=True)
 class JudgeSettings(Settings):
     """Whom to ask, how, and what it may cost; the same in every reward worker."""
 
     section = "reward.custom_reward_function.reward_kwargs"
 
-    model: str = setting("", "the name that the server knows the judge by; to be given.")
+    model: str = setting(
+        "",
+        "the name that the server knows the judge by; to be given.",
+        fits=lambda value: isinstance(value, str) and not re.search(r"[\s?]", value),
+        expected="a name without spaces",
+    )
     url: str | None = setting(
         None,
         "of chat completions, as `http://host:8000/v1/chat/completions`; null: the language model that verl serves as "
@@ -41,9 +51,21 @@ class JudgeSettings(Settings):
         None,
         "folder in which verdicts are kept by content, for all workers and later runs; null: in each worker's memory.",
     )
-    key_env: str = setting("OPENAI_API_KEY", "environment variable with the key, where the server wants one.")
-    request_key: str = setting("incident_text", "where `extra_info` has the request's text.")
-    reference_key: str = setting("answers", "of `pairwise`: where `extra_info` has the answer to compare with.")
+    key_env: str = setting(
+        "OPENAI_API_KEY",
+        "environment variable with the key, where the server wants one.",
+        fits=lambda value: isinstance(value, str) and value.isidentifier(),
+        expected="the name of an environment variable",
+    )
+    request_key: str = setting(
+        "incident_text", "where `extra_info` has the request's text.", fits=_is_key, expected="the name of a field"
+    )
+    reference_key: str = setting(
+        "answers",
+        "of `pairwise`: where `extra_info` has the answer to compare with.",
+        fits=_is_key,
+        expected="the name of a field",
+    )
     max_tokens: int = setting(512, "of a judge's answer.", within="[16, 65536]")
     timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
     deadline_s: float = setting(
