@@ -5,6 +5,7 @@ Reads verl's files, imports nothing of theirs and runs nothing: a checkout is en
 
     python scripts/verl_touch_points.py --source main=/path/to/verl        # what is otherwise there; exit code 1 if any
     python scripts/verl_touch_points.py --source main=A --source neo=B --write   # the list in docs/verl_versions.md
+    python scripts/verl_touch_points.py --write      # the same after a change of ours: what it says of others stays
 """
 
 from __future__ import annotations
@@ -186,6 +187,19 @@ def table(rows: list[Point], base: Source, others: dict[str, Source]) -> str:
     return "\n".join(lines)
 
 
+def table_again(rows: list[Point], text: str) -> str:
+    """As `table`, with what a list that was written before says of each touch point; `?` for one that it has not."""
+    head, rule, *lines = text.strip().splitlines()
+    # the columns of other verls, after the one with what for
+    before = {(cells[1], cells[2]): cells[4:-1] for cells in (line.split("|") for line in lines)}
+    new = [" ? "] * (head.count("|") - 4)
+    made = []
+    for point in rows:
+        cells = [f" {point.kind} ", f" `{point.path}` "]
+        made.append("|".join(["", *cells, f" {point.why} ", *before.get((cells[0], cells[1]), new), ""]))
+    return "\n".join([head, rule, *made])
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -200,9 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         page = PAGE.read_text(encoding="utf-8")
         head, _, rest = page.partition(BEGIN)
-        PAGE.write_text(
-            f"{head}{BEGIN}\n\n{table(rows, base, others)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
-        )
+        made = table(rows, base, others) if others else table_again(rows, rest.partition(END)[0])
+        PAGE.write_text(f"{head}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
         return 0
     missing = [point for point in rows if base.shape(point.path) is None]
     for point in missing:

@@ -102,6 +102,16 @@ def test_another_verl_is_told_and_the_exit_code_is_1(script, monkeypatch, tmp_pa
     assert script.main([]) == 0
 
 
+def test_a_list_is_made_again_without_the_other_verls(script):
+    old = "| kind | name | what for | main | neo |\n| --- | --- | --- | --- | --- |\n"
+    old += "| engine | `verl.a:b` | was | gone |  |\n| engine | `verl.a:old` | x |  |  |\n"
+    rows = [script.Point("engine", "verl.a:b", "is"), script.Point("trainer", "verl.a:new", "more")]
+    assert script.table_again(rows, old).splitlines()[2:] == [
+        "| engine | `verl.a:b` | is | gone |  |",
+        "| trainer | `verl.a:new` | more | ? | ? |",
+    ]
+
+
 def test_a_folder_without_verl_is_refused(script, tmp_path):
     with pytest.raises(SystemExit, match="expected a folder with verl's package in it"):
         script.main(["--source", f"x={tmp_path}"])
@@ -112,7 +122,7 @@ def test_the_page_lists_all_touch_points(script):
     listed = page.partition(script.BEGIN)[2].partition(script.END)[0]
     rows = re.findall(r"^\| ([\w ]+?) \| `([^`]+)` \| (.*?) \|", listed, re.M)
     points = [(point.kind, point.path, point.why) for point in script.points()]
-    assert rows == points, "python scripts/verl_touch_points.py --source main=... --source neo=... --write"
+    assert rows == points, "python scripts/verl_touch_points.py --write"
     spec = importlib.util.find_spec("verl")
     installed = script.Source(Path(spec.submodule_search_locations[0]).parent)
     assert [path for _, path, _ in points if installed.shape(path) is None] == []
