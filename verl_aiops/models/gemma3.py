@@ -11,17 +11,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from verl_aiops.models.packaged import (
+    BLOCK,
     FILES,
-    PROBE,
     GetModelError,
     PackagedModel,
-    hugging_face_name,
     write_json,
+    write_tokenizer,
     write_weights,
 )
 
@@ -44,22 +43,13 @@ CHAT_TEMPLATE = (
 )
 
 _ORDINARY, _CONTROL, _OWN = 1, 3, 4  # GGUF's types of tokens: made by merges, special, found before merging
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
+_BLOCK = BLOCK | {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
 }
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def _gguf_file(scratch: Path) -> Path:
@@ -100,8 +90,7 @@ def _convert(meta: Mapping[str, Any], tensors: Iterable[Any], folder: Path, dtyp
         # GGUF holds what a norm multiplies by; transformers adds the one itself
         return values - 1 if name.endswith("norm.weight") else values
 
-    name_of = partial(hugging_face_name, block=_BLOCK, outer=_OUTER)
-    write_weights(tensors, GEMMA3, folder, dtype, name_of=name_of, changed=changed)
+    write_weights(tensors, GEMMA3, folder, dtype, changed=changed, block=_BLOCK)
 
 
 def _config(meta: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -160,24 +149,15 @@ def _write_tokenizer(meta: Mapping[str, Any], folder: Path) -> None:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = [token for token, index in vocabulary.items() if kinds[index] == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    control = [token for token, index in vocabulary.items() if kinds[index] == _CONTROL]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     own = [token for token, index in vocabulary.items() if kinds[index] == _OWN]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in own])
-    if tokenizer.decode(tokenizer.encode(PROBE).ids) != PROBE or tokenizer.get_vocab_size() != len(tokens):
-        raise GetModelError("the tokenizer does not give its own text back; the installed `tokenizers` is unsuitable.")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": END_OF_TURN,
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-        "model_max_length": meta["gemma3.context_length"],
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    write_json(folder / "tokenizer_config.json", settings)
+    if tokenizer.get_vocab_size() != len(tokens):
+        raise GetModelError(f"the file of {PACKAGE} has tokens twice; the installed `tokenizers` is unsuitable.")
+    special = {"bos_token": BOS, "eos_token": END_OF_TURN, "pad_token": PAD, "unk_token": UNKNOWN}
+    longest = meta["gemma3.context_length"]
+    write_tokenizer(tokenizer, folder, longest=longest, chat_template=CHAT_TEMPLATE, **special)
 
 
 GEMMA3 = PackagedModel(

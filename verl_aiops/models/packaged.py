@@ -9,10 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILES", "PROBE", "GetModelError", "PackagedModel", "hugging_face_name", "write_json", "write_weights"]
+__all__ = [
+    "BLOCK",
+    "FILES",
+    "PROBE",
+    "GetModelError",
+    "PackagedModel",
+    "write_json",
+    "write_tokenizer",
+    "write_weights",
+]
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 PROBE = "p99 latency 12345 ms at 2026-01-01T23:06Z\n\terror 503 on /v1/search, it's down\n"
+
+# GGUF's names of the parts of a layer, and what Llama calls them
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 class GetModelError(RuntimeError):
@@ -46,12 +69,13 @@ def write_weights(
     folder: Path,
     dtype: str,
     *,
-    name_of: Callable[[str], str],
     changed: Callable[[str, Any], Any],
+    block: Mapping[str, str] = BLOCK,
 ) -> None:
     """Write a GGUF file's tensors as `model.safetensors`, under other names.
 
-    ``changed(name, values)`` gives the float32 values that transformers wants for GGUF's tensor of that name.
+    ``changed(name, values)`` gives the float32 values that transformers wants for GGUF's tensor of that name; ``block``
+    names the parts of a layer.
 
     Raises:
         GetModelError: they hold another number of parameters than the model.
@@ -63,7 +87,9 @@ def write_weights(
     weights = {}
     for tensor in tensors:
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        weights[name_of(tensor.name)] = changed(tensor.name, values).to(getattr(torch, dtype)).contiguous()
+        weights[_hugging_face_name(tensor.name, block)] = (
+            changed(tensor.name, values).to(getattr(torch, dtype)).contiguous()
+        )
     parameters = sum(values.numel() for values in weights.values())
     if parameters != model.parameters:
         raise GetModelError(
@@ -74,11 +100,29 @@ def write_weights(
     shutil.copymode(path.with_name("config.json"), path)  # safetensors lets only the owner read its files
 
 
-def hugging_face_name(name: str, block: Mapping[str, str], outer: Mapping[str, str]) -> str:
-    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; ``block`` and ``outer`` name the parts."""
+def _hugging_face_name(name: str, block: Mapping[str, str]) -> str:
+    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``"""
     *number, part, kind = name.removeprefix("blk.").split(".")
-    prefix = f"model.layers.{number[0]}.{block[part]}" if number else outer[part]
+    prefix = f"model.layers.{number[0]}.{block[part]}" if number else _OUTER[part]
     return f"{prefix}.{kind}"
+
+
+def write_tokenizer(tokenizer: Any, folder: Path, *, longest: int, chat_template: str, **special: str) -> None:
+    """Write a tokenizer of `tokenizers` with its settings; ``special`` are tokens by their names, as ``eos_token``.
+
+    Raises:
+        GetModelError: it does not give text back as it was.
+    """
+    if tokenizer.decode(tokenizer.encode(PROBE).ids) != PROBE or len(tokenizer.encode(special["eos_token"]).ids) != 1:
+        raise GetModelError("the tokenizer does not give its own text back; the installed `tokenizers` is unsuitable.")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template,
+    }
+    write_json(folder / "tokenizer_config.json", settings | special)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -10,18 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from verl_aiops.models.packaged import (
-    PROBE,
-    GetModelError,
-    PackagedModel,
-    hugging_face_name,
-    write_json,
-    write_weights,
-)
+from verl_aiops.models.packaged import GetModelError, PackagedModel, write_json, write_tokenizer, write_weights
 
 __all__ = ["SMOLLM2"]
 
@@ -32,18 +24,6 @@ UNKNOWN, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 _CONTROL_TOKEN = 3  # GGUF's token type for special tokens
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def _gguf_file(_: Path) -> Path:
@@ -77,8 +57,7 @@ def _convert(meta: Mapping[str, Any], tensors: Iterable[Any], folder: Path, dtyp
         columns = values.shape[1]
         return values.view(heads[part], -1, 2, columns).transpose(1, 2).reshape(-1, columns)
 
-    name_of = partial(hugging_face_name, block=_BLOCK, outer=_OUTER)
-    write_weights(tensors, SMOLLM2, folder, dtype, name_of=name_of, changed=changed)
+    write_weights(tensors, SMOLLM2, folder, dtype, changed=changed)
 
 
 def _check(meta: Mapping[str, Any]) -> None:
@@ -130,20 +109,9 @@ def _write_tokenizer(meta: Mapping[str, Any], folder: Path) -> None:
     kinds = meta["tokenizer.ggml.token_type"]
     special = [token for token, index in vocabulary.items() if kinds[index] == _CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    if tokenizer.decode(tokenizer.encode(PROBE).ids) != PROBE or len(tokenizer.encode(EOS).ids) != 1:
-        raise GetModelError("the tokenizer does not give its own text back; the installed `tokenizers` is unsuitable.")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "pad_token": EOS,
-        "unk_token": UNKNOWN,
-        "model_max_length": meta["llama.context_length"],
-        "clean_up_tokenization_spaces": False,
-        "chat_template": meta["tokenizer.chat_template"],
-    }
-    write_json(folder / "tokenizer_config.json", settings)
+    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "unk_token": UNKNOWN}
+    longest, template = meta["llama.context_length"], meta["tokenizer.chat_template"]
+    write_tokenizer(tokenizer, folder, longest=longest, chat_template=template, **special)
 
 
 SMOLLM2 = PackagedModel("SmolLM2-135M-Instruct", PARAMETERS, "Apache-2.0", gguf_file=_gguf_file, convert=_convert)
