@@ -16,7 +16,6 @@ ROWS = rows_of(prompts=4)
 # three tokens that the model sees, so that the last stretch has padding, and no label in the first
 SHORT = [(np.array([5, 8, 7]), np.array([answer]), np.ones(1)) for answer in (6, 9, 11, 12)]
 SPLITS = {
-    "pairs, one at a time": (_part, {"micro_pairs": 1}),
     "pairs, under a budget": (_part, {"micro_pairs": None, "dynamic_tokens": 3000}),
     "groups": (_group_part, {"micro_pairs": PAIRS // 2}),
     "answers that estimate the KL": (_single_part, {"micro": 2, "settings": {"loss_type": ["sigmoid", "kto"]}}),
