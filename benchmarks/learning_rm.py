@@ -170,7 +170,7 @@ class Plan:
         batch = max(1, rm["batch"] // self.size["per_incident"]) if groups else rm["batch"]
         command = [sys.executable, "-m", "verl.trainer.main_ppo"]
         command += ["+verl_aiops=[rm,cpu]" if self.device == "cpu" else "+verl_aiops=rm"]
-        command += [] if self.device == "cpu" else learning_stages._CUDA
+        command += [] if self.device == "cpu" else learning_stages.CUDA
         command += [f"data.train_files={self.data / ('groups.parquet' if groups else 'pairs.parquet')}"]
         command += [f"data.val_files={self.data / 'pairs.val.parquet'}", f"data.seed={seed}"]
         command += [f"data.train_batch_size={batch}", "data.truncation=drop"]

@@ -15,6 +15,7 @@ from typing import Any
 from learning_data import SPLIT, options
 
 __all__ = [
+    "CUDA",
     "SFT_EXAMPLE",
     "collect_model",
     "eval_arguments",
@@ -29,7 +30,7 @@ SFT_EXAMPLE = Path(__file__).parents[1] / "examples" / "run_sft.sh"
 _LONGEST_PROMPT, _LONGEST_ANSWER = 1536, 512
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 # A machine with GPUs and no flash-attn, with several runs side by side: few processes, little shared memory each.
-_CUDA = (
+CUDA = (
     f"{_MODEL}.use_remove_padding=False",
     f"++{_MODEL}.override_config.attn_implementation=sdpa",
     f"{_MODEL}.enable_gradient_checkpointing=False",
@@ -76,7 +77,7 @@ def train_command(
         "trainer.test_freq=-1",
         "trainer.logger=[console,file]",
         f"trainer.default_local_dir={out}",
-        *(() if device == "cpu" else _CUDA),
+        *(() if device == "cpu" else CUDA),
         *(_with_rollouts(stage, recipe, data, micro, seed) if rollout else _without(stage)),
         *stage["overrides"],
     ]
