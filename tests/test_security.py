@@ -194,7 +194,7 @@ def reward_config(folder, policy="org/policy", trust=False, enable=True):
 
 
 def test_code_in_a_reward_models_folder_does_not_run(with_code, touched):
-    (fault,) = _tokenizer_faults(reward_config(with_code))
+    (fault,) = _tokenizer_faults("reward.reward_model.model_path", str(with_code), reward_config(with_code))
     assert "cannot be loaded" in fault
     with pytest.raises(ValueError, match="trust_remote_code"):
         longest_input(str(with_code), None)

@@ -117,6 +117,7 @@ def test_the_second_step_is_normalised_by_the_first(grpo):
     assert kept["total"] == pytest.approx(sum(raw) + sum(row["rm_raw"] for row in second), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_ensemble_and_a_judge_rank_the_answers_of_one_run(data, tiny_model_dir, reward_model, tmp_path):  # noqa: F811
     """Each through its own server; what both say of an answer is in the dumped rows, and is their servers'."""
     other = make_reward_model(tmp_path / "other", seed=2)

@@ -144,7 +144,7 @@ def test_a_head_that_gave_log_probs_computes_as_before(products):
     usual = nn.Linear(128, 400)
     use_onednn(head)
     for module in (head, usual):
-        model = SimpleNamespace(get_output_embeddings=lambda module=module: module)
+        model = SimpleNamespace(config=None, get_output_embeddings=lambda module=module: module)
         with head_gives_log_probs(model, torch.arange(100), torch.arange(100)):
             assert module(torch.randn(1, 100, 128)).shape == (100,)
         assert module(torch.randn(1, 100, 128)).shape == (1, 100, 400)

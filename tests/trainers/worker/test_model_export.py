@@ -1,5 +1,6 @@
 """The model that workers write is the one that verl's merger makes of their checkpoint."""
 
+import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -67,6 +68,13 @@ def _by_fsdp1(model_dir, folder):
     _write(ModelExport(manager).save_checkpoint, manager.save_checkpoint, folder)
 
 
+def _sorted(value):
+    """The names of an adapter's modules are a set to peft, whose order is by chance."""
+    if isinstance(value, dict):
+        return {key: _sorted(one) for key, one in value.items()}
+    return sorted(value, key=str) if isinstance(value, list) else value
+
+
 def _same(folder):
     """Whether both ways have given the same; names of the files of the model at once."""
     weights: dict[str, dict] = {"ours": {}, "merged": {}}
@@ -78,7 +86,8 @@ def _same(folder):
                 place = "" if path.name.startswith("model") else name
                 weights[way] |= {(place, key): value for key, value in load_file(path).items()}
             elif path.is_file() and not name.endswith(".index.json"):  # in which order the merger writes is by chance
-                texts[way][name] = path.read_bytes()
+                text = path.read_text(encoding="utf-8")
+                texts[way][name] = _sorted(json.loads(text)) if name.endswith(".json") else text
     assert texts["ours"] == texts["merged"] and weights["ours"].keys() == weights["merged"].keys()
     for key, value in weights["merged"].items():
         assert value.dtype == weights["ours"][key].dtype and torch.equal(value, weights["ours"][key]), key

@@ -41,7 +41,7 @@ class Verdicts:
             place.mkdir(parents=True, exist_ok=True)
             for file in sorted(place.glob("verdicts-*.jsonl")):
                 self._read(file)
-            self._file = place / f"verdicts-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+            self._file = place / f"verdicts-{secrets.token_hex(8)}.jsonl"
 
     def _read(self, file: Path) -> None:
         with file.open("rb") as lines:
