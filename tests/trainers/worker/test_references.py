@@ -25,7 +25,7 @@ def _scored(model_dir):
     return found, not isinstance(full[1].engine.module, FSDPModule)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_reference_scores_as_the_model_that_it_is(world, tiny_model_dir):
     for (trained, theirs, ours, theirs_in_half, ours_in_half), plain in run_ranks(world, _scored, tiny_model_dir):
         for row, *values in zip(ROWS, trained, theirs, ours, theirs_in_half, ours_in_half):

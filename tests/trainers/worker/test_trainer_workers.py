@@ -180,7 +180,7 @@ def _plain_kl(model_dir):
     return np.mean(sums), np.mean(lengths)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_kl_is_the_mean_over_all_workers_and_micro_batches(tiny_model_dir, workers):
     """Also where a worker's micro-batch, or all of a worker's, hold no row for it; and it is never below 0."""
     folder = str(tiny_model_dir)
@@ -249,7 +249,14 @@ def _precision_and_references(worker, model_dir, backend):
     return report
 
 
-@pytest.mark.parametrize("dtype, backend", [("fp32", "rows"), ("bf16", "rows"), ("bf16", "shared_prompt")])
+@pytest.mark.parametrize(
+    "dtype, backend",
+    [
+        pytest.param("fp32", "rows", marks=pytest.mark.slow),
+        ("bf16", "rows"),
+        pytest.param("bf16", "shared_prompt", marks=pytest.mark.slow),
+    ],
+)
 def test_first_loss_is_ln_2_and_a_kept_reference_does_not_move(tiny_model_dir, dtype, backend):
     report = run_workers(tiny_model_dir, 1, _precision_and_references, str(tiny_model_dir), backend, param_dtype=dtype)
     report = report[0]
@@ -263,7 +270,7 @@ def test_first_loss_is_ln_2_and_a_kept_reference_does_not_move(tiny_model_dir, d
     assert report["mix gap"] < 1e-7
 
 
-@pytest.mark.parametrize("backend", ["rows", "shared_prompt"])
+@pytest.mark.parametrize("backend", [pytest.param("rows", marks=pytest.mark.slow), "shared_prompt"])
 def test_lora_trains_adapters_and_scores_the_reference_without_them(tiny_model_dir, backend):
     report = run_workers(
         tiny_model_dir,
