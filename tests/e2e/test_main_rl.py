@@ -78,6 +78,7 @@ def test_generations_are_dumped_with_their_rounds_apart(grpo):
     assert {"round_1", "round_2", "evidence"} <= lines_of(out / "validation" / "3.jsonl")[0].keys()
 
 
+@pytest.mark.slow
 def test_the_losses_of_both_are_the_same_step_by_step(grpo, stock):
     (stock_out, stock, _), (our_out, ours, _) = stock, grpo
     assert sorted(stock) == [1, 2]
@@ -98,6 +99,7 @@ def test_the_losses_of_both_are_the_same_step_by_step(grpo, stock):
     assert stock[1]["actor/kl_loss"] < 1e-6 < 1e-4 < stock[2]["actor/kl_loss"]
 
 
+@pytest.mark.slow
 def test_no_pass_is_made_that_the_update_makes_and_the_run_says_so(grpo, stock):
     (_, stock, verls_output), (_, ours, output) = stock, grpo
     said = "verl-aiops: from step 1 on: old log-probs are those of the update itself"
