@@ -94,7 +94,6 @@ def test_a_resumed_run_uses_another_rate_and_keeps_the_earlier_metrics(finished,
     assert (folder / "latest_checkpointed_iteration.txt").read_text() == "6"
 
 
-@pytest.mark.slow
 def test_a_save_that_was_cut_short_is_made_good_by_the_same_command(finished, main_ppo, tmp_path):
     """As a full disk leaves it: half a last checkpoint, and the one before declared complete."""
     folder = _copy(finished, tmp_path)
@@ -145,7 +144,6 @@ def test_from_an_adapter_the_first_loss_is_ln_2_and_a_resume_repeats_the_rest(
     assert [row["actor/loss"] for row in _metrics(cut)] == [row["actor/loss"] for row in rows]
 
 
-@pytest.mark.slow
 def test_a_model_with_a_weight_that_is_nan_trains_nothing(main_ppo, tiny_model_dir, tmp_path):
     from safetensors.torch import load_file, save_file
 
