@@ -32,9 +32,9 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 from bench_dpo import machine, matmul_ceiling
-from bench_scaling import SIZES, batch, build_worker, step_seconds
+from bench_scaling import SIZES, batch, build_worker, qwen2_config, step_seconds
 from dpo_runs import step_seconds as seconds_a_step
-from trl_runs import clock, in_file_order, peak_gib, prepare
+from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
 
 CHECKPOINTS = {"enable_gradient_checkpointing": True}
 OFFLOADS = CHECKPOINTS | {"enable_activation_offload": True}
@@ -74,21 +74,8 @@ WORDS = 2000
 
 
 def shape_of(case: Case, tiny: bool):
-    from transformers import Qwen2Config
-
-    hidden, inner, layers, heads, kv_heads, vocabulary = (64, 96, 3, 4, 2, 2048) if tiny else SIZES[case.size]
-    return Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=case.size == "1.5b",
-        max_position_embeddings=2 * case.prompt,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
+    shape = (64, 96, 3, 4, 2, 2048) if tiny else SIZES[case.size]
+    return qwen2_config(shape, tie_word_embeddings=case.size == "1.5b", max_position_embeddings=2 * case.prompt)
 
 
 def needed_flops(case: Case, tiny: bool = False) -> float:
@@ -182,24 +169,15 @@ def by_trl(case: Case, folder: str, device: str, steps: int) -> dict:
     trainer = in_file_order(DPOTrainer)(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=DPOConfig(
-            output_dir=tempfile.mkdtemp(),
+            **common_settings(on_cpu, steps),
             per_device_train_batch_size=1,
             gradient_accumulation_steps=case.pairs,
-            max_steps=steps,
             learning_rate=1e-6,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
             max_length=None,
             beta=0.1,
             precompute_ref_log_probs=True,
             use_liger_kernel="liger" in case.trainer and not on_cpu,
             gradient_checkpointing="enable_gradient_checkpointing" in case.settings,
-            bf16=not on_cpu,
-            use_cpu=on_cpu,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
         # AutoTokenizer takes the model's own class, which splits words otherwise

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from bench_dpo import machine
 from dpo_runs import by_main_ppo, make_data, make_model, pairs_of, step_seconds
-from trl_runs import clock, in_file_order, peak_gib, prepare
+from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
 
 VARIANTS = {"ours": "shared_prompt", "rows": "rows", "TRL": "trl"}
 
@@ -87,22 +87,13 @@ def by_trl(request: dict) -> dict:
     trainer = in_file_order(RewardTrainer)(
         model=model,
         args=RewardConfig(
-            output_dir=tempfile.mkdtemp(),
+            **common_settings(on_cpu, request["steps"]),
             per_device_train_batch_size=size,
             gradient_accumulation_steps=step // size,
-            max_steps=request["steps"],
             learning_rate=1e-5,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
             max_length=None,
             center_rewards_coefficient=0.01,
             gradient_checkpointing=False,
-            bf16=not on_cpu,
-            use_cpu=on_cpu,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_dict({"chosen_ids": pairs.chosen_ids, "rejected_ids": pairs.rejected_ids}),
         processing_class=tokenizer,

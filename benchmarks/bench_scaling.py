@@ -56,23 +56,31 @@ RANGES = {
 }
 
 
-def make_model(folder: Path, size: str, vocabulary: int) -> tuple[Path, int, int]:
-    """A random Qwen2 in `folder`; also the parameters of its body and of its head."""
-    from tokenizers import Tokenizer, models
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+def qwen2_config(shape: tuple[int, ...], **more):
+    """Qwen2's configuration for a shape as in `SIZES`."""
+    from transformers import Qwen2Config
 
-    hidden, inner, layers, heads, kv_heads, _ = SIZES[size]
-    config = Qwen2Config(
+    hidden, inner, layers, heads, kv_heads, vocabulary = shape
+    return Qwen2Config(
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         vocab_size=vocabulary,
-        tie_word_embeddings=True,
         eos_token_id=1,
         bos_token_id=None,
+        **more,
     )
+
+
+def make_model(folder: Path, size: str, vocabulary: int) -> tuple[Path, int, int]:
+    """A random Qwen2 in `folder`; also the parameters of its body and of its head."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    hidden = SIZES[size][0]
+    config = qwen2_config((*SIZES[size][:-1], vocabulary), tie_word_embeddings=True)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -8,12 +8,11 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_runs import clock, in_file_order, peak_gib, prepare
+from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
 
 __all__ = [
     "GPU_ONLY",
@@ -250,24 +249,15 @@ def _trl(request: dict) -> dict:
             request["model"], dtype=torch.float32, attn_implementation=request["trl_attention"]
         ),
         args=DPOConfig(
-            output_dir=tempfile.mkdtemp(),
+            **common_settings(on_cpu, request["steps"]),
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=batch // micro,
-            max_steps=request["steps"],
             learning_rate=1e-6,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
             max_length=2 * request["max_length"],
             beta=0.1,
             precompute_ref_log_probs=request["cached"],
             use_liger_kernel=request["liger"],
             gradient_checkpointing=False,
-            bf16=not on_cpu,
-            use_cpu=on_cpu,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         ),
         train_dataset=load_dataset("json", data_files=str(request["pairs"]), split="train"),
         processing_class=AutoTokenizer.from_pretrained(request["model"]),

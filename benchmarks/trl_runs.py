@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 
-__all__ = ["clock", "in_file_order", "peak_gib", "prepare"]
+__all__ = ["clock", "common_settings", "in_file_order", "peak_gib", "prepare"]
 
 
 def prepare(on_cpu: bool) -> None:
@@ -48,6 +49,22 @@ def clock(on_cpu: bool, steps: int):
             self.before = now
 
     return Clock()
+
+
+def common_settings(on_cpu: bool, steps: int) -> dict:
+    """Of a trainer's configuration: a constant rate, nothing saved or reported, bfloat16 on a GPU."""
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": steps,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "bf16": not on_cpu,
+        "use_cpu": on_cpu,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 def peak_gib(on_cpu: bool) -> float:

@@ -27,6 +27,13 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
     parts = real(data_source, solution_str, ground_truth, extra_info)
     return {**parts, "score": min(1.0, sum(text.count("e") for text in extra_info["turns"]) / 40)}
 """
+TOOLS = (
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.multi_turn.format=any",
+    "+actor_rollout_ref.rollout.custom.aiops_tools={max_calls: 2, turn_tokens: 21, verdict_tokens: 24}",
+    "data.max_prompt_length=1800",
+    "data.max_response_length=900",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +48,19 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_grpo_with_tools(data, tiny_model_dir, tmp_path, monkeypatch):
+@pytest.fixture
+def own_format(data, monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "own_format")
     monkeypatch.setenv("PYTHONPATH", str(data), prepend=":")
+
+
+def test_grpo_with_tools(data, tiny_model_dir, tmp_path, own_format):
     metrics, output = run(
         data,
         tiny_model_dir,
         tmp_path,
         "+algorithm.logprob_backend=auto",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.multi_turn.format=any",
-        "+actor_rollout_ref.rollout.custom.aiops_tools={max_calls: 2, turn_tokens: 21, verdict_tokens: 24}",
-        "data.max_prompt_length=1800",
-        "data.max_response_length=900",
+        *TOOLS,
     )
     assert sorted(metrics) == list(range(STEPS + 1))
     assert "each prompt goes through the model once" in output
@@ -73,18 +80,12 @@ def test_grpo_with_tools(data, tiny_model_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_online_dpo_with_tools(data, tiny_model_dir, tmp_path, monkeypatch):
-    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "own_format")
-    monkeypatch.setenv("PYTHONPATH", str(data), prepend=":")
+def test_online_dpo_with_tools(data, tiny_model_dir, tmp_path, own_format):
     metrics, output = run(
         data,
         tiny_model_dir,
         tmp_path,
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.multi_turn.format=any",
-        "+actor_rollout_ref.rollout.custom.aiops_tools={max_calls: 2, turn_tokens: 21, verdict_tokens: 24}",
-        "data.max_prompt_length=1800",
-        "data.max_response_length=900",
+        *TOOLS,
         "trainer.val_before_train=False",
         "trainer.test_freq=-1",
         estimator="online_dpo",

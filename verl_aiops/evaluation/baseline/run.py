@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,10 +98,7 @@ def baseline(
         EvaluationError: no such method, scikit-learn missing, nothing in a file, or a fault that is in both.
         PreferenceDataError: a file cannot be read.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods or len(set(methods)) < len(methods):
-        found = ", ".join(methods) or "none"
-        raise EvaluationError(f"--methods: expected some of {', '.join(METHODS)}, each once, found {found}")
+    check_methods(methods, METHODS)
     if not set(methods).isdisjoint(_NEED_SCIKIT_LEARN):
         need_scikit_learn()
     train, asked = read_rl_questions(data), read_rl_questions(val)
@@ -146,6 +143,18 @@ def baseline(
     write_atomically(Path(out) / "baseline.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     write_atomically(Path(out) / "table.txt", table)
     return Baselines(summary, table)
+
+
+def check_methods(methods: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse methods that are not known, are asked for twice, or none.
+
+    Raises:
+        EvaluationError: what was expected.
+    """
+    known = tuple(known)
+    if not methods or not set(methods).issubset(known) or len(set(methods)) < len(methods):
+        found = ", ".join(methods) or "none"
+        raise EvaluationError(f"--methods: expected some of {', '.join(known)}, each once, found {found}")
 
 
 def check_apart(train: Sequence[Any], asked: Sequence[Any], data: str, val: str) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_aiops.evaluation.baseline.run import check_apart
-from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.baseline.run import check_apart, check_methods
 from verl_aiops.evaluation.investigation.evaluate import rule_lines, said_lines, shown, summarise
 from verl_aiops.evaluation.investigation.linear import LinearInvestigator
 from verl_aiops.evaluation.investigation.metrics import METRICS
@@ -46,10 +45,7 @@ def baseline_investigations(
         EvaluationError: no such method, scikit-learn missing, nothing in a file, or a fault that is in both.
         PreferenceDataError: a file cannot be read.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods or len(set(methods)) < len(methods):
-        found = ", ".join(methods) or "none"
-        raise EvaluationError(f"--methods: expected some of {', '.join(METHODS)}, each once, found {found}")
+    check_methods(methods, METHODS)
     model = LinearInvestigator() if LINEAR in methods else None
     train, asked = read_case_questions(data), read_case_questions(val)
     check_apart(train, asked, data, val)
