@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools_data import part_name
+from tools_data import PUBLIC, part_name
 
 __all__ = ["keep_investigations", "write_report"]
 
@@ -20,13 +20,31 @@ _SHOWN = {"acc_main": "exact set", "any_service": "any service", "score": "rewar
 _BEFORE = ("sft", "base")
 _TRUTH = ("root_causes", "propagation", "no_fault", "cannot_tell")
 _REWARD = "reward/score"
+_SMOOTHED = 10
 
 
 def keep_investigations(generations: Path, target: Path) -> None:
-    """Write an evaluation's lines compressed; the same lines give the same bytes."""
+    """Write an evaluation's lines compressed; the same lines give the same bytes. Of `--cases`, which may be others'
+    and not to be passed on, scores and counts are kept, and no text."""
+    lines = [json.loads(text) for text in generations.read_text(encoding="utf-8").splitlines()]
+    kept = [_without_texts(line) if line["part"] == PUBLIC else line for line in lines]
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        file.write(generations.read_bytes())
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
+
+
+def _without_texts(line: Line) -> Line:
+    calls = [
+        {**call, "arguments": "", "result": "", "reply": "", "name": call["name"] if call["ok"] else ""}
+        for call in line["tool_calls"]
+    ]
+    # whether there is something to find decides what a case counts for
+    truth = {key: line["ground_truth"][key] for key in _TRUTH[2:] if line["ground_truth"].get(key)}
+    causes = line["ground_truth"].get("root_causes") or []
+    truth["root_causes"] = [{"component": f"left out {at}", "reason": "left out"} for at in range(len(causes))]
+    predicted = None if line["predicted"] is None else {}
+    texts = {"rounds": [""] * len(line["rounds"]), "tool_calls": calls, "ground_truth": truth, "predicted": predicted}
+    return {**line, **texts}
 
 
 def _read(path: Path) -> list[Line]:
@@ -37,7 +55,8 @@ def _read(path: Path) -> list[Line]:
 def write_report(
     out: Path, files: Mapping[str, Sequence[Path]], baselines: Sequence[str] = ()
 ) -> tuple[dict[str, Any], str]:
-    """table.md, tables/SIDE.txt, transcript.md and, with matplotlib, learning.png and reward.png.
+    """Tables, a transcript and, with matplotlib, plots: table.md (behind the exact set its difference from SFT),
+    tables/SIDE.txt, transcript.md, learning.png, reward.png.
 
     Args:
         files: by label one file of answers for each seed.
@@ -47,7 +66,9 @@ def write_report(
         what `verl-aiops compare` says of each side, and the text of table.md.
     """
     runs = {label: [_read(path) for path in paths] for label, paths in files.items()}
-    held_to = next((label for label in runs if label not in baselines), next(iter(runs)))
+    models = [label for label in runs if label not in baselines]
+    # a stage is held to SFT: to the untrained model, which calls no tool, every difference is the stage's own figure
+    held_to = next((label for label in models if label != "base"), next(iter(models or runs)))
     sides = list(dict.fromkeys(line["part"] for own in runs.values() for lines in own for line in lines))
     result = {side: _side(runs, side, held_to, out / "tables" / f"{part_name(side)}.txt") for side in sides}
     text = _table(result, list(runs))
@@ -68,36 +89,41 @@ def _side(runs: Mapping[str, list[list[Line]]], side: str, held_to: str, target:
         label: [{**line, "sample": seed} for seed, own in enumerate(seeds) for line in own if line["part"] == side]
         for label, seeds in runs.items()
     }
-    order = [held_to, *(label for label in lines if label != held_to)]
+    cases = {label: {line["id"] for line in own} for label, own in lines.items()}
+    # a model whose time was over may have been asked about some of the sides only
+    order = [held_to, *(label for label in lines if label != held_to and cases[label] == cases[held_to])]
     with tempfile.TemporaryDirectory() as scratch:
         for label in order:
             (Path(scratch) / label).mkdir()
             file = Path(scratch) / label / "generations.jsonl"
             file.write_text("".join(json.dumps(line) + "\n" for line in lines[label]), encoding="utf-8")
-        cases = len({line["id"] for line in lines[held_to]})
         if len(order) == 1:
-            return {"cases": cases, "runs": {held_to: summarise(lines[held_to], 0)}, "differences": {}}
+            return {"cases": len(cases[held_to]), "runs": {held_to: summarise(lines[held_to], 0)}, "differences": {}}
         text, _ = compare_investigations(
             [f"{name}={Path(scratch) / name}" for name in order], Path(scratch) / "out", plots=False
         )
         compared = json.loads((Path(scratch) / "out" / "comparison.json").read_text(encoding="utf-8"))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
-    return {"cases": cases, **compared}
+    return {"cases": len(cases[held_to]), **compared}
 
 
 def _table(result: Mapping[str, Any], labels: Sequence[str]) -> str:
     from verl_aiops.evaluation.investigation.evaluate import shown
     from verl_aiops.evaluation.investigation.metrics import METRICS
 
+    def cell(one: Mapping[str, Any], label: str, name: str) -> str:
+        text = shown(one["runs"].get(label, {}).get(name), METRICS[name].digits)
+        found = one["differences"].get(label, {}).get("metrics", {}).get(name)
+        if name != "acc_main" or not found or found["low"] is None:
+            return text
+        value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+        return f"{text}; {value:+.1f} [{low:+.0f}, {high:+.0f}]"
+
     heads = [f"{side} ({one['cases']}): {title}" for side, one in result.items() for title in _SHOWN.values()]
     lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
     for label in labels:
-        cells = [
-            shown(one["runs"].get(label, {}).get(name), METRICS[name].digits)
-            for one in result.values()
-            for name in _SHOWN
-        ]
+        cells = [cell(one, label, name) for one in result.values() for name in _SHOWN]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -107,7 +133,10 @@ def _transcripts(runs: Mapping[str, list[list[Line]]], baselines: Sequence[str])
     models = [label for label in runs if label not in baselines]
     if not models:
         return "No model has been asked.\n"
-    by_case = {label: {line["id"]: line for line in runs[label][0] if line["score"]} for label in models}
+    by_case = {
+        label: {line["id"]: line for line in runs[label][0] if line["score"] and line["part"] != PUBLIC}
+        for label in models
+    }
     last, before = models[-1], [label for label in _BEFORE if label in models[:-1]]
     common = [name for name in by_case[last] if all(name in own for own in by_case.values())]
 
@@ -117,6 +146,8 @@ def _transcripts(runs: Mapping[str, list[list[Line]]], baselines: Sequence[str])
         fell = sum(score["score"] for score in earlier) - by_case[last][name]["score"]["score"]
         return sum(score["acc_main"] for score in earlier), fell
 
+    if not common:
+        return "No case whose text is kept has been investigated by every model.\n"
     name = min(common, key=rank)
     known = by_case[last][name]["ground_truth"]
     shown = {key: known[key] for key in _TRUTH if known.get(key)}
@@ -190,7 +221,11 @@ def _plot_rewards(metrics: Path, path: Path) -> None:
         return
     figure, panel = plt.subplots(figsize=(6, 3.5))
     for label, points in curves.items():
-        panel.plot(*zip(*points), label=label)
+        steps, rewards = zip(*points)
+        (drawn,) = panel.plot(steps, rewards, lw=0.7, alpha=0.35)
+        # steps ask about few cases, easy and hard ones: what is learned shows over several
+        means = [sum(rewards[max(0, at - _SMOOTHED) : at]) / min(at, _SMOOTHED) for at in range(1, len(rewards) + 1)]
+        panel.plot(steps, means, color=drawn.get_color(), label=f"{label}, mean of {_SMOOTHED} steps")
     panel.set_xlabel("step")
     panel.set_ylabel("mean reward of the step's investigations")
     panel.legend(fontsize=8)

@@ -91,23 +91,34 @@ def line(number, right, part, label):
 def test_its_report_is_made_of_kept_answers_and_shows_a_case_that_training_made_right(benchmark, tmp_path):
     report = benchmark("tools_report")
     files = {}
-    for label, wrong in (("rule", range(0, 12, 2)), ("base", range(12)), ("sft", range(8)), ("grpo", range(4))):
+    wrong_of = {"rule": range(0, 12, 2), "base": range(12), "sft": range(8), "grpo": range(4), "online_dpo": range(2)}
+    for label, wrong in wrong_of.items():
         lines = [line(n, n not in wrong, ("held-out", "public")[n % 2], label) for n in range(12)]
+        if label == "online_dpo":  # its time was over before it was asked about all of the second side
+            lines = [one for one in lines if one["part"] == "held-out" or one["id"] == "c1"]
         (tmp_path / "generations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
         files[label] = [tmp_path / "answers" / label / "s0.jsonl.gz"]
         report.keep_investigations(tmp_path / "generations.jsonl", files[label][0])
     result, text = report.write_report(tmp_path, files, ("rule",))
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in text.splitlines()[2:]}
-    assert list(rows) == ["rule", "base", "sft", "grpo"]
+    assert list(rows) == ["rule", "base", "sft", "grpo", "online_dpo"]
     # six cases a side: exact set, any service and reward of held-out, then of public
     assert [cell.split(" %")[0] for cell in rows["grpo"][:2]] == ["66.7", "66.7"]
     assert rows["rule"][0].startswith("0.0 %") and rows["rule"][3].startswith("100.0 %")
-    assert result["public"]["differences"]["grpo"]["metrics"]["acc_main"]["value"] == pytest.approx(4 / 6)
-    assert "grpo - base" in (tmp_path / "tables" / "public.txt").read_text()
+    assert result["public"]["differences"]["grpo"]["metrics"]["acc_main"]["value"] == pytest.approx(2 / 6)
+    assert "; +33.3 [" in rows["grpo"][0] and "; " not in rows["sft"][0]
+    assert rows["online_dpo"][0].startswith("83.3 %") and rows["online_dpo"][3] == "-"
+    assert "online_dpo" not in result["public"]["runs"]
+    assert "grpo - sft" in (tmp_path / "tables" / "public.txt").read_text()
     shown = (tmp_path / "transcript.md").read_text()
-    assert shown.startswith(("# c4 ", "# c5 ", "# c6 ", "# c7 "))
+    assert shown.startswith(("# c2 ", "# c4 ", "# c6 "))
     assert "## sft: reward" in shown and "ask grpo" in shown and "````\ndb: ``` full\n````" in shown
     assert "rule" not in shown
+    with gzip.open(files["sft"][0], "rt") as file:
+        kept = {(one := json.loads(text))["id"]: one for text in file}
+    assert kept["c0"]["rounds"][0] == "ask sft" and kept["c0"]["tool_calls"][0]["reply"] == "db: ``` full"
+    # cases of others: what is kept says nothing of their telemetry, and the same table is made of it
+    assert "ask" not in json.dumps(kept["c1"]) and "full" not in json.dumps(kept["c1"]) and kept["c1"]["score"]
 
 
 @pytest.mark.slow
