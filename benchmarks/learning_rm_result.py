@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from learning import machine
+
+from verl_aiops.evaluation.stats.bootstrap import intervals
 
 __all__ = ["finish"]
 
@@ -35,16 +40,63 @@ def finish(arguments: Any, runner: Any, size: dict[str, Any]) -> None:
             for kind in KINDS
             if (work / f"{kind}-s0" / "eval" / "summary.json").is_file()
         },
+        "less_trl": less_trl(work, arguments.seeds),
         "best_of_n": _read(work / "best-of-n" / "eval" / "summary.json", "best_of_n"),
         "judge": _read(work / "online-judge" / "judge.json"),
         "before": _held_out(work / "policy"),
         "online": {by: found for by in SIGNALS if (found := _online(work / f"online-{by}", out / "metrics", by))},
     }
     (out / "learning_rm.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep_evaluations(work, out / "answers")
     print(table(result))
     if importlib.util.find_spec("matplotlib"):
         plot(result, out / "learning_rm.png")
     print(f"{out}: learning_rm.json{', learning_rm.png' if (out / 'learning_rm.png').exists() else ''}")
+
+
+def keep_evaluations(work: Path, kept: Path) -> None:
+    """Every score and answer that a figure is made of, as JOB.jsonl.gz; the same lines give the same bytes."""
+    for name in ("ranked.jsonl", "answers.jsonl", "generations.jsonl"):
+        for file in sorted(work.glob(f"*/eval/{name}")):
+            kept.mkdir(parents=True, exist_ok=True)
+            target = kept / f"{file.parent.parent.name}.jsonl.gz"
+            with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as lines:
+                lines.write(file.read_bytes().replace(f"{work}/".encode(), b""))
+
+
+def less_trl(work: Path, seeds: int) -> dict[str, Any]:
+    """Pairs ranked right by ours less those by TRL's, means over the seeds, with 95 % intervals over faults."""
+    right = {kind: _right(work, kind, seeds) for kind in KINDS}
+    found: dict[str, Any] = {}
+    for kind in ("pairs", "groups"):
+        ours, trl = right[kind], right["trl"]
+        if ours and ours.keys() == trl.keys():
+            faults = sorted({fault for _, fault in ours})
+            sums, counts = np.zeros(len(faults)), np.zeros(len(faults))
+            for (pair, fault), value in ours.items():
+                sums[faults.index(fault)] += value - trl[pair, fault]
+                counts[faults.index(fault)] += 1
+            low, high = intervals(partial(_means, sums, counts), len(faults), seed=0)[0]
+            found[kind] = {"value": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
+    return found
+
+
+def _means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return ((weights @ sums) / (weights @ counts))[:, None]
+
+
+def _right(work: Path, kind: str, seeds: int) -> dict[tuple[str, str], float]:
+    """By pair and its fault the share of seeds that rank it right."""
+    shares: dict[tuple[str, str], float] = {}
+    for seed in range(seeds):
+        file = work / f"{kind}-s{seed}" / "eval" / "ranked.jsonl"
+        if not file.is_file():
+            return {}
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            better, worse = line["scores"]
+            key = line["id"], line["group"]
+            shares[key] = shares.get(key, 0.0) + (0.5 if better == worse else float(better > worse)) / seeds
+    return shares
 
 
 def _read(path: Path, key: str | None = None) -> Any:
@@ -86,6 +138,8 @@ def table(result: dict[str, Any]) -> str:
     for kind, found in result["ranking"].items():
         of_seeds = ", ".join(shown(one["accuracy"]) for one in found if one)
         lines.append(f"{KINDS[kind]:<14} pairs ranked right: {of_seeds}")
+    for kind, value in result["less_trl"].items():
+        lines.append(f"{KINDS[kind]} less TRL, mean of the seeds: {shown(value)}")
     if result["judge"]:
         judge = result["judge"]
         lines.append(f"{'judge':<14} pairs ranked right: {shown(judge['accuracy'])}, ties {judge['ties']:.1%}")
