@@ -112,6 +112,11 @@ Read with `algorithm.adv_estimator=online_dpo`. With the preset `+verl_aiops=onl
 Read by every run but DPO's. With a preset for RL, or `+verl_aiops=shared_prompt`, write the key as it stands; without
 one put a `+` before it. More: [rl.md](rl.md).
 """,
+    "Looks for answers": """\
+Arguments of verl's sampler, which it reads none of itself: `+trainer.v1.sampler.sampler_kwargs.KEY=VALUE`, with and
+without a preset, in runs of GRPO, PPO and online DPO. Where `trainer.v1.sampler.custom_sampler` names one of your own,
+all of them are its own.
+""",
     "Rounds of an answer": """\
 Read by the agent loop `aiops_mturn`. With one of the presets for RL write the key as it stands; without one put a `+`
 before it. More: [rl.md](rl.md).
@@ -450,6 +455,7 @@ def page() -> str:
     from verl_aiops.rollout.tools.settings import ToolSettings
     from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
     from verl_aiops.trainers.data_settings import PairFiles
+    from verl_aiops.trainers.rl.looks import LookSettings
     from verl_aiops.trainers.rm.config import RewardModelConfig
 
     presets = sorted(PRESETS.glob("*.yaml"))
@@ -459,6 +465,7 @@ def page() -> str:
         "Reward models": section_table(RewardModelConfig),
         "Online DPO": section_table(OnlineDPOConfig),
         "GRPO, PPO and their kin": section_table(RLConfig),
+        "Looks for answers": section_table(LookSettings),
         "Rounds of an answer": section_table(RoundSettings),
         "Tools of an investigation": section_table(ToolSettings),
         "The triage reward": settings_table(RewardSettings, REWARD_KWARGS, read_settings, skip=("parts",)),

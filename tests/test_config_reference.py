@@ -17,6 +17,7 @@ from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.rollout.tools.settings import ToolSettings
 from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
+from verl_aiops.trainers.rl.looks import LookSettings
 from verl_aiops.trainers.rm.config import RewardModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,7 @@ SETTINGS = {
     "algorithm.rm": RewardModelConfig,
     "algorithm.online_dpo": OnlineDPOConfig,
     "algorithm": RLConfig,
+    "trainer.v1.sampler.sampler_kwargs": LookSettings,
     "actor_rollout_ref.rollout.custom.aiops_mturn": RoundSettings,
     "actor_rollout_ref.rollout.custom.aiops_tools": ToolSettings,
     "reward.custom_reward_function.reward_kwargs": RewardSettings,

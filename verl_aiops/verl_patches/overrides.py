@@ -100,6 +100,11 @@ OVERRIDES: tuple[Override, ...] = (
         _log_rollout_data=("fit", "verl's does not dump them"),
     ),
     *_of(
+        "trainers.rl.looks:OftenLooks",
+        _PPO,
+        _build_replay_buffer=("__init__", "verl's looks for answers every two seconds"),
+    ),
+    *_of(
         "trainers.rl.shared_steps:SharedPromptSteps",
         _PPO,
         _balance_batch=("_step_once", "verl's balances single rows, which tears prompts over workers"),

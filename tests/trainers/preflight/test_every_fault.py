@@ -93,6 +93,7 @@ FAULTS = {
         f"{ROLLOUT}.n=1": "a preference needs two answers",
         "trainer.n_gpus_per_node=3 trainer.device=cpu": "Make it a multiple of 3",
         f"{ROLLOUT}.tensor_model_parallel_size=4": "tensor_model_parallel_size=4",
+        "+trainer.v1.sampler.sampler_kwargs.pol_interval=1": "did you mean 'poll_interval'",
         "data.max_response_length=20": "row i-1",
         "+reward.custom_reward_function.reward_kwargs.fromat_weight=1": "fromat_weight",
         "trainer.rollout_data_dir=/proc/nowhere": "Name a folder that can be written",
@@ -108,6 +109,7 @@ FAULTS = {
     },
     "triage": {
         f"{ROLLOUT}.n=1": "Set 2 or more",
+        "+trainer.v1.sampler.sampler_kwargs.poll_interval=0": "poll_interval=0: expected a number above 0",
         f"{ROLLOUT}.tensor_model_parallel_size=4": "tensor_model_parallel_size=4",
         "data.max_response_length=20": "row i-1",
         "+reward.custom_reward_function.reward_kwargs.fromat_weight=1": "fromat_weight",

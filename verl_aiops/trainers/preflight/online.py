@@ -30,7 +30,7 @@ from verl_aiops.trainers.preflight.preference import (
     check_trainer,
     counts,
 )
-from verl_aiops.trainers.preflight.prompts import PROMPTS, check_rollout, check_rounds
+from verl_aiops.trainers.preflight.prompts import PROMPTS, check_looks, check_rollout, check_rounds
 from verl_aiops.trainers.preflight.reward_model import REWARD_MODEL, check_code, verl_has_rule
 
 __all__ = ["checks"]
@@ -135,6 +135,7 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
         Check(check_mini_batch, "the mini-batch", (check_numbers, check_strategy)),
         Check(check_budget, "the token budget", (check_numbers, check_backend)),
         Check(check_rollout, "the rollout", (check_widths,)),
+        Check(check_looks, "looks for answers"),
         *(triage.ROWS if triage else PROMPTS),
         Check(check_rounds, "the rounds", (check_numbers, check_tokenizer)),
         Check(_choose_trainer, "the trainer", last=True),

@@ -14,7 +14,7 @@ from verl_aiops.trainers.preflight.common import LOOP, data_files, rollout_name
 from verl_aiops.trainers.rl.agent_loops import own_loops
 from verl_aiops.trainers.rl.prompt_rows import PromptRules
 
-__all__ = ["PROMPTS", "check_kept_text", "check_rollout", "check_rounds", "look_at_rows", "row_checks"]
+__all__ = ["PROMPTS", "check_kept_text", "check_looks", "check_rollout", "check_rounds", "look_at_rows", "row_checks"]
 
 
 def check_rollout(config: DictConfig, run: Run) -> list[str]:
@@ -37,6 +37,18 @@ def check_rollout(config: DictConfig, run: Run) -> list[str]:
     if config.trainer.v1.trainer_mode == "separate_async":
         faults.append("trainer.v1.trainer_mode=separate_async: the rollout hf runs beside the trainer. Use sync.")
     return faults
+
+
+def check_looks(config: DictConfig, run: Run) -> None:
+    """The settings of verl's replay buffer; arguments of a sampler of the user's own are its own.
+
+    Raises:
+        ConfigError: one that does not exist, or cannot be.
+    """
+    from verl_aiops.trainers.rl.looks import LookSettings, has_own_sampler
+
+    if not has_own_sampler(config):
+        LookSettings.from_config(config)
 
 
 def look_at_rows(config: DictConfig, run: Run, rules: PromptRules) -> None:

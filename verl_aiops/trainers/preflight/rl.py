@@ -22,7 +22,7 @@ from verl_aiops.trainers.preflight.basics import (
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import MODE, REWARD, triage_side
 from verl_aiops.trainers.preflight.defaults_rl import RL_DEFAULTS
-from verl_aiops.trainers.preflight.prompts import check_rollout, check_rounds
+from verl_aiops.trainers.preflight.prompts import check_looks, check_rollout, check_rounds
 from verl_aiops.trainers.preflight.reward_model import REWARD_MODEL, check_code
 from verl_aiops.trainers.rl.packing import pad_where_packing_leaks
 from verl_aiops.trainers.rl.second_run import check_second_run
@@ -107,6 +107,7 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
         Check(_fill_in_sizes, "sizes of batches"),
         Check(check_torn, "micro-batches", (check_numbers, check_backend)),
         Check(check_rollout, "the rollout", (check_widths,)),
+        Check(check_looks, "looks for answers"),
         *triage.ROWS,
         Check(check_rounds, "the rounds", (check_numbers, check_tokenizer)),
         Check(_choose_trainer, "the trainer", last=True),

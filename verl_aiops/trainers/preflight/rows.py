@@ -13,6 +13,7 @@ from verl_aiops.trainers.preflight.basics import fill_in
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import MODE
 from verl_aiops.trainers.preflight.defaults import NO_FLASH_ATTN
+from verl_aiops.trainers.preflight.prompts import check_looks
 
 __all__ = ["checks"]
 
@@ -30,6 +31,7 @@ def _choose_trainer(config: DictConfig, run: Run) -> None:
         return
     importlib.import_module("verl_aiops.trainers.rl.scored_trainer")
     if why_missing(f"trainer mode {MODE}") is None:
+        check_looks(config, run)
         with open_dict(config):
             trainer.v1.trainer_mode = MODE
         run.lines.append(f"trainer.v1.trainer_mode={MODE}  (verl's sync, with a prompt's rows kept together)")

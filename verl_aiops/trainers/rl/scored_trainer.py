@@ -24,6 +24,7 @@ from verl_aiops.seam.queue import KVBatchMeta
 from verl_aiops.seam.trainer import PPOTrainerSync, Role, marked_timer
 from verl_aiops.trainers.config import shares_prompts
 from verl_aiops.trainers.dpo.checkpoints import NotedCheckpoints, resume_folder
+from verl_aiops.trainers.rl.looks import OftenLooks
 from verl_aiops.trainers.rl.resumed_workers import ResumedActor, ResumedCritic, SharedCritic
 from verl_aiops.trainers.rl.reward_rows import (
     SCORED_FIELDS,
@@ -64,9 +65,9 @@ def part_metrics(extra_fields: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in parts.items()}
 
 
-class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, SharedPromptSteps, PPOTrainerSync):
-    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, what a resume uses, and
-    steps whose actor shares prompts.
+class ScoredTrainer(NotedCheckpoints, FiniteRun, RunLog, OftenLooks, SharedPromptSteps, PPOTrainerSync):
+    """`PPOTrainerSync` in every respect but the rewards, what is logged and dumped of them, what a resume uses, how
+    often it looks for answers, and steps whose actor shares prompts.
 
     Which of verl's methods are overridden, why, and who calls them stands in `verl_patches/overrides.py`.
     """
