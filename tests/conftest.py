@@ -7,11 +7,24 @@ import os
 # A test that needs the network is a bug; without this, loading a folder may wait for the hub's timeouts first.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+# Ray's: processes that it starts in advance fit no run of verl's, which have an environment of their own
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest  # noqa: E402
 from benchmark_folder import benchmark  # noqa: E402, F401  (a fixture)
 from collected_incidents import write_collection  # noqa: E402
 from tiny import make_tiny_model, make_tokenizer  # noqa: E402
+
+# folders of tests that compute in processes of their own
+LONG = ("worker", "with_trl")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the longest tests come first, those that start Ray before those that start worker processes: one of
+    them at the end would be alone on the machine."""
+    with_ray = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: 0 if item.path in with_ray else 1 if item.path.parent.name in LONG else 2)
 
 
 def pytest_collection_finish():

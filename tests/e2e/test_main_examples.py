@@ -1,7 +1,7 @@
 """Ranked groups and answers with a yes or a no through verl's stock main_ppo, on CPU, with a tiny model."""
 
 import json
-import os
+import shutil
 import sys
 
 import pytest
@@ -71,29 +71,33 @@ def test_a_file_of_ranked_groups_trains(tiny_model_dir, tmp_path):
     assert lists[2]["actor/loss"] < lists[1]["actor/loss"]
 
 
-def test_kto_trains_and_goes_on_from_a_checkpoint(tiny_model_dir, tmp_path):
-    train = written(tmp_path / "verdicts.jsonl", verdicts(16))
-    settings = ("+algorithm.dpo.loss_type=kto", "data.train_batch_size=4")
-    whole, output = run(
-        tiny_model_dir,
-        tmp_path / "run",
-        train,
-        *settings,
-        "trainer.total_training_steps=3",
-        "trainer.save_freq=2",
-        "trainer.test_freq=3",
+@pytest.fixture(scope="module")
+def kto(tiny_model_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kto")
+    train = written(folder / "verdicts.jsonl", verdicts(16))
+    settings = ("+algorithm.dpo.loss_type=kto", "data.train_batch_size=4", "trainer.total_training_steps=3")
+    metrics, output = run(
+        tiny_model_dir, folder / "run", train, *settings, "trainer.save_freq=2", "trainer.test_freq=3"
     )
+    return folder / "run", metrics, output, (train, *settings)
+
+
+def test_kto_trains(kto):
+    _, metrics, output, _ = kto
     # at the start the policy is the reference: v(x, y) = sigmoid(0)
-    assert whole[1]["actor/loss"] == pytest.approx(0.5, abs=1e-6) and whole[1]["rewards/kl"] == 0
+    assert metrics[1]["actor/loss"] == pytest.approx(0.5, abs=1e-6) and metrics[1]["rewards/kl"] == 0
     assert "weighted, 0.6 to 1" in output and "undesirable_weight" not in output
-    assert whole[3]["val/loss"] < whole[0]["val/loss"]
+    assert metrics[3]["val/loss"] < metrics[0]["val/loss"]
+
+
+@pytest.mark.slow
+def test_kto_goes_on_from_a_checkpoint(kto, tiny_model_dir, tmp_path):
+    out, whole, _, command = kto
     again = tmp_path / "again"
     again.mkdir()
-    os.rename(tmp_path / "run" / "global_step_2", again / "global_step_2")
+    shutil.copytree(out / "global_step_2", again / "global_step_2")
     (again / "latest_checkpointed_iteration.txt").write_text("2")
-    resumed, _ = run(
-        tiny_model_dir, again, train, *settings, "trainer.total_training_steps=3", "trainer.val_before_train=False"
-    )
+    resumed, _ = run(tiny_model_dir, again, *command, "trainer.val_before_train=False")
     assert sorted(resumed) == [3]
     for name in ("actor/loss", "rewards/kl", "rewards/unpaired"):
         assert resumed[3][name] == pytest.approx(whole[3][name], rel=1e-6, abs=1e-6), name

@@ -12,6 +12,7 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from rl_runs import NO_DASHBOARD
 
 STEPS = 6
 
@@ -56,6 +57,7 @@ def command(data, model_dir, out, *overrides):
         f"trainer.total_training_steps={STEPS}",
         "trainer.logger=[console,file]",
         f"trainer.default_local_dir={out}",
+        NO_DASHBOARD,
         *overrides,
     ]
 

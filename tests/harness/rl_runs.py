@@ -8,6 +8,8 @@ import sys
 import pytest
 
 STEPS = 3
+# ten processes of Ray's that nobody asks
+NO_DASHBOARD = "++ray_kwargs.ray_init.include_dashboard=False"
 
 
 # A random model never answers right. This reward gives its answers something to be better or worse at, so that the
@@ -66,7 +68,7 @@ def main_ppo(command, out, **environment):
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
     done = subprocess.run(
-        command,
+        [*command, NO_DASHBOARD],
         env={**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), **environment},
         cwd=out,
         stdout=subprocess.PIPE,

@@ -72,8 +72,9 @@ def build_worker(model_dir, **options):
     return worker
 
 
-def _rank_main(rank, function, arguments, results):
+def _rank_main(rank, variables, function, arguments, results):
     try:
+        os.environ |= variables
         import verl  # noqa: F401  (loads the plug-in)
 
         results.put((rank, "ok", function(*arguments)))
@@ -86,8 +87,9 @@ def _rank_main(rank, function, arguments, results):
 
 @contextmanager
 def _environment(**variables):
-    """What a process that is started within inherits. verl takes its platform from it as soon as it is imported, which
-    a child does while it reads what it is to run: on a machine with a GPU it would be CUDA by then."""
+    """What a process that is started within inherits, also the one that others are forked from. verl takes its
+    platform from it as soon as it is imported, which a child does while it reads what it is to run: on a machine with a
+    GPU it would be CUDA by then."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ |= variables
     try:
@@ -100,6 +102,16 @@ def _environment(**variables):
                 os.environ[name] = value
 
 
+def _context(platform):
+    """On a CPU processes are forked from one that has imported verl, once for all tests of this one, which takes
+    longer than most of them compute. What verl has imported for a GPU cannot be forked."""
+    if platform != "cpu":
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["verl", "verl.trainer.config", "verl_aiops.trainers.worker.run_ahead"])
+    return context
+
+
 def run_ranks(world, function, *arguments, platform="cpu"):
     """``[function(*arguments) on rank 0, on rank 1, ...]``, a process each; function must be importable.
 
@@ -108,25 +120,25 @@ def run_ranks(world, function, *arguments, platform="cpu"):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = _context(platform)
     results = context.Queue()
-    processes = [
-        context.Process(target=_rank_main, args=(rank, function, arguments, results), daemon=True)
-        for rank in range(world)
-    ]
-    for rank, process in enumerate(processes):
-        with _environment(
-            RANK=str(rank),
-            WORLD_SIZE=str(world),
-            LOCAL_RANK="0",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            VERL_PLATFORM=platform,
-            GLOO_SOCKET_IFNAME="lo",
+    processes = []
+    for rank in range(world):
+        variables = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "VERL_PLATFORM": platform,
+            "GLOO_SOCKET_IFNAME": "lo",
             # logical ranks share two cores; one thread each keeps them from fighting
-            OMP_NUM_THREADS="1",
-        ):
-            process.start()
+            "OMP_NUM_THREADS": "1",
+        }
+        main = (rank, variables, function, arguments, results)
+        processes.append(context.Process(target=_rank_main, args=main, daemon=True))
+        with _environment(**variables):
+            processes[-1].start()
     try:
         answers = sorted(results.get(timeout=240) for _ in processes)
     finally:

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 from omegaconf import OmegaConf
+from prepared import composed
 
 from verl_aiops.losses import compute_dpo_loss, validate_loss_args
 from verl_aiops.trainers.config import ConfigError, DPOConfig, OnlineDPOConfig, nearest
@@ -153,15 +154,8 @@ def test_nearest_says_nothing_where_nothing_is_near():
 # --- presets -------------------------------------------------------------------------------------------------------
 
 
-def _compose(*overrides):
-    from hydra import compose, initialize_config_module
-
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=list(overrides))
-
-
 def test_the_dpo_preset_holds_every_default_of_the_dataclass():
-    config = _compose("+verl_aiops=dpo", "data.train_batch_size=48")
+    config = composed("+verl_aiops=dpo", "data.train_batch_size=48")
     assert OmegaConf.to_container(config.algorithm.dpo) == DEFAULTS
     assert config.algorithm.adv_estimator == "dpo"
     assert config.actor_rollout_ref.actor.ppo_mini_batch_size == 48
@@ -170,7 +164,7 @@ def test_the_dpo_preset_holds_every_default_of_the_dataclass():
 
 
 def test_presets_combine_and_their_keys_are_overridden_without_a_plus():
-    config = _compose(
+    config = composed(
         "+verl_aiops=[dpo,cpu]",
         "algorithm.dpo.beta=0.5",
         "algorithm.dpo.loss_type=[sigmoid,sft]",
@@ -188,6 +182,6 @@ def test_presets_combine_and_their_keys_are_overridden_without_a_plus():
 
 
 def test_the_cpu_preset_alone_chooses_no_trainer():
-    config = _compose("+verl_aiops=cpu")
+    config = composed("+verl_aiops=cpu")
     assert "dpo" not in config.algorithm
     assert (config.algorithm.adv_estimator, config.trainer.v1.trainer_mode) == ("gae", "sync")

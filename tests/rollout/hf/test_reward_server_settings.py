@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from prepared import composed
 
 from verl_aiops.platform import cluster
 from verl_aiops.platform.cluster import ClusterError, check_cluster, gpus_needed, logical_cpus_needed
@@ -25,11 +25,6 @@ def on(monkeypatch):
     monkeypatch.setattr(cluster, "existing_ray_address", lambda: None)
     monkeypatch.setattr(cluster.os, "cpu_count", lambda: 64)
     return lambda name: monkeypatch.setattr(device, "get_device_name", lambda: name)
-
-
-def composed(*overrides):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=list(overrides))
 
 
 def reward_run(**reward_model):

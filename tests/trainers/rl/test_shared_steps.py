@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import open_dict
+from prepared import composed
 from stock_runs import GRPO
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
@@ -26,8 +26,7 @@ N4 = [f"{ROLLOUT}.n=4", "trainer.critic_warmup=0"]
 
 
 def configuration(*overrides):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=[*GRPO, *N4, *overrides])
+    return composed(*GRPO, *N4, *overrides)
 
 
 class Workers:

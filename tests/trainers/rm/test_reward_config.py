@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hydra import compose, initialize_config_module
+from prepared import composed
 
 from verl_aiops.data import PreferenceDataError
 from verl_aiops.trainers.config import ConfigError
@@ -49,8 +49,7 @@ def checked(tiny_model_dir, tmp_path, monkeypatch):
         command = ["algorithm.adv_estimator=rm", f"data.train_files={pairs}", "data.train_batch_size=4"]
         command += [f"actor_rollout_ref.model.path={tiny_model_dir}", f"trainer.default_local_dir={tmp_path}/o"]
         monkeypatch.setattr(entry, "user_keys", lambda: {key.split("=")[0].lstrip("+~") for key in command})
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=[*command, *settings])
+        config = composed(*command, *settings)
         entry.with_preflight(lambda **given: None)(config, False, False)
         return config
 
