@@ -77,32 +77,51 @@ class JsonClient:
         self._key = key
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, payload: Any, read: Callable[[Any, str], T], deadline: float | None = None) -> T:
+    async def ask(
+        self,
+        payload: Any,
+        read: Callable[[Any, str], T],
+        deadline: float | None = None,
+        *,
+        attempts: int | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> T:
         """What ``read`` makes of the answer.
 
         Args:
             read: gets the parsed answer and its beginning, to be quoted in the `HttpFault` that it may raise.
             deadline: on the clock of `time.monotonic`, for requests that share one; ``deadline_s`` from now without.
+            attempts: fewer than those of the client's patience.
+            before: called before each request that is sent; what it raises ends them.
 
         Raises:
             HttpFault: the last attempt's.
         """
         if deadline is None:
             deadline = time.monotonic() + self.patience.deadline_s
-        attempts = 1 if self.down else self.patience.attempts
+        most = self.patience.attempts if attempts is None else min(attempts, self.patience.attempts)
         try:
-            answer = await self._attempts(payload, read, deadline, attempts)
+            answer = await self._attempts(payload, read, deadline, 1 if self.down else most, before)
         except HttpFault as fault:
             self.down = self.down or fault.again
             raise
         self.down = False
         return answer
 
-    async def _attempts(self, payload: Any, read: Callable[[Any, str], T], deadline: float, attempts: int) -> T:
+    async def _attempts(
+        self,
+        payload: Any,
+        read: Callable[[Any, str], T],
+        deadline: float,
+        attempts: int,
+        before: Callable[[], None] | None,
+    ) -> T:
         for attempt in itertools.count(1):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise HttpFault(f"no time left before the deadline of {self.patience.deadline_s:g} s", True)
+            if before is not None:
+                before()
             try:
                 return await self.once(payload, read, min(self.patience.timeout_s, left))
             except HttpFault as fault:

@@ -24,10 +24,12 @@ import re
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from verl_aiops.http import HttpFault, JsonClient, Patience
+from verl_aiops.reasoning import ANY, visible
 from verl_aiops.rewards.model.judge_prompts import (
     PAIRWISE,
     POINTWISE,
@@ -35,6 +37,7 @@ from verl_aiops.rewards.model.judge_prompts import (
     NoVerdict,
     check_prompt,
     prompt_of,
+    quoted,
     verdict_of,
 )
 from verl_aiops.rewards.model.verdicts import Verdicts
@@ -42,8 +45,6 @@ from verl_aiops.rewards.model.verdicts import Verdicts
 __all__ = ["Judge", "Preference"]
 
 LONGEST_ANSWER = 1 << 20
-# characters of a judged answer; what is longer is refused, as a judge would be asked about a part of it
-LONGEST_JUDGED = 100_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Judge:
         key: sent as a bearer token.
         pairwise, pointwise: prompts.
         max_tokens: of a judge's answer.
+        attempts: requests at most for one verdict, whatever went wrong with those before.
+        longest_text: characters of a text as it is quoted, where what is escaped has six for one; what is longer is
+            refused, as a server that cuts it would have the judge read a part, and of the prompt another one.
         most_requests: in all; then nothing is asked any more, and every further answer fails. 0 for no limit.
         cache_size, cache_dir: verdicts that are kept, see `verdicts.Verdicts`.
     """
@@ -76,6 +80,7 @@ class Judge:
     pairwise: str = PAIRWISE
     pointwise: str = POINTWISE
     max_tokens: int = 512
+    longest_text: int = 100_000
     timeout_s: float = 60.0
     deadline_s: float = 300.0
     attempts: int = 3
@@ -127,8 +132,11 @@ class Judge:
         return Preference(score, (one, other), by_place)
 
     async def _verdict(self, kind: str, allowed: str, **given: str) -> str:
-        if (longest := max(map(len, given.values()))) > LONGEST_JUDGED:
-            raise JudgeError(f"a text of more than {LONGEST_JUDGED} characters is not judged ({longest})")
+        # a text has at least as many characters once it is quoted: what is far too long is not quoted at all
+        longest = max(len(text) if len(text) > self.longest_text else len(quoted(text)) for text in given.values())
+        if longest > self.longest_text:
+            most = f"{self.longest_text} characters, as it is quoted,"
+            raise JudgeError(f"a text of more than {most} is not judged ({longest}; longest_text)")
         content = json.dumps([kind, self.model, getattr(self, kind), given], sort_keys=True)
         key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         kept = self._verdicts.asked.get(key)
@@ -144,32 +152,50 @@ class Judge:
         return await asyncio.shield(kept)
 
     async def _ask(self, kind: str, allowed: str, given: dict[str, str]) -> str:
+        left = self.attempts
+
+        def counted() -> None:
+            """Before each request that is sent: of those that failed on the way the server may have made a verdict."""
+            nonlocal left
+            if self.most_requests and self.counts["judge/requests"] >= self.most_requests:
+                raise JudgeError(f"the limit of {self.most_requests} requests to the judge is reached (most_requests)")
+            self.counts["judge/requests"] += 1
+            left -= 1
+
         async with self._slots:
             deadline = time.monotonic() + self.deadline_s
-            for attempt in range(1, self.attempts + 1):
+            while True:
                 try:
-                    return await self._once(kind, allowed, given, deadline)
+                    return await self._once(kind, allowed, given, deadline, left, counted)
                 except NoVerdict:
                     # a verdict without the form: the next request has another random part
                     self.counts["judge/no_verdict"] += 1
-                    if attempt == self.attempts or time.monotonic() >= deadline:
-                        self.counts["judge/failed"] += 1
-                        raise
-        raise AssertionError("unreachable")
+                    if left > 0 and time.monotonic() < deadline:
+                        continue
+                    self.counts["judge/failed"] += 1
+                    raise
+                except JudgeError:
+                    self.counts["judge/failed"] += 1
+                    raise
 
-    async def _once(self, kind: str, allowed: str, given: dict[str, str], deadline: float) -> str:
-        if self.most_requests and self.counts["judge/requests"] >= self.most_requests:
-            self.counts["judge/failed"] += 1
-            raise JudgeError(f"the limit of {self.most_requests} requests to the judge is reached (most_requests)")
-        self.counts["judge/requests"] += 1
+    async def _once(
+        self,
+        kind: str,
+        allowed: str,
+        given: dict[str, str],
+        deadline: float,
+        attempts: int,
+        counted: Callable[[], None],
+    ) -> str:
         text, word = prompt_of(getattr(self, kind), secrets.token_hex(8), **given)
         asked = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0.0}
+        asked["max_tokens"] = self.max_tokens
         try:
-            said = await self._http.ask({**asked, "max_tokens": self.max_tokens}, _content, deadline)
+            said = await self._http.ask(asked, _content, deadline, attempts=attempts, before=counted)
         except HttpFault as fault:
-            self.counts["judge/failed"] += 1
             raise JudgeError(f"no answer from the judge at {self.url}: {fault}") from None
-        return verdict_of(said, word, allowed)
+        # what it thinks before it answers is no verdict, whatever forms it weighs there
+        return verdict_of(visible(said, ANY, None).text, word, allowed)
 
     def metrics(self) -> dict[str, float]:
         """Counts, and the share of pairs in which the judge named the same place twice."""

@@ -41,7 +41,11 @@ line, and nothing after it:
 {verdict}: N
 where N is a whole number from 0 to 10.
 """
-_TURNS = re.compile(r"[<>]|\[(?=/?[A-Za-z_]+\])")
+# with which chat templates write turns: <|im_end|>, [INST], EXAONE's [|endofturn|], MiniMax's ]~b] and [e~[
+_TURNS = re.compile(r"[<>]|\[(?=[/|A-Za-z_])|\](?=[~<])")
+# letters and marks that are shown as nothing (Unicode's Default_Ignorable_Code_Point; those of other categories, and
+# those that NFKC changes, are escaped in any case)
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _FIELDS = {"pairwise": {"mark", "verdict", "request", "a", "b"}, "pointwise": {"mark", "verdict", "request", "answer"}}
 
 
@@ -68,7 +72,8 @@ def quoted(text: str) -> str:
 def _kept(letter: str) -> str:
     if letter.isascii() and letter.isprintable():
         return letter
-    if unicodedata.category(letter)[0] in "LMN" and unicodedata.normalize("NFKC", letter) == letter:
+    as_it_is = unicodedata.category(letter)[0] in "LMN" and unicodedata.normalize("NFKC", letter) == letter
+    if as_it_is and not _UNSEEN.match(letter):
         return letter
     return json.dumps(letter, ensure_ascii=True)[1:-1]
 

@@ -24,7 +24,7 @@ __all__ = ["compute_score"]
 # by event loop and settings: connections belong to a loop, and what was asked is kept
 _JUDGES: dict[tuple[int, tuple], tuple[Judge, JudgeSettings]] = {}
 _LIMITS: tuple[str, ...] = (
-    *("max_tokens", "timeout_s", "deadline_s", "attempts", "backoff_s", "concurrency", "most_requests"),
+    *("longest_text", "max_tokens", "timeout_s", "deadline_s", "attempts", "backoff_s", "concurrency", "most_requests"),
     *("cache_size", "cache_dir"),
 )
 

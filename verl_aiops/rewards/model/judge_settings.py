@@ -66,6 +66,12 @@ class JudgeSettings(Settings):
         fits=_is_key,
         expected="the name of a field",
     )
+    longest_text: int = setting(
+        100_000,
+        "characters of the request and of an answer at most, as they are quoted (what is escaped has six for one); a "
+        "longer one is not judged. The judge's context has to hold them: some servers cut a longer prompt in silence.",
+        within="[1, inf)",
+    )
     max_tokens: int = setting(512, "of a judge's answer.", within="[16, 65536]")
     timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
     deadline_s: float = setting(
