@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import learning_stages
-from learning_jobs import Job, Runner
+from learning_jobs import Job, Runner, key_of
 from learning_judge import REWARD, write_lessons
 from learning_recipe import STAGES
 from learning_rm_result import finish
@@ -83,21 +83,29 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    jobs = Plan(arguments).jobs()
+    planned = jobs = Plan(arguments).jobs()
     if arguments.only:
         from learning import chosen
 
-        jobs = chosen(jobs, arguments.only.split(","))
+        jobs = chosen(planned, arguments.only.split(","))
     devices: Sequence[int | None] = [None] if arguments.device == "cpu" else [0] * arguments.per_gpu
     runner = Runner(arguments.work, devices, host=1, minutes=arguments.minutes)
     try:
         runner.run(jobs)
     finally:
         runner.end()
+    runner.note_done(planned)
     for name, why in runner.failed.items():
         print(f"not done: {name}: {why.splitlines()[0]}", file=sys.stderr)
-    finish(arguments, runner, SIZES[arguments.size])
+    finish(arguments, runner, SIZES[arguments.size], of_these_settings(planned, arguments.work))
     return 1 if runner.failed else 0
+
+
+def of_these_settings(jobs: Sequence[Job], work: Path) -> set[str]:
+    """Names of the jobs whose folder is of their settings, done or not: what is left of others is no result."""
+    named = {job.name: job for job in jobs}
+    keys = {name: work / name / "key" for name in named}
+    return {name for name, key in keys.items() if key.is_file() and key.read_text() == key_of(named[name], named)}
 
 
 class Plan:

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import shutil
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,49 +25,60 @@ _OF_STEPS = ("reward/score", "reward/rule", "reward/rm", "reward/rm_spread", "kl
 _OF_STEPS += ("pairs/used", "pairs/members_differ", "pairs/failed_rows", "timing_s/step", "timing_s/gen")
 
 
-def finish(arguments: Any, runner: Any, size: dict[str, Any]) -> None:
+def finish(arguments: Any, runner: Any, size: dict[str, Any], own: Collection[str]) -> None:
+    """Write what there is.
+
+    Args:
+        runner: that has run the jobs, for how long each took and what is not done.
+        size: settings that all jobs have in common.
+        own: names of the jobs whose folder is of these settings; the others' are left out.
+    """
     out, work = arguments.out, arguments.work
     out.mkdir(parents=True, exist_ok=True)
+
+    def found(name: str, file: str, key: str | None = None) -> Any:
+        return _read(work / name / file, key) if name in own else None
+
+    ranking = {
+        kind: [found(f"{kind}-s{seed}", "eval/summary.json", "ranking") for seed in range(arguments.seeds)]
+        for kind in KINDS
+    }
+    online = {by: _online(work / f"online-{by}", out / "metrics", by) for by in SIGNALS if f"online-{by}" in own}
     result: dict[str, Any] = {
         "machine": machine(arguments.device),
         "size": {**size, "name": arguments.size, "seeds": arguments.seeds},
         "incidents": Path(arguments.incidents).name if arguments.incidents else "simulated",
         "seconds": runner.seconds,
         "not_done": runner.failed,
-        "ranking": {
-            kind: [
-                _read(work / f"{kind}-s{seed}" / "eval" / "summary.json", "ranking") for seed in range(arguments.seeds)
-            ]
-            for kind in KINDS
-            if (work / f"{kind}-s0" / "eval" / "summary.json").is_file()
-        },
-        "less_trl": less_trl(work, arguments.seeds),
-        "best_of_n": _read(work / "best-of-n" / "eval" / "summary.json", "best_of_n"),
-        "judge": _read(work / "online-judge" / "judge.json"),
-        "before": _held_out(work / "policy"),
-        "online": {by: found for by in SIGNALS if (found := _online(work / f"online-{by}", out / "metrics", by))},
+        "ranking": {kind: of_seeds for kind, of_seeds in ranking.items() if any(of_seeds)},
+        "less_trl": less_trl(work, arguments.seeds, own),
+        "best_of_n": found("best-of-n", "eval/summary.json", "best_of_n"),
+        "judge": found("online-judge", "judge.json"),
+        "before": _held_out(work / "policy") if "policy" in own else None,
+        "online": {by: one for by, one in online.items() if one},
     }
     (out / "learning_rm.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    keep_evaluations(work, out / "answers")
+    keep_evaluations(work, out / "answers", own)
     print(table(result))
-    if importlib.util.find_spec("matplotlib"):
+    plotted = importlib.util.find_spec("matplotlib") is not None
+    if plotted:
         plot(result, out / "learning_rm.png")
-    print(f"{out}: learning_rm.json{', learning_rm.png' if (out / 'learning_rm.png').exists() else ''}")
+    print(f"{out}: learning_rm.json{', learning_rm.png' if plotted else ''}")
 
 
-def keep_evaluations(work: Path, kept: Path) -> None:
+def keep_evaluations(work: Path, kept: Path, own: Collection[str]) -> None:
     """Every score and answer that a figure is made of, as JOB.jsonl.gz; the same lines give the same bytes."""
     for name in ("ranked.jsonl", "answers.jsonl", "generations.jsonl"):
-        for file in sorted(work.glob(f"*/eval/{name}")):
+        for file in sorted(file for file in work.glob(f"*/eval/{name}") if file.parent.parent.name in own):
             kept.mkdir(parents=True, exist_ok=True)
             target = kept / f"{file.parent.parent.name}.jsonl.gz"
             with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as lines:
                 lines.write(file.read_bytes().replace(f"{work}/".encode(), b""))
 
 
-def less_trl(work: Path, seeds: int) -> dict[str, Any]:
+def less_trl(work: Path, seeds: int, own: Collection[str]) -> dict[str, Any]:
     """Pairs ranked right by ours less those by TRL's, means over the seeds, with 95 % intervals over faults."""
-    right = {kind: _right(work, kind, seeds) for kind in KINDS}
+    right = {kind: _right(work, kind, seeds, own) for kind in KINDS}
     found: dict[str, Any] = {}
     for kind in ("pairs", "groups"):
         ours, trl = right[kind], right["trl"]
@@ -85,12 +97,12 @@ def _means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndar
     return ((weights @ sums) / (weights @ counts))[:, None]
 
 
-def _right(work: Path, kind: str, seeds: int) -> dict[tuple[str, str], float]:
+def _right(work: Path, kind: str, seeds: int, own: Collection[str]) -> dict[tuple[str, str], float]:
     """By pair and its fault the share of seeds that rank it right."""
     shares: dict[tuple[str, str], float] = {}
     for seed in range(seeds):
         file = work / f"{kind}-s{seed}" / "eval" / "ranked.jsonl"
-        if not file.is_file():
+        if f"{kind}-s{seed}" not in own or not file.is_file():
             return {}
         for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
             better, worse = line["scores"]
@@ -113,15 +125,21 @@ def _held_out(folder: Path) -> dict[str, Any] | None:
 
 
 def _online(folder: Path, kept: Path, by: str) -> dict[str, Any] | None:
+    """None where no step was done: verl's file is there from the start."""
     if not (folder / "metrics.jsonl").is_file():
+        return None
+    steps: dict[int, dict[str, Any]] = {}
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the run was ended while it wrote
+        steps.setdefault(row["step"], {}).update(row["data"])
+    rows = [{"step": step, **row} for step, row in sorted(steps.items()) if "timing_s/step" in row]
+    if not rows:
         return None
     kept.mkdir(exist_ok=True)
     shutil.copy(folder / "metrics.jsonl", kept / f"online-{by}.jsonl")
-    steps: dict[int, dict[str, Any]] = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        steps.setdefault(row["step"], {}).update(row["data"])
-    rows = [{"step": step, **row} for step, row in sorted(steps.items()) if "timing_s/step" in row]
     after = rows[1:] or rows
     names = sorted({name for row in rows for name in row if name.startswith("timing_s/")})
     return {
@@ -185,13 +203,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     ranks.set_title("reward models, a point a seed (95 % over faults)", fontsize=10)
     for name, colour in (("rule", colours["rule"]), ("rm", colours["rm"]), ("chance", "#888888")):
         values = [(int(k), found[name]) for k, found in (result["best_of_n"] or {}).items()]
-        best.plot([k for k, _ in values], [one["value"] for _, one in values], "o-", color=colour, label=name)
+        if values:
+            best.plot([k for k, _ in values], [one["value"] for _, one in values], "o-", color=colour, label=name)
         if values and all(one["low"] is not None for _, one in values):
             low, high = ([one[end] for _, one in values] for end in ("low", "high"))
             best.fill_between([k for k, _ in values], low, high, color=colour, alpha=0.15, lw=0)
     best.set_title("rule's score of the best of n, chosen by", fontsize=10)
     best.set_xlabel("n")
-    best.legend(frameon=False, fontsize=9)
     for by, found in result["online"].items():
         steps = found["of_steps"]
         draw(rule, steps.get("reward/rule") or steps.get("reward/score"), colours[by], SIGNALS[by])
@@ -200,8 +218,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     own.set_title("online DPO: the score that ranks them", fontsize=10)
     for axis in (rule, own):
         axis.set_xlabel("step")
-        axis.legend(frameon=False, fontsize=9)
     for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=9)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)

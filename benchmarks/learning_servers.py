@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 __all__ = ["free_port", "serving"]
@@ -46,5 +47,5 @@ def _healthy(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
             return answer.status == 200
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # the last: what answers there speaks something else
         return False
