@@ -95,3 +95,80 @@ def test_a_label_is_binary_cross_entropy(score, label, smoothing):
 def test_shapes_and_numbers_that_do_not_fit_are_refused(call):
     with pytest.raises(ValueError, match="must"):
         call()
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def differences(formula, scores, width=1e-5):
+    """The gradient of a formula of plain floats, by central differences."""
+    found = []
+    for at in range(len(scores)):
+        up, down = ([*scores[:at], scores[at] + by, *scores[at + 1 :]] for by in (width, -width))
+        found.append((formula(up) - formula(down)) / (2 * width))
+    return found
+
+
+def softplus(x):
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+# of each loss: ours of a row of four scores, and the same written out with plain floats
+PLAIN = {
+    "bradley_terry": (
+        lambda x: compute_pair_loss(x[:2], x[2:]),
+        lambda x: softplus(x[2] - x[0]) + softplus(x[3] - x[1]),
+    ),
+    "margin": (
+        lambda x: compute_pair_loss(x[:2], x[2:], margin=[0.7, 1.9]),
+        lambda x: softplus(x[2] + 0.7 - x[0]) + softplus(x[3] + 1.9 - x[1]),
+    ),
+    "centring": (
+        lambda x: compute_pair_loss(x[:2], x[2:], center=0.3),
+        lambda x: sum(softplus(x[at + 2] - x[at]) + 0.3 * (x[at] + x[at + 2]) ** 2 for at in range(2)),
+    ),
+    "smoothing": (
+        lambda x: compute_pair_loss(x[:2], x[2:], label_smoothing=0.2, margin=[0.4, 0.4]),
+        lambda x: sum(
+            0.8 * softplus(x[at + 2] + 0.4 - x[at]) + 0.2 * softplus(x[at] - x[at + 2] - 0.4) for at in (0, 1)
+        ),
+    ),
+    "plackett_luce": (
+        lambda x: compute_ranking_loss(x[None], doubles([2, 4, 1, 3]), center=0.1),
+        lambda x: by_drawing(x, (2, 4, 1, 3)) + 4 * 0.1 * (sum(x) / 4) ** 2,
+    ),
+    "plackett_luce of ties": (
+        lambda x: compute_ranking_loss(x[None], doubles([1, 2, 2, 0]), present=torch.tensor([[True] * 3 + [False]])),
+        lambda x: math.log(sum(map(math.exp, x[:3]))) - x[0],
+    ),
+    "regression": (
+        lambda x: compute_score_loss(x[None], doubles([0.5, -1.0, 2.0, 9.0])),
+        lambda x: sum((score - target) ** 2 for score, target in zip(x, (0.5, -1.0, 2.0, 9.0))) / 4,
+    ),
+    "binary": (
+        lambda x: compute_label_loss(x, torch.tensor([True, False, True, False]), label_smoothing=0.1),
+        lambda x: sum(0.9 * softplus(-s * y) + 0.1 * softplus(s * y) for s, y in zip(x, (1, -1, 1, -1))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@settings(max_examples=20, deadline=None)
+@given(scores=st.lists(SCORES, min_size=4, max_size=4))
+def test_values_and_gradients_are_those_of_the_formulas_in_plain_floats(name, scores):
+    ours, plain = PLAIN[name]
+    given_scores = doubles(*scores).requires_grad_()
+    total = ours(given_scores).sum()
+    total.backward()
+    assert total.item() == pytest.approx(plain(scores), abs=1e-9)
+    assert given_scores.grad.tolist() == pytest.approx(differences(plain, scores), abs=1e-6)
+
+
+@pytest.mark.parametrize("far", [40.0, 400.0, 4000.0])
+def test_scores_far_apart_keep_a_finite_loss_and_gradient_in_float32(far):
+    for name, (ours, _) in PLAIN.items():
+        for signs in itertools.product((-1.0, 1.0), repeat=4):
+            scores = torch.tensor([far * sign for sign in signs], requires_grad=True)
+            total = ours(scores).sum()
+            total.backward()
+            assert math.isfinite(total.item()) and torch.isfinite(scores.grad).all(), (name, signs)

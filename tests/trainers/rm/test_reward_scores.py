@@ -54,6 +54,21 @@ def test_both_backends_score_the_last_token_of_each_conversation(model, backend)
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=2e-5, msg=name)
 
 
+def test_rows_packed_into_one_sequence_are_scored_as_each_one_alone(model):
+    pairs = hard_pairs()
+    wanted, gradients = with_gradients(model, by_rows_alone(model, pairs))
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    found, ours = with_gradients(model, scored(model, "rows", pairs, packed=True).values())
+    hook.remove()
+    assert len(shapes) == 1 and shapes[0][0] == 1, "one sequence, without padding"
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=2e-5, msg=name)
+
+
 @pytest.mark.parametrize("backend", SCORE_BACKENDS)
 def test_a_token_that_pads_is_scored_where_a_conversation_ends_with_it(model, backend):
     pairs = hard_pairs()[:2]
