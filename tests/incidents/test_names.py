@@ -38,6 +38,14 @@ NAMED = [
     ("[a-z]+", "literal [a-z]+ here"),
     ("a", "a: gone"),
     ("EC2, EBS", "EC2, EBS in us-east-1"),
+    ("cart", "cart->db 503"),
+    ("db", "cart->db 503"),
+    ("cart", "cart-->db"),
+    ("cart", "db<-cart"),
+    ("cart", "cart- gone"),
+    ("mysql", "mysql-0.mysql.shop.svc.cluster.local"),
+    ("mysql", "mysql-0->cart"),
+    ("PetSearch", "metric PetSearch_AWS::ECS::Fargate requests Sum=1123 (usual 1135)"),
 ]
 NOT_NAMED = [
     ("jenkins.io", "ci.jenkins.io is down"),
@@ -63,6 +71,12 @@ NOT_NAMED = [
     ("db", "ledger-db"),
     (".*", "anything"),
     ("a", "alpha"),
+    ("cart", "cart_AWS"),
+    ("cart", "cart_client"),
+    ("cart", "shopping_cart_AWS::Lambda"),
+    ("cart", "cart--extra"),
+    ("cart", "x-cart->db"),
+    ("shop", "mysql-0.mysql.shop.svc.cluster.local"),
 ]
 
 
@@ -131,6 +145,8 @@ def test_what_is_found_occurs_and_ends_where_a_word_ends(text, names):
         ("cart", "checkout", False),
         ("a.c", "abc", False),
         ("ts-travel-service", "ts-travel2-service", False),
+        ("mail_relay", "Mail relay node", True),
+        ("mail-relay", "mail relay", True),
     ],
 )
 def test_names_that_contain_each_other(one, other, expected):

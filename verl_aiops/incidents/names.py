@@ -3,13 +3,15 @@
 A name is found as a whole word, in its own spelling. What stands around it decides:
 
 - ASCII letters, digits, ``_`` and ``-`` join it to a longer word: ``db`` is not found in ``ledger-db``. Chinese text
-  has no spaces around a name, so its characters join nothing.
+  has no spaces around a name, so its characters join nothing. A ``-`` that no word follows joins nothing either, nor
+  does one of an arrow: ``cart->db`` and ``db<-cart`` name both.
 - ``.`` and ``/`` do not end a name that goes on: ``jenkins.io`` is not found in ``ci.jenkins.io``, nor ``cart`` in
   ``shop.cart.Add`` or ``/srv/cart/data``. It ends before the usual ends of file, unit and cluster names
-  (``cart.log``, ``cart.shop.svc``), as the host of an address (``http://cart/add``), and it begins after one word and a
-  slash (``shop/cart-0``, ``pod/cart``), as Kubernetes writes what it names.
+  (``cart.log``, ``cart.shop.svc``, ``db-0.db.shop.svc``), as the host of an address (``http://cart/add``), and it
+  begins after one word and a slash (``shop/cart-0``, ``pod/cart``), as Kubernetes writes what it names.
 - The endings that Kubernetes gives to what it starts are no part of a name: ``cart`` is found in ``cart-0``,
-  ``cart-7f9c4d5b6`` and ``cart-7f9c4d5b6-x2x9z``, not in ``cart-service``.
+  ``cart-7f9c4d5b6`` and ``cart-7f9c4d5b6-x2x9z``, not in ``cart-service``. Nor is the type that AWS X-Ray writes behind
+  a node: ``cart_AWS::ECS::Fargate``.
 - A name that stands inside a longer one of the same list is not found there: ``DNS infrastructure`` names no ``DNS``.
 """
 
@@ -21,7 +23,7 @@ from string import ascii_letters, digits
 
 from verl_aiops.incidents.schema import normalise_label
 
-__all__ = ["names_in", "overlap"]
+__all__ = ["names_in", "overlap", "spelling_key"]
 
 _WORD = frozenset(ascii_letters + digits + "_-")
 # kubernetes' SafeEncodeString: no vowels, and none of 0, 1, 3
@@ -32,10 +34,13 @@ _POD = (
     r"|(?=[a-z]*[0-9][a-z]*[0-9])[0-9a-z]{8,10}"  # the replica set itself
     rf"|(?=[a-z]*[0-9]){_SAFE}{{5}})"  # of a daemon set
 )
-_PARTS = r"\.(?:log|out|err|pid|sock|conf|cfg|ya?ml|json|service|svc|exe|jar|py|go|[0-9A-Za-z-]{1,63}\.svc)"
-_NO_WORD = r"(?![0-9A-Za-z_-])"
-_END = re.compile(rf"(?:{_POD}{_NO_WORD})?(?:(?:{_PARTS}){_NO_WORD}|{_NO_WORD}(?![./][0-9A-Za-z_-]))")
-_HOST_END = re.compile(rf"(?:{_POD}{_NO_WORD})?(?:(?:{_PARTS}){_NO_WORD}|{_NO_WORD}(?!\.[0-9A-Za-z_-]))")
+_PARTS = r"\.(?:log|out|err|pid|sock|conf|cfg|ya?ml|json|service|svc|exe|jar|py|go|(?:[0-9A-Za-z-]{1,63}\.){1,2}svc)"
+_TYPE = "_AWS::[A-Z]"
+_NO_WORD = r"(?![0-9A-Za-z_]|-+[0-9A-Za-z_])"
+_POD_END = rf"(?:{_POD}{_NO_WORD})?"
+_END = re.compile(rf"{_TYPE}|{_POD_END}(?:(?:{_PARTS}){_NO_WORD}|{_NO_WORD}(?![./][0-9A-Za-z_-]))")
+_HOST_END = re.compile(rf"{_POD_END}(?:(?:{_PARTS}){_NO_WORD}|{_NO_WORD}(?!\.[0-9A-Za-z_-]))")
+_SEPARATORS = re.compile(r"[\s_-]+")
 _LEAST = 3
 """So many ASCII letters are contained in a longer name wherever they stand in it; fewer only as a word of it."""
 
@@ -62,7 +67,7 @@ def names_in(text: str, names: Iterable[str]) -> set[str]:
 
 def _whole(text: str, start: int, end: int) -> bool:
     before = text[start - 1 : start]
-    if before in _WORD:
+    if before in _WORD and text[max(0, start - 2) : start] != "<-":
         return False
     host = text[max(0, start - 2) : start] == "//"
     goes_on = start > 1 and before in {".", "/"} and text[start - 2] in _WORD
@@ -79,13 +84,19 @@ def _one_word_before(text: str, slash: int) -> bool:
     return at < 0 or text[at] not in _WORD and text[at] not in "./:@"
 
 
+def spelling_key(label: str) -> str:
+    """What spellings of one name have in common: compared as labels are, with spaces, `_` and `-` alike."""
+    return _SEPARATORS.sub(" ", normalise_label(label)).strip() or label
+
+
 def overlap(one: str, other: str) -> bool:
     """Whether one of two names contains the other: ``DNS`` and ``DNS infrastructure``, ``cart`` and ``cartservice``.
     Whoever answers the one may mean the other.
 
-    Compared as labels are. Names of fewer than three ASCII letters must be a word of the longer one.
+    Spellings do not count: ``mail_relay`` lies in ``mail relay node``, and is ``mail-relay``. Names of fewer than three
+    ASCII letters must be a word of the longer one.
     """
-    short, long = sorted(map(normalise_label, (one, other)), key=len)
+    short, long = sorted(map(spelling_key, (one, other)), key=len)
     if not short or short not in long:
         return False
     if not short.isascii() or len(short) >= _LEAST:

@@ -203,6 +203,32 @@ def test_a_blind_cut_within_a_line_is_the_same_with_and_without_evidence(budget)
     assert least.over_budget and least.incident.logs[0] == lines[0][:20] and not least.incident.evidence
 
 
+@pytest.mark.parametrize("words", [1, 40_000])
+@pytest.mark.parametrize("place", [0, 1, 21])
+def test_an_endless_line_does_not_keep_out_all_others(words, place):
+    """As JSON logs and stack traces in one line are: what the line begins with, and still what else is severe."""
+    endless = "ERROR stack " + "at com.shop.Cart " * 100 * words
+    fatal = "10:20 FATAL db: no space left"
+    lines = [*QUIET, fatal]
+    lines.insert(place, endless)
+    found = kept(lines, 600)
+    assert fatal in found and len(found) > 3
+    (cut,) = (line for line in found if line.startswith("ERROR stack"))
+    assert cut[-1] == "…" and endless.startswith(cut[:-1]) and len(cut) == 301
+    # in the unit that the budget counts
+    by_words = trim_incident(make(lines), 40, measure=lambda text: len(text.split()), blind=True).incident
+    (cut,) = (line for line in by_words.logs if line.startswith("ERROR stack"))
+    assert fatal in by_words.logs and 10 <= len(cut.split()) <= 21
+
+
+def test_a_blind_cut_leaves_lines_alone_that_the_budget_holds():
+    lines = [*QUIET, "ERROR " + "x" * 300]
+    assert lines[-1] in kept(lines, 400)
+    # 4,000 characters are 20 words
+    long = "ERROR " + ("x" * 200 + " ") * 19
+    assert long in trim_incident(make([*QUIET * 9, long]), 600, measure=lambda text: len(text.split())).incident.logs
+
+
 WORDS = st.text(st.sampled_from("ab <|>\n\u200b"), min_size=1, max_size=40)
 
 

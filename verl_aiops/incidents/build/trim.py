@@ -14,6 +14,8 @@ from verl_aiops.incidents.text import layout, neutralise_incident
 TRIMS = ("evidence", "blind")
 # characters of a line that say anything at all
 _LEAST = 20
+# No measure counts fewer units than one in so many characters; what is beyond is not measured, however long a line is.
+_MOST_CHARS = 8
 _MARKERS = {"en": "… {} lines left out", "zh": "… 略去 {} 行"}
 
 
@@ -51,9 +53,10 @@ def trim_incident(
     With `whole_evidence` all evidence stays, uncut: the rest of its lines and the symptom give way to it, then the
     budget does (`over_budget`), and nothing is raised.
 
-    With `blind` the text is what an incident without evidence gives, whose lines are chosen by `by_salience`: what a
-    model is served, where nobody knows the evidence yet. The evidence that happens to be left is listed; of
-    `whole_evidence` it is left that the budget gives way where there is no room for any data.
+    With `blind` the text is what an incident without evidence gives, whose lines are chosen by `by_salience`, those
+    longer than the budget cut to half of it: what a model is served, where nobody knows the evidence yet. The evidence
+    that happens to be left is listed; of `whole_evidence` it is left that the budget gives way where there is no room
+    for any data.
     """
     incident = neutralise_incident(incident)
     gives_way = whole_evidence
@@ -71,6 +74,8 @@ def trim_incident(
         return measure(layout(incident.lang, symptom or page.symptom, *page.sections(shown))) <= budget
 
     marks = list(dict.fromkeys(index for span in spans.values() for index in span))
+    if not marks:
+        page.shorten(budget, measure)
     order = page.by_distance(marks)
     if whole_evidence and incident.evidence:
         return _keep_evidence(page, page.marked(spans.values(), fits), order[len(marks) :], least, fits)
@@ -146,6 +151,19 @@ class _Page:
                     first + n: slice(at, at + len(part)) for n, (at, part) in enumerate(zip(starts, text.split("\n")))
                 }
         return {}
+
+    def shorten(self, budget: int, measure: Callable[[str], int]) -> None:
+        """Cut every line that is longer than the budget to half of it: it would stand there alone, and in part."""
+
+        def cut(line: str) -> str:
+            start = line[: _MOST_CHARS * budget]
+            size = measure(start) if len(line) > budget else 0
+            if size <= budget and len(start) == len(line):
+                return line
+            return start[: max(_LEAST, len(start) * (budget // 2) // size)] + "…"
+
+        self.logs, self.trace = [*map(cut, self.logs)], [*map(cut, self.trace)]
+        self.lines = self.logs + self.trace
 
     def marked(self, spans: Iterable[Mapping[int, slice]], fits: Callable[[Mapping[int, str]], bool]) -> dict[int, str]:
         """The lines with evidence: whole if they fit, else each from its first to its last evidence."""

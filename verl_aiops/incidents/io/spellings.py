@@ -6,12 +6,12 @@ and the reward, which compares without case, could not tell them apart.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from verl_aiops.incidents.names import spelling_key
 from verl_aiops.incidents.schema import Incident, normalise_label
 from verl_aiops.incidents.simulator import NEW_WORDINGS
 from verl_aiops.incidents.taxonomy import ABSTENTIONS, System, Taxonomy
@@ -19,14 +19,8 @@ from verl_aiops.inputs.shown import one_line
 
 __all__ = ["SpellingFinder", "Spellings", "spelling_key"]
 
-_SEPARATORS = re.compile(r"[\s_-]+")
 _SHOWN = 8
 _FIELDS = ("service", "incident_type")
-
-
-def spelling_key(label: str) -> str:
-    """What spellings of one name have in common: compared as labels are, with spaces, `_` and `-` alike."""
-    return _SEPARATORS.sub(" ", normalise_label(label)).strip() or label
 
 
 @dataclass(frozen=True)
