@@ -151,6 +151,38 @@ def test_cloudopsbench_answers_are_served_as_recorded(tmp_path):
     assert "the repository states none" in (root.parent / "cases.jsonl.LICENCE.txt").read_text()
 
 
+def test_recent_logs_of_cloudopsbench_are_the_last_lines_of_each_log(tmp_path):
+    root = make_cloudopsbench(tmp_path / "benchmark")
+    logs = root / "boutique" / "admission" / "1" / "raw_data" / "logs.json"
+    logs.parent.mkdir()
+    rows = {
+        "cartservice": [f"call {at}" for at in range(60)] + [" "],
+        "cartservice.previous": "panic: nil\n\nexit 2",
+        "adservice": [],
+        "adservice.istio-proxy": ["503 UF"],
+        "emailservice": "",
+        "odd": 3,
+    }
+    logs.write_text(json.dumps(rows))
+    report, (case,) = cases_of("cloudopsbench", root)
+
+    def recent(name):
+        return answer(case, "GetRecentLogs", {"namespace": "boutique", "service_name": name}, max_chars=10_000).text
+
+    own = "\n".join(f"call {at}" for at in range(10, 60))
+    assert recent("cartservice") == f"From cartservice logs:\n{own}\n\nFrom previous container logs:\npanic: nil\nexit 2"
+    assert recent("adservice") == "From istio-proxy logs:\n503 UF"
+    assert recent("emailservice") == "No recent logs found for emailservice in boutique namespace."
+    assert ("GetRecentLogs", {"service_name": "adservice"}) in [
+        (call.name, {key: call.arguments[key] for key in call.arguments if key != "namespace"})
+        for call in case.recorded.paths[0]
+    ]
+    assert "1 logs of services: neither text nor lines" in str(report) and "no recorded answer" not in str(report)
+    logs.write_text("[]")
+    with pytest.raises(IncidentError, match=r"raw_data/logs.json: expected an object, found list"):
+        cases_of("cloudopsbench", root)
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [

@@ -61,6 +61,7 @@ def test_each_alert_is_a_case_with_what_was_around_it(house):
         "1 points: no number, or no time",
         "1 logRecords: the resource names no service",
         "1 changes: no time",
+        "1 logs: around no alert",
     ):
         assert f"left out: {left}" in told
     assert "connections" in answer(first, "query_metrics", {"service": "db"}).text
@@ -107,6 +108,37 @@ def test_alerts_that_were_sent_together_are_one_case(tmp_path):
     assert found.symptom.split("\n") == ["CheckoutErrors: Cart fails", "CheckoutErrors: Checkout fails"]
 
 
+def test_what_is_sent_again_is_one_case(house):
+    """While it lasts, when somebody takes it up, and when it is over; a group may have grown by then."""
+    grown = webhook()
+    grown["status"] = "resolved"
+    grown["alerts"].append({**grown["alerts"][0], "startsAt": "2025-11-30T14:09:00Z", "fingerprint": "later"})
+    (house / "alertmanager.json").write_text(json.dumps([webhook(), webhook(), grown]), encoding="utf-8")
+    kinds = ("triggered", "acknowledged", "resolved")
+    rows = [{"event": {"event_type": f"incident.{kind}", "data": pagerduty()}} for kind in kinds]
+    (house / "pagerduty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (house / "cases.yaml").write_text(MAPPING.replace("abc123:", "later:"), encoding="utf-8")
+    report, cases = imported(house)
+    assert [(case.id, case.truth_known) for case in cases] == [("abc123", True), ("PD1", False)]
+    assert "left out: 4 alerts: sent again, or that the trouble is over" in str(report)
+
+
+def test_what_lies_around_no_alert_is_counted(house):
+    """Of every kind; changes of a day before an alert are near it."""
+    times = [ALERT - 3600, ALERT - 3602, ALERT + 901, ALERT - 9000]
+    lines = "".join(json.dumps(otlp_log("orders", at - ALERT, "x")) + "\n" for at in times)
+    (house / "logs.jsonl").write_text(lines, encoding="utf-8")
+    days = ["2025-11-28T10:00:00Z", "2025-11-29T20:00:00Z"]
+    (house / "deploys.csv").write_text(
+        "deployed_at,app,type,what\n" + "".join(f"{day},orders,release,v1\n" for day in days), encoding="utf-8"
+    )
+    report, (first, second) = imported(house)
+    assert [line.time for line in first.signals.logs] == [times[0]] and not second.signals.logs
+    assert len(first.signals.changes) == 1
+    told = str(report)
+    assert "left out: 3 logs: around no alert" in told and "left out: 1 changes: around no alert" in told
+
+
 def replaced(old, new):
     return "cases.yaml", MAPPING.replace(old, new)
 
@@ -128,6 +160,15 @@ def replaced(old, new):
         ("logs.jsonl", '{"resourceSpans": []}', "logs.jsonl, line 1, field 'resourceLogs': expected a list"),
         ("prom/db.json", '{"data": {"resultType": "vector"}}', "field 'data.resultType': expected matrix"),
         ("events.json", "[]", "field 'items': expected a list"),
+        (*replaced('"prom/*.json"', '"**x/*.json"'), "cases.yaml, key 'metrics': expected a pattern of files, found '**x"),
+        (
+            "alertmanager.json",
+            json.dumps({**webhook(), "alerts": [*webhook()["alerts"], 3]}),
+            "line 1, alerts[1]: expected an alert, found int",
+        ),
+        ("logs.jsonl", '{"resourceLogs": [3]}', "line 1, field 'scopeLogs': expected a list"),
+        ("logs.jsonl", '{"resourceLogs": [{"scopeLogs": [{"logRecords": {}}]}]}', "field 'logRecords': expected a list"),
+        ("deploys.csv", "deployed_at,app,what\n1,2,3\n", "deploys.csv: expected the column 'type', found deployed_at"),
         ("deploys.csv", "when,app\n1,2\n", "deploys.csv: expected the column 'deployed_at', found when, app"),
     ],
 )

@@ -105,6 +105,10 @@ def test_a_service_is_found_in_another_spelling_and_a_wrong_one_is_told():
         ("search_logs", {"level": "bad"}, "argument level: expected one of DEBUG"),
         ("search_logs", {"start": "soon"}, "argument start: expected a time such as 14:03:00"),
         ("search_logs", {"start": "14:05", "end": "14:01"}, "argument end: it is before start"),
+        ("query_metrics", {"service": "db", "start": 1764511402000}, "argument start: expected a time such as"),
+        ("query_metrics", {"service": "db", "start": "inf"}, "argument start: expected a time such as"),
+        ("query_metrics", {"service": "db", "start": "9999-12-31T23:59:59-23:59"}, "argument start: expected a time"),
+        ("search_logs", {"service": "\ud800"}, "argument service: no service '\\ud800' here"),
         ("search_logs", {"limit": "many"}, "argument limit: expected a whole number"),
         ("search_logs", {"offset": 99}, "offset 99 is behind the last of 4"),
         ("search_logs", {"service": {"a": 1}}, "argument service: expected a text"),
@@ -127,19 +131,22 @@ def test_arguments_are_an_object_or_its_json(case):
 
 def test_nothing_that_a_model_sends_raises_or_says_too_much(case):
     rng = random.Random(0)
-    names = [*TOOLS, *HOSTILE_TEXTS, None, 3]
+    halves = ["\ud800", "a\udfff", "1e300", "inf"]  # of surrogate pairs, which JSON can spell; times behind all times
+    names = [*TOOLS, *HOSTILE_TEXTS, *halves, None, 3]
     keys = [*dict.fromkeys(key for tool in TOOLS.values() for key in tool.parameters), *HOSTILE_TEXTS]
     bare = Case(id="a", source="b", symptom="c")
     recorded = {"answers": [{"name": "search_logs", "arguments": {"service": "db"}, "text": "x\n" * 900}]}
     recorded = Case.from_dict(record(recorded=recorded))
     for _ in range(4000):
         name = rng.choice(list(TOOLS)) if rng.random() < 0.9 else rng.choice(names)
-        given = {rng.choice(keys): rng.choice(HOSTILE) for _ in range(rng.randrange(3))}
+        given = {rng.choice(keys): rng.choice([*HOSTILE, *halves]) for _ in range(rng.randrange(3))}
         asked = given if rng.random() < 0.8 else rng.choice(HOSTILE)
         limit = rng.choice((LEAST_CHARS, MAX_CHARS))
         said = answer(rng.choice((case, bare, recorded)), name, asked, max_chars=limit)
         assert 0 < len(said.text) <= limit
-        assert all(quote in said.text for quote in said.quotes)
+        begin, end = said.facts
+        assert 0 <= begin <= end <= len(said.text)
+        assert all(quote in said.text[begin:end] for quote in said.quotes)
         said.text.encode("utf-8")
     assert answer(case, "search_logs", {"service": "db"}).ok
 
@@ -248,7 +255,7 @@ def test_recorded_answers_are_served_as_they_are():
     ]
     case = Case.from_dict(record(recorded={"answers": answers}))
     said = answer(case, "kubectl_get", {"namespace": "shop", "kind": "Pods"})
-    assert said == ("NAME READY\ndb-0 0/1", True, ("NAME READY", "db-0 0/1"))
+    assert said == ("NAME READY\ndb-0 0/1", True, ("NAME READY", "db-0 0/1"), (0, 19))
     assert answer(case, "kubectl_logs", '{"pod": "db-0", "tail": "50"}').ok
     said = answer(case, "kubectl_get", {"kind": "services"})
     assert not said.ok and '"kind": "pods"' in said.text
@@ -274,6 +281,19 @@ def test_a_long_recorded_answer_is_read_on_by_offset():
         deep = {"a": [deep]}
     for offset in (deep, 10**6, "1e400", [], "nan", {}, "x" * 9999, 10**5000):
         assert not answer(case, "get", {"a": 1, "offset": offset}).ok
+
+
+def test_what_a_tool_says_of_the_question_is_no_fact(case):
+    asked = "too many clients already, says db"
+    said = answer(case, "search_logs", {"contains": f"{asked}|timeout", "limit": 1}, max_chars=LEAST_CHARS)
+    assert asked in said.text and said.text[slice(*said.facts)] == said.quotes[0]
+    nothing = answer(case, "search_logs", {"contains": asked})
+    assert nothing.ok and asked in nothing.text and not nothing.text[slice(*nothing.facts)]
+    more = answer(case, "search_logs", {"limit": 2})
+    assert more.text.endswith("more with offset=2") and "more with" not in more.text[slice(*more.facts)]
+    lines = {"answers": [{"name": "get", "arguments": {}, "text": "a line\n" * 300}]}
+    recorded = answer(Case.from_dict(record(recorded=lines)), "get")
+    assert "more with" in recorded.text and not recorded.text[slice(*recorded.facts)].replace("a line\n", "")
 
 
 def test_schemas_are_those_that_verl_reads():

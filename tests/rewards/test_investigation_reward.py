@@ -121,6 +121,9 @@ def test_where_nothing_is_wrong_and_where_it_cannot_be_told():
     assert score(ABSTAIN, unknown)["acc_main"] == 1
     assert score(ABSTAIN, unknown)["score"] == pytest.approx(1 - COST / 0.65)
     assert score(NO_FAULT, unknown)["score"] < 0.1 > score(verdict(), unknown)["score"]
+    # an abstention that is right pays no quotes, and so they do not make its calls free
+    quotes = json.dumps({**json.loads(ABSTAIN), "evidence": [QUOTE]})
+    assert score(quotes, unknown)["score"] == score(ABSTAIN, unknown)["score"] < 1
     # that all is well takes a look
     assert (
         score(NO_FAULT, nothing, calls=[])["unsupported"] == 1 and score(ABSTAIN, nothing, calls=[])["unsupported"] == 0
@@ -260,6 +263,28 @@ def test_a_quote_about_another_component_says_nothing_and_a_long_one_is_no_choic
     assert score(verdict([("cart", "disk_full")], evidence=[QUOTE]), of_cart)["evidence"] == 0
 
 
+def test_the_question_is_no_evidence():
+    """A tool repeats the words that were searched for; and of `a|b` a line may have the other."""
+    head = "log lines of all services with 'cart-db: the disk is full'"
+    echo = {"name": "search_logs", "ok": True}
+    none = {**echo, "arguments": json.dumps({"contains": "cart-db: the disk is full"}), "result": f"{head}: none"}
+    none["facts"] = [len(none["result"])] * 2
+    quoted = score(verdict(evidence=["cart-db: the disk is full"]), calls=[none])
+    assert (quoted["evidence"], quoted["quotes"], quoted["invented"], quoted["unsupported"]) == (0, 0, 0, 0)
+    line = "10:00:07 INFO web: GET /home 200"
+    either = {
+        **echo,
+        "arguments": json.dumps({"contains": "cart-db|home"}),
+        "result": f"{head}: 1\n{line}\nmore with offset=1",
+    }
+    either["facts"] = np.array([len(head) + 4, len(head) + 4 + len(line)])
+    for quote, quotes in ((line, 1), ("more with offset=1", 0), (f"{head}: 1", 0)):
+        quoted = score(verdict(evidence=[quote]), calls=[either])
+        assert (quoted["evidence"], quoted["quotes"], quoted["invented"]) == (0, quotes, 0), quote
+    other = {**echo, "arguments": json.dumps({"service": "cart-db"}), "result": line}
+    assert score(verdict(evidence=[line]), calls=[either, other])["evidence"] == 1
+
+
 def test_a_component_must_be_pointed_at():
     listed = CALLS[:1]
     assert score(verdict(), calls=listed)["unsupported"] == 1
@@ -338,6 +363,7 @@ def test_aliases_of_tables_and_the_label_that_wins_over_one():
         ({"turns": "text"}, "turns.*expected a list"),
         ({"tool_calls": 3}, "tool_calls.*expected a list"),
         ({"tool_calls": ["x"]}, "expected objects with name and result"),
+        ({"tool_calls": [{"name": "x", "result": "y", "facts": [3, 1]}]}, "facts: expected two places"),
     ],
 )
 def test_faulty_extra_info_is_named(extra, expected):

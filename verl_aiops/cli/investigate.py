@@ -67,7 +67,12 @@ def _run(args: argparse.Namespace) -> int:
 
     def done(finding: Finding) -> None:
         answered.append(finding.verdict is not None)
-        print(json.dumps(finding.to_dict(), ensure_ascii=False) if args.json else told(finding), flush=True)
+        if args.json:
+            line = json.dumps(finding.to_dict(), ensure_ascii=False)
+            # what a model spelt as half of a surrogate pair is spelt so again
+            print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+        else:
+            print(told(finding), flush=True)
 
     investigate(cases, endpoint, asked, tools, done)
     missing = len(answered) - sum(answered)

@@ -19,9 +19,9 @@ _BRACKET_NAMES = (
 )
 
 # Tab and newline stay: stack traces need them. Zero-width and bidirectional characters, line separators and the byte
-# order mark go.
+# order mark go; so do halves of surrogate pairs, which JSON can spell and no tokenizer reads.
 _INVISIBLE = (
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _UNSEEN = re.compile(rf"\r\n|{_INVISIBLE}")

@@ -117,7 +117,7 @@ def compute_score(
         settings.format_weight * verdict.ok
         + settings.causes_weight * found["causes"]
         + settings.path_weight * found["path"] * found["components"]
-        + settings.evidence_weight * quoted.quality * found["causes"]
+        + settings.evidence_weight * quoted.quality * found["causes"] * (not truth.cannot_tell)
         + settings.abstain_weight * (verdict.abstained and not truth.cannot_tell)
         - settings.unsupported_weight * claims
         - settings.invented_weight * min(1.0, quoted.invented / _FULL_COST)

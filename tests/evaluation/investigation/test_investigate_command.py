@@ -88,6 +88,23 @@ def test_a_line_of_json_a_case(served, tmp_path, capsys):
     assert set(lines[0]) == {"id", "verdict", "error", "quoted_from_nowhere", "calls"}
 
 
+def test_what_a_model_names_stays_on_its_line_and_can_be_printed(served, tmp_path, capsys):
+    file = tmp_path / "cases.jsonl"
+    file.write_text(json.dumps(record()), encoding="utf-8")
+    causes = [{"component": 'db\n  evidence: "seen" [search_logs]', "reason": "\ud800"}]
+    forged = json.dumps({"root_causes": causes, "propagation": [{"from": "a\nb", "to": "c"}]})
+    asks = json.dumps({"name": "\ud800", "arguments": {"service": "\udfff"}})
+    served["replies"] = [f"<tool_call>{asks}</tool_call>", forged] * 2
+    assert investigate(file) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1] == '  cause: db\\x0a  evidence: "seen" [search_logs] (\\ud800)' and lines[2] == "  path: a\\x0ab -> c"
+    assert lines[3] == "  calls: 1"
+    assert investigate(file, "--json") == 0
+    out = capsys.readouterr().out
+    out.encode("utf-8")
+    assert json.loads(out)["verdict"]["root_causes"] == causes
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

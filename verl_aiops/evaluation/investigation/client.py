@@ -130,8 +130,8 @@ def told(finding: Finding) -> str:
     else:
         for cause in verdict["root_causes"]:
             reason = cause.get("reason")
-            lines.append(f"  cause: {cause['component']}{f' ({reason})' if reason else ''}")
-        path = [f"{edge['from']} -> {edge['to']}" for edge in verdict.get("propagation") or []]
+            lines.append(f"  cause: {one_line(cause['component'])}{f' ({one_line(reason)})' if reason else ''}")
+        path = [f"{one_line(edge['from'])} -> {one_line(edge['to'])}" for edge in verdict.get("propagation") or []]
         if path:
             lines.append(f"  path: {', '.join(path)}")
     for quote, tool in finding.evidence:

@@ -1,7 +1,8 @@
 """Cloud-OpsBench: a folder a case, `SYSTEM/CATEGORY/N`, with metadata.json and tool_cache.json.
 
-The cache holds what each tool said, under `TOOL:{arguments as JSON}`; it is served as it is. The metadata name the
-object (`app/adservice`) and the root cause.
+The cache holds what each tool said, under `TOOL:{arguments as JSON}`; it is served as it is. One tool of the authors'
+has no answers there, GetRecentLogs: it shows the last lines of raw_data/logs.json. The metadata name the object
+(`app/adservice`) and the root cause.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from verl_aiops.investigation.recorded import Recorded, RecordedAnswer, Recorded
 __all__ = ["CLOUDOPSBENCH"]
 
 _KEY = re.compile(r"(\w+)(?::(.*))?", re.DOTALL)
+# Lines that GetRecentLogs shows of each log of a service, and how the file names those beside its own.
+_RECENT = 50
+_LOGS_OF = {"": "{} logs", ".previous": "previous container logs", ".istio-proxy": "istio-proxy logs"}
 
 
 def read(job: CaseJob) -> Iterator[Case]:
@@ -66,6 +70,11 @@ def _case(job: CaseJob, folder: Path, metadata: Mapping[str, Any], reasons: tupl
     component, namespace = subject.rpartition("/")[2], name_of(metadata.get("namespace"))
     system, category = folder.parent.parent.name, folder.parent.name
     at, answers = _answers(job, folder / "tool_cache.json")
+    logs = folder / "raw_data" / "logs.json"
+    if logs.exists():
+        answers += _recent_logs(job, logs, namespace)
+    else:
+        job.leave_out("folders: no raw_data/logs.json, so that GetRecentLogs has no answers")
     recorded = Recorded(answers)
     recorded = Recorded(answers, paths=_paths(job, metadata.get("process"), recorded))
     reason = _reason(folder, metadata)
@@ -104,9 +113,35 @@ def _answers(job: CaseJob, path: Path) -> tuple[float | None, tuple[RecordedAnsw
     return at, tuple(answers)
 
 
+def _recent_logs(job: CaseJob, path: Path, namespace: str | None) -> tuple[RecordedAnswer, ...]:
+    """What GetRecentLogs says of each service that the file has logs of, in the authors' words."""
+    logs = whole_json(path)
+    if not isinstance(logs, Mapping):
+        raise IncidentError(f"{one_line(path)}: expected an object, found {type(logs).__name__}")
+    lines: dict[str, list[str]] = {}
+    for key, value in logs.items():
+        rows = value.splitlines() if isinstance(value, str) else value if isinstance(value, list) else None
+        if rows is None:
+            job.leave_out("logs of services: neither text nor lines")
+            continue
+        lines[key] = [str(row) for row in rows if str(row).strip()][-_RECENT:]
+    names = dict.fromkeys(key.removesuffix(".previous").removesuffix(".istio-proxy") for key in lines)
+    answers = []
+    for name in names:
+        parts = [
+            "\n".join([f"From {title.format(name)}:", *lines[f"{name}{ending}"]])
+            for ending, title in _LOGS_OF.items()
+            if lines.get(f"{name}{ending}")
+        ]
+        said = "\n\n".join(parts) or f"No recent logs found for {name} in {namespace} namespace."
+        given = {"namespace": namespace, "service_name": name} if namespace else {"service_name": name}
+        answers.append(RecordedAnswer("GetRecentLogs", given, text_of(said) or said))
+    return tuple(answers)
+
+
 def _paths(job: CaseJob, process: Any, recorded: Recorded) -> tuple[tuple[RecordedCall, ...], ...]:
-    """The authors' ways to the root cause, `GetAppYAML::adservice`, as calls that have an answer; steps whose answer is
-    in no cache, such as those of logs, are left out and counted."""
+    """The authors' ways to the root cause, `GetAppYAML::adservice`, as calls that have an answer; steps without one
+    are left out and counted."""
     if not isinstance(process, Mapping):
         return ()
     paths = []

@@ -62,7 +62,13 @@ def answer(case: Case, name: Any, arguments: Any = None, *, max_chars: int = MAX
     if len(said.text) <= max_chars:
         return said
     text = said.text[: max_chars - 1] + "…"
-    return ToolAnswer(text, said.ok, tuple(quote for quote in said.quotes if quote in text))
+    begin, end = said.facts
+    return ToolAnswer(
+        text,
+        said.ok,
+        tuple(quote for quote in said.quotes if quote in text),
+        (begin, max(begin, min(end, max_chars - 1))),
+    )
 
 
 def _answer(case: Case, name: Any, arguments: Any, max_chars: int) -> ToolAnswer:
@@ -108,8 +114,8 @@ def _recorded(recorded: Recorded, name: str, given: Mapping[str, Any], max_chars
         last = len(whole) - max_chars + 60
         tail = f", the end with offset={last}" if last > offset + end else ""
         text = f"{text[:end]}\nmore with offset={offset + end} (of {len(whole)}){tail}"
-        return ToolAnswer(text, True, tuple(line for line in text.split("\n")[:-1] if line.strip()))
-    return ToolAnswer(text, True, tuple(line for line in text.split("\n") if line.strip()))
+        return ToolAnswer(text, True, tuple(line for line in text.split("\n")[:-1] if line.strip()), (0, end))
+    return ToolAnswer(text, True, tuple(line for line in text.split("\n") if line.strip()), (0, len(text)))
 
 
 def _offset(value: Any) -> int:

@@ -23,11 +23,13 @@ _ANGLES = str.maketrans("<>", "‹›")
 
 class ToolAnswer(NamedTuple):
     """`text` goes to the model. `ok`: whether the call was one that the tool could answer. `quotes`: the lines of
-    `text` that are facts of the case, each of which stands in it word by word."""
+    `text` that are facts of the case, each of which stands in it word by word. `facts`: where in `text` what the case
+    says begins and ends; around it stands what the tool says itself, with words of the question in it."""
 
     text: str
     ok: bool
     quotes: tuple[str, ...] = ()
+    facts: tuple[int, int] = (0, 0)
 
 
 def refused(text: str) -> ToolAnswer:
@@ -72,8 +74,18 @@ class Clock:
         return moment.strftime("%m-%d %H:%M:%S" if self.dated else "%H:%M:%S")
 
     def read(self, text: str) -> float | None:
-        """The time that a model means: as shown, in ISO 8601, in seconds, or without a date (that of the alert)."""
+        """The time that a model means: as shown, in ISO 8601, in seconds, or without a date (that of the alert).
+
+        None for what is no time, or one that cannot be written out again, as seconds in thousands of them are.
+        """
         text = text.strip()[:40]
+        seconds = self._seconds(text)
+        try:
+            return None if seconds is None or _moment(seconds) is None else seconds
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    def _seconds(self, text: str) -> float | None:
         try:
             return float(text) if float(text) > 1e8 else None
         except ValueError:
@@ -138,4 +150,5 @@ def page_of(head: str, rows: Sequence[Row], line_of: Callable[[Row], str], page:
     first, last = page.offset + 1, page.offset + len(lines)
     shown = f"{head}: {total}" if last - page.offset == total else f"{head}: {first}-{last} of {total}"
     more = [f"more with offset={last}"] if last < total else []
-    return ToolAnswer("\n".join([shown, *lines, *more]), True, tuple(lines))
+    told = "\n".join([shown, *lines])
+    return ToolAnswer("\n".join([told, *more]), True, tuple(lines), (len(shown) + 1, len(told)))

@@ -1,8 +1,10 @@
 """Whether a verdict stands on what the tools returned: its quotes, and the components that it names.
 
-Only results count, never what the model wrote: a tool's answer that it makes up stands in its own text alone.
+Only what results say of the case counts, never what the model wrote: a tool's answer that it makes up stands in its
+own text alone, and words of its question that a tool repeats are no facts.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -51,7 +53,7 @@ def judge_quotes(
     """Look up a verdict's evidence in what the tools returned.
 
     Quotes of fewer than ``min_chars`` characters, white space not counted, bare names, and verbatim ones of more than
-    ``max_chars`` neither earn nor cost.
+    ``max_chars`` neither earn nor cost; nor do the words in which a tool repeats the question.
     """
     answered = [call for call in calls if call.ok]
     verbatim: list[str] = []
@@ -61,10 +63,11 @@ def judge_quotes(
             continue
         if len(quote) <= MAX_LABEL_CHARS and normalise_label(quote) in truth.names:
             continue
-        if not any(quote in call.result for call in answered):
+        if any(quote in call.facts for call in answered):
+            if len(quote) <= max_chars:
+                verbatim.append(quote)
+        elif not any(quote in call.result for call in answered):
             invented += 1
-        elif len(quote) <= max_chars:
-            verbatim.append(quote)
     if not verbatim or len(verbatim) + invented > MAX_QUOTES:
         return Quoted(len(verbatim), invented, 0.0)
     covered = 1.0
@@ -80,14 +83,25 @@ def judge_quotes(
 def _spoken_of(quote: str, calls: Iterable[Call]) -> Iterable[str]:
     """For each place of a quote its lines, with what the call asked for."""
     for call in calls:
-        at = call.result.find(quote)
+        asked = "\n".join(_asked_for(call.arguments))
+        at = call.facts.find(quote)
         for _ in range(_PLACES):
             if at < 0:
                 break
-            end = call.result.find("\n", at + len(quote))
-            line = call.result[call.result.rfind("\n", 0, at) + 1 : end if end >= 0 else None]
-            yield f"{line}\n{call.arguments}".casefold()
-            at = call.result.find(quote, at + 1)
+            end = call.facts.find("\n", at + len(quote))
+            line = call.facts[call.facts.rfind("\n", 0, at) + 1 : end if end >= 0 else None]
+            yield f"{line}\n{asked}".casefold()
+            at = call.facts.find(quote, at + 1)
+
+
+def _asked_for(arguments: str) -> list[str]:
+    """What a call was about: its arguments, but for words of which any may be found (`a|b`), and others not."""
+    try:
+        given = json.loads(arguments)
+    except (ValueError, RecursionError):
+        given = None
+    values = given.values() if isinstance(given, dict) else ()
+    return [value for value in values if isinstance(value, str) and "|" not in value]
 
 
 def unsupported(verdict: Verdict, calls: Sequence[Call], truth: InvestigationTruth) -> float:
@@ -101,7 +115,7 @@ def unsupported(verdict: Verdict, calls: Sequence[Call], truth: InvestigationTru
     if not verdict.causes:
         return float(verdict.no_fault and not answered)
     components = {component for component, _ in verdict.causes}
-    texts = [f"{call.arguments}\n{call.result}".casefold() for call in answered]
+    texts = [f"{call.arguments}\n{call.facts}".casefold() for call in answered]
     missing = 0
     for component in components:
         names = names_of(component, truth.causes)

@@ -10,13 +10,15 @@ class Call(NamedTuple):
     """One tool call: its name and arguments as the model wrote them, whether the tool answered, and what it returned.
 
     ``ok`` is False where it could not be read, was no tool or had wrong arguments, and beyond the budget of calls;
-    ``result`` is then the error that the model was told.
+    ``result`` is then the error that the model was told. ``facts`` is what of it the case says, without what the tool
+    says of the question; the whole of it where the record does not tell the two apart.
     """
 
     name: str
     arguments: str
     ok: bool
     result: str
+    facts: str
 
 
 class Transcript(NamedTuple):
@@ -69,7 +71,18 @@ def _list(extra_info: Mapping[str, Any], key: str) -> list[Any] | None:
 def _call(value: Any) -> Call:
     if not isinstance(value, Mapping) or not all(isinstance(value.get(name), str) for name in ("name", "result")):
         raise ValueError(f'extra_info["tool_calls"]: expected objects with name and result, got {value!r:.80}')
-    return Call(value["name"], str(value.get("arguments") or ""), bool(value.get("ok")), value["result"])
+    result, facts = value["result"], value.get("facts")
+    if facts is not None:
+        if len(facts) != 2 or not 0 <= facts[0] <= facts[1]:
+            raise ValueError(f'extra_info["tool_calls"], facts: expected two places in the result, got {facts!r:.80}')
+        facts = result[int(facts[0]) : int(facts[1])]
+    return Call(
+        value["name"],
+        str(value.get("arguments") or ""),
+        bool(value.get("ok")),
+        result,
+        result if facts is None else facts,
+    )
 
 
 def messages_of(turns: Sequence[str], calls: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from verl_aiops.investigation.case import Case
 from verl_aiops.investigation.tools import MAX_CHARS, answer
+from verl_aiops.investigation.tools.text import fact
 from verl_aiops.rollout.tools.settings import ToolSettings
 
 __all__ = ["NO_CALLS_LEFT", "SHORTEST", "UNREADABLE", "Asked", "Desk", "Kept", "leave_out", "shorten"]
@@ -36,7 +37,8 @@ class Kept(TypedDict):
     """One call on record, as `rewards.investigation.transcript` reads it.
 
     ``result`` is what the tool returned, as far as the model was shown it; ``reply`` is all that the model was shown,
-    with what the desk has to say itself. ``turn`` is the number of the message that called.
+    with what the desk has to say itself. ``facts``: where in ``result`` what the case says begins and ends, which alone
+    is evidence. ``turn`` is the number of the message that called.
     """
 
     turn: int
@@ -45,6 +47,7 @@ class Kept(TypedDict):
     ok: bool
     result: str
     reply: str
+    facts: list[int]
 
 
 @dataclass
@@ -106,13 +109,20 @@ class Desk:
         return {"tool_calls": [dict(call) for call in self.calls], "turn_calls": list(self.per_turn)}
 
     def _one(self, call: Asked) -> Kept:
+        # a model can spell half of a surrogate pair in JSON, which neither a tokenizer nor a file can hold
+        arguments = call.arguments[:2000].encode("utf-8", "backslashreplace").decode()
         if call.name is None:
-            name, ok, text = "?", False, UNREADABLE
+            name, ok, text, facts = "?", False, UNREADABLE, [0, 0]
         else:
             said = answer(self.case, call.name, call.arguments, max_chars=self.chars)
-            name, ok, text = self.shown(call.name[:200]), said.ok, self.shown(said.text)
-        arguments = call.arguments[:2000]
-        return Kept(turn=len(self.per_turn), name=name, arguments=arguments, ok=ok, result=text, reply=text)
+            begin, end = said.facts
+            head, told, rest = map(self.shown, (said.text[:begin], said.text[begin:end], said.text[end:]))
+            # some templates write the name too, which may be anything
+            name, ok, text = self.shown(fact(call.name, 200)), said.ok, head + told + rest
+            facts = [len(head), len(head) + len(told)]
+        return Kept(
+            turn=len(self.per_turn), name=name, arguments=arguments, ok=ok, result=text, reply=text, facts=facts
+        )
 
 
 def shorten(some: Sequence[Kept], chars: int) -> None:
@@ -121,12 +131,13 @@ def shorten(some: Sequence[Kept], chars: int) -> None:
         notice = f"\n{NO_CALLS_LEFT}" if kept["reply"].endswith(NO_CALLS_LEFT) else ""
         if len(kept["reply"]) > chars + len(_CUT) + len(notice):
             kept["result"] = kept["result"][:chars]
+            kept["facts"] = [min(place, chars) for place in kept["facts"]]
             kept["reply"] = kept["result"] + _CUT + notice
 
 
 def leave_out(kept: Kept) -> None:
     """There is no room for any of this reply."""
-    kept["ok"], kept["result"], kept["reply"] = False, "", ""
+    kept["ok"], kept["result"], kept["reply"], kept["facts"] = False, "", "", [0, 0]
 
 
 def _add_notice(kept: Kept) -> None:

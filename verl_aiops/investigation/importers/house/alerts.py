@@ -86,9 +86,12 @@ def _alertmanager(place: str, alert: Mapping[str, Any]) -> Alert:
 
 def _webhook(place: str, group: Mapping[str, Any]) -> Alert:
     """A group of alerts that Alertmanager sent together is one case, which begins with the first of them."""
-    alerts = [alert for alert in group["alerts"] if isinstance(alert, Mapping)]
+    alerts = group["alerts"]
     if not alerts:
         raise IncidentError(f"{place}, field 'alerts': expected at least one alert, found none")
+    for at, alert in enumerate(alerts):
+        if not isinstance(alert, Mapping):
+            raise IncidentError(f"{place}, alerts[{at}]: expected an alert, found {type(alert).__name__}")
     each = [_alertmanager(f"{place}, alerts[{at}]", alert) for at, alert in enumerate(alerts)]
     common = {"labels": group.get("commonLabels") or {}, "annotations": group.get("commonAnnotations") or {}}
     texts = list(dict.fromkeys(alert.symptom for alert in each))

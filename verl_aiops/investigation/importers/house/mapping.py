@@ -47,6 +47,11 @@ class HouseMapping:
     reasons: tuple[str, ...] = ()
     lang: str | None = None
 
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """Columns of the deploy log that the file names, and that have to be there."""
+        return tuple(column for name, column in self.columns.items() if column != _COLUMNS[name])
+
     def service(self, name: str | None) -> str | None:
         """What a thing is called in the case: by the mapping, or a pod's workload."""
         if not name:

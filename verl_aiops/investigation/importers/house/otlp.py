@@ -53,12 +53,22 @@ def _records(
             raise IncidentError(f"{place}, field '{resources}': expected a list, as OpenTelemetry's JSON has it")
         for resource in value[resources]:
             service = _service(section(resource, "resource", "attributes"), mapping)
-            for scope in _list(resource, scopes):
-                rows = _list(scope, records)
+            for scope in _needed(place, resource, scopes):
+                rows = _needed(place, scope, records)
                 if service is None:
                     job.leave_out(f"{records}: the resource names no service", len(rows))
                     continue
-                yield from ((service, row) for row in rows if isinstance(row, Mapping))
+                objects = [row for row in rows if isinstance(row, Mapping)]
+                job.leave_out(f"{records}: no object", len(rows) - len(objects))
+                yield from ((service, row) for row in objects)
+
+
+def _needed(place: str, value: Any, key: str) -> list[Any]:
+    """The list under the key; none where the key is missing. Raises IncidentError where it is something else."""
+    found = value.get(key, []) if isinstance(value, Mapping) else None
+    if not isinstance(found, list):
+        raise IncidentError(f"{place}, field '{key}': expected a list, as OpenTelemetry's JSON has it")
+    return found
 
 
 def _list(value: Any, key: str) -> list[Any]:

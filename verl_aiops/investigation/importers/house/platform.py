@@ -88,7 +88,8 @@ def read_changes(job: CaseJob, path: Path, mapping: HouseMapping) -> Iterator[No
     Rows without a time or a text are counted.
     """
     columns = mapping.columns
-    rows = read_csv(path, (columns["time"],)) if path.suffix.lower() == ".csv" else json_values(path)
+    named = (columns["time"], *mapping.own_columns)
+    rows = read_csv(path, named) if path.suffix.lower() == ".csv" else json_values(path)
     for place, row in rows:
         if not isinstance(row, Mapping):
             raise IncidentError(f"{place}: expected an object, found {type(row).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from verl_aiops.investigation.importers.house.mapping import HouseMapping, read_
 from verl_aiops.investigation.importers.house.otlp import read_logs, read_spans
 from verl_aiops.investigation.importers.house.platform import read_changes, read_events, read_metrics
 from verl_aiops.investigation.importers.source import CaseJob, CaseSource, bounded_logs, bounded_spans, calls_of_spans
-from verl_aiops.investigation.importers.texts import inside, whole_json
+from verl_aiops.investigation.importers.texts import inside, section, whole_json
 from verl_aiops.investigation.signals import LogLine, Note, Series, Signals, Span
 
 __all__ = ["HOUSE"]
@@ -33,12 +34,14 @@ def read(job: CaseJob) -> Iterator[Case]:
             "(docs/investigation.md), or name it with --mapping"
         )
     mapping = read_mapping(file)
-    alerts = [alert for path in _files(job, mapping, "alerts") for alert in read_alerts(path)]
-    house = _House(job, mapping)
+    sent = [alert for path in _files(job, mapping, "alerts") for alert in read_alerts(path)]
+    alerts = _once(sent)
+    job.leave_out("alerts: sent again, or that the trouble is over", len(sent) - len(alerts))
+    house = _House(job, mapping, [alert.time for alert in alerts])
     used = Counter(alert.ids[0] for alert in alerts)
     seen: Counter[str] = Counter()
     known: set[str] = set()
-    for alert in sorted(alerts, key=lambda alert: alert.time):
+    for alert in alerts:
         name = alert.ids[0]
         seen[name] += 1
         case_id = name if used[name] == 1 else f"{name}-{seen[name]}"
@@ -52,31 +55,71 @@ def read(job: CaseJob) -> Iterator[Case]:
         )
 
 
+def _once(sent: list[Alert]) -> list[Alert]:
+    """In order of time, each alert once: programs send one again while it lasts, and when it is over."""
+    first: dict[tuple[str, float], Alert] = {}
+    for alert in sorted(sent, key=lambda alert: alert.time):
+        known = first.setdefault((alert.ids[0], alert.time), alert)
+        if known is not alert:
+            # a group that was sent again may have grown, and the truth may be told under any of its names
+            first[alert.ids[0], alert.time] = known._replace(ids=tuple(dict.fromkeys((*known.ids, *alert.ids))))
+    return list(first.values())
+
+
 def _files(job: CaseJob, mapping: HouseMapping, kind: str) -> list[Path]:
     found: list[Path] = []
     for pattern in mapping.files.get(kind, ()):
         inside(job.root, pattern.split("*")[0] or ".")
-        paths = sorted(path for path in job.root.glob(pattern) if path.is_file())
+        try:
+            paths = sorted(path for path in job.root.glob(pattern) if path.is_file())
+        except ValueError as error:
+            file = one_line(job.mapping or job.root / MAPPING)
+            raise IncidentError(
+                f"{file}, key '{kind}': expected a pattern of files, found '{pattern}' ({error})"
+            ) from None
         if not paths:
             raise FileNotFoundError(f"{one_line(job.root / pattern)}: no such file ({kind} of the mapping)")
         found += [inside(job.root, str(path.relative_to(job.root))) for path in paths]
     return found
 
 
+class _Around:
+    """The times from `before` seconds before an alert to `after` seconds behind it, of all alerts together."""
+
+    def __init__(self, alerts: list[float], before: float, after: float):
+        self.alerts, self.before, self.after = sorted(alerts), before, after
+
+    def holds(self, time: float) -> bool:
+        # the windows are equally long: the earliest alert that is not over by then has it, or none has
+        at = bisect_left(self.alerts, time - self.after)
+        return at < len(self.alerts) and self.alerts[at] - self.before <= time
+
+
 class _House:
-    """All telemetry of the folder, of which each case gets what lies in its window."""
+    """All telemetry of the folder, of which each case gets what lies in its window; what lies in none is counted."""
 
-    def __init__(self, job: CaseJob, mapping: HouseMapping):
+    def __init__(self, job: CaseJob, mapping: HouseMapping, alerts: list[float]):
         self.job, self.mapping = job, mapping
+        around = _Around(alerts, mapping.before, mapping.after)
 
-        def all_of(kind: str, reader: Any) -> list[Any]:
-            return [row for path in _files(job, mapping, kind) for row in reader(job, path, mapping)]
+        def all_of(kind: str, reader: Any, around: _Around = around) -> list[Any]:
+            rows = [row for path in _files(job, mapping, kind) for row in reader(job, path, mapping)]
+            kept = [row for row in rows if row.time is None or around.holds(row.time)]
+            job.leave_out(f"{kind}: around no alert", len(rows) - len(kept))
+            return kept
 
         self.logs: list[LogLine] = all_of("logs", read_logs)
         self.spans: list[Span] = all_of("spans", read_spans)
-        self.metrics: list[Series] = all_of("metrics", read_metrics)
         self.events: list[Note] = all_of("events", read_events)
-        self.changes: list[Note] = all_of("changes", read_changes)
+        self.changes: list[Note] = all_of(
+            "changes", read_changes, _Around(alerts, mapping.before + _CHANGES_S, mapping.after)
+        )
+        self.metrics: list[Series] = []
+        for path in _files(job, mapping, "metrics"):
+            for series in read_metrics(job, path, mapping):
+                points = tuple(point for point in series.points if around.holds(point[0]))
+                job.leave_out("points: around no alert", len(series.points) - len(points))
+                self.metrics.append(series._replace(points=points))
         self.topology = [row for path in _files(job, mapping, "topology") for row in _edges(path)]
 
     def case(self, case_id: str, alert: Alert) -> Case:
@@ -122,7 +165,8 @@ class _House:
 
 def _edges(path: Path) -> list[Any]:
     rows = whole_json(path)
-    if not isinstance(rows, list):
+    ends = [section(row, end) for row in rows for end in ("from", "to")] if isinstance(rows, list) else [None]
+    if not all(isinstance(end, str) for end in ends):
         raise IncidentError(f'{one_line(path)}: expected [{{"from": caller, "to": called}}, ...]')
     return rows
 
