@@ -68,6 +68,26 @@ def test_rcaeval(tmp_path, metrics):
     ]
     assert "up since" in answer(case, "query_metrics", {"service": "cartservice", "start": str(AT)}).text
     assert "left out: 1 log lines: no container_name or message" in str(report) and "MIT" in str(report)
+    assert "left out: 96 rows of metrics: one of 5 seconds is kept" in str(report)
+    assert "left out: 1 log lines: no time, or more than 12 minutes from the injection" in str(report)
+    assert "no number" not in str(report) and "spans:" not in str(report)
+
+
+def test_what_rcaeval_keeps_nothing_of_is_counted(tmp_path):
+    root = make_rcaeval(tmp_path / "data")
+    folder = root / "RE2-OB/cartservice_mem/1"
+    (folder / "simple_metrics.csv").write_text(f"time,a_b\n{AT},1\n{AT + 5},NaN\n{AT + 9000},1\nsoon,1\n{AT + 10},\n")
+    (folder / "logs.csv").write_text(f"timestamp,container_name,message\n{AT},a,{'x' * 5000}\n")
+    (folder / "traces.csv").write_text(f"traceID,spanID,serviceName,startTime\nt,a,b,{AT + 9000}\n")
+    report, (case,) = cases_of("rcaeval", root)
+    assert len(case.signals.metrics[0].points) == 1 and len(case.signals.logs[0].text) == 4000
+    for left in (
+        "1 points: no number",
+        "2 rows of metrics: no time, or more than 12 minutes from the injection",
+        "1 spans: no time, or more than 12 minutes from the injection",
+        "1 ends of log lines: more than 4,000 characters",
+    ):
+        assert f"left out: {left}" in str(report)
 
 
 def test_rcaeval_code_faults_flat_folders_and_runs_of_one_fault(tmp_path):
@@ -170,7 +190,9 @@ def test_recent_logs_of_cloudopsbench_are_the_last_lines_of_each_log(tmp_path):
         return answer(case, "GetRecentLogs", {"namespace": "boutique", "service_name": name}, max_chars=10_000).text
 
     own = "\n".join(f"call {at}" for at in range(10, 60))
-    assert recent("cartservice") == f"From cartservice logs:\n{own}\n\nFrom previous container logs:\npanic: nil\nexit 2"
+    assert (
+        recent("cartservice") == f"From cartservice logs:\n{own}\n\nFrom previous container logs:\npanic: nil\nexit 2"
+    )
     assert recent("adservice") == "From istio-proxy logs:\n503 UF"
     assert recent("emailservice") == "No recent logs found for emailservice in boutique namespace."
     assert ("GetRecentLogs", {"service_name": "adservice"}) in [
@@ -256,6 +278,13 @@ def test_openrca2(tmp_path):
     assert [(time - AT, value) for time, value in series.points] == [(-300, 2.0), (30, 2.0)]
     assert len(case.signals.logs) == 2
     assert "2 points: no service_name, metric, time or value" in str(report)
+
+
+def test_edges_of_openrca2_without_a_name_are_counted(tmp_path):
+    edges = [{"source": "geo", "target": "frontend"}, {"source": "geo"}, {"source": "geo", "target": "service|geo"}]
+    report, (case,) = cases_of("openrca2", make_openrca2(tmp_path / "packs", edges=edges))
+    assert case.propagation == (Edge("geo", "frontend"),)
+    assert "left out: 1 edges of the causal graph: an end has no name" in str(report)
 
 
 def test_openrca2_tells_what_does_not_fit(tmp_path):

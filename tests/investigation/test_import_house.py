@@ -125,7 +125,7 @@ def test_what_is_sent_again_is_one_case(house):
 
 def test_what_lies_around_no_alert_is_counted(house):
     """Of every kind; changes of a day before an alert are near it."""
-    times = [ALERT - 3600, ALERT - 3602, ALERT + 901, ALERT - 9000]
+    times = [ALERT - 3599, ALERT - 3601, ALERT + 901, ALERT - 9000]
     lines = "".join(json.dumps(otlp_log("orders", at - ALERT, "x")) + "\n" for at in times)
     (house / "logs.jsonl").write_text(lines, encoding="utf-8")
     days = ["2025-11-28T10:00:00Z", "2025-11-29T20:00:00Z"]
@@ -160,14 +160,21 @@ def replaced(old, new):
         ("logs.jsonl", '{"resourceSpans": []}', "logs.jsonl, line 1, field 'resourceLogs': expected a list"),
         ("prom/db.json", '{"data": {"resultType": "vector"}}', "field 'data.resultType': expected matrix"),
         ("events.json", "[]", "field 'items': expected a list"),
-        (*replaced('"prom/*.json"', '"**x/*.json"'), "cases.yaml, key 'metrics': expected a pattern of files, found '**x"),
+        (
+            *replaced('"prom/*.json"', '"**x/*.json"'),
+            "cases.yaml, key 'metrics': expected a pattern of files, found '**x",
+        ),
         (
             "alertmanager.json",
             json.dumps({**webhook(), "alerts": [*webhook()["alerts"], 3]}),
             "line 1, alerts[1]: expected an alert, found int",
         ),
         ("logs.jsonl", '{"resourceLogs": [3]}', "line 1, field 'scopeLogs': expected a list"),
-        ("logs.jsonl", '{"resourceLogs": [{"scopeLogs": [{"logRecords": {}}]}]}', "field 'logRecords': expected a list"),
+        (
+            "logs.jsonl",
+            '{"resourceLogs": [{"scopeLogs": [{"logRecords": {}}]}]}',
+            "field 'logRecords': expected a list",
+        ),
         ("deploys.csv", "deployed_at,app,what\n1,2,3\n", "deploys.csv: expected the column 'type', found deployed_at"),
         ("deploys.csv", "when,app\n1,2\n", "deploys.csv: expected the column 'deployed_at', found when, app"),
     ],

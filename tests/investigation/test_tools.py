@@ -88,6 +88,11 @@ def test_a_service_is_found_in_another_spelling_and_a_wrong_one_is_told():
     case = Case.from_dict(record(topology=[{"from": "Order-Service", "to": "db"}]))
     for spelling in ("Order-Service", "order_service", " ORDERSERVICE "):
         assert lines(case, "get_topology", service=spelling)[1:] == ["Order-Service -> db"]
+    alike = Case.from_dict(
+        record(topology=[{"from": "Cart", "to": "cart"}, {"from": "straße", "to": "car-t"}], signals=None)
+    )
+    for name in ("Cart", "cart", "straße", "car-t"):
+        assert answer(alike, "get_topology", {"service": name}).text.startswith(f"calls of {name} (")
     said = answer(case, "search_logs", {"service": "order-servic"})
     assert not said.ok and "did you mean Order-Service" in said.text
 

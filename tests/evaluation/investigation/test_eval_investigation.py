@@ -78,6 +78,13 @@ def test_an_evaluation_and_its_table(tmp_path):
         file.write("{}\n")
     with pytest.raises(EvaluationError, match="line 25: id: missing"):
         read_investigations(tmp_path / "eval" / "generations.jsonl")
+    for key, damaged, told in (
+        ("cut", None, "cut: missing"),
+        ("tool_calls", [{"turn": 0}], "expected objects with turn"),
+    ):
+        (tmp_path / "one.jsonl").write_text(json.dumps({**lines[0], key: damaged}) + "\n")
+        with pytest.raises(EvaluationError, match=f"line 1: .*{told}"):
+            read_investigations(tmp_path / "one.jsonl")
 
 
 def test_slices_stand_below_the_table_where_there_are_several(tmp_path):
@@ -330,7 +337,8 @@ def test_what_a_server_may_send_instead():
     assert away.error == "no route" and away.turns == []
     many = over_endpoint([reply(call()), reply(call()), reply(VERDICT)], question(), max_calls=1)[1]
     assert many.turn_calls == [1, 1] and len(many.tool_calls) == 1
-    for wrong in ({}, {"choices": []}, {"choices": [{"message": {"content": 3}}]}, "text"):
+    odd = {"choices": [{"message": {"content": "", "tool_calls": 3}}]}
+    for wrong in ({}, {"choices": []}, {"choices": [{"message": {"content": 3}}]}, odd, "text"):
         with pytest.raises(HttpFault):
             _read(wrong, "")
     text, cut, tokens, calls, _ = _read(

@@ -97,7 +97,9 @@ def test_what_a_model_names_stays_on_its_line_and_can_be_printed(served, tmp_pat
     served["replies"] = [f"<tool_call>{asks}</tool_call>", forged] * 2
     assert investigate(file) == 0
     lines = capsys.readouterr().out.split("\n")
-    assert lines[1] == '  cause: db\\x0a  evidence: "seen" [search_logs] (\\ud800)' and lines[2] == "  path: a\\x0ab -> c"
+    assert (
+        lines[1] == '  cause: db\\x0a  evidence: "seen" [search_logs] (\\ud800)' and lines[2] == "  path: a\\x0ab -> c"
+    )
     assert lines[3] == "  calls: 1"
     assert investigate(file, "--json") == 0
     out = capsys.readouterr().out

@@ -209,7 +209,12 @@ def _read(reply: Any, shown: str) -> tuple[str, bool, int | None, list[Asked], d
     choices = reply.get("choices") if isinstance(reply, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict) or not isinstance(message.get("content") or "", str):
+    called = (message.get("tool_calls") or []) if isinstance(message, dict) else None
+    if (
+        not isinstance(message, dict)
+        or not isinstance(message.get("content") or "", str)
+        or not isinstance(called, list)
+    ):
         raise HttpFault(f"expected choices[0].message with text or calls: {shown}", True)
     usage = reply.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -217,7 +222,7 @@ def _read(reply: Any, shown: str) -> tuple[str, bool, int | None, list[Asked], d
         tokens = None
     # lone surrogates are no text: they could neither be sent back nor written to a file
     text = (message.get("content") or "").encode("utf-8", "replace").decode("utf-8")
-    given = [call for call in message.get("tool_calls") or () if isinstance(call, Mapping)][:64]
+    given = [call for call in called if isinstance(call, Mapping)][:64]
     calls = []
     for call in given:
         function = call.get("function")

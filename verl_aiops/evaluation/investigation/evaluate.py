@@ -193,12 +193,24 @@ def read_investigations(path: str | Path, unfinished: bool = False) -> list[Line
 
 
 def _fault(line: Any) -> str | None:
-    kinds = {"id": str, "group": str, "sample": int, "rounds": list, "tool_calls": list, "turn_calls": list}
+    kinds = {
+        "id": str,
+        "group": str,
+        "sample": int,
+        "rounds": list,
+        "cut": list,
+        "tool_calls": list,
+        "turn_calls": list,
+    }
     if not isinstance(line, dict):
         return "expected an object"
     wrong = [key for key, kind in (kinds | {"ground_truth": dict}).items() if not isinstance(line.get(key), kind)]
     if wrong:
         return f"{wrong[0]}: missing, or of another kind"
+    called = {"turn": int, "name": str, "result": str, "reply": str}
+    for call in line["tool_calls"]:
+        if not isinstance(call, dict) or not all(isinstance(call.get(key), kind) for key, kind in called.items()):
+            return "tool_calls: expected objects with turn, name, result and reply"
     if (line.get("score") is None) == (line.get("error") is None):
         return "score, error: expected one of them"
     if line["score"] is not None and not all(isinstance(v, int | float) for v in line["score"].values()):

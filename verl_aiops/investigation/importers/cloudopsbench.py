@@ -196,7 +196,8 @@ CLOUDOPSBENCH = CaseSource(
     name="cloudopsbench",
     title="Cloud-OpsBench (recorded tool answers)",
     homepage="https://github.com/LLM4Ops/Cloud-OpsBench",
-    expects="its folder benchmark, or one below it: SYSTEM/CATEGORY/N with metadata.json and tool_cache.json",
+    expects="its folder benchmark, or one below it: SYSTEM/CATEGORY/N with metadata.json, tool_cache.json and "
+    "raw_data/logs.json",
     licence="the repository states none: without the authors' leave, for looking at and your own measurements; do not "
     "pass the cases on",
     citation="Cloud-OpsBench, the repository named above",

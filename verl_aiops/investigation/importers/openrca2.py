@@ -16,7 +16,14 @@ from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.inputs.parquet import ParquetFault, ParquetTable
 from verl_aiops.inputs.shown import one_line
 from verl_aiops.investigation.case import Case, Edge, RootCause
-from verl_aiops.investigation.importers.source import CaseJob, CaseSource, bounded_logs, bounded_spans, calls_of_spans
+from verl_aiops.investigation.importers.source import (
+    CaseJob,
+    CaseSource,
+    bounded_logs,
+    bounded_spans,
+    calls_of_spans,
+    shortened,
+)
 from verl_aiops.investigation.importers.texts import finite, name_of, section, text_of, when, whole_json
 from verl_aiops.investigation.signals import LogLine, Series, Signals, Span
 
@@ -48,7 +55,9 @@ def _case(job: CaseJob, folder: Path) -> Case:
     roots = dict.fromkeys(filter(None, (service(section(row, "component")) for row in _rows(graph, "root_causes"))))
     if not roots:
         raise IncidentError(f"{where}, field 'root_causes': expected at least one component, found none")
-    pairs = ((service(section(row, "source")), service(section(row, "target"))) for row in _rows(graph, "edges"))
+    pairs = [(service(section(row, "source")), service(section(row, "target"))) for row in _rows(graph, "edges")]
+    job.leave_out("edges of the causal graph: an end has no name", sum(not (a and b) for a, b in pairs))
+    # what spreads from one span of a service to another of its own is no edge between services
     path = dict.fromkeys(Edge(a, b) for a, b in pairs if a and b and a != b)
     faults = _faults(folder)
     at = _began(folder)
@@ -126,7 +135,7 @@ def _logs(job: CaseJob, path: Path) -> Iterator[LogLine]:
         if service is None or text is None:
             job.leave_out("log lines: no service_name or message")
             continue
-        yield LogLine(_time(row.get("time")), service, name_of(row.get("level")), text[:4000])
+        yield LogLine(_time(row.get("time")), service, name_of(row.get("level")), shortened(job, text))
 
 
 def _spans(job: CaseJob, path: Path) -> Iterator[Span]:

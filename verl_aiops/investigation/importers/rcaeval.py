@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.inputs.shown import one_line
@@ -21,6 +22,7 @@ from verl_aiops.investigation.importers.source import (
     bounded_spans,
     calls_of_spans,
     service_of_pod,
+    shortened,
 )
 from verl_aiops.investigation.importers.texts import finite, name_of, read_csv, text_of, when
 from verl_aiops.investigation.signals import LogLine, Series, Signals, Span
@@ -44,6 +46,7 @@ _FOLDER = re.compile(rf"(?:re\d[a-z]*_)?(.+)_({'|'.join(_FAULTS)})(?:_(\d+))?")
 _SYSTEMS = {"OB": "online-boutique", "SS": "sock-shop", "TT": "train-ticket"}
 # A point of this many seconds is enough for a summary: the authors record each second.
 _STEP = 5
+_FAR = f"{{}}: no time, or more than {_BEFORE / 60:.0f} minutes from the injection"
 
 
 def read(job: CaseJob) -> Iterator[Case]:
@@ -98,7 +101,7 @@ def _system(folder: Path) -> str:
     return "unknown"
 
 
-def _near(time: float | None, at: float) -> bool:
+def _near(time: float | None, at: float) -> TypeGuard[float]:
     return time is not None and at - _BEFORE <= time <= at + _AFTER
 
 
@@ -108,12 +111,18 @@ def _metrics(job: CaseJob, folder: Path, at: float) -> tuple[Series, ...]:
     table: dict[str, list[tuple[float, float]]] = {}
     for _, row in read_csv(file, ("time",)):
         time = when(row["time"])
-        if time is None or not _near(time, at) or int(time) % _STEP:
+        if not _near(time, at):
+            job.leave_out(_FAR.format("rows of metrics"))
+            continue
+        if int(time) % _STEP:
+            job.leave_out(f"rows of metrics: one of {_STEP} seconds is kept")
             continue
         for column, cell in row.items():
             value = finite(cell) if column != "time" and column else None
             if value is not None:
                 table.setdefault(column, []).append((time, value))
+            elif column != "time" and cell:
+                job.leave_out("points: no number")
     found = []
     for column, points in table.items():
         service, _, metric = column.rpartition("_")
@@ -137,7 +146,9 @@ def _logs(job: CaseJob, folder: Path, at: float) -> tuple[LogLine, ...]:
             job.leave_out("log lines: no container_name or message")
         elif _near(time, at):
             level = name_of(row.get("level")) or name_of(row.get("error"))
-            lines.append(LogLine(time, service_of_pod(service), level, text[:4000]))
+            lines.append(LogLine(time, service_of_pod(service), level, shortened(job, text)))
+        else:
+            job.leave_out(_FAR.format("log lines"))
     return bounded_logs(job, lines)
 
 
@@ -162,6 +173,8 @@ def _spans(job: CaseJob, folder: Path, at: float) -> tuple[Span, ...]:
                     _status(row.get("statusCode")),
                 )
             )
+        else:
+            job.leave_out(_FAR.format("spans"))
     return bounded_spans(job, spans)
 
 

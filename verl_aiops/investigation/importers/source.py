@@ -14,11 +14,11 @@ from verl_aiops.investigation.signals import LogLine, Span
 from verl_aiops.investigation.tools.index import rank_of
 from verl_aiops.investigation.tools.traces import failed
 
-__all__ = ["CaseJob", "CaseSource", "bounded_logs", "bounded_spans", "calls_of_spans", "service_of_pod"]
+__all__ = ["CaseJob", "CaseSource", "bounded_logs", "bounded_spans", "calls_of_spans", "service_of_pod", "shortened"]
 
 T = TypeVar("T")
 # What a case keeps at most: a data set may have a gigabyte of log lines in ten minutes.
-MOST_LOGS, MOST_SPANS = 20_000, 20_000
+MOST_LOGS, MOST_SPANS, MOST_CHARS = 20_000, 20_000, 4_000
 
 
 @dataclass
@@ -93,6 +93,13 @@ def bounded_spans(job: CaseJob, spans: Iterable[Span], most: int = MOST_SPANS) -
                 kept.add(name)
     job.leave_out("spans: too many for one case", len(rows) - sum(sizes[name] for name in kept))
     return tuple(span for span in rows if span.trace in kept)
+
+
+def shortened(job: CaseJob, text: str) -> str:
+    """A log line's text, of a long one its beginning, which is counted."""
+    if len(text) > MOST_CHARS:
+        job.leave_out(f"ends of log lines: more than {MOST_CHARS:,} characters")
+    return text[:MOST_CHARS]
 
 
 def calls_of_spans(spans: Iterable[Span]) -> list[tuple[str, str]]:

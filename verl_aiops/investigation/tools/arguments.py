@@ -110,9 +110,8 @@ class Arguments:
         text = self.text(name)
         if text is None:
             return None
-        found = self.index.services.get(text.lower()) or self.index.services.get(
-            "".join(filter(str.isalnum, text.lower()))
-        )
+        services, plain = self.index.services, text.lower()
+        found = services.get(text) or services.get(plain) or services.get("".join(filter(str.isalnum, plain)))
         if found is not None:
             return found
         names = self.index.case.services

@@ -62,8 +62,9 @@ class Index:
 
     @cached_property
     def services(self) -> dict[str, str]:
-        """Names as they are, by their normalised form and by that without separators."""
-        table: dict[str, str] = {}
+        """Names as they are, by themselves, by their normalised form and by that without separators."""
+        # themselves first: `Cart` and `cart` may be two services
+        table = {name: name for name in self.case.services}
         for name in self.case.services:
             plain = normalise_label(name)
             table.setdefault(plain, name)
