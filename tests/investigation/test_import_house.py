@@ -186,6 +186,13 @@ def test_what_does_not_fit_is_told_with_its_place(house, name, content, told):
     assert told in str(fault.value) and not (house.parent / "cases.jsonl").exists()
 
 
+def test_a_damaged_topology_is_told_by_its_file(house):
+    (house / "topology.json").write_text('[{"from": "orders", "to": "db"}, {"from": "orders"}]', encoding="utf-8")
+    (house / "cases.yaml").write_text(MAPPING + "topology: topology.json\n", encoding="utf-8")
+    with pytest.raises(IncidentError, match=r'topology.json: expected \[\{"from": caller, "to": called\}, ...\]'):
+        imported(house)
+
+
 def test_without_a_mapping_file_one_is_asked_for(house):
     (house / "cases.yaml").rename(house.parent / "elsewhere.yaml")
     with pytest.raises(FileNotFoundError, match="write one that says"):

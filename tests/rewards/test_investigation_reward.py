@@ -285,6 +285,14 @@ def test_the_question_is_no_evidence():
     assert score(verdict(evidence=[line]), calls=[either, other])["evidence"] == 1
 
 
+def test_of_a_line_without_an_end_what_is_near_a_quote_counts():
+    far = "cart-db " + "x" * 3000 + " no space left on device"
+    call = {"name": "get", "arguments": "{}", "ok": True, "result": far}
+    assert score(verdict(evidence=[QUOTE]), calls=[call])["evidence"] == 0
+    call["result"] = far + " says cart-db"
+    assert score(verdict(evidence=[QUOTE]), calls=[call])["evidence"] == 1
+
+
 def test_a_component_must_be_pointed_at():
     listed = CALLS[:1]
     assert score(verdict(), calls=listed)["unsupported"] == 1

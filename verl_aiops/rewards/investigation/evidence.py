@@ -28,6 +28,9 @@ _FEW = 3
 _PLACES = 16
 """Places of a quote that are looked at for the component."""
 
+_REACH = 2000
+"""Characters of a line before and behind a quote that may name the component: a recorded answer may be one line."""
+
 
 class Quoted(NamedTuple):
     """The quotes of a verdict: distinct verbatim ones, distinct others, and what they are worth, from 0 to 1.
@@ -88,8 +91,10 @@ def _spoken_of(quote: str, calls: Iterable[Call]) -> Iterable[str]:
         for _ in range(_PLACES):
             if at < 0:
                 break
-            end = call.facts.find("\n", at + len(quote))
-            line = call.facts[call.facts.rfind("\n", 0, at) + 1 : end if end >= 0 else None]
+            begin, end = max(0, at - _REACH), at + len(quote) + _REACH
+            line = (
+                call.facts[begin:at].rpartition("\n")[2] + quote + call.facts[at + len(quote) : end].partition("\n")[0]
+            )
             yield f"{line}\n{asked}".casefold()
             at = call.facts.find(quote, at + 1)
 
