@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import yaml
 from benchmark_folder import FOLDER
+from prepared import composed
 
 from verl_aiops.cli.main import main
 
@@ -19,8 +20,6 @@ from verl_aiops.cli.main import main
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_recipe_is_complete_and_its_commands_are_verls(benchmark, name, device, tmp_path):
     """Every setting of a training command is one that Hydra finds in verl's configuration and our presets."""
-    from hydra import compose, initialize_config_module
-
     recipe = benchmark("learning_recipe").read_recipe(name)
     stages = benchmark("learning_stages")
     for stage in recipe["stages"].values():
@@ -28,8 +27,7 @@ def test_every_recipe_is_complete_and_its_commands_are_verls(benchmark, name, de
             continue
         paths = {"model": tmp_path / "model", "data": tmp_path / "rows.parquet", "out": tmp_path / "out"}
         command = stages.train_command(stage, recipe, **paths, seed=3, device=device)
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=command[3:])
+        config = composed(*command[3:])
         assert config.data.seed == 3
         assert config.actor_rollout_ref.actor.optim.lr == stage["lr"]
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from benchmark_folder import FOLDER
+from prepared import composed
 
 from verl_aiops.cli.main import main
 
@@ -20,14 +21,11 @@ def read(benchmark, name, *changes):
 
 @pytest.mark.parametrize(("name", "device"), [(name, "cpu" if name == "tiny" else "cuda") for name in RECIPES])
 def test_every_setting_of_its_commands_is_one_that_verl_has(benchmark, name, device, tmp_path):
-    from hydra import compose, initialize_config_module
-
     module, recipe = read(benchmark, name)
     for stage in recipe["stages"].values():
         paths = {"model": tmp_path / "model", "data": tmp_path / "rows.parquet", "out": tmp_path / "out"}
         command = module.tools_command(stage, recipe, **paths, seed=3, device=device)
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=command[3:])
+        config = composed(*command[3:])
         assert config.data.max_response_length == recipe["tools"]["response-tokens"]
         if stage["kind"] != "sft":
             asked = config.actor_rollout_ref.rollout.custom.aiops_tools

@@ -1,9 +1,8 @@
 """Rows of GRPO and PPO in plain worker processes: verl's engines and ours on the same batch."""
 
-import functools
-
 import numpy as np
 import torch
+from prepared import composed
 from torch.distributed.tensor import DTensor
 
 VOCABULARY = 500
@@ -90,13 +89,9 @@ def batch_of(rows, seed=0, leave_out=(), **entries):
     return data
 
 
-@functools.cache
 def _config(*overrides):
-    from hydra import compose, initialize_config_module
-
     size = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=[size, "critic.ppo_micro_batch_size_per_gpu=1", *overrides])
+    return composed(size, "critic.ppo_micro_batch_size_per_gpu=1", *overrides)
 
 
 def actor_config(*overrides):

@@ -1,9 +1,6 @@
 """Linear layers by oneDNN compute what PyTorch's do, keep out where they should, and are used where MKL is slow."""
 
 import copy
-import multiprocessing
-import os
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +9,7 @@ from tiny_lms import VOCABULARY, tiny_lm
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
+from worker_harness import run_ranks
 
 from verl_aiops.kernels import cpu_linear
 from verl_aiops.kernels.cpu_linear import LEAST_WORK, onednn_is_faster, use_onednn
@@ -222,9 +220,8 @@ def test_not_used_elsewhere(monkeypatch):
     assert use_onednn(layer) == 0 and "forward" not in vars(layer)
 
 
-def _of_two(rank, port, results):
+def _of_two():
     """Gradients of FSDP2's workers, each on its half, with oneDNN."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     cpu_linear.onednn_is_faster = lambda: True
@@ -237,11 +234,8 @@ def _of_two(rank, port, results):
     # twice: the second time the weights have been freed and gathered again
     for _ in range(2):
         model.zero_grad()
-        model(halves()[rank]).square().mean().backward()
-    gradients = [p.grad.full_tensor() for p in model.parameters()]
-    if rank == 0:
-        results.put([g.tolist() for g in gradients])
-    torch.distributed.destroy_process_group()
+        model(halves()[torch.distributed.get_rank()]).square().mean().backward()
+    return [p.grad.full_tensor().tolist() for p in model.parameters()]
 
 
 def layers_of_128():
@@ -255,20 +249,7 @@ def halves():
 
 def test_two_workers_with_sharded_weights_get_the_same_gradients():
     assert 300 * 128 * 128 >= LEAST_WORK
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_of_two, args=(rank, port, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    try:
-        sharded = results.get(timeout=120)
-    finally:
-        for worker in workers:
-            worker.join(timeout=30)
-            worker.kill()
+    sharded = run_ranks(2, _of_two)[0]
     model = layers_of_128()
     model(halves()).square().mean().backward()
     for got, parameter in zip(sharded, model.parameters(), strict=True):
