@@ -128,6 +128,17 @@ def test_faulty_rows_are_named(pairs, changes, said):
         read_reward_pairs(pairs(rows), make_tokenizer(), 4000)
 
 
+def test_groups_are_told_where_they_are_taken(pairs, tmp_path):
+    group = {"prompt": "?", "completions": [{"completion": "a", "rank": 1}, {"completion": "b", "rank": 2}]}
+    file = tmp_path / "groups.jsonl"
+    for before in ([], [talk(0, "ab")]):
+        file.write_text("".join(json.dumps(row) + "\n" for row in [*before, group]))
+        with pytest.raises(PreferenceDataError, match="ranked answers, and TRL's trainer takes pairs alone; leave"):
+            read_reward_pairs([str(file)], make_tokenizer(), 4000)
+    # a column that the pairs do not use
+    assert len(read_reward_pairs(pairs([{**talk(0, "ab"), "completions": ["x"]}]), make_tokenizer(), 4000)) == 1
+
+
 def test_a_margin_for_some_rows_only_is_refused(pairs):
     rows = [talk(at, "ab") for at in range(3)]
     rows[0]["margin"] = 1.0

@@ -28,6 +28,7 @@ from verl_aiops.data.template import ChatTemplate
 __all__ = ["RewardPairs", "read_reward_pairs", "split_by_group"]
 
 MARGIN = "margin"
+_NO_GROUPS = "ranked answers, and TRL's trainer takes pairs alone; leave --backend trl out, which takes both"
 logger = logging.getLogger(__name__)
 
 
@@ -106,6 +107,8 @@ def read_reward_pairs(
     with_margin, longest_read = None, 0
     for file in opened:
         lacking = [name for name in (of.chosen, of.rejected) if name not in (file.columns or (name,))]
+        if lacking and of.completions in file.columns:
+            raise PreferenceDataError(f"{file.columns_at} holds {_NO_GROUPS}")
         if lacking and of.layout(file.columns_at, file.columns) is None:
             raise PreferenceDataError(
                 f"{file.columns_at} lacks the column(s) {', '.join(map(repr, lacking))}; found: "
@@ -114,12 +117,15 @@ def read_reward_pairs(
     bar = tqdm(total=sum(file.rows for file in opened), desc="reading pairs", unit=" pairs", disable=None)
     for file in opened:
         names = [*of.names(), *PROMPT_COLUMNS, *of.read_beside(file.columns or ()), of.margin]
+        names += [of.completions] if of.completions in (file.columns or (of.completions,)) else []
         for record in file.records(names, np.arange(file.rows)):
             bar.update()
             pairs.rows += 1
             try:
                 if record.fault:
                     raise RowFault(record.fault)
+                if record.values.pop(of.completions, None) is not None and record.values.get(of.chosen) is None:
+                    raise RowFault(_NO_GROUPS)
                 row = parse_row(record.values, of, record.others)
                 margin = _margin(record.values.get(of.margin))
                 if with_margin is None:
