@@ -150,7 +150,7 @@ def test_right_before_abstaining_before_wrong_under_all_allowed_weights(paid, ca
     failed = [{"name": "x", "arguments": str(n), "ok": False, "result": padding} for n in range(20)]
     about = [{"name": "logs", "arguments": "cart", "ok": True, "result": LINE}]
 
-    def of(text, called, before=""):
+    def of(text, called, before="", truth=truth):
         extra = {"turns": [before, text], "tool_calls": called}
         return compute_score("", "", truth, extra, **given_weights)["score"]
 
@@ -160,3 +160,10 @@ def test_right_before_abstaining_before_wrong_under_all_allowed_weights(paid, ca
     dear_abstention, cheap_abstention = of(nothing_said, failed, dear), of(nothing_said, [])
     dear_right = of(verdict_of([("cart-db", "disk_full")], [("web", "user")], invented), failed, dear)
     assert dear_right > cheap_abstention >= dear_abstention > cheap_wrong
+    well = {"no_fault": True, "components": list(NAMES)}
+    all_well = json.dumps({"root_causes": [], "verdict": "no_fault", "evidence": invented})
+    abstained = of(nothing_said, [], truth=well)
+    assert of(all_well, failed, dear, well) > abstained >= of(nothing_said, failed, dear, well)
+    assert of(nothing_said, failed, dear, well) > of(verdict_of([("cart", "disk_full")], [], [LINE]), about, truth=well)
+    unknown = {"cannot_tell": True}
+    assert of(nothing_said, failed, dear, unknown) > of(all_well, about, truth=unknown)
