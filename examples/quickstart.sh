@@ -48,7 +48,7 @@ step "DPO through python -m verl.trainer.main_ppo (log: $RUN/train.log)"
 MODEL=models/SmolLM2-135M-Instruct TRAIN="$RUN/prefs.parquet" VAL="$RUN/prefs.val.parquet" OUT="$RUN" \
   bash "$examples/run_dpo_cpu.sh" data.train_max_samples="$PAIRS" data.val_max_samples=40 data.max_prompt_length=512 \
   2>&1 | tee "$RUN/train.log" | grep --line-buffered -aoE \
-  "verl-aiops: .*|Reference log-probs.*|Training Progress.*|actor/loss:[0-9.]+|Error: .*|error: .*" || {
+  "verl-aiops: .*[^:]$|Reference log-probs.*|Training Progress.*|actor/loss:[0-9]+\.[0-9]{1,3}|Error: .*|error: .*" || {
     echo "training failed; the log is $RUN/train.log" >&2; exit 1; }
 
 step "before and after on held-out incidents"

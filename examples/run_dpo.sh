@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Offline DPO on GPUs, through verl's own main_ppo. One node as it stands; for several see README, "Several machines".
+# Offline DPO on GPUs, through verl's own main_ppo. One node as it stands; for several see docs/dpo.md, "Several machines".
 #
 #   MODEL=Qwen/Qwen2.5-7B-Instruct TRAIN=prefs.parquet VAL=prefs.val.parquet GPUS=8 OUT=runs/dpo \
 #     bash examples/run_dpo.sh [key=value ...]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# KTO: single answers with a yes or a no, on GPUs, through verl's own main_ppo. One node as it stands; for several see README,
-# "Several machines".
+# KTO: single answers with a yes or a no, on GPUs, through verl's own main_ppo. One node as it stands; for several see
+# docs/dpo.md, "Several machines".
 #
 #   MODEL=Qwen/Qwen2.5-7B-Instruct TRAIN=feedback.jsonl VAL=feedback.val.jsonl GPUS=8 OUT=runs/kto \
 #     bash examples/run_kto.sh [key=value ...]
