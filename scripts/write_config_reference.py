@@ -38,7 +38,8 @@ ENVIRONMENT = {
     "`verl-aiops` before a command: [extending.md](extending.md)",
     "VERL_USE_EXTERNAL_PLUGINS": "verl's: which plug-ins it loads, `auto` (all, default), `none`, or names; "
     "`verl_aiops` must be among them",
-    "VERL_PLATFORM": "verl's: `cpu` or `nvidia` decides the platform, which is otherwise detected",
+    "VERL_PLATFORM": "verl's: `cpu` or `nvidia` decides the platform, which is otherwise detected; a run on a Ray "
+    "cluster's CPUs hands `cpu` on to its workers",
     "VERL_ENGINE_DEVICE": "verl's: key of the engine registry; set to `cuda` on the CPU platform unless it is set",
     "PYTORCH_CUDA_ALLOC_CONF": "PyTorch's GPU allocator; unset, the workers of offline DPO let its segments grow",
     "PYTORCH_ALLOC_CONF": "its newer name",

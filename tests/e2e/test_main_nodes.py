@@ -2,16 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
+import torch
+
+from verl_aiops.platform.nodes import ask_nodes, check_paths
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STEPS, KEPT = 12, 2
-# workers and trainer stand in the cluster, which has the environment that it was started in
+# workers and trainer stand in the cluster, which has the environment that it was started in: no word of a platform
 NODE = {"num_cpus": 16, "num_gpus": 1, "object_store_memory": 200 << 20}
 
 
@@ -20,7 +25,7 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VERL_PLATFORM", "cpu")
+        patch.delenv("VERL_PLATFORM", raising=False)
         patch.setenv("OMP_NUM_THREADS", "1")
         nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
         try:
@@ -56,7 +61,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def start(cluster, second, data, tiny_model_dir):
-    def begin(out):
+    def begin(out, platform="cpu"):
         out.mkdir(exist_ok=True)
         second()
         overrides = [
@@ -66,7 +71,7 @@ def start(cluster, second, data, tiny_model_dir):
             *("trainer.nnodes=2", "trainer.n_gpus_per_node=1", f"trainer.save_freq={KEPT}"),
             *("trainer.logger=[console,file]", f"trainer.default_local_dir={out}"),
         ]
-        more = {"RAY_ADDRESS": cluster.address, "VERL_PLATFORM": "cpu", "VERL_AIOPS_CACHE": str(out / "cache")}
+        more = {"RAY_ADDRESS": cluster.address, "VERL_PLATFORM": platform, "VERL_AIOPS_CACHE": str(out / "cache")}
         more |= {"VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"), "RAY_DEDUP_LOGS": "0"}
         return subprocess.Popen(
             [sys.executable, "-m", "verl.trainer.main_ppo", *overrides],
@@ -109,3 +114,49 @@ def test_a_killed_node_ends_the_run_with_the_reason_and_the_next_start_goes_on(c
     assert start(killed).wait(timeout=240) == 0, (killed / "log").read_text()[-4000:]
     assert (killed / "log").read_text().count("verl-aiops: training: steps 1 to") == 1
     assert losses(killed) == losses(whole)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes have GPUs")
+def test_a_run_that_would_take_the_declared_gpus_for_real_ones_ends_before_it_begins(start, tmp_path):
+    assert start(tmp_path / "run", platform="").wait(timeout=120) == 1
+    said = (tmp_path / "run" / "log").read_text()
+    assert "declares 2 GPUs, but none of its nodes has one" in said and "set VERL_PLATFORM=cpu" in said
+    assert "Traceback" not in said and "ray init kwargs" not in said
+
+
+@pytest.fixture
+def blind_node(cluster, tmp_path):
+    """A node that does not see what lies in the folder returned: it has another mounted there, and its own /tmp/ray."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount")
+    folder = tmp_path / "unseen"
+    folder.mkdir()
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    start = f"'{ray}' start --address={cluster.address} --num-cpus=1 --num-gpus=0 --block"
+    mount = " && ".join(f"mount -t tmpfs none '{place}'" for place in ("/tmp/ray", folder))
+    with open(tmp_path / "node.log", "w") as log:
+        node = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", f"{mount} && exec {start}"],
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        until = time.monotonic() + 90
+        while "Ray runtime started" not in (tmp_path / "node.log").read_text():
+            assert node.poll() is None and time.monotonic() < until, (tmp_path / "node.log").read_text()
+            time.sleep(0.2)
+        yield folder
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(timeout=60)
+
+
+def test_a_node_that_does_not_see_what_a_run_names_is_told(cluster, blind_node, tmp_path):
+    model, runs = blind_node / "model", blind_node / "runs"
+    model.mkdir()
+    ask = partial(ask_nodes, address=cluster.address)
+    lacks, writes = check_paths({"model": str(model), "data": str(tmp_path)}, {"runs": str(runs)}, ask)
+    assert lacks.startswith(f"model={model}: not there on node ") and ", " not in lacks.partition(" (")[0]
+    assert writes.startswith(f"runs={runs}: what this process writes there is not seen on node ")
+    assert sorted(path.name for path in blind_node.iterdir()) == ["model"]

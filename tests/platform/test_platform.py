@@ -9,12 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from verl_aiops.platform import cluster, cpu
-from verl_aiops.platform.cluster import ClusterError, answers, check_cluster, logical_cpus_needed
+from verl_aiops.platform.cluster import ClusterError, answers, check_cluster, check_gpus_are_real, logical_cpus_needed
 from verl_aiops.platform.cpu import PlatformCPU, cpu_device_module, existing_ray_address
 from verl_aiops.verl_patches import process_group, trl_guard
 
 CPUS = "ray_kwargs.ray_init.num_cpus"
 GPUS = "ray_kwargs.ray_init.num_gpus"
+PLATFORM = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_PLATFORM"
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 
 
@@ -132,6 +133,7 @@ def running(monkeypatch):
         monkeypatch.setattr(ray, "init", lambda **options: calls.append(options["address"]))
         monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
         monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+        monkeypatch.setattr(cluster, "ask_nodes", lambda paths, address: {"head": [], "worker": list(paths)})
         return calls
 
     return have
@@ -140,7 +142,7 @@ def running(monkeypatch):
 def test_a_large_enough_cluster_is_asked_once_and_left(running):
     calls = running(CPU=6.0, GPU=1.0)
     config = _config()
-    assert check_cluster(config, set(), "cpu") == [f"{UNITS}=1"]
+    assert check_cluster(config, set(), "cpu") == [f"{UNITS}=1", f"{PLATFORM}=cpu"]
     assert calls == ["10.0.0.1:6379", "shutdown"]
     assert OmegaConf.select(config, CPUS) is None and OmegaConf.select(config, GPUS) is None
 
@@ -181,6 +183,73 @@ def test_a_cluster_keeps_its_resources_so_a_presets_are_taken_back(running):
     assert f"{CPUS}=None" in lines and f"{GPUS}=None" in lines
     with pytest.raises(ClusterError, match=f"{CPUS}=16 .*10.0.0.1:6379"):
         check_cluster(_config(num_cpus=16), {CPUS}, "cpu")
+
+
+def test_workers_on_a_clusters_cpus_are_told_so(running, machine):
+    """They have the environment of the `ray start` on their node, and take CUDA where it says nothing."""
+    running(CPU=16.0, GPU=1.0)
+    config = _config(runtime_env={"py_executable": None})
+    OmegaConf.set_struct(config, True)
+    check_cluster(config, set(), "cpu")
+    assert config.ray_kwargs.ray_init.runtime_env == {"py_executable": None, "env_vars": {"VERL_PLATFORM": "cpu"}}
+    assert f"{PLATFORM}=cpu" not in check_cluster(config, {PLATFORM}, "cpu")
+    with pytest.raises(ClusterError, match=f"{PLATFORM}=nvidia, but this process has the CPU.*Remove the setting"):
+        check_cluster(_config(runtime_env={"env_vars": {"VERL_PLATFORM": "nvidia"}}), {PLATFORM}, "cpu")
+    for device in ("cuda", "npu"):
+        config = _config()
+        check_cluster(config, set(), device)
+        assert OmegaConf.select(config, PLATFORM) is None
+    machine(64)
+    config = _config()
+    check_cluster(config, set(), "cpu")
+    assert OmegaConf.select(config, PLATFORM) is None  # a Ray of one's own has this process's environment
+
+
+@pytest.mark.parametrize("check", [check_cluster, lambda config, given, name: check_gpus_are_real(config, name)])
+def test_gpus_that_no_node_has_are_refused_to_a_run_on_cuda(running, monkeypatch, check):
+    running(CPU=16.0, GPU=1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = []
+
+    def none_there(paths, address):
+        asked.append(address)
+        return {"head": list(paths), "worker": list(paths)}
+
+    check(_config(), set(), "cuda")  # one node has
+    monkeypatch.setattr(cluster, "ask_nodes", none_there)
+    with pytest.raises(ClusterError) as error:
+        check(_config(), set(), "cuda")
+    assert asked == ["10.0.0.1:6379"]
+    assert "at 10.0.0.1:6379 declares 1 GPUs, but none of its nodes has one" in str(error.value)
+    assert "set VERL_PLATFORM=cpu in the environment of this command" in str(error.value)
+
+
+def test_nobody_is_asked_for_gpus_where_they_are_known(running, monkeypatch):
+    def nobody(paths, address):
+        raise AssertionError("asked")
+
+    def refuse(available, name, **resources):
+        calls = running(CPU=16.0, **resources)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(cluster, "ask_nodes", nobody)
+        check_gpus_are_real(_config(), name)
+        return calls
+
+    assert refuse(False, "cuda", GPU=1.0, **{"accelerator_type:H200": 1.0}) == ["10.0.0.1:6379", "shutdown"]
+    assert refuse(False, "cuda")[-1] == "shutdown"  # too few, which the numbers say
+    for available, name in ((True, "cuda"), (False, "cpu"), (False, "npu")):
+        calls = len(refuse(False, "cuda"))
+        assert len(refuse(available, name, GPU=1.0)) == calls
+
+    def silent(paths, address):
+        raise TimeoutError
+
+    running(CPU=16.0, GPU=1.0)
+    monkeypatch.setattr(cluster, "ask_nodes", silent)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_gpus_are_real(_config(), "cuda")
+    monkeypatch.setattr(cluster, "existing_ray_address", lambda: None)
+    check_gpus_are_real(_config(), "cuda")
 
 
 def test_address_local_starts_a_cluster_of_its_own(running, monkeypatch):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Mapping
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.platform.cpu import existing_ray_address
+from verl_aiops.platform.nodes import ask_nodes
 
-__all__ = ["ClusterError", "answers", "check_cluster", "gpus_needed", "logical_cpus_needed"]
+__all__ = ["ClusterError", "answers", "check_cluster", "check_gpus_are_real", "gpus_needed", "logical_cpus_needed"]
 
+# a node with an accelerator has one of these, whatever Ray hides from the processes that it starts there
+_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri", "/dev/davinci_manager")
+# what Ray gives every process of a run, wherever it is started, over the environment of the node that it is started on
+_PLATFORM = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_PLATFORM"
 _ASKED_BY = "trainer.n_gpus_per_node x trainer.nnodes, and the same of reward.reward_model with a pool of its own"
 
 
@@ -53,7 +59,8 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     verl waits for ever, without a word, for TransferQueue storage units that have no CPU to run on.
 
     Args:
-        config: changed in place: logical CPUs, logical GPUs on the CPU platform, storage units.
+        config: changed in place: logical CPUs, logical GPUs on the CPU platform, storage units, and for workers on the
+            CPUs of a cluster that runs already the platform.
         given: keys that the user set on the command line; they are checked, never changed.
         device_name: verl's platform device, ``"cpu"`` for the embedded default.
 
@@ -61,7 +68,7 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
         one line per key that was set.
 
     Raises:
-        ClusterError: too few CPUs or GPUs for the run.
+        ClusterError: too few CPUs or GPUs for the run, or its workers would have another platform than this process.
     """
     lines: list[str] = []
     units_key = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
@@ -77,9 +84,8 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     if units_key not in given and OmegaConf.select(config, units_key) == 8:
         put(units_key, 1)
     needed = logical_cpus_needed(config)
-    address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or existing_ray_address()
-    if address and address != "local":
-        _check_existing(address, needed, gpus)
+    if address := _joined(config):
+        _check_existing(address, needed, gpus, device_name)
         for key in ("ray_kwargs.ray_init.num_cpus", gpus_key):
             value = OmegaConf.select(config, key)
             if value is not None and key in given:
@@ -89,6 +95,8 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
                 )
             if value is not None:
                 put(key, None)
+        if device_name == "cpu":
+            _hand_on_platform(config, put)
         return lines
     cpus = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus")
     if cpus is None and (os.cpu_count() or 1) < needed:
@@ -112,7 +120,66 @@ def check_cluster(config: DictConfig, given: set[str], device_name: str) -> list
     return lines
 
 
-def _check_existing(address: str, needed: int, gpus: int) -> None:
+def _hand_on_platform(config: DictConfig, put: Callable[[str, str], None]) -> None:
+    """Workers on a cluster that runs already have the environment in which Ray was started there, and no process of
+    a cluster takes the CPU by itself: where nothing is said there, workers ask for CUDA, and die of it minutes later.
+    """
+    named = OmegaConf.select(config, _PLATFORM)
+    if named is None:
+        put(_PLATFORM, "cpu")
+    elif named != "cpu":
+        raise ClusterError(
+            f"{_PLATFORM}={named}, but this process has the CPU as its platform, and the run's workers need the same "
+            "one. Remove the setting: a run on CPUs hands its platform on. To train on the cluster's accelerators, run "
+            f"this command with VERL_PLATFORM={named} in its environment."
+        )
+
+
+def _joined(config: DictConfig) -> str | None:
+    """Address of the cluster that a run joins; None where it starts its own."""
+    address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or existing_ray_address()
+    return None if address == "local" else address
+
+
+def check_gpus_are_real(config: DictConfig, device_name: str) -> None:
+    """Refuse a run on GPUs that a cluster only declares: what `check_cluster` looks at beside numbers.
+
+    Args:
+        config: read only.
+        device_name: verl's platform device.
+
+    Raises:
+        ClusterError: nothing answers where the cluster should be, or none of its nodes has an accelerator.
+    """
+    if _takes_cuda_unseen(device_name) and (address := _joined(config)):
+        _check_devices(_resources(address), address)
+
+
+def _takes_cuda_unseen(device_name: str) -> bool:
+    """Whether this process has CUDA as its platform because a cluster is there, whose nodes it does not know."""
+    import torch
+
+    return device_name == "cuda" and not torch.cuda.is_available()
+
+
+def _check_devices(total: Mapping[str, float], address: str) -> None:
+    """GPUs that no node has are logical ones, for training on CPUs; a run on CUDA would wait for minutes and die."""
+    # Ray names the kind of the accelerators that it finds, declared or not
+    if not total.get("GPU") or any(resource.startswith("accelerator_type:") for resource in total):
+        return
+    try:
+        unseen = ask_nodes(_DEVICES, address)
+    except TimeoutError:
+        return  # who needs the nodes says it
+    if all(len(paths) == len(_DEVICES) for paths in unseen.values()):
+        raise ClusterError(
+            f"the Ray cluster at {address} declares {int(total['GPU'])} GPUs, but none of its nodes has one, and this "
+            "process would train on CUDA. To train on the CPUs there, set VERL_PLATFORM=cpu in the environment of this "
+            "command (VERL_PLATFORM=cpu python -m ...); the run hands it on to the workers."
+        )
+
+
+def _resources(address: str) -> dict[str, float]:
     import ray
 
     if not answers(address):
@@ -124,10 +191,14 @@ def _check_existing(address: str, needed: int, gpus: int) -> None:
     if started_here:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
-        total = ray.cluster_resources()
+        return ray.cluster_resources()
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _check_existing(address: str, needed: int, gpus: int, device_name: str) -> None:
+    total = _resources(address)
     cpus = int(total.get("CPU", 0))
     accelerators = int(total.get("GPU", 0) or total.get("NPU", 0))
     if cpus < needed:
@@ -142,3 +213,5 @@ def _check_existing(address: str, needed: int, gpus: int) -> None:
             "train on CPU there, set VERL_PLATFORM=cpu and start the cluster with `ray start --head --num-cpus=16 "
             f"--num-gpus={gpus}` (logical GPUs)."
         )
+    if _takes_cuda_unseen(device_name):
+        _check_devices(total, address)

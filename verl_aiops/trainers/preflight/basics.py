@@ -8,7 +8,7 @@ from numbers import Real
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_aiops.platform.cluster import check_cluster
+from verl_aiops.platform.cluster import check_cluster, check_gpus_are_real
 from verl_aiops.trainers.dpo.adapter import prepare_adapter
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import load_tokenizer, refuse_ignored_keys
@@ -190,6 +190,7 @@ def _check_cluster(config: DictConfig, run: Run) -> list[str]:
 
     name, reward = device.get_device_name(), config.reward.reward_model
     if not run.preference and name != "cpu":
+        check_gpus_are_real(config, name)
         return []
     pool = ("n_gpus_per_node", "nnodes") if reward.enable_resource_pool else ()
     wanted = _CLUSTER | dict.fromkeys((f"reward.reward_model.{size}" for size in pool), (0, False))
