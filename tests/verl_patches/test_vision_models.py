@@ -1,14 +1,19 @@
 """Text pairs on vision-language checkpoints, as verl patches their forward passes."""
 
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tiny import make_tokenizer
 from transformers import AutoConfig
 
 from verl_aiops import missing
 from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.dpo.pairs import pair_batch
 from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+from verl_aiops.trainers.logprobs.support import SHARED_PROMPT_MODELS, why_not_shared
 from verl_aiops.trainers.preflight.offline import check_vision
 
 TEXT = {
@@ -98,6 +103,7 @@ def test_text_pairs_go_through_the_language_model(kind, unpatched):
     model = model_of(kind)
     expected = exact(model)
     apply_monkey_patch(model, use_remove_padding=False)
+    model.train()  # no dropout in any of them; some want more arguments
     for packed in (False, True):
         batch = pair_batch(PAIRS, mini_pairs=2)
         got = LOGPROB_BACKENDS["rows"](model, batch, packed=packed, device="cpu").values()
@@ -105,6 +111,35 @@ def test_text_pairs_go_through_the_language_model(kind, unpatched):
     got.sum().backward()
     names = {name for name, p in model.named_parameters() if p.grad is not None}
     assert any("embed_tokens" in name for name in names) and not any("vision" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "kind, alone", [("gemma3", "Gemma3ForCausalLM"), ("llava", "LlamaForCausalLM"), ("qwen2_5_vl", None)]
+)
+def test_shared_prompts_are_those_of_the_language_model_in_a_folder_of_its_own(kind, alone):
+    config = OmegaConf.create({"actor_rollout_ref": {"model": {}, "actor": {"fsdp_config": {}}}})
+    said = why_not_shared(model_of(kind).config, config)
+    if alone is None:
+        assert said == f"models of type '{kind}' have not been compared with it"
+    else:
+        assert said.startswith(f"models of type '{kind}' are vision-language models") and f"({alone})" in said
+
+
+def test_gemmas_language_model_comes_out_of_the_folder_as_the_docs_say(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    start = page.index("    from transformers import AutoModelForImageTextToText")
+    code = textwrap.dedent(page[start : page.index("\n\n", page.index("\n    whole = "))])
+    whole = model_of("gemma3")
+    whole.save_pretrained(tmp_path / "whole")
+    make_tokenizer().save_pretrained(tmp_path / "whole")
+    exec(code, {"folder": str(tmp_path / "whole"), "out": str(tmp_path / "text")})
+    text = AutoModelForCausalLM.from_pretrained(tmp_path / "text").eval()
+    assert text.config.model_type == "gemma3_text" and text.config.model_type in SHARED_PROMPT_MODELS
+    assert not any("vision" in name for name, _ in text.named_parameters())
+    torch.testing.assert_close(exact(text), exact(whole), rtol=0, atol=1e-5)
+    assert (tmp_path / "text" / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "glm4v"])

@@ -14,7 +14,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from packaging.version import Version
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from verl.utils.fs import copy_to_local
 
 from verl_aiops.models.company import COMPARED_MODELS, rotary_limit
@@ -71,7 +74,7 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig, place: Place = P
     """
     section, engine = OmegaConf.select(config, place.model), OmegaConf.select(config, place.engine)
     if model.model_type not in SHARED_PROMPT_MODELS:
-        return f"models of type {model.model_type!r} have not been compared with it"
+        return _not_compared(model)
     limit = rotary_limit(model)
     longest = config.data.max_prompt_length + config.data.max_response_length
     if limit is not None and longest > limit[0]:
@@ -106,6 +109,17 @@ def why_not_shared(model: PretrainedConfig, config: DictConfig, place: Place = P
         if torch < _TORCH_WITH_VARLEN and importlib.util.find_spec("flash_attn") is None:
             return f"on a GPU it wants flash-attn or PyTorch {_TORCH_WITH_VARLEN} (here {torch})"
     return None
+
+
+def _not_compared(model: PretrainedConfig) -> str:
+    text, name = model.get_text_config(), repr(model.model_type)
+    if getattr(model, "vision_config", None) is None or text.model_type not in SHARED_PROMPT_MODELS:
+        return f"models of type {name} have not been compared with it"
+    alone = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type, text.model_type)
+    return (
+        f"models of type {name} are vision-language models. The language model alone ({alone}), in a folder of its "
+        "own, shares prompts (docs/models.md says how to make it)"
+    )
 
 
 def choose(
