@@ -142,6 +142,26 @@ def test_gemmas_language_model_comes_out_of_the_folder_as_the_docs_say(tmp_path)
     assert (tmp_path / "text" / "tokenizer.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "llava"])
+def test_adapters_are_merged_into_the_whole_checkpoint(kind, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from verl_aiops.models.folders import _merge_adapter
+
+    model = model_of(kind)
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(tmp_path)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    expected = exact(adapted)
+    adapted.save_pretrained(tmp_path / "lora_adapter")
+    _merge_adapter(str(tmp_path), False)
+    merged = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(exact(merged), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "glm4v"])
 def test_where_verls_patch_is_another_such_models_are_refused_before_ray(kind, tmp_path, monkeypatch):
     model_of(kind).config.save_pretrained(tmp_path)

@@ -149,13 +149,20 @@ def _merger(actor: str, target: str, trust_remote_code: bool) -> ModelMerger:
 
 def _merge_adapter(folder: str, trust_remote_code: bool) -> None:
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSequenceClassification,
+    )
 
     from verl_aiops.models.merger import is_classifier
     from verl_aiops.models.weights import MOST_OF_A_FILE
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     kind: type = AutoModelForCausalLM
+    if any(str(name).endswith("ForConditionalGeneration") for name in config.architectures or ()):
+        kind = AutoModelForImageTextToText  # few of these are causal language models too
     if is_classifier(config.architectures):
         kind = AutoModelForSequenceClassification
         # verl's merger calls every adapter a language model's, whose methods PEFT would look for

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from verl_aiops.files import remove, replacing, write_atomically
 from verl_aiops.models.card import write_card
 from verl_aiops.models.folders import merge_checkpoint
+from verl_aiops.models.processor import keep_processor
 from verl_aiops.trainers.preflight.storage import model_bytes
 from verl_aiops.trainers.runs.finite import FiniteRun, NotFiniteError, check_model_folder
 from verl_aiops.trainers.runs.log import RunLog
@@ -239,6 +240,8 @@ def export_model(
                 write(str(partial))
             else:
                 merge_checkpoint(os.path.join(folder, "actor"), str(partial), model.trust_remote_code)
+        if start := model.get("path"):
+            keep_processor(start, partial)
         check_model_folder(partial)
         origin = {"checkpoint": os.path.basename(folder)}
         (partial / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
