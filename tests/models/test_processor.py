@@ -1,7 +1,5 @@
 """The files of a vision-language model's processor go with it."""
 
-from types import SimpleNamespace
-
 import pytest
 from omegaconf import OmegaConf
 
@@ -52,7 +50,7 @@ def test_an_exported_model_has_them(start, tmp_path, monkeypatch):
     )
     for name in ("check_model_folder", "write_card"):
         monkeypatch.setattr(checkpoints, name, lambda *arguments: None)
-    monkeypatch.setattr(checkpoints, "model_bytes", lambda path: SimpleNamespace())
+    monkeypatch.setattr(checkpoints, "model_bytes", lambda path: None)
     (tmp_path / "run").mkdir()
 
     def write(folder):
