@@ -9,8 +9,8 @@ from huggingface_hub import try_to_load_from_cache
 
 __all__ = ["keep_processor"]
 
-# as transformers' image and video processors are saved, and the template of those before them
-_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
+# as transformers' image and video processors are saved; not their templates, which may be others than were trained with
+_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def keep_processor(start: str, folder: Path) -> list[str]:
