@@ -77,7 +77,7 @@ class Incident:
                     yield error
 
     def _check_data(self) -> None:
-        if not any(line.strip() for line in self.logs) and not (self.trace or "").strip():
+        if not self.logs and not self.trace:
             raise fail("logs", "at least one line in logs or trace", "an incident without data cannot be triaged")
 
     def _check_lang(self) -> None:
