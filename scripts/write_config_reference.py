@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,7 @@ def pages() -> dict[Path, str]:
     return written
 
 
+@cache
 def verls_defaults():
     """verl's configuration of `main_ppo`, as Hydra composes it without any override."""
     from hydra import compose, initialize_config_dir
@@ -363,7 +365,8 @@ def preset_section(file: Path) -> list[str]:
     return lines + table(("key", "value"), rows)
 
 
-def variables_read() -> set[str]:
+@cache
+def variables_read() -> frozenset[str]:
     """Names of the environment variables that the package reads or sets, as far as they stand in its code."""
     found = set()
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -386,7 +389,7 @@ def variables_read() -> set[str]:
                 name = part.value if isinstance(part, ast.Constant) else constants.get(getattr(part, "id", None))
                 if isinstance(name, str) and name.isupper():
                     found.add(name)
-    return found
+    return frozenset(found)
 
 
 def environment_table() -> list[str]:

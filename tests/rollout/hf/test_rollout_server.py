@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from prepared import composed
 
 from verl_aiops.rollout.hf.batcher import Batcher
 from verl_aiops.rollout.hf.engine import Request, Sampled, Sampling
@@ -131,10 +132,7 @@ def test_pause_lets_the_batch_finish():
 
 def configuration(**changes):
     """verl's own rollout configuration, as the trainer hands it over."""
-    from hydra import compose, initialize_config_module
-
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", overrides=["+verl_aiops=[grpo_mturn,cpu]"])
+    config = composed("+verl_aiops=[grpo_mturn,cpu]")
     rollout = config.actor_rollout_ref.rollout
     for key, value in changes.items():
         OmegaConf.update(rollout, key, value, force_add=True)
