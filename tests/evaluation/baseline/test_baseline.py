@@ -173,6 +173,33 @@ def test_compare_takes_a_baseline_like_a_model(files, tmp_path, capsys):
     assert summary["methods"]["rule"]["overall"]["acc_main"]["value"] == pytest.approx(right(tmp_path / "b" / "rule"))
 
 
+def test_incidents_are_split_and_cut_as_build_rl_would(tmp_path, capsys):
+    """Other cuts are other rows, and what they are made of is the same as by the two commands."""
+    file, rl = str(tmp_path / "i.jsonl"), tmp_path / "rl.parquet"
+    assert main(["simulate", "--out", file, "--num-incidents", "80", "--difficulty", "hard"]) == 0
+    options = ["--incidents", file, "--trim", "blind", "--val-trim", "evidence", "--max-chars", "600"]
+    options += ["--val-share", "0.3"]
+    assert main(["build-rl", *options, "--out", str(rl)]) == 0
+    assert main(["baseline", *options, "--methods", "rule", "--out", str(tmp_path / "b")]) == 0
+    assert "incidents blind, as a model is served" in capsys.readouterr().out
+    for side in ("rl", "rl.val"):
+        assert (tmp_path / "b" / f"{side}.parquet").read_bytes() == (tmp_path / f"{side}.parquet").read_bytes()
+    assert len(list(read_lines(tmp_path / "b" / "rule" / "generations.jsonl"))) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected --data FILE and --val FILE, or --incidents FILE alone"),
+        (["--data", "a", "--val", "b", "--trim", "blind"], "--trim: goes with --incidents"),
+        (["--data", "a", "--incidents", "b"], "--incidents stands instead of --data and --val"),
+    ],
+)
+def test_one_way_of_naming_the_sides(options, message, tmp_path, capsys):
+    assert main(["baseline", *options, "--out", str(tmp_path / "b")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_fault_on_both_sides_is_refused(files, tmp_path):
     data, _ = files
     with pytest.raises(EvaluationError, match="80 faults are in both, such as 'bank-0'"):
