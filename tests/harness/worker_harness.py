@@ -12,6 +12,9 @@ WORKER_DEFAULTS = {
     "strategy": "fsdp2",
     "param_dtype": "fp32",
     "lora_rank": 0,
+    # of the adapters' base: "nf4" for four bits
+    "base_format": None,
+    "model_dtype": "fp32",
     "gradient_checkpointing": False,
     "micro_pairs": 2,
     "dynamic_tokens": None,
@@ -46,9 +49,11 @@ def build_worker(model_dir, **options):
                 enable_activation_offload=options["activation_offload"],
                 override_config={"attn_implementation": "sdpa"},
                 lora_rank=options["lora_rank"],
+                lora={"base_format": options["base_format"]},
             ),
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],
+                model_dtype=options["model_dtype"],
                 use_torch_compile=options["compile"],
                 ulysses_sequence_parallel_size=options["ulysses"],
                 mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},

@@ -164,6 +164,8 @@ OVERRIDES: tuple[Override, ...] = (
         "trainers.worker.module:FastModule",
         _FSDP,
         _build_fsdp_module=("_build_model_optimizer", "kernels, dropout and units are settled before FSDP wraps"),
+        _build_lora_module=("_build_model_optimizer", "a base in four bits; verl's adapters are a language model's"),
+        _build_optimizer=("_build_model_optimizer", "a fused optimizer refuses weights in four bits"),
         save_checkpoint=(f"{_WORKERS}:TrainingWorker.save_checkpoint", "a plain module's state is written as FSDP2's"),
         load_checkpoint=(f"{_WORKERS}:TrainingWorker.load_checkpoint", "and read from either"),
     ),
@@ -202,7 +204,6 @@ OVERRIDES: tuple[Override, ...] = (
         "trainers.rm.engine:FSDPRewardEngine",
         _FSDP,
         _build_module=("_build_model_optimizer", "verl's builds language models and critics, and no classifiers"),
-        _build_lora_module=("_build_model_optimizer", "verl's adapters are a language model's; a score head is new"),
     ),
     *_of(
         "models.merger:ModelMerger",

@@ -148,9 +148,9 @@ def _quantised(path: str) -> str | None:
     if method not in _QUANTISED:
         return None
     return (
-        f"{_MODEL}.path={path}: its weights are quantised ({method}), which verl's engines do not load, and adapters "
-        f"on 4-bit weights (QLoRA) are not trained. Give the model that it was made from, with {_MODEL}.lora_rank for "
-        "little memory."
+        f"{_MODEL}.path={path}: its weights are quantised ({method}), which verl's engines do not load. Give the model "
+        f"that it was made from; with {_MODEL}.lora_rank=16 and +{_MODEL}.lora.base_format=nf4 it is kept in four bits "
+        "while adapters are trained (QLoRA)."
     )
 
 

@@ -94,6 +94,10 @@ def _with_lora(config: DictConfig) -> bool:
     return bool(model.get("lora_adapter_path")) or isinstance(rank := model.get("lora_rank"), int) and rank > 0
 
 
+def _four_bits_on_gpu(config: DictConfig) -> bool:
+    return bool(OmegaConf.select(config, "actor_rollout_ref.model.lora.base_format")) and not on_cpu(config)
+
+
 def _plain_adam(config: DictConfig) -> bool:
     optim = config.actor_rollout_ref.actor.optim
     return (optim.get("optimizer_impl"), optim.get("optimizer")) in (("torch.optim", "AdamW"), ("torch.optim", "Adam"))
@@ -140,6 +144,13 @@ PLATFORM: tuple[Default, ...] = (
         lambda c: 1e-5,
         "LoRA learns well at about ten times the rate of all weights",
         _with_lora,
+    ),
+    Default(
+        "actor_rollout_ref.actor.fsdp_config.model_dtype",
+        "fp32",
+        lambda c: "bf16",
+        "what of a base in four bits stays whole, on GPUs; its adapters are float32",
+        _four_bits_on_gpu,
     ),
     Default(
         "actor_rollout_ref.actor.optim.override_optimizer_config",

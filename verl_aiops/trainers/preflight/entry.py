@@ -14,6 +14,7 @@ from verl_aiops.trainers.config import ConfigError, RLConfig
 from verl_aiops.trainers.preflight.available import check_available
 from verl_aiops.trainers.preflight.common import is_triage_run
 from verl_aiops.trainers.preflight.defaults import user_keys
+from verl_aiops.trainers.preflight.four_bits import refuse_elsewhere
 from verl_aiops.trainers.runs.ending import install as install_ending
 
 __all__ = ["preference_mode", "with_preflight"]
@@ -59,6 +60,8 @@ def with_preflight(validate_config):
                 check_available(config, kind, on_cpu=device == "cpu")
                 lines = _run_list(config, kind, given)
             else:
+                if faults := refuse_elsewhere(config):
+                    raise ConfigError("\n  ".join(faults))
                 lines = []
             if kind in (None, "rows") and device == "cpu":
                 lines += check_cluster(config, given, device)

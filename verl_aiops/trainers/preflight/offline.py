@@ -28,6 +28,7 @@ from verl_aiops.trainers.preflight.basics import (
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.classifier import check_reward_model
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, data_parallel_size, sequence_parallel_size
+from verl_aiops.trainers.preflight.four_bits import check_four_bits
 from verl_aiops.trainers.preflight.preference import (
     check_backend,
     check_budget,
@@ -269,6 +270,7 @@ _CHECKS = (
     Check(check_vision, "the model's kind", (check_model,)),
     Check(check_reward_model, "the model's kind", (check_model,)),
     Check(check_adapter, "the adapter"),
+    Check(check_four_bits, "the base of the adapters", (check_numbers, check_widths, check_model, check_strategy)),
     Check(check_tokenizer, "the tokenizer", (check_model,)),
     Check(check_backend, "the log-prob backend", (check_numbers, check_settings, check_tokenizer)),
     Check(check_mini_batch, "the mini-batch", (check_numbers, check_strategy)),

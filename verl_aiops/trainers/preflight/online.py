@@ -21,6 +21,7 @@ from verl_aiops.trainers.preflight.basics import (
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import first_rows, of_triage, triage_side
 from verl_aiops.trainers.preflight.defaults_rl import ONLINE_DEFAULTS, RL_DEFAULTS
+from verl_aiops.trainers.preflight.four_bits import refuse_elsewhere
 from verl_aiops.trainers.preflight.preference import (
     check_backend,
     check_budget,
@@ -125,6 +126,7 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
         Check(_fill_in, "defaults"),
         Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
         Check(check_adapter, "the adapter"),
+        Check(refuse_elsewhere, "the base of the adapters"),
         *REWARD_MODEL,
         *(triage.SCORING if triage else ()),
         Check(check_settings, "algorithm.online_dpo"),

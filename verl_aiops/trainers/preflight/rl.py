@@ -22,6 +22,7 @@ from verl_aiops.trainers.preflight.basics import (
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import MODE, REWARD, triage_side
 from verl_aiops.trainers.preflight.defaults_rl import RL_DEFAULTS
+from verl_aiops.trainers.preflight.four_bits import refuse_elsewhere
 from verl_aiops.trainers.preflight.prompts import check_looks, check_rollout, check_rounds
 from verl_aiops.trainers.preflight.reward_model import REWARD_MODEL, check_code
 from verl_aiops.trainers.rl.packing import pad_where_packing_leaks
@@ -97,6 +98,7 @@ def checks(config: DictConfig) -> tuple[Check, ...]:
         Check(_fill_in, "defaults"),
         Check(check_place, "the checkpoint to go on from", (check_numbers, check_folder)),
         Check(check_adapter, "the adapter"),
+        Check(refuse_elsewhere, "the base of the adapters"),
         *REWARD_MODEL,
         *triage.SCORING,
         Check(_check_reward, "the reward"),

@@ -13,6 +13,7 @@ from verl_aiops.trainers.preflight.basics import fill_in
 from verl_aiops.trainers.preflight.checks import Check, Run
 from verl_aiops.trainers.preflight.common import MODE
 from verl_aiops.trainers.preflight.defaults import NO_FLASH_ATTN
+from verl_aiops.trainers.preflight.four_bits import refuse_elsewhere
 from verl_aiops.trainers.preflight.prompts import check_looks
 
 __all__ = ["checks"]
@@ -38,6 +39,7 @@ def _choose_trainer(config: DictConfig, run: Run) -> None:
 
 
 _CHECKS = (
+    Check(refuse_elsewhere, "the base of the adapters"),
     Check(check_backend, "the log-prob backend"),
     Check(_fill_in, "defaults", (check_backend,)),
     Check(check_torn, "micro-batches", (check_backend,)),

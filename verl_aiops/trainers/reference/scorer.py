@@ -29,10 +29,14 @@ from verl_aiops.trainers.together import in_blocks
 __all__ = ["ReferenceScorer", "reference_note", "reference_weights"]
 
 
-def _overrides(model) -> str:
-    """``override_config`` as text, without the attention, which stands for itself."""
+def _overrides(model, reference_path: str | None) -> str:
+    """``override_config`` as text, without the attention, which stands for itself; with the format of a base in four
+    bits, which has other numbers. A model of its own for the reference is whole."""
     overrides = OmegaConf.to_container(model.override_config or OmegaConf.create({}), resolve=True)
     overrides.pop("attn_implementation", None)
+    base_format = (model.get("lora") or {}).get("base_format")
+    if base_format and not reference_path:
+        overrides["lora.base_format"] = base_format
     return json.dumps(overrides, sort_keys=True)
 
 
@@ -147,7 +151,7 @@ class ReferenceScorer:
             ),
             packed=bool(model.use_remove_padding),
             sequence_parallel=sequence_parallel_size(self.trainer.config),
-            model_overrides=_overrides(model),
+            model_overrides=_overrides(model, self.config.reference_path),
             device=self.trainer.config.trainer.device,
         )
 

@@ -50,7 +50,7 @@ class FSDPRewardEngine(FSDPPreferenceEngine):
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return module
 
-    def _build_lora_module(self, module):
+    def _with_adapters(self, module):
         """Adapters of all linear layers but the score head, which is trained whole: it is new."""
         from peft import LoraConfig, get_peft_model
 

@@ -265,7 +265,8 @@ class FSDPPreferenceEngine(FastModule, FSDPEngineWithLMHead):
 
     def weights_not_finite(self) -> list[str]:
         """Names of the weights of which this rank holds a number that is NaN or infinite."""
-        return names_not_finite((name, _local(p)) for name, p in self.module.named_parameters())
+        held = names_not_finite((name, _local(p)) for name, p in self.module.named_parameters())
+        return [*self._base_not_finite, *held]
 
     # --- live reference -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from verl.utils.device import get_device_name
 
 from verl_aiops.kernels.cpu_linear import use_onednn
+from verl_aiops.kernels.four_bits import in_four_bits
 from verl_aiops.kernels.fused_layers import fuse_layers, layer_kernels
+from verl_aiops.seam.engine import PrecisionType, build_optimizer
 from verl_aiops.trainers.worker.sharded_state import as_one_shard
 
 logger = logging.getLogger(__name__)
@@ -32,9 +34,40 @@ class FastModule:
     """Stands before verl's FSDP engine in the bases of an engine."""
 
     _inferred_without_gradients = False
+    # of a base in four bits: names of weights that were not finite, of which nothing is seen afterwards
+    _base_not_finite: tuple[str, ...] = ()
 
     def _prepare_module(self, module: torch.nn.Module) -> None:
         """What an engine changes in a model before it is compiled and sharded."""
+
+    @property
+    def _in_four_bits(self) -> bool:
+        """Whether adapters are trained on a base in four bits; a reference without adapters is another model."""
+        return self._is_lora and bool((self.model_config.lora or {}).get("base_format"))
+
+    def _compute_dtype(self) -> torch.dtype:
+        return PrecisionType.to_dtype(dict(self.engine_config.mixed_precision or {}).get("param_dtype", "bf16"))
+
+    def _build_lora_module(self, module):
+        if not self._in_four_bits:
+            return self._with_adapters(module)
+        # verl has loaded the whole weights on the host, in `model_dtype`
+        self._base_not_finite = tuple(in_four_bits(module, self._compute_dtype(), get_device_name()))
+        module = self._with_adapters(module)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                # verl casts adapters to the base's dtype, for FSDP; in bfloat16 small steps of Adam would be lost
+                parameter.data = parameter.data.float()
+        return module
+
+    def _with_adapters(self, module: torch.nn.Module) -> torch.nn.Module:
+        return super()._build_lora_module(module)
+
+    def _build_optimizer(self, module):
+        if not self._in_four_bits:
+            return super()._build_optimizer(module)
+        # a fused optimizer takes no integers, as the frozen weights are
+        return build_optimizer([p for p in module.parameters() if p.requires_grad], self.optimizer_config)
 
     def _build_fsdp_module(self, module):
         kernels = layer_kernels(
@@ -51,6 +84,10 @@ class FastModule:
             # before FSDP, whose hooks stay outside of what is compiled; one graph serves all layers and lengths
             for layer in decoder_layers(module):
                 layer.forward = torch.compile(layer.forward, dynamic=True)
+        if self._in_four_bits:
+            # nothing to shard: a quarter of what LoRA's base takes in half precision, and adapters
+            self._autocast_dtype, self.scaler = self._compute_dtype(), None
+            return module.to(get_device_name())
         if self._alone_on_cpu():
             self._autocast_dtype, self.scaler = torch.float32, None
             # verl may load a reference in bfloat16; FSDP2 would compute with its weights in float32
@@ -95,7 +132,7 @@ class FastModule:
 
     def _state_as_verls(self) -> AbstractContextManager:
         """A checkpoint is the same whichever engine has written it, so that a run may go on with the other one."""
-        if isinstance(self.module, FSDPModule | FullyShardedDataParallel):
+        if isinstance(self.module, FSDPModule | FullyShardedDataParallel) or self._in_four_bits:
             return nullcontext()
         return as_one_shard(self.module, self.optimizer, self.device_mesh)
 

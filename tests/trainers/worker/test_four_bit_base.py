@@ -1,0 +1,153 @@
+"""Adapters on a base in four bits, on real worker processes: pairs and reward models, checkpoints and models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from preference_parts import _loss_and_gradients, _part
+from worker_harness import run_workers
+
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install verl-aiops[qlora]")
+
+FOUR_BITS = {"lora_rank": 4, "base_format": "nf4"}
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def _adapters(engine):
+    return {name: p.detach().clone() for name, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def _move(engine):
+    """Adapters that are no longer the ones a run starts from."""
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in engine.module.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
+
+
+def _scored(worker, model_dir, backend, without_adapters):
+    from verl.utils import tensordict_utils as tu
+
+    part = _part(worker, model_dir, micro_pairs=2, reference=False, backend=backend)
+    tu.assign_non_tensor(part, compute_loss=False, no_lora_adapter=without_adapters, global_token_num=None)
+    return worker.infer_batch(part)["answer_log_probs"].values().float().numpy()
+
+
+def _trained(worker, model_dir):
+    """What the engine is, and what both backends make of its pairs."""
+    engine = worker.engine
+    kinds = {name: type(module).__name__ for name, module in engine.module.named_modules() if "base_layer" in name}
+    new, start, reference, learned = _adapters(engine), {}, {}, {}
+    # a run has one backend: what a model's attention is left as by the second is not the first's
+    for backend in ("rows", "shared_prompt"):
+        start[backend], reference[backend] = (_scored(worker, model_dir, backend, off) for off in (False, True))
+        if backend == "rows":
+            # in training, whose products are those of the gradients
+            with engine.train_mode(), torch.no_grad():
+                training = _scored_in_place(worker, model_dir)
+        _move(engine)
+        learned[backend] = _loss_and_gradients(worker, model_dir, micro_pairs=2, backend=backend)
+        with torch.no_grad():
+            for name, parameter in engine.module.named_parameters():
+                if name in new:
+                    parameter.copy_(new[name])
+    return kinds, {str(p.dtype) for p in _adapters(engine).values()}, start, reference, training, learned
+
+
+def _scored_in_place(worker, model_dir):
+    """Log-probs as a step computes them: in training mode."""
+    from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
+
+    part = _part(worker, model_dir, micro_pairs=8, reference=False)
+    assert worker.engine.module.training
+    return LOGPROB_BACKENDS["rows"](worker.engine.module, part, packed=False, device="cpu").values().numpy()
+
+
+def test_both_backends_train_the_same_adapters_on_a_base_in_four_bits(tiny_model_dir):
+    ((kinds, dtypes, start, reference, training, learned),) = run_workers(
+        tiny_model_dir, 1, _trained, str(tiny_model_dir), **FOUR_BITS
+    )
+    assert set(kinds.values()) == {"Linear4bit"} and dtypes == {"torch.float32"}
+    for backend in ("rows", "shared_prompt"):
+        # new adapters change nothing: the policy starts as its reference, to the last bit
+        np.testing.assert_array_equal(start[backend], reference[backend])
+    np.testing.assert_allclose(reference["shared_prompt"], reference["rows"], rtol=0, atol=2e-5)
+    # and computes in training what it was scored with: no other kernel where there are no gradients
+    np.testing.assert_allclose(training, reference["rows"], rtol=0, atol=2e-5)
+    (loss, gradients, metrics), (shared_loss, shared_gradients, shared_metrics) = learned.values()
+    assert shared_loss == pytest.approx(loss, abs=1e-5)
+    assert {name.rsplit(".", 3)[1] for name in gradients} == {"lora_A", "lora_B"}
+    for name, gradient in gradients.items():
+        assert np.abs(gradient).max() > 0
+        gap = np.abs(shared_gradients[name] - gradient).max()
+        assert gap <= 2e-5 * np.abs(gradient).max() + 1e-8, name
+    assert shared_metrics["rewards/margins"] == pytest.approx(metrics["rewards/margins"], abs=1e-4)
+
+
+def _step(worker, model_dir, model_type=None):
+    from verl_aiops.trainers.worker.objective import PreferenceObjective
+
+    worker.set_loss_fn(PreferenceObjective(loss_settings={"beta": 0.1}))
+    with worker.engine.train_mode():
+        from verl.utils import tensordict_utils as tu
+
+        worker.engine.optimizer_zero_grad()
+        part = _part(worker, model_dir, micro_pairs=2)
+        tu.assign_non_tensor(part, global_token_num=None)
+        worker.engine.forward_backward_batch(part, worker.loss_fn, forward_only=False)
+        worker.engine.optimizer_step()
+
+
+def _saved(worker, model_dir, folder):
+    """A step, a checkpoint, a second step; the model at once and from the checkpoint."""
+    from verl_aiops.models.folders import merge_checkpoint
+
+    engine = worker.engine
+    _step(worker, model_dir)
+    first = _adapters(engine)
+    engine.save_checkpoint(f"{folder}/actor", global_step=1)
+    Path(folder, "ours").mkdir()
+    engine.write_model(f"{folder}/ours")
+    merge_checkpoint(f"{folder}/actor", f"{folder}/merged", trust_remote_code=False)
+    base = engine.module.get_base_model().get_submodule(LAYER).base_layer
+    kept = base.weight.data.clone()
+    _step(worker, model_dir)
+    assert torch.equal(kept, base.weight.data)
+    second = _adapters(engine)
+    # as the next process would begin: with adapters of its own
+    _move(engine)
+    engine.load_checkpoint(f"{folder}/actor")
+    back = _adapters(engine)
+    assert all(torch.equal(back[name], first[name]) for name in first)
+    assert torch.equal(kept, base.weight.data)
+    _step(worker, model_dir)
+    again = _adapters(engine)
+    for name in second:
+        torch.testing.assert_close(again[name], second[name], rtol=0, atol=1e-7)
+    layer = engine.module.get_base_model().get_submodule(LAYER)
+    from bitsandbytes.functional import dequantize_4bit
+
+    delta = layer.scaling["default"] * first_of(first, "lora_B") @ first_of(first, "lora_A")
+    return (dequantize_4bit(base.weight.data, base.weight.quant_state) + delta).numpy(), float(delta.abs().max())
+
+
+def first_of(adapters, matrix):
+    return next(p for name, p in adapters.items() if f"{LAYER}.{matrix}." in name)
+
+
+def test_checkpoints_and_models_of_a_base_in_four_bits(tiny_model_dir, tmp_path):
+    from safetensors.torch import load_file
+
+    ((expected, moved),) = run_workers(tiny_model_dir, 1, _saved, str(tiny_model_dir), str(tmp_path), **FOUR_BITS)
+    ours, merged = (load_file(tmp_path / way / "model.safetensors") for way in ("ours", "merged"))
+    assert ours.keys() == merged.keys() and all(torch.equal(ours[name], merged[name]) for name in ours)
+    # what was trained on, made whole, with the adapters: to bfloat16, in which models are written
+    weight = ours[f"{LAYER}.weight"].float().numpy()
+    assert moved > 1e-4
+    np.testing.assert_allclose(weight, expected, rtol=2**-7, atol=1e-4)
+    # and not the base that the run was given
+    (given,) = Path(tiny_model_dir).glob("*.safetensors")
+    assert np.abs(load_file(given)[f"{LAYER}.weight"].float().numpy() - weight).max() > 1e-3
+    assert "quantization_config" not in json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert (tmp_path / "ours" / "lora_adapter" / "adapter_model.safetensors").is_file()
