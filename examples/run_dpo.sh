@@ -7,6 +7,7 @@
 # 7 B with LoRA on one GPU (what it takes: docs/performance.md, "What a 7 B model takes"):
 #   MODEL=... TRAIN=... VAL=... GPUS=1 bash examples/run_dpo.sh actor_rollout_ref.model.lora_rank=32 \
 #     actor_rollout_ref.model.lora_alpha=64 actor_rollout_ref.actor.optim.lr=5e-6
+# and with +actor_rollout_ref.model.lora.base_format=nf4 behind it, its base in four bits (QLoRA: docs/models.md)
 #
 # Arguments are Hydra overrides; later ones win. `--cfg job` prints the whole configuration and stops.
 set -euo pipefail

@@ -66,6 +66,8 @@ def test_settings_of_lora_stand_there_where_there_is_lora(tmp_path):
     assert "lora_alpha" not in card_text(made, "global_step_1") and "target_modules" not in card_text(made, "x")
     made.actor_rollout_ref.model.lora_rank = 4
     assert "| `actor_rollout_ref.model.lora_alpha` | `16` |" in card_text(made, "global_step_1")
+    made.actor_rollout_ref.model.lora = {"base_format": "nf4"}
+    assert "| `actor_rollout_ref.model.lora.base_format` | `nf4` |" in card_text(made, "global_step_1")
 
 
 def test_of_a_trainer_that_logs_no_such_file_figures_are_given():

@@ -40,6 +40,7 @@ _SETTINGS = (
         for name in ("lr", "weight_decay", "lr_scheduler_type", "lr_warmup_steps")
     ),
     *(f"actor_rollout_ref.model.{name}" for name in ("lora_rank", "lora_alpha", "target_modules")),
+    "actor_rollout_ref.model.lora.base_format",
 )
 _SAMPLED = ("actor_rollout_ref.rollout.n", "actor_rollout_ref.rollout.temperature")
 _PACKAGES = ("verl-aiops", "verl", "torch", "transformers")

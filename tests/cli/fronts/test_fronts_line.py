@@ -255,6 +255,13 @@ def test_refused_before_anything_is_run(files, capsys, monkeypatch, arguments, s
     assert said in capsys.readouterr().err
 
 
+def test_fine_tuning_keeps_no_base_in_four_bits(files, capsys):
+    """verl's trainer would train on whole weights, and say nothing."""
+    arguments = ["--model", "m", "--data", files["data"], "--out", files["out"], "+model.lora.base_format=nf4"]
+    assert main(["sft", *arguments]) == 2
+    assert "verl's SFT trainer trains adapters on whole weights" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_told_together(capsys):
     assert main(["grpo", "--model", "m"]) == 2
     assert "--data, --val, --out missing" in capsys.readouterr().err

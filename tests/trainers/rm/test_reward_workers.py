@@ -158,3 +158,22 @@ def test_with_lora_adapters_and_the_whole_score_head_are_trained(tiny_model_dir)
         assert all("score" in name or "lora_" in name for name in moving)
         # B is 0 at the start, so that no gradient comes to A
         assert {name for name, moves in moving.items() if moves} == {n for n in moving if "lora_B" in n or "score" in n}
+
+
+def _both(worker, model_dir):
+    return [_loss(worker, model_dir, False, backend, 8) for backend in ("rows", "shared_prompt")]
+
+
+def test_head_and_adapters_on_a_base_in_four_bits(tiny_model_dir):
+    pytest.importorskip("bitsandbytes")
+    options = {"lora_rank": 4, "base_format": "nf4", **ENGINE}
+    (((loss, gradients, _), (shared_loss, shared_gradients, _)),) = run_workers(
+        tiny_model_dir, 1, _both, str(tiny_model_dir), **options
+    )
+    assert shared_loss == pytest.approx(loss, abs=1e-5)
+    # the head is new, and trained whole
+    assert [name for name in gradients if "lora_" not in name] == ["base_model.model.score.weight"]
+    for name, gradient in gradients.items():
+        gap = abs(shared_gradients[name] - gradient).max()
+        assert gap <= 2e-5 * abs(gradient).max() + 1e-8, name
+    assert abs(gradients["base_model.model.score.weight"]).max() > 0

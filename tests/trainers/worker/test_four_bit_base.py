@@ -85,7 +85,27 @@ def test_both_backends_train_the_same_adapters_on_a_base_in_four_bits(tiny_model
     assert shared_metrics["rewards/margins"] == pytest.approx(metrics["rewards/margins"], abs=1e-4)
 
 
-def _step(worker, model_dir, model_type=None):
+def _in_half(worker, model_dir):
+    """As on a GPU: what stays whole is bfloat16, and so are products."""
+    start, reference = (_scored(worker, model_dir, "shared_prompt", off) for off in (False, True))
+    model = worker.engine.module.get_base_model()
+    whole = {str(p.dtype) for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    _move(worker.engine)
+    _, gradients, _ = _loss_and_gradients(worker, model_dir, micro_pairs=2, backend="shared_prompt")
+    return whole, {str(p.dtype) for p in _adapters(worker.engine).values()}, start, reference, gradients
+
+
+def test_in_half_precision_adapters_stay_float32(tiny_model_dir):
+    half = {"param_dtype": "bf16", "model_dtype": "bf16", "gradient_checkpointing": True}
+    ((whole, dtypes, start, reference, gradients),) = run_workers(
+        tiny_model_dir, 1, _in_half, str(tiny_model_dir), **half, **FOUR_BITS
+    )
+    assert whole == {"torch.bfloat16"} and dtypes == {"torch.float32"}
+    np.testing.assert_array_equal(start, reference)
+    assert all(np.isfinite(g).all() and g.dtype == np.float32 and np.abs(g).max() > 0 for g in gradients.values())
+
+
+def _step(worker, model_dir):
     from verl_aiops.trainers.worker.objective import PreferenceObjective
 
     worker.set_loss_fn(PreferenceObjective(loss_settings={"beta": 0.1}))

@@ -146,6 +146,8 @@ def _check(task: Task, given: Mapping[str, Any], overrides: Iterable[str]) -> No
             raise FrontError(f"{one_line(text, 80)}: expected a setting, key=value")
         if text.lstrip("+~").partition("=")[0] in task.keys["out"]:
             raise FrontError(f"{one_line(text, 80)}: --out names the run's folder")
+        if text.lstrip("+~").startswith("model.lora.base_format=") and "verl.trainer.sft_trainer" in task.program:
+            raise FrontError(f"{one_line(text, 80)}: verl's SFT trainer trains adapters on whole weights. Remove it")
     if "push" in given:
         from verl_aiops.models.push import check_push
 

@@ -43,7 +43,6 @@ def check_four_bits(config: DictConfig, run: Run) -> list[str]:
     """After the defaults, the adapter and the model folder."""
     if not asked(config):
         return []
-    model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
     value = OmegaConf.select(config, BASE_FORMAT)
     start = f"{BASE_FORMAT}={value}"
     if value not in FORMATS:
@@ -51,10 +50,8 @@ def check_four_bits(config: DictConfig, run: Run) -> list[str]:
     if why := why_not():
         return [f"{start}: {why}; or remove the setting, for LoRA on whole weights."]
     faults = []
-    if not model.lora_rank:
+    if not config.actor_rollout_ref.model.lora_rank:
         faults.append(f"{start}: a base in four bits is frozen. Set {_MODEL}.lora_rank, 16 or so.")
-    if actor.strategy not in ("fsdp", "fsdp2"):
-        faults.append(f"{start} with {_ACTOR}.strategy={actor.strategy}: set fsdp or fsdp2.")
     workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
     if workers > 1:
         faults.append(

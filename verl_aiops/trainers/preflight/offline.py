@@ -270,7 +270,7 @@ _CHECKS = (
     Check(check_vision, "the model's kind", (check_model,)),
     Check(check_reward_model, "the model's kind", (check_model,)),
     Check(check_adapter, "the adapter"),
-    Check(check_four_bits, "the base of the adapters", (check_numbers, check_widths, check_model, check_strategy)),
+    Check(check_four_bits, "the base of the adapters", (check_numbers, check_widths, check_model, check_adapter)),
     Check(check_tokenizer, "the tokenizer", (check_model,)),
     Check(check_backend, "the log-prob backend", (check_numbers, check_settings, check_tokenizer)),
     Check(check_mini_batch, "the mini-batch", (check_numbers, check_strategy)),
