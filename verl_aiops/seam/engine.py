@@ -36,12 +36,6 @@ NEEDS = (
         has="train_batch train_mini_batch infer_batch load_checkpoint _postprocess_output",
     ),
     Need("verl.workers.config", "TrainingWorkerConfig", "its settings"),
-    Need(
-        "verl.workers.config.optimizer",
-        "build_optimizer",
-        "the optimizer of adapters alone",
-        takes="parameters config",
-    ),
     Need(_PADDING, "no_padding_2_padding", "log-probs by rows", takes="tensor data"),
     Need(_PADDING, "response_from_nested", "the answer's part of each row", takes="tensor response_mask"),
     Need(

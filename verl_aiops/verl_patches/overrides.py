@@ -165,7 +165,6 @@ OVERRIDES: tuple[Override, ...] = (
         _FSDP,
         _build_fsdp_module=("_build_model_optimizer", "kernels, dropout and units are settled before FSDP wraps"),
         _build_lora_module=("_build_model_optimizer", "a base in four bits; verl's adapters are a language model's"),
-        _build_optimizer=("_build_model_optimizer", "a fused optimizer refuses weights in four bits"),
         save_checkpoint=(f"{_WORKERS}:TrainingWorker.save_checkpoint", "a plain module's state is written as FSDP2's"),
         load_checkpoint=(f"{_WORKERS}:TrainingWorker.load_checkpoint", "and read from either"),
     ),

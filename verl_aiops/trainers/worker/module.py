@@ -14,7 +14,7 @@ from verl.utils.device import get_device_name
 from verl_aiops.kernels.cpu_linear import use_onednn
 from verl_aiops.kernels.four_bits import in_four_bits
 from verl_aiops.kernels.fused_layers import fuse_layers, layer_kernels
-from verl_aiops.seam.engine import PrecisionType, build_optimizer
+from verl_aiops.seam.engine import PrecisionType
 from verl_aiops.trainers.worker.sharded_state import as_one_shard
 
 logger = logging.getLogger(__name__)
@@ -62,12 +62,6 @@ class FastModule:
 
     def _with_adapters(self, module: torch.nn.Module) -> torch.nn.Module:
         return super()._build_lora_module(module)
-
-    def _build_optimizer(self, module):
-        if not self._in_four_bits:
-            return super()._build_optimizer(module)
-        # a fused optimizer takes no integers, as the frozen weights are
-        return build_optimizer([p for p in module.parameters() if p.requires_grad], self.optimizer_config)
 
     def _build_fsdp_module(self, module):
         kernels = layer_kernels(
