@@ -14,7 +14,6 @@ from verl_aiops.trainers.config import ConfigError, RLConfig
 from verl_aiops.trainers.preflight.available import check_available
 from verl_aiops.trainers.preflight.common import is_triage_run
 from verl_aiops.trainers.preflight.defaults import user_keys
-from verl_aiops.trainers.preflight.four_bits import refuse_elsewhere
 from verl_aiops.trainers.runs.ending import install as install_ending
 
 __all__ = ["preference_mode", "with_preflight"]
@@ -44,6 +43,7 @@ def with_preflight(validate_config):
 
     from verl_aiops.data import PreferenceDataError
     from verl_aiops.platform.cluster import ClusterError, check_cluster
+    from verl_aiops.trainers.preflight.four_bits import refuse_elsewhere
     from verl_aiops.trainers.runs.finite import NotFiniteError
     from verl_aiops.trainers.runs.resume import NothingLeft
 
