@@ -461,7 +461,8 @@ def test_through_hydra_a_wrong_command_line_ends_without_a_traceback(
         "verl-aiops: error: 2 things keep this run from starting:\n"
         f"  1. {NO_FILES}\n"
         f"  2. {MODEL}.path={tmp_path}/models/deepseek-llm-7b-chat: no such folder.\n"
-        "  not looked at before these are mended: the model's kind, the base of the adapters, the tokenizer, the log-prob backend, the token "
+        "  not looked at before these are mended: the model's kind, the base of the adapters, the tokenizer, "
+        "the log-prob backend, the token "
         "budget, the rows of data.train_files, the rows of data.val_files, the trainer, what the "
         "checkpoint was made with"
     )
