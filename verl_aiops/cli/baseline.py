@@ -11,8 +11,8 @@ from verl_aiops.cli.values import reward_settings
 
 __all__ = ["BASELINE"]
 
-# As of build-rl.
-_BUILD = {"trim": "evidence", "val_trim": "blind", "max_chars": 1200, "val_share": 0.1}
+# Options of build-rl, whose defaults are its own.
+_BUILD = ("trim", "val_trim", "max_chars", "val_share")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +35,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("instead of --data and --val, both sides from incidents, as build-rl makes them")
     group.add_argument("--incidents", metavar="FILE", help="incidents; OUT/rl.* are the files made of them")
     add_columns_option(group)
-    for name, what in (("trim", "the training side is cut: around the evidence"), ("val-trim", "what is asked is cut")):
-        default = _BUILD[name.replace("-", "_")]
-        group.add_argument(f"--{name}", metavar="blind|evidence", help=f"how {what} (default {default})")
-    group.add_argument("--max-chars", type=int, metavar="N", help=f"default {_BUILD['max_chars']}; 0: whole")
-    group.add_argument("--val-share", type=float, metavar="S", help=f"of the faults (default {_BUILD['val_share']})")
+    for name, what in (("trim", "the training side is cut"), ("val-trim", "what is asked is cut")):
+        group.add_argument(f"--{name}", metavar="blind|evidence", help=f"how {what} (default: as build-rl)")
+    group.add_argument("--max-chars", type=int, metavar="N", help="0: whole (default: as build-rl)")
+    group.add_argument("--val-share", type=float, metavar="S", help="of the faults (default: as build-rl)")
 
 
 def _files(args: argparse.Namespace) -> tuple[str, str]:
@@ -61,15 +60,14 @@ def _files(args: argparse.Namespace) -> tuple[str, str]:
         return args.data, args.val
     if args.data is not None or args.val is not None:
         raise EvaluationError("--incidents stands instead of --data and --val; give one or the other")
-    built = {**_BUILD, **given}
+    shown = {field: given.pop(name) for name, field in (("max_chars", "budget"), ("trim", "trim")) if name in given}
     out = Path(args.out) / "rl.parquet"
     summary = build_rl(
         file_source(args.incidents, None, FieldColumns() if args.columns is None else FieldColumns.parse(args.columns)),
         out,
-        val_share=built["val_share"],
-        prompts=PromptOptions(budget=built["max_chars"], trim=built["trim"]),
-        val_trim=built["val_trim"],
+        prompts=PromptOptions(**shown),
         overwrite=args.overwrite,
+        **given,
     )
     print(printable(summary))
     return str(out), str(out.with_name("rl.val.parquet"))
