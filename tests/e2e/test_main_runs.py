@@ -57,6 +57,16 @@ def _metrics(folder):
     return [row["data"] for row in rows]
 
 
+def _repeats_from_step_2(main_ppo, whole, cut, settings):
+    """A run that was ended behind its second step goes on in ``cut`` with the losses of the whole one."""
+    shutil.copytree(whole / "global_step_2", cut / "global_step_2")
+    (cut / "latest_checkpointed_iteration.txt").write_text("2")
+    (cut / "metrics.jsonl").write_text("".join((whole / "metrics.jsonl").read_text().splitlines(True)[:2]))
+    code, output = main_ppo(cut, *settings)
+    assert code == 0, output[-5000:]
+    assert [row["actor/loss"] for row in _metrics(cut)] == [row["actor/loss"] for row in _metrics(whole)]
+
+
 @pytest.fixture(scope="module")
 def finished(main_ppo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
@@ -130,18 +140,13 @@ def test_from_an_adapter_the_first_loss_is_ln_2_and_a_resume_repeats_the_rest(
         f"actor_rollout_ref.model.lora_adapter_path={tmp_path / 'adapter'}",
         f"algorithm.dpo.reference={reference}",
     )
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = tmp_path / "whole"
     code, output = main_ppo(whole, *settings)
     assert code == 0, output[-5000:]
     rows = _metrics(whole)
     assert f"{rows[0]['actor/loss']:.6f}" == "0.693147" and rows[0]["rewards/margins"] == 0.0
     assert rows[1]["actor/loss"] != rows[0]["actor/loss"]
-    shutil.copytree(whole / "global_step_2", cut / "global_step_2")
-    (cut / "latest_checkpointed_iteration.txt").write_text("2")
-    (cut / "metrics.jsonl").write_text("".join((whole / "metrics.jsonl").read_text().splitlines(True)[:2]))
-    code, output = main_ppo(cut, *settings)
-    assert code == 0, output[-5000:]
-    assert [row["actor/loss"] for row in _metrics(cut)] == [row["actor/loss"] for row in rows]
+    _repeats_from_step_2(main_ppo, whole, tmp_path / "cut", settings)
 
 
 def test_adapters_on_a_base_in_four_bits_from_the_first_step_to_a_resume_and_the_model(main_ppo, tmp_path):
@@ -154,7 +159,7 @@ def test_adapters_on_a_base_in_four_bits_from_the_first_step_to_a_resume_and_the
         "+actor_rollout_ref.model.lora.base_format=nf4",
         "algorithm.dpo.logprob_backend=shared_prompt",
     )
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = tmp_path / "whole"
     code, output = main_ppo(whole, *settings)
     assert code == 0, output[-5000:]
     assert "weights of the base in four bits: it takes" in output
@@ -162,14 +167,10 @@ def test_adapters_on_a_base_in_four_bits_from_the_first_step_to_a_resume_and_the
     assert f"{rows[0]['actor/loss']:.6f}" == "0.693147" and rows[0]["rewards/margins"] == 0.0
     assert len({row["actor/loss"] for row in rows}) == 4
     with safe_open(whole / "huggingface" / "model.safetensors", "pt") as weights:
-        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()}  # noqa: SIM118 == {"torch.bfloat16"}
+        names = list(weights.keys())
+        assert {str(weights.get_tensor(name).dtype) for name in names} == {"torch.bfloat16"}
     assert (whole / "huggingface" / "lora_adapter" / "adapter_model.safetensors").is_file()
-    shutil.copytree(whole / "global_step_2", cut / "global_step_2")
-    (cut / "latest_checkpointed_iteration.txt").write_text("2")
-    (cut / "metrics.jsonl").write_text("".join((whole / "metrics.jsonl").read_text().splitlines(True)[:2]))
-    code, output = main_ppo(cut, *settings)
-    assert code == 0, output[-5000:]
-    assert [row["actor/loss"] for row in _metrics(cut)] == [row["actor/loss"] for row in rows]
+    _repeats_from_step_2(main_ppo, whole, tmp_path / "cut", settings)
 
 
 def test_a_model_with_a_weight_that_is_nan_trains_nothing(main_ppo, tiny_model_dir, tmp_path):
