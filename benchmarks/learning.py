@@ -150,6 +150,7 @@ class Plan:
         def do(folder: Path, run: Callable) -> None:
             build_data(self.recipe, files, folder, partial(verl_aiops, run))
 
+        kept["sft"] = sorted({stage["prompts"] for stage in self.recipe["stages"].values() if stage["kind"] == "sft"})
         kept |= {"shards": shards, "limit": self.recipe["ask"]["limit"], "incidents": digests}
         return Job("data", do, kept)
 
@@ -175,7 +176,7 @@ class Plan:
             needs.add(f"{name}/pairs-s{seed}")
             file = self.work / name / f"pairs-s{seed}" / "pairs.parquet"
         elif stage["kind"] == "sft":
-            file = self.data / ("sft.parquet" if stage["trainer"] == "verl" else "sft.jsonl")
+            file = self.data / f"sft-{stage['prompts']}.{'parquet' if stage['trainer'] == 'verl' else 'jsonl'}"
         else:
             file = self.data / f"{stage['prompts']}.parquet"
         model, device = self._model(stage["from"], seed), self.arguments.device
@@ -226,7 +227,7 @@ class Plan:
             answers = [self.work / job / "eval" for job in asked]
             file = folder / "pairs.parquet"
             verl_aiops(run, *pairs_arguments(stage, self.recipe, answers, self.data, file))
-            keep_asked(file, self.data)
+            keep_asked(file, [self.data / f"{stage['answers']}{shard}.parquet" for shard in shards])
 
         settings = {key: stage[key] for key in ("form", "pairs-per-incident")}
         return Job(f"{name}/pairs-s{seed}", do, settings, ("data", *asked))

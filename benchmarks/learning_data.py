@@ -3,10 +3,11 @@
 train.parquet   RL rows that SFT sees, with other views of them, and copies under other names and in other orders
 ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all; or other views,
                 copies under other names, and incidents simulated for this alone (`data.asked`)
+asked.jsonl     those incidents, asked.parquet their rows
 side.parquet    RL rows of the held-out sides, one file for all
 reference.parquet  the same, asked for the verdict alone after the reference analysis
-sft.jsonl       the conversations of train.parquet for our trainer, sft.parquet the same for verl's
-shardI.parquet  ask.parquet in parts, for the processes that ask
+sft-NAME.jsonl  the conversations of NAME.parquet for our trainer, sft-NAME.parquet the same for verl's
+STAGEI.parquet  what a stage of sampled answers asks, in parts, for the processes that ask
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 SPLIT = ("val-share", "test-share", "hold-out-source", "seed")
 
-__all__ = ["SPLIT", "build_data", "make_files", "options", "part_of", "renamed", "shuffled"]
+__all__ = ["SPLIT", "build_data", "make_files", "options", "part_of", "renamed", "shuffled", "whole"]
 
 Row = dict[str, Any]
 
@@ -44,11 +45,9 @@ def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path
             view = ["--incidents", folder / "all.jsonl", *options({**data["build"], **other}), "--overwrite"]
             command("build-rl", "--out", folder / f"{kind}{number}.parquet", *view)
     if data["asked"]["simulate"]:
-        command("simulate", "--out", folder / "simulated.jsonl", *options(data["asked"]["simulate"]), "--overwrite")
-        # all of them are asked: none is held out
-        prompts = {key: value for key, value in data["build"].items() if key not in SPLIT}
-        view = ["--incidents", folder / "simulated.jsonl", *options(prompts), "--val-share", "0", "--overwrite"]
-        command("build-rl", "--out", folder / "simulated.parquet", *view)
+        command("simulate", "--out", folder / "asked.jsonl", *options(data["asked"]["simulate"]), "--overwrite")
+        view = ["--incidents", folder / "asked.jsonl", *whole(data["build"]), "--overwrite"]
+        command("build-rl", "--out", folder / "asked.parquet", *view)
     make_files(recipe, folder)
     (folder / "simulated.jsonl").unlink(missing_ok=True)
 
@@ -78,15 +77,13 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
         sides = random.Random("sides").sample(sides, min(recipe["ask"]["limit"], len(sides)))
     _write(folder / "side.parquet", sides, pq.read_schema(folder / f"rl.{recipe['sides'][0]}.parquet"))
     _write(folder / "reference.parquet", list(map(after_reference, sides)), None)
-    conversations = [conversation(row) for row in train]
-    with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in conversations)
-    _write(folder / "sft.parquet", [{"messages": [*row["prompt"], *row["chosen"]]} for row in conversations], None)
     for name, stage in recipe["stages"].items():
+        if stage["kind"] == "sft":
+            write_conversations(folder, stage["prompts"])
         if stage["kind"] == "answers":
-            chosen = ask
-            if stage["limit"] is not None and stage["limit"] < len(ask):
-                chosen = random.Random(f"ask/{name}").sample(ask, stage["limit"])
+            chosen = pq.read_table(folder / f"{stage['prompts']}.parquet").to_pylist()
+            if stage["limit"] is not None and stage["limit"] < len(chosen):
+                chosen = random.Random(f"ask/{name}").sample(chosen, stage["limit"])
             for shard in range(stage["shards"]):
                 _write(folder / f"{name}{shard}.parquet", chosen[shard :: stage["shards"]], table.schema)
 
@@ -95,15 +92,15 @@ def asked_rows(asked: Mapping[str, Any], rows: list[Row], folder: Path) -> list[
     """The rows that models are asked while training, in place of ``rows`` where a recipe has other views or copies."""
     import pyarrow.parquet as pq
 
+    rows = [row for row in rows if row["extra_info"]["part"] in asked["parts"]]
     views = [row for number in range(len(asked["views"])) for row in view_rows(folder / f"asked{number}.parquet", rows)]
     # seeds that no copy of SFT's has
     copies = [renamed(row, 1000 + seed) for seed in range(asked["rename"]) for row in views or rows]
     made = views + [row for row in copies if row is not None] or rows
     if asked["simulate"]:
-        made = made + pq.read_table(folder / "simulated.parquet").to_pylist()
-    if made is not rows:
-        for number, row in enumerate(made):
-            row["extra_info"]["index"] = number
+        made = made + pq.read_table(folder / "asked.parquet").to_pylist()
+    for number, row in enumerate(made):
+        row["extra_info"]["index"] = number
     return made
 
 
@@ -126,6 +123,21 @@ def _write(path: Path, rows: Sequence[Row], schema: Any) -> None:
     if not rows:
         raise SystemExit(f"{path}: no rows; give more incidents, or other shares")
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+
+
+def write_conversations(folder: Path, name: str) -> None:
+    """The right conversations of a file of rows, for SFT."""
+    import pyarrow.parquet as pq
+
+    made = [conversation(row) for row in pq.read_table(folder / f"{name}.parquet").to_pylist()]
+    with (folder / f"sft-{name}.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+    _write(folder / f"sft-{name}.parquet", [{"messages": [*row["prompt"], *row["chosen"]]} for row in made], None)
+
+
+def whole(build: Mapping[str, Any]) -> list[str]:
+    """The options of `data.build` for incidents of which none is held out."""
+    return [*options({key: value for key, value in build.items() if key not in SPLIT}), "--val-share", "0"]
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:
@@ -166,7 +178,8 @@ def after_reference(row: Row) -> Row:
 
 def renamed(row: Row, seed: int) -> Row | None:
     """A copy whose candidate services have swapped names everywhere, so that only reading helps; None where there is
-    nothing to swap, or a name is found in the instruction or only within a quoted part of one."""
+    nothing to swap, the data do not name the culprit (its new name could then only be guessed), or a name is found in
+    the instruction or only within a quoted part of one."""
     from verl_aiops.evaluation.run.rename_check import pattern_of
     from verl_aiops.rewards.triage.answer import normalise_label
 
@@ -180,6 +193,9 @@ def renamed(row: Row, seed: int) -> Row | None:
     order = rng.sample(names, len(names))
     swap = {normalise_label(old): new for old, new in zip(order, order[1:] + order[:1])}
     pattern = pattern_of(names)
+    named = set(map(normalise_label, pattern.findall(row["extra_info"]["incident_text"])))
+    if normalise_label(truth["service"]) not in named:
+        return None
 
     def swapped(text: str) -> str:
         return pattern.sub(lambda match: swap[normalise_label(match.group())], text)

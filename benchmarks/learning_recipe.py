@@ -18,10 +18,11 @@ _PREFERENCE = {"beta": 0.1, "loss": ["sigmoid", "sft"], "loss-weights": [1.0, 0.
 _ROLLOUT = {"n": 8, "temperature": 1.0, "rollout": "hf", "save-every": 0, "prompts": "ask"}
 # Settings of a stage by its kind, with their defaults; None without a word below has to be given.
 STAGES: dict[str, dict[str, Any]] = {
-    # trainer: `ours` is DPO's with the loss sft, `verl` is verl's SFT trainer by examples/run_sft.sh
-    "sft": {**_TRAINED, "trainer": "ours"},
+    # trainer: `ours` is DPO's with the loss sft, `verl` is verl's SFT trainer by examples/run_sft.sh; prompts: `train`,
+    # `ask`, or `asked`, the incidents simulated for that alone
+    "sft": {**_TRAINED, "trainer": "ours", "prompts": "train"},
     # sampled answers of a stage's model to training prompts: `limit` of them, asked by `shards` processes
-    "answers": {"kind": None, "of": None, "n": 8, "temperature": 0.8, "limit": None, "shards": 1},
+    "answers": {"kind": None, "of": None, "n": 8, "temperature": 0.8, "limit": None, "shards": 1, "prompts": "ask"},
     # a stage's model asked for its verdict after the reference analysis instead of its own
     "reference": {"kind": None, "of": None},
     "dpo": {**_TRAINED, **_PREFERENCE, "answers": None, "form": "pairs", "pairs-per-incident": 2, "comparisons": "all"},
@@ -30,8 +31,8 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 _OPTIONAL = {"steps", "micro-batch", "limit"}
 _DATA = {"simulate": None, "build": {}, "folds": None, "views": [], "rename": 0, "shuffle": 0, "asked": {}}
-# What models are asked while training, where it is not what SFT has seen
-_ASKED = {"views": [], "rename": 0, "simulate": None}
+# What models are asked while training, where it is not what SFT has seen; `parts` are those of SFT's incidents
+_ASKED = {"views": [], "rename": 0, "parts": ["real", "simulated"], "simulate": None}
 _RECIPE = {"seeds": [0], "sides": ["val"], "data": {}, "ask": {}, "base": False, "stages": {}}
 _ASK = {"round-tokens": "120,40", "concurrency": 64, "limit": None}
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learning_data import SPLIT, options
+from learning_data import SPLIT, options, whole
 
 __all__ = [
     "CUDA",
@@ -173,25 +173,24 @@ def pairs_arguments(
     Of sampled answers, told the split of the data so that a held-out fault is refused; or near misses of the truth,
     after the reference analysis or after those of the answers.
     """
-    build = recipe["data"]["build"]
+    build, asked = recipe["data"]["build"], recipe["data"]["asked"]["simulate"]
     pairs = f"--pairs-per-incident={stage['pairs-per-incident']}"
     arguments = ["build-prefs", "--out", str(out), "--overwrite"]
-    split = options({key: build[key] for key in SPLIT if key in build})
-    near = [*arguments, "--incidents", str(data / "all.jsonl"), pairs]
+    near = [*arguments, "--incidents", str(data / ("asked.jsonl" if asked else "all.jsonl")), pairs]
     if stage["form"] == "near_misses":
-        return [*near, *options(build)]
+        return [*near, *(whole(build) if asked else options(build))]
     if stage["form"] == "near_misses_own":
         # held-out incidents have no analysis, and are left out by that
-        prompts = options({key: value for key, value in build.items() if key not in SPLIT[:3]})
-        return [*near, *prompts, "--val-share", "0", "--analyses", *map(str, answers)]
+        return [*near, *whole(build), "--analyses", *map(str, answers)]
+    split = options({key: build[key] for key in SPLIT if key in build})
     form = {"pairs": [pairs], "groups": ["--groups"]}[stage["form"]]
     return [*arguments, "--from-generations", *map(str, answers), *form, *split]
 
 
-def keep_asked(pairs: Path, data: Path) -> None:
-    """Leave in a file of pairs those about incidents that models are asked while training."""
+def keep_asked(pairs: Path, asked: Sequence[Path]) -> None:
+    """Leave in a file of pairs those about the incidents of these files of rows."""
     import pyarrow.parquet as pq
 
-    asked = {row["extra_info"]["group"] for row in pq.read_table(data / "ask.parquet").to_pylist()}
+    groups = {row["extra_info"]["group"] for file in asked for row in pq.read_table(file).to_pylist()}
     table = pq.read_table(pairs)
-    pq.write_table(table.filter([group in asked for group in table["group"].to_pylist()]), pairs)
+    pq.write_table(table.filter([group in groups for group in table["group"].to_pylist()]), pairs)

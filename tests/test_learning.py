@@ -91,7 +91,7 @@ def test_models_are_asked_about_a_fold_that_sft_has_not_seen(built):
     )
     shards = [rows_of(data / f"own{shard}.parquet") for shard in range(2)]
     assert groups_of(shards[0]) | groups_of(shards[1]) == groups_of(ask) and len(shards[0]) + len(shards[1]) == len(ask)
-    conversations = [json.loads(line) for line in (data / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
+    conversations = [json.loads(line) for line in (data / "sft-train.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in conversations] == [row["extra_info"]["id"] for row in train]
     for row, own in zip(train, conversations):
         truth = json.loads(row["reward_model"]["ground_truth"])
@@ -117,7 +117,8 @@ def test_near_misses_are_about_what_is_asked(built, benchmark, tmp_path):
     stage = {"form": "near_misses", "pairs-per-incident": 1}
     assert main(stages.pairs_arguments(stage, recipe, [], data, tmp_path / "pairs.parquet")) == 0
     before = groups_of_pairs(tmp_path / "pairs.parquet")
-    stages.keep_asked(tmp_path / "pairs.parquet", data)
+    files = [data / f"own{shard}.parquet" for shard in range(2)]
+    stages.keep_asked(tmp_path / "pairs.parquet", files)
     asked = groups_of(rows_of(data / "ask.parquet"))
     assert groups_of_pairs(tmp_path / "pairs.parquet") == before & asked and before - asked
     own = stages.pairs_arguments({**stage, "form": "near_misses_own"}, recipe, [tmp_path / "a"], data, tmp_path / "p")
@@ -160,6 +161,26 @@ def test_copies_have_other_names_or_another_order_and_stay_true(built, benchmark
     assert min(kept.values()) > 20
 
 
+def test_a_culprit_that_the_data_do_not_name_gets_no_other_name(built, benchmark):
+    """Nothing would tell which: such a copy has the same data and another truth."""
+    data, _ = built
+    module = benchmark("learning_data")
+    row = next(row for row in rows_of(data / "rl.parquet") if module.renamed(row, 0) is not None)
+    truth = json.loads(row["reward_model"]["ground_truth"])
+    text = row["extra_info"]["incident_text"].replace(truth["service"], "host")
+    assert text != row["extra_info"]["incident_text"]
+    prompt = [{**one, "content": one["content"].replace(truth["service"], "host")} for one in row["prompt"]]
+    truth["evidence"] = [one.replace(truth["service"], "host") for one in truth["evidence"]]
+    model = {**row["reward_model"], "ground_truth": json.dumps(truth)}
+    unnamed = {
+        **row,
+        "prompt": prompt,
+        "reward_model": model,
+        "extra_info": {**row["extra_info"], "incident_text": text},
+    }
+    assert module.renamed(unnamed, 0) is None
+
+
 def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_path):
     """Two simulations in one set, and the same incidents at other lengths: of those of `rows` alone."""
     recipe = benchmark("learning_recipe").read_recipe(
@@ -172,6 +193,8 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
             "data.rename=0",
             "data.shuffle=0",
             "data.asked={views: [{max-chars: 250}], rename: 1, simulate: {num-incidents: 7, seed: 9}}",
+            "stages.more={kind: sft, from: sft, prompts: asked, lr: 1.0e-3}",
+            "stages.new={kind: answers, of: sft, prompts: asked, limit: 5}",
         ],
     )
     benchmark("learning_data").build_data(
@@ -190,6 +213,21 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
     assert set(kinds) == {"", "asked0", "asked0#renamed1000"} and kinds[""] == 7
     assert 0 < kinds["asked0#renamed1000"] <= kinds["asked0"]
     assert [row["extra_info"]["index"] for row in ask] == list(range(len(ask)))
+    # what was simulated for this alone can be had by itself: for SFT, for sampled answers and near misses
+    new = {row["extra_info"]["id"] for row in ask if "#" not in row["extra_info"]["id"]}
+    more = (tmp_path / "data" / "sft-asked.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["id"] for line in more} == new
+    sampled = {row["extra_info"]["id"] for row in rows_of(tmp_path / "data" / "new0.parquet")}
+    assert len(sampled) == 5 and sampled < new
+    for form in ("near_misses", "near_misses_own"):
+        stage = {"form": form, "pairs-per-incident": 1}
+        made = benchmark("learning_stages").pairs_arguments(stage, recipe, [], tmp_path / "data", tmp_path / "pairs")
+        assert made[made.index("--incidents") + 1] == str(tmp_path / "data" / "asked.jsonl")
+        assert made[made.index("--val-share") + 1] == "0"
+    real = {**recipe["data"]["asked"], "parts": ["real"], "views": [], "rename": 0, "simulate": None}
+    with_part = [{"extra_info": {"part": part}} for part in ("real", "simulated", "real")]
+    kept = benchmark("learning_data").asked_rows(real, with_part, tmp_path / "data")
+    assert [row["extra_info"] for row in kept] == [{"part": "real", "index": 0}, {"part": "real", "index": 1}]
     lengths = {row["extra_info"]["id"]: len(row["extra_info"]["incident_text"]) for row in train}
     assert sum(lengths[f"{one}#view0"] < lengths[one] for one in plain) > len(plain) / 2
 
