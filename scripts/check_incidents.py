@@ -56,7 +56,9 @@ def header(file, needed):
     if line.lower().startswith("sep="):
         separator, line = line[4:5], next(file, "")
     else:
-        separator = max(",;\t|", key=lambda mark: len(set(needed) & set(split(line, mark))))
+        cells = {mark: split(line, mark) for mark in ",;\t|"}
+        # without a single name that is needed, the one with the most cells: what the names are is to be told
+        separator = max(cells, key=lambda mark: (len(set(needed) & set(cells[mark])), len(cells[mark])))
     return split(line, separator or ",")
 
 
@@ -73,7 +75,15 @@ def first_names(file):
         raise ValueError(f"expected one JSON object a line, and the first is none ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object a line, found a {type(row).__name__}")
-    return list(row)
+    return list(names_in(row))
+
+
+def names_in(row, before="", depth=5):
+    """The names of an object, those of objects in it as COLUMNS has them: `labels.service`."""
+    for name, value in row.items():
+        yield before + name
+        if isinstance(value, dict) and depth:
+            yield from names_in(value, f"{before}{name}.", depth - 1)
 
 
 if __name__ == "__main__":

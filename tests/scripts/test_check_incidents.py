@@ -109,3 +109,18 @@ def test_columns_of_a_ticket_system_are_looked_for_by_their_names(tmp_path):
     assert "has no id, incident_type, symptom, logs" in check(path)
     assert check(path, columns) is None
     assert "its first record has no lines; it has 'ticket'" in check(path, f"{columns[:-7]}lines")
+
+
+def test_a_separator_is_seen_without_a_name_that_is_known(tmp_path):
+    path = tmp_path / "tickets.csv"
+    path.write_text("Nr;Dienst, Team;Art\n", encoding="utf-8")
+    assert "it has 'Nr', 'Dienst, Team', 'Art'" in check(path)
+
+
+def test_fields_of_objects_are_looked_for_by_their_paths(tmp_path):
+    path = tmp_path / "alerts.jsonl"
+    path.write_text(json.dumps({**GOOD, "service": {"name": "db"}, "id": {"a": {"b": 1}}}) + "\n", encoding="utf-8")
+    assert check(path, "service=service.name,id=id.a.b") is None
+    assert "has no service.nam; it has 'id', 'id.a', 'id.a.b', 'service', 'service.name'" in check(
+        path, "service=service.nam,id=id.a.b"
+    )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.safety import neutralise
 from verl_aiops.inputs.shown import brief
+from verl_aiops.inputs.sniff import list_query
 
-__all__ = ["MAX_LABEL_CHARS", "check_label", "check_list", "check_text", "fail", "found"]
+__all__ = ["MAX_LABEL_CHARS", "check_label", "check_list", "check_text", "fail", "found", "names_in", "rows_inside"]
 
 MAX_LABEL_CHARS = 200
 
@@ -22,6 +24,19 @@ def found(value: Any) -> str:
     if isinstance(value, str):
         return f"str {value[:60]!r}"
     return "null" if value is None else f"{type(value).__name__} {brief(value, 60)!r}"
+
+
+def names_in(row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
+    """What the file calls the fields of a row, those of its objects as `--columns` takes them: `labels.service`."""
+    for name, value in row.items():
+        name = columns.get(name, name)
+        yield from (f"{name}.{key}" for key in value) if isinstance(value, Mapping) and value else (str(name),)
+
+
+def rows_inside(row: Mapping[str, Any]) -> str:
+    """How to take the incidents out of an object that is a list of them and what is said of it; empty for others."""
+    query = list_query(row)
+    return f"; where its list holds the incidents, write one a line: jq -c '{query}' FILE > NEW.jsonl" if query else ""
 
 
 def check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
-from verl_aiops.incidents.field_checks import check_label, check_list, check_text, fail, found
+from verl_aiops.incidents.field_checks import check_label, check_list, check_text, fail, found, names_in, rows_inside
 from verl_aiops.incidents.language import guess_language
 from verl_aiops.inputs.shown import one_line
 
@@ -285,10 +285,11 @@ def name_faults(
             faults.append(IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?"))
             missing = [field for field in missing if field != near[0]]
     if missing:
-        there = one_line(", ".join(map(str, row)), 300) or "no field"
+        there = one_line(", ".join(names_in(row, columns or {})), 300) or "no field"
         fields = ", ".join(f"field '{field}'{_column(field, columns)}" for field in missing)
         this = "this field" if len(missing) == 1 else "these fields"
         mend = f"where one of these is meant: --columns {','.join(f'{field}=NAME' for field in missing)}"
+        mend += rows_inside(row) if len(missing) == len(REQUIRED_FIELDS) else ""
         faults.append(IncidentError(f"{fields}: expected {this}, found none; the record has only: {there}; {mend}"))
     return faults
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_aiops.inputs.shown import one_line
 
-__all__ = ["Kind", "kind_of", "refusal"]
+__all__ = ["Kind", "kind_of", "list_query", "refusal"]
 
 _HEAD = 1 << 16
 _TO_PARQUET = "pyarrow.parquet.write_table(TABLE, 'NEW.parquet')"
@@ -184,8 +186,9 @@ def _not_lines(head: bytes) -> str | None:
         return None
     except (ValueError, RecursionError):
         pass
+    whole = None
     try:
-        _, end = json.JSONDecoder().raw_decode(text)
+        whole, end = json.JSONDecoder().raw_decode(text)
         spread = "\n" in text[:end].rstrip()
     except ValueError as error:
         # an object that goes on behind what was read
@@ -195,7 +198,22 @@ def _not_lines(head: bytes) -> str | None:
     # a first line that is broken by itself is told as any other broken line
     if not spread:
         return None
-    return f"is JSON over several lines (pretty-printed); {_one_a_line('.', None)}"
+    query = list_query(whole)
+    rows = f"json.load(file)['{query[1:-2]}']" if query else None
+    return f"is JSON over several lines (pretty-printed); {_one_a_line(query or '.', rows)}"
+
+
+def list_query(value: Any) -> str | None:
+    """jq's query for the rows in an object that is one list of objects and what is said of it, as alerting tools send
+    alerts and APIs answer a page of incidents: `.alerts[]`. None for any other value.
+    """
+    lists = [
+        name
+        for name, inner in (value.items() if isinstance(value, Mapping) else ())
+        if isinstance(inner, list) and inner and all(isinstance(row, Mapping) for row in inner)
+    ]
+    # of other names neither jq nor a shell could be trusted to take them as they are
+    return f".{lists[0]}[]" if len(lists) == 1 and re.fullmatch(r"[A-Za-z_]\w*", lists[0], re.ASCII) else None
 
 
 def _one_a_line(query: str, rows: str | None) -> str:

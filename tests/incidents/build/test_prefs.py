@@ -247,6 +247,7 @@ def test_records_of_one_fault_stay_together(tmp_path):
     for fault in range(40):
         for record in range(3):
             row = {**one.to_dict(), "id": f"lab-f{fault:03d}-{record}", "evidence": []}
+            row["symptom"] += f" {fault}-{record}"  # else all would be one fault by their data
             records.append(Incident.from_dict({name: value for name, value in row.items() if name != "fault"}))
     write_incidents(records, tmp_path / "i.jsonl")
     build_sft(file_source(tmp_path / "i.jsonl"), tmp_path / "s.jsonl", val_share=0.3)

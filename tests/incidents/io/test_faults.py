@@ -17,7 +17,9 @@ ROW = {"source": "shop", "service": "db", "incident_type": "oom", "symptom": "Sl
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows), encoding="utf-8")
+    """Incidents that differ in their symptom: with the very same data they would be one fault."""
+    rows = [{**ROW, "symptom": f"Slow, says {row['id']}.", **row} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -101,6 +103,21 @@ def test_equal_evidence_merges_where_it_is_rare_and_long(tmp_path, phrase, count
     assert grouped(tmp_path, ids, logs=["quiet", phrase], evidence=[phrase])[1] == faults
 
 
+def test_the_very_same_data_are_one_fault_whatever_their_number_and_answers(tmp_path):
+    """Else most of validation would have been trained on word for word."""
+    rows = [{"id": f"case{n}x", "symptom": "Disk alert.", "service": ["db", "web"][n % 2]} for n in range(30)]
+    rows += [{"id": "lone"}, {"id": "there", "symptom": "Disk alert.", "source": "bank"}]
+    rows += [{"id": "named", "symptom": "Disk alert.", "fault": "mine"}]
+    rows += [{"id": "traced", "symptom": "Disk alert.", "trace": "web -> db 3 s"}]
+    source = file_source(write(tmp_path / "i.jsonl", rows))
+    groups = [source.group_of(incident) for incident in source.stream()]
+    assert len(set(groups[:30])) == 1 and len(set(groups)) == 5
+    assert source.faults == Faults(by_field=1, by_text=1, alone=3)
+    assert "5 faults: 1 named by `fault`, 0 by ids equal up to a last number, 0 by equal evidence, 1 of incidents " in (
+        str(source.faults)
+    )
+
+
 def test_an_empty_validation_side_is_refused_with_how_groups_were_made(tmp_path):
     source = file_source(write(tmp_path / "i.jsonl", [{"id": name} for name in numbered("outage-2026-11-03", 4)]))
     with pytest.raises(IncidentError) as error:
@@ -115,7 +132,7 @@ def test_an_empty_validation_side_is_refused_with_how_groups_were_made(tmp_path)
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_fields_that_nothing_reads_are_counted_and_named(tmp_path, suffix):
-    rows = [{**ROW, "id": f"case{n}x", "team": "payments"} for n in range(20)]
+    rows = [{**ROW, "id": f"case{n}x", "symptom": f"Slow {n}.", "team": "payments"} for n in range(20)]
     if suffix == "jsonl":
         rows[3]["runbook\n"] = {"url": "x"}
     path = tmp_path / f"i.{suffix}"

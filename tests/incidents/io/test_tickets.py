@@ -231,8 +231,8 @@ def test_the_script_tells_the_language(text, lang):
 
 
 def rows_with(*types, source="s"):
-    base = {"service": "db", "symptom": "Slow.", "logs": ["x"], "source": source}
-    return [{**base, "id": f"i{n}x", "incident_type": name} for n, name in enumerate(types)]
+    base = {"service": "db", "logs": ["x"], "source": source}
+    return [{**base, "id": f"i{n}x", "symptom": f"Slow {n}.", "incident_type": name} for n, name in enumerate(types)]
 
 
 def test_the_most_frequent_spelling_stands(tmp_path):

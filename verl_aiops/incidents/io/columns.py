@@ -18,6 +18,7 @@ _LABELS = ("id", "source", "service", "incident_type", "fault", "difficulty")
 @dataclass(frozen=True)
 class FieldColumns:
     """The column that each field is read from; a field that is not named here is read from the column of its name.
+    `labels.service` is the field `service` of the objects in the column `labels`, where no column has that very name.
 
     `more`: further fields of the answer (severity, team), which are read as labels.
     """
@@ -44,13 +45,15 @@ class FieldColumns:
     def read(self) -> frozenset[str]:
         """The names of all columns that something is read from."""
         own = {name for name in REQUIRED_FIELDS + OPTIONAL_FIELDS + self.more if name not in self.theirs}
-        return frozenset(own.union(self.theirs.values()))
+        theirs = self.theirs.values()
+        return frozenset(own.union(theirs, (column.partition(".")[0] for column in theirs)))
 
     def named(self, row: Any) -> Any:
         """A row of the file under the names of the fields; what is no object stays, for `from_dict` to refuse."""
         if not self.theirs or not isinstance(row, Mapping):
             return row
         taken = set(self.theirs.values())
+        row = _opened(row, {column for column in taken if "." in column and column not in row})
         named = {ours: row[column] for ours, column in self.theirs.items() if column in row}
         for name, value in row.items():
             if name not in taken:
@@ -72,6 +75,27 @@ class FieldColumns:
 
 
 AS_NAMED = FieldColumns()
+
+
+def _opened(row: Mapping[str, Any], paths: set[str]) -> Mapping[str, Any]:
+    """The row with each object that a path leads into replaced by its fields, so that those not read are counted by
+    name: `{"labels": {"service": "db", "pod": "db-1"}}` is `labels.service` and `labels.pod`.
+    """
+    if not paths:
+        return row
+    heads = {path[:at] for path in paths for at, character in enumerate(path) if character == "."}
+    opened = {name: value for name, value in row.items() if "." in name}  # these go before a path of that name
+
+    def put(name: str, value: Any) -> None:
+        if name in heads and isinstance(value, Mapping):  # no deeper than the paths, whatever the row holds
+            for key, inner in value.items():
+                put(f"{name}.{key}", inner)
+        else:
+            opened.setdefault(name, value)
+
+    for name, value in row.items():
+        put(name, value)
+    return opened
 
 
 def _converted(name: str, value: Any) -> Any:

@@ -30,7 +30,7 @@ def read_csv_rows(
     blank lines are. A row that cannot be read by itself is yielded as its fault.
 
     Cells of `logs`, `evidence` and `upstream` hold a JSON list of strings or one entry a line. The separator is what
-    a first line `sep=;` says, else the one of `SEPARATORS` that the header has most of the fields with.
+    a first line `sep=;` says, else the one of `SEPARATORS` that the header has most of the fields, or else cells, with.
     """
     fields = columns.read() if fields is None else fields
     limit = csv.field_size_limit(_MAX_CELL)
@@ -64,11 +64,10 @@ def read_csv_rows(
 
 
 def _separator(header: str, fields: frozenset[str]) -> str:
-    def known(separator: str) -> int:
-        return len(fields.intersection(name.strip() for name in next(csv.reader([header], delimiter=separator), [])))
-
-    # of equals the first, the comma
-    return max(SEPARATORS, key=known)
+    names = {mark: next(csv.reader([header], delimiter=mark), []) for mark in SEPARATORS}
+    known = {mark: len(fields.intersection(name.strip() for name in cells)) for mark, cells in names.items()}
+    # without a field the one with the most cells, so that the error says what the columns are; of equals the comma
+    return max(SEPARATORS, key=known.__getitem__ if any(known.values()) else lambda mark: len(names[mark]))
 
 
 def table_header(names: Sequence[str], place: str, fields: frozenset[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Which incidents of a file are records of one fault, so that a split between them would flatter the validation.
 
-Told by the record's `fault`; else by an id that ends in a running number; else by a log line that is evidence in both.
+Told by the record's `fault`; else by an id that ends in a running number; else by a log line that is evidence in both,
+or by data that are the same to the last character: a question that was trained on is no question.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ class Faults:
     by_field: int = 0
     by_id: int = 0
     by_evidence: int = 0
+    by_text: int = 0
     alone: int = 0
 
     def __str__(self) -> str:
-        total = self.by_field + self.by_id + self.by_evidence + self.alone
+        total = self.by_field + self.by_id + self.by_evidence + self.by_text + self.alone
         return (
             f"{total:,} fault{'' if total == 1 else 's'}: {self.by_field:,} named by `fault`, {self.by_id:,} by ids "
-            f"equal up to a last number, {self.by_evidence:,} by equal evidence, {self.alone:,} of one incident alone"
+            f"equal up to a last number, {self.by_evidence:,} by equal evidence, "
+            + (f"{self.by_text:,} of incidents with the very same data, " if self.by_text else "")
+            + f"{self.alone:,} of one incident alone"
         )
 
 
@@ -52,12 +56,13 @@ class _Record:
     source: str
     before_number: str | None
     evidence: tuple[int, ...]
+    text: int | None
 
 
 class FaultFinder:
     """Sees all incidents of a file, then says which belong together.
 
-    Evidence strings are kept as hashes, so memory stays small beside the file.
+    Evidence and data are kept as hashes, so memory stays small beside the file.
     """
 
     def __init__(self) -> None:
@@ -69,7 +74,8 @@ class FaultFinder:
         number = None if by_field or fault != incident.id else _NUMBERED.fullmatch(incident.id)
         evidence = () if by_field else tuple(hash(text) for text in incident.evidence if _is_long(text))
         before = number.group(1) if number and not _DATED.fullmatch(incident.id) else None
-        self._records.append(_Record(fault, by_field, spelling_key(incident.source), before, evidence))
+        text = None if by_field else hash((incident.symptom, incident.logs, incident.trace))
+        self._records.append(_Record(fault, by_field, spelling_key(incident.source), before, evidence, text))
 
     def found(self) -> tuple[dict[str, str], Faults]:
         """The group of each fault that is not one by itself, and how the groups were made."""
@@ -78,14 +84,18 @@ class FaultFinder:
             names.get((r.source, r.before_number), r.fault) if r.before_number else r.fault for r in self._records
         ]
         self._merge_by_evidence(groups)
+        by_evidence = set(self._parent)
+        self._merge_by_text(groups)
+        by_text = set(self._parent) - by_evidence
         roots = [self._root(group) for group in groups]
         by_field = {root for record, root in zip(self._records, roots) if record.by_field}
-        by_evidence = {self._root(group) for group in self._parent} - by_field
+        by_evidence = {self._root(group) for group in by_evidence} - by_field
+        by_text = {self._root(group) for group in by_text} - by_field - by_evidence
         sizes = Counter(roots)
-        by_id = {root for root, size in sizes.items() if size > 1} - by_field - by_evidence
+        by_id = {root for root, size in sizes.items() if size > 1} - by_field - by_evidence - by_text
         merged = {record.fault: root for record, root in zip(self._records, roots) if root != record.fault}
-        alone = len(sizes) - len(by_field) - len(by_evidence) - len(by_id)
-        return merged, Faults(len(by_field), len(by_id), len(by_evidence), alone)
+        alone = len(sizes) - len(by_field) - len(by_evidence) - len(by_text) - len(by_id)
+        return merged, Faults(len(by_field), len(by_id), len(by_evidence), len(by_text), alone)
 
     def _names_before_numbers(self) -> dict[tuple[str, str | None], str]:
         """What stands before the number in ids of one source, where that is the name of a fault."""
@@ -116,9 +126,19 @@ class FaultFinder:
         for record, group in zip(self._records, groups):
             for key in ((record.source, text) for text in record.evidence):
                 if len(having[key]) <= _RARE_EVIDENCE:
-                    roots = self._root(group), self._root(first.setdefault(key, group))
-                    if roots[0] != roots[1]:
-                        self._parent[roots[0]] = roots[1]
+                    self._join(group, first.setdefault(key, group))
+
+    def _merge_by_text(self, groups: list[str]) -> None:
+        """However many they are and whatever their answers: on two sides of a split they would be one question."""
+        first: dict[tuple[str, int], str] = {}
+        for record, group in zip(self._records, groups):
+            if record.text is not None:
+                self._join(group, first.setdefault((record.source, record.text), group))
+
+    def _join(self, one: str, other: str) -> None:
+        roots = self._root(one), self._root(other)
+        if roots[0] != roots[1]:
+            self._parent[roots[0]] = roots[1]
 
     def _root(self, fault: str) -> str:
         while fault in self._parent:
