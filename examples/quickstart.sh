@@ -8,7 +8,8 @@
 # In a checkout it makes the environment .venv; where `verl-aiops examples DIR` wrote it, it uses the one that verl-aiops is
 # installed in, with models/ and runs/ in the working directory. It converts SmolLM2-135M-Instruct, builds pairs, trains
 # through `python -m verl.trainer.main_ppo`, and compares the model before and after on incidents it has not seen.
-# PAIRS (default 80) sets how many pairs are trained on: training takes most of the time.
+# PAIRS (default 80) sets how many pairs are trained on: training takes most of the time. What it makes goes to RUN
+# (default runs/quickstart); a second time it starts anew, and what was there is kept in RUN.old until the third.
 set -euo pipefail
 here=$PWD
 examples=$(cd "$(dirname "$0")" && pwd)
@@ -37,7 +38,16 @@ step "model"
 verl-aiops get-model --out models/SmolLM2-135M-Instruct
 
 step "pairs from ${INCIDENTS:-the simulator}"
-rm -rf "$RUN" && mkdir -p "$RUN"
+if [ -n "$(ls -A "$RUN" 2>/dev/null)" ]; then
+  for folder in "$RUN" "$RUN.old"; do  # neither is moved or removed but what this script has made
+    [ ! -e "$folder" ] || [ -e "$folder/train.log" ] || [ -e "$folder/prefs.parquet" ] || {
+      echo "$folder is there and holds no run of this script: name another folder with RUN=FOLDER" >&2; exit 1; }
+  done
+  rm -rf "$RUN.old"
+  mv "$RUN" "$RUN.old"
+  echo "the run before this one is in $RUN.old"
+fi
+mkdir -p "$RUN"
 # Simulated ones are easy: a model of this size learns in minutes to read one fault, not to tell several apart.
 source=(--difficulty easy)
 [ -z "${INCIDENTS:-}" ] || source=(--incidents "$INCIDENTS" ${INCIDENT_COLUMNS:+--columns "$INCIDENT_COLUMNS"})

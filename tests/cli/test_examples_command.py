@@ -54,24 +54,27 @@ def test_those_beside_the_installed_modules_come_first(tmp_path, monkeypatch):
         examples.examples_folder()
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_quickstart_outside_a_checkout_uses_the_environment_it_is_in(tmp_path, installed):
-    """Commands that only say how they were called."""
-    assert main(["examples", str(tmp_path / "some where")]) == 0
-    programs = tmp_path / "programs"
-    programs.mkdir()
+def quickstart(tmp_path, installed=True, **env):
+    """quickstart.sh outside a checkout, in tmp_path/work, with commands that only say how they were called."""
+    assert main(["examples", str(tmp_path / "some where"), "--overwrite"]) == 0
+    programs, work = tmp_path / "programs", tmp_path / "work"
+    for folder in (programs, work):
+        folder.mkdir(exist_ok=True)
     for name in ["python3", *(["verl-aiops"] if installed else [])]:
         (programs / name).write_text(f'#!/bin/bash\necho "verl-aiops: {name} $*"\n')
         (programs / name).chmod(0o755)
-    work = tmp_path / "work"
-    work.mkdir()
-    done = subprocess.run(
+    return work, subprocess.run(
         ["bash", str(tmp_path / "some where" / "quickstart.sh")],
         cwd=work,
-        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        env={"PATH": f"{programs}:/usr/bin:/bin"} | env,
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_quickstart_outside_a_checkout_uses_the_environment_it_is_in(tmp_path, installed):
+    work, done = quickstart(tmp_path, installed)
     if installed:
         assert done.returncode == 0, done.stderr
         assert "python3 -m verl.trainer.main_ppo" in done.stdout and "verl-aiops before-after" in done.stdout
@@ -79,6 +82,27 @@ def test_quickstart_outside_a_checkout_uses_the_environment_it_is_in(tmp_path, i
     else:
         assert done.returncode == 1 and "no command verl-aiops" in done.stderr
         assert os.listdir(work) == []
+
+
+def test_quickstart_keeps_the_run_before(tmp_path):
+    for number in range(3):
+        work, done = quickstart(tmp_path, RUN="my run")
+        assert done.returncode == 0, done.stderr
+        assert ("the run before this one is in my run.old" in done.stdout) == (number > 0)
+        assert sorted(os.listdir(work)) == ["my run", *(["my run.old"] if number else [])]
+        assert [(work / f"my run.old/{n}").exists() for n in range(number)] == [n == number - 1 for n in range(number)]
+        (work / "my run" / str(number)).touch()
+
+
+@pytest.mark.parametrize("foreign", ["mine", "mine.old"])
+def test_quickstart_removes_nothing_that_it_has_not_made(tmp_path, foreign):
+    work = tmp_path / "work"
+    for name in {"mine", foreign}:
+        (work / name).mkdir(parents=True)
+        (work / name / ("thesis.tex" if name == foreign else "train.log")).touch()
+    _, done = quickstart(tmp_path, RUN="mine")
+    assert done.returncode == 1 and f"{foreign} is there and holds no run of this script" in done.stderr
+    assert (work / foreign / "thesis.tex").exists()
 
 
 def test_a_wheel_s_examples_are_written_by_its_own_command(tmp_path):

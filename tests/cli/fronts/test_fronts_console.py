@@ -248,6 +248,35 @@ def test_a_signal_is_passed_on(child, capfd):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("raise KeyboardInterrupt", 130, "stopped by SIGINT"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 130, "stopped by SIGINT"),
+        ("sys.exit(130)", 130, "stopped by SIGINT"),
+        ("print('verl-aiops: error: bad')\nsys.exit(1)", 1, "exit code 1"),
+    ],
+)
+def test_a_run_that_is_stopped_while_it_loads_shows_no_traceback(child, capfd, ending, code, said):
+    """As Hydra, Ray's C++ or the trainer end on Ctrl-C, which reaches the run by itself."""
+    more = "print('verl-aiops: ready', flush=True)\nwhile not os.path.exists(out + '/go'):\n    time.sleep(0.02)\n"
+    line = child(more + ending)
+
+    def stop():
+        while not line.log.is_file() or "ready" not in line.log.read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        (line.out / "go").touch()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert run_line(TASKS["dpo"], line) == code
+    thread.join()
+    shown = capfd.readouterr().out
+    assert f"{said} after 0:0" in shown and "KeyboardInterrupt" not in shown and "SIGSEGV" not in shown
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 def test_sft_leaves_the_model_of_its_last_checkpoint(child, tmp_path, capfd):
     line = child()
     folder = line.out / "global_step_2" / "huggingface"

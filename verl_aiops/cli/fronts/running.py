@@ -62,7 +62,9 @@ class Tail:
 
 
 def run_line(task: Task, line: Line, verbose: bool = False) -> int:
-    """Run it to its end; returns the exit code, 128 and the signal's number for a run that a signal ended.
+    """Run it to its end; returns the exit code, 128 and the signal's number for a run that a signal ended, or that
+    ended otherwise once it was told to stop by one: interrupted while it loads, Python, Hydra and Ray's C++ have
+    tracebacks and exit codes of their own, which are no fault of the user's.
 
     ``verbose``: everything that the run prints is shown.
     """
@@ -88,7 +90,7 @@ def run_line(task: Task, line: Line, verbose: bool = False) -> int:
             stderr=log,
             env={**os.environ, **_PLAIN, **line.environment},
         )
-    with _Signals(child):
+    with _Signals(child) as signals:
         while True:
             code = child.poll()
             for text in output.lines() if code is None else output.end():
@@ -107,6 +109,9 @@ def run_line(task: Task, line: Line, verbose: bool = False) -> int:
         if repository := line.given.get("push"):
             push_at_end(line.out / "huggingface", repository, _show)
         return 0
+    if signals.got is not None and not console.told_error:
+        _show(f"stopped by {signals.got.name} after {took}; all that the run printed: {one_line(line.log)}")
+        return code if code > 1 else 128 + signals.got
     if not console.told_error and not verbose:
         _show("\n".join(console.last_words()))
     what = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -135,18 +140,23 @@ def _aside(task: Task, line: Line) -> frozenset[bytes]:
 
 class _Signals:
     """While a run lasts, signals are its: Ctrl-C reaches it by itself, others are passed on. It ends the run in its own
-    way, and this process with it."""
+    way, and this process with it. `got` is the first that came."""
 
     def __init__(self, child: subprocess.Popen):
         self._child = child
+        self.got: signal.Signals | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Signals:
         try:
-            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
-            for number in _FORWARDED:
-                self._before[number] = signal.signal(number, lambda got, _: self._child.send_signal(got))
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, *_FORWARDED)}
         except ValueError:  # not the main thread: there are no signals to take
             self._before = {}
+        return self
+
+    def _take(self, number: int, frame: object) -> None:
+        self.got = self.got or signal.Signals(number)
+        if number in _FORWARDED:
+            self._child.send_signal(number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
