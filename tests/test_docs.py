@@ -3,11 +3,13 @@
 import contextlib
 import io
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from verl_aiops.cli.main import COMMANDS, make_parser
 from verl_aiops.losses import F_DIVERGENCES, LOSS_TYPES, LOSSES
 from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
@@ -91,6 +93,34 @@ def test_both_readmes_take_five_minutes_and_say_the_same():
     assert not {f"docs/{Path(page).name}" for page in chinese} & set(targets[0])
     counted = [text.count("\n## ") for text in (README, README_ZH)]
     assert counted[0] == counted[1]
+
+
+def printed_commands():
+    """(where, line) of each command of ours that a page or a `--help` prints to be copied, with what is a shell's and
+    what stands for a number filled in."""
+    blocks = {"README.md": README, **{str(page.relative_to(ROOT)): text for page, text in PAGES.items()}}
+    for where, text in blocks.items():
+        variables = dict(re.findall(r'^ {4}([A-Z])="?([^"\n]*)"?$', text, flags=re.MULTILINE))
+        for line in re.findall(r"^(?: {4})?(?:[A-Z]+=\S+ )*(verl-aiops .*)$", text.replace("\\\n", " "), re.MULTILINE):
+            if not re.match(r"verl-aiops (is|COMMAND)\b", line):
+                yield where, re.sub(r"\$([A-Z])\b", lambda name, of=variables: of[name[1]], line)
+    for name, command in COMMANDS.items():
+        for line in command.examples.replace("\\\n", " ").splitlines():
+            yield f"{name} --help", line
+
+
+def test_every_command_that_is_printed_is_one():
+    lines = [(where, re.sub(r" [>|] .*|\.\.\.", "", line)) for where, line in printed_commands()]
+    assert len(lines) > 200
+    parser = make_parser()
+    for where, line in lines:
+        words = shlex.split(re.sub(r"--fold I\b", "--fold 0", line), comments=True)
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parser.parse_args(words[1:])
+        except SystemExit:
+            pytest.fail(f"{where}: {line}\n{said.getvalue().splitlines()[-1]}")
 
 
 def test_links_between_pages_lead_somewhere():

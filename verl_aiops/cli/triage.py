@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         backend.check(questions)
     except ValueError as error:
         raise EvaluationError(error) from None
-    answered, unconstrained = [], []
+    answered, unconstrained, failed = [], [], []
 
     def done(job: Job, made: Generation) -> None:
         # what a model thinks first, unless the server has taken it out, is neither its verdict nor its analysis
@@ -100,11 +100,19 @@ def _run(args: argparse.Namespace) -> int:
         line["analysis"] = "\n".join(shown[:-1]) if made.error is None else None
         line["error"] = made.error
         answered.append(answer.ok)
-        if made.error is None and not answer.ok:
+        if made.error is not None:
+            failed.append(f"{job.question.id}: {made.error}")
+        elif not answer.ok:
             unconstrained.append(job.question.id)
         print(json.dumps(line, ensure_ascii=False), flush=True)
 
     backend.generate([Job(question, 0, 0) for question in questions], done)
+    if failed:
+        # the lines of thousands of incidents say it too, each for itself
+        print(
+            f"triage: {len(failed):,} of {len(answered):,} incidents got no answer, such as {printable(failed[0])}",
+            file=sys.stderr,
+        )
     if args.schema and unconstrained:
         print(
             f"triage: {len(unconstrained)} answers are no verdict in spite of --schema, such as that to "

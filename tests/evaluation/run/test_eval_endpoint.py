@@ -541,6 +541,13 @@ def test_the_triage_client_prints_verdicts(client, tmp_path, capsys):
         assert json.loads(shown.out)["service"] is None and shown.err == ""
         assert client.main([*arguments, "--id", "mine", "--schema"]) == 1
         assert "no verdict in spite of --schema, such as that to mine" in capsys.readouterr().err
+        server.reply = lambda body, number: reply(body, number) if "mine" in body["messages"][0]["content"] else (401, "")
+        rows[1]["symptom"] += " mine"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert client.main(arguments) == 1
+        shown = capsys.readouterr()
+        assert f"triage: 1 of 2 incidents got no answer, such as {incident['id']}: " in shown.err
+        assert len(shown.out.splitlines()) == 2 and "401" in shown.err
         server.reply = lambda body, number: (400, "no grammar") if "response_format" in body else reply(body, number)
         assert client.main([*arguments, "--schema"]) == 2
         shown = capsys.readouterr()
