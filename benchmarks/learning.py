@@ -14,7 +14,7 @@ is not done again while the settings of it and of what it comes from are the sam
 With `--minutes` it ends itself and makes the table of what there is.
 
     OUT/answers/LABEL/sSEED.jsonl.gz   every answer with its score (baselines: one run each)
-    OUT/learning.json, table.md, learning.png, metrics/LABEL-sSEED.jsonl (what the trainers logged)
+    OUT/learning.json, table.md, learning.png, metrics/LABEL-sSEED.jsonl.gz (what the trainers logged)
     WORK (default OUT/work)            data, checkpoints, logs; may be deleted
 """
 
@@ -45,7 +45,7 @@ from learning_stages import (
     sft_by_verl,
     train_command,
 )
-from learning_table import keep_answers, plot, table_of, write_table
+from learning_table import keep_answers, keep_metrics, plot, table_of, write_table
 
 BASELINES = ("majority", "rule", "linear", "linear_values")
 _FITTED = BASELINES[2:]
@@ -194,8 +194,7 @@ class Plan:
                 run(command, {"VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl")})
             collect_model(stage["kind"], checkpoints, folder / "model")
             if (folder / "metrics.jsonl").is_file():
-                (self.out / "metrics").mkdir(parents=True, exist_ok=True)
-                shutil.copy(folder / "metrics.jsonl", self.out / "metrics" / f"{name}-s{seed}.jsonl")
+                keep_metrics(folder / "metrics.jsonl", self.out / "metrics" / f"{name}-s{seed}.jsonl.gz")
 
         settings = {**stage, "seed": seed, "ask": self.recipe["ask"]["round-tokens"], "device": device}
         if stage["from"] == "base":

@@ -10,7 +10,7 @@ the chosen answers) on the same prompts and seed, which differs in who says what
 the ensemble of all seeds (mean less a standard deviation, pairs on which all agree), or a language model as the judge
 (`learning_judge.py`, behind SGLang). Jobs run side by side; the same command goes on where it was ended.
 
-    OUT/learning_rm.json, learning_rm.png, metrics/NAME.jsonl; WORK (default OUT/work) may be deleted
+    OUT/learning_rm.json, learning_rm.png, metrics/NAME.jsonl.gz; WORK (default OUT/work) may be deleted
 """
 
 from __future__ import annotations

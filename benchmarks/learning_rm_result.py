@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
-import shutil
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from learning import machine
+from learning_table import keep_metrics, write_lines
 
 from verl_aiops.evaluation.stats.bootstrap import intervals
 
@@ -67,13 +66,11 @@ def finish(arguments: Any, runner: Any, size: dict[str, Any], own: Collection[st
 
 
 def keep_evaluations(work: Path, kept: Path, own: Collection[str]) -> None:
-    """Every score and answer that a figure is made of, as JOB.jsonl.gz; the same lines give the same bytes."""
+    """Every score and answer that a figure is made of, as JOB.jsonl.gz."""
     for name in ("ranked.jsonl", "answers.jsonl", "generations.jsonl"):
         for file in sorted(file for file in work.glob(f"*/eval/{name}") if file.parent.parent.name in own):
-            kept.mkdir(parents=True, exist_ok=True)
             target = kept / f"{file.parent.parent.name}.jsonl.gz"
-            with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as lines:
-                lines.write(file.read_bytes().replace(f"{work}/".encode(), b""))
+            write_lines(target, [file.read_bytes().replace(f"{work}/".encode(), b"")])
 
 
 def less_trl(work: Path, seeds: int, own: Collection[str]) -> dict[str, Any]:
@@ -138,8 +135,7 @@ def _online(folder: Path, kept: Path, by: str) -> dict[str, Any] | None:
     rows = [{"step": step, **row} for step, row in sorted(steps.items()) if "timing_s/step" in row]
     if not rows:
         return None
-    kept.mkdir(exist_ok=True)
-    shutil.copy(folder / "metrics.jsonl", kept / f"online-{by}.jsonl")
+    keep_metrics(folder / "metrics.jsonl", kept / f"online-{by}.jsonl.gz")
     after = rows[1:] or rows
     names = sorted({name for row in rows for name in row if name.startswith("timing_s/")})
     return {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,27 @@ _DROPPED = ("tokens",)
 
 
 def keep_answers(generations: Path, target: Path) -> None:
-    """Write an evaluation's answers as compressed lines; the same answers give the same bytes."""
+    """Write an evaluation's answers as compressed lines."""
+    with generations.open(encoding="utf-8") as lines:
+        read = map(json.loads, lines)
+        kept = ({key: None if key in _DROPPED else value for key, value in line.items()} for line in read)
+        write_lines(target, (json.dumps(line).encode("ascii") + b"\n" for line in kept))
+
+
+def keep_metrics(logged: Path, target: Path) -> None:
+    """Write what a trainer logged as compressed lines."""
+    with logged.open("rb") as lines:
+        write_lines(target, lines)
+
+
+def write_lines(target: Path, lines: Iterable[bytes]) -> None:
+    """Compressed; the same lines give the same bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with generations.open(encoding="utf-8") as lines, target.open("wb") as raw:
-        with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=9, mtime=0, filename="") as file:
-            for line in lines:
-                kept = {key: None if key in _DROPPED else value for key, value in json.loads(line).items()}
-                file.write(json.dumps(kept).encode("ascii") + b"\n")
+    with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        file.writelines(lines)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_kept(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rb") as file:
         return [json.loads(line) for line in file]
 
@@ -50,7 +61,7 @@ def table_of(answers: Path, first: str, files: Mapping[str, Sequence[str]]) -> d
     from verl_aiops.evaluation.compare.command import Options, compare
 
     order = dict.fromkeys([first, *files])
-    runs = {label: [_read(answers / label / name) for name in files[label]] for label in order if files.get(label)}
+    runs = {label: [read_kept(answers / label / name) for name in files[label]] for label in order if files.get(label)}
     if first not in runs or len(runs) < 2:
         raise SystemExit(
             f"{answers}: expected answers of {first} and of others to compare, found {', '.join(runs) or 'none'}"

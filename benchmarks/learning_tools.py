@@ -18,7 +18,7 @@ Jobs run side by side, `--per-gpu` on each of `--gpus`; what is done is not done
 
     OUT/answers/LABEL/sSEED.jsonl.gz    every investigation: messages, calls, answers of tools, score
     OUT/learning.json, table.md, tables/SIDE.txt, learning.png, reward.png, transcript.md
-    OUT/metrics/LABEL-sSEED.jsonl       what the trainers logged
+    OUT/metrics/LABEL-sSEED.jsonl.gz    what the trainers logged
     WORK (default OUT/work)             cases, checkpoints, logs; may be deleted
 """
 
@@ -30,7 +30,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,6 +40,7 @@ from learning import chosen, machine, verl_aiops
 from learning_jobs import Job, Runner
 from learning_recipe import RECIPES, read_recipe
 from learning_stages import collect_model, train_command
+from learning_table import keep_metrics
 from tools_data import PUBLIC, asked_sides, build_data
 from tools_report import keep_investigations, write_report
 
@@ -211,8 +211,7 @@ class Plan:
         def do(folder: Path, run: Callable) -> None:
             run(command, {"VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl")})
             collect_model(stage["kind"], folder / "run", folder / "model")
-            (self.out / "metrics").mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "metrics.jsonl", self.out / "metrics" / f"{name}-s{seed}.jsonl")
+            keep_metrics(folder / "metrics.jsonl", self.out / "metrics" / f"{name}-s{seed}.jsonl.gz")
 
         settings = {**stage, "tools": self.tools, "seed": seed, "device": device, "model": self._digest()}
         return Job(f"{name}/s{seed}", do, settings, self._needs(stage["from"], seed), on_device=True)

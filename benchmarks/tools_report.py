@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learning_table import read_kept, write_lines
 from tools_data import PUBLIC, part_name
 
 __all__ = ["keep_investigations", "write_report"]
@@ -24,13 +24,11 @@ _SMOOTHED = 10
 
 
 def keep_investigations(generations: Path, target: Path) -> None:
-    """Write an evaluation's lines compressed; the same lines give the same bytes. Of `--cases`, which may be others'
+    """Write an evaluation's lines compressed. Of `--cases`, which may be others'
     and not to be passed on, scores and counts are kept, and no text."""
     lines = [json.loads(text) for text in generations.read_text(encoding="utf-8").splitlines()]
     kept = [_without_texts(line) if line["part"] == PUBLIC else line for line in lines]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
+    write_lines(target, ((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in kept))
 
 
 def _without_texts(line: Line) -> Line:
@@ -47,11 +45,6 @@ def _without_texts(line: Line) -> Line:
     return {**line, **texts}
 
 
-def _read(path: Path) -> list[Line]:
-    with gzip.open(path, "rb") as file:
-        return [json.loads(line) for line in file]
-
-
 def write_report(
     out: Path, files: Mapping[str, Sequence[Path]], baselines: Sequence[str] = ()
 ) -> tuple[dict[str, Any], str]:
@@ -65,7 +58,7 @@ def write_report(
     Returns:
         what `verl-aiops compare` says of each side, and the text of table.md.
     """
-    runs = {label: [_read(path) for path in paths] for label, paths in files.items()}
+    runs = {label: [read_kept(path) for path in paths] for label, paths in files.items()}
     models = [label for label in runs if label not in baselines]
     # a stage is held to SFT: to the untrained model, which calls no tool, every difference is the stage's own figure
     held_to = next((label for label in models if label != "base"), next(iter(models or runs)))
@@ -212,11 +205,11 @@ def _plot_rewards(metrics: Path, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     curves = {}
-    for file in sorted(metrics.glob("*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for file in sorted(metrics.glob("*.jsonl.gz")):
+        rows = read_kept(file)
         found = [(row["step"], row["data"][_REWARD]) for row in rows if _REWARD in row["data"]]
         if found:
-            curves[file.stem] = found
+            curves[file.name.removesuffix(".jsonl.gz")] = found
     if not curves:
         return
     figure, panel = plt.subplots(figsize=(6, 3.5))

@@ -251,7 +251,7 @@ def test_what_is_there_is_in_one_file_a_table_and_a_picture(finished, work, tmp_
         "online DPO by reward model: 3 steps of 4.50 s, held out both fields right 60.0 % [55.0, 65.0]",
     ):
         assert line in said.splitlines()
-    assert (tmp_path / "out" / "metrics" / "online-rm.jsonl").is_file()
+    assert (tmp_path / "out" / "metrics" / "online-rm.jsonl.gz").is_file()
     pytest.importorskip("matplotlib")
     assert (tmp_path / "out" / "learning_rm.png").read_bytes().startswith(b"\x89PNG")
 
