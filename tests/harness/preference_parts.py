@@ -56,11 +56,30 @@ def _groups(dataset):
     ]
 
 
-def _group_part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, backend="rows"):
-    """This rank's share of a batch of `_groups`."""
+def _share(worker, examples, reference, micro, dynamic_tokens, backend, **more):
+    """This rank's share of a batch of examples in the order in which they were arranged."""
     from verl.utils import tensordict_utils as tu
 
-    from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
+    from verl_aiops.trainers.dpo.pairs import pair_batch
+
+    batch = pair_batch(
+        examples,
+        mini_pairs=PAIRS,
+        reference=reference,
+        ranks=worker.world_size,
+        use_dynamic_bsz=dynamic_tokens is not None,
+        micro_batch_size_per_gpu=micro,
+        max_token_len_per_gpu=dynamic_tokens or 0,
+        logprob_backend=backend,
+        use_remove_padding=False,
+        **more,
+    )
+    return tu.chunk_tensordict(batch, worker.world_size)[worker.rank]
+
+
+def _group_part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, backend="rows"):
+    """This rank's share of a batch of `_groups`."""
+    from verl_aiops.trainers.dpo.pairs import arrange
 
     examples = _groups(_dataset(model_dir))
     lengths = [len(e["prompt_ids"]) * 2 + len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples]
@@ -68,44 +87,21 @@ def _group_part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=No
     prompts = [examples[at]["prompt_ids"].numpy().tobytes() for at in order]
     arranged = arrange([lengths[at] for at in order], PAIRS, worker.world_size, prompts=prompts)
     chosen = [examples[order[at]] for at in arranged]
-    batch = pair_batch(
-        chosen,
-        mini_pairs=PAIRS,
-        # by the answer
-        reference=[tuple(-6 - (e[f"{s}_ids"] % 7).numpy() / 7 for s in ("chosen", "rejected")) for e in chosen],
-        ranks=worker.world_size,
-        use_dynamic_bsz=dynamic_tokens is not None,
-        micro_batch_size_per_gpu=micro_pairs,
-        max_token_len_per_gpu=dynamic_tokens or 0,
-        logprob_backend=backend,
-        use_remove_padding=False,
-    )
-    return tu.chunk_tensordict(batch, worker.world_size)[worker.rank]
+    # by the answer
+    known = [tuple(-6 - (e[f"{s}_ids"] % 7).numpy() / 7 for s in ("chosen", "rejected")) for e in chosen]
+    return _share(worker, chosen, known, micro_pairs, dynamic_tokens, backend)
 
 
 def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, reference=True, backend="rows"):
     """This rank's share of the batch of all pairs."""
-    from verl.utils import tensordict_utils as tu
-
-    from verl_aiops.trainers.dpo.pairs import arrange, pair_batch, pair_tokens
+    from verl_aiops.trainers.dpo.pairs import arrange, pair_tokens
 
     dataset = _dataset(model_dir)
     order = np.arange(PAIRS) if order is None else np.asarray(order)
-    world, rank = worker.world_size, worker.rank
-    arranged = order[arrange(pair_tokens(dataset)[order].tolist(), PAIRS, world)]
+    arranged = order[arrange(pair_tokens(dataset)[order].tolist(), PAIRS, worker.world_size)]
     known = _reference(dataset)
-    batch = pair_batch(
-        [dataset[int(i)] for i in arranged],
-        mini_pairs=PAIRS,
-        reference=[known[i] for i in arranged] if reference else None,
-        ranks=world,
-        use_dynamic_bsz=dynamic_tokens is not None,
-        micro_batch_size_per_gpu=micro_pairs,
-        max_token_len_per_gpu=dynamic_tokens or 0,
-        logprob_backend=backend,
-        use_remove_padding=False,
-    )
-    return tu.chunk_tensordict(batch, world)[rank]
+    known = [known[i] for i in arranged] if reference else None
+    return _share(worker, [dataset[int(i)] for i in arranged], known, micro_pairs, dynamic_tokens, backend)
 
 
 def _whole(tensor):
@@ -147,9 +143,7 @@ def _loss_and_gradients(worker, model_dir, *, part=_part, settings=SETTINGS, obj
 def _single_part(worker, model_dir, *, micro=None, dynamic_tokens=None, backend="rows", estimates_kl=True):
     """This rank's share of a batch of single answers to four prompts, each with that of the next prompt for the KL, and
     of two pairs."""
-    from verl.utils import tensordict_utils as tu
-
-    from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
+    from verl_aiops.trainers.dpo.pairs import arrange
 
     dataset = _dataset(model_dir)
     examples = []
@@ -164,18 +158,5 @@ def _single_part(worker, model_dir, *, micro=None, dynamic_tokens=None, backend=
     arranged = arrange([1] * PAIRS, PAIRS, worker.world_size, prompts=prompts, cost=len)
     chosen = [examples[at] for at in arranged]
     names = {"single": ("answer", "kl")[: 1 + estimates_kl], "pair": ("chosen", "rejected")}
-    batch = pair_batch(
-        chosen,
-        mini_pairs=PAIRS,
-        reference=[
-            tuple(-6 - (e[f"{name}_ids"] % 7).numpy() / 7 for name in names[e.get("kind", "pair")]) for e in chosen
-        ],
-        ranks=worker.world_size,
-        estimates_kl=estimates_kl,
-        use_dynamic_bsz=dynamic_tokens is not None,
-        micro_batch_size_per_gpu=micro,
-        max_token_len_per_gpu=dynamic_tokens or 0,
-        logprob_backend=backend,
-        use_remove_padding=False,
-    )
-    return tu.chunk_tensordict(batch, worker.world_size)[worker.rank]
+    known = [tuple(-6 - (e[f"{name}_ids"] % 7).numpy() / 7 for name in names[e.get("kind", "pair")]) for e in chosen]
+    return _share(worker, chosen, known, micro, dynamic_tokens, backend, estimates_kl=estimates_kl)
