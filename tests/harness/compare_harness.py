@@ -88,6 +88,6 @@ def write_lines(folder, lines):
     (folder / "generations.jsonl").write_text(text, encoding="utf-8")
 
 
-def in_faults(questions, size=2):
-    """The questions with so many of them to a fault."""
-    return [replace(question, group=questions[at // size * size].id) for at, question in enumerate(questions)]
+def in_faults(questions):
+    """The questions with two of them to a fault."""
+    return [replace(question, group=questions[at // 2 * 2].id) for at, question in enumerate(questions)]

@@ -12,7 +12,7 @@ ENGINE |= {"forward_only": False, "model_dtype": "fp32"}
 ENGINE |= {"optimizer": "SGD", "compile": False, "ulysses": 1}
 
 
-def rows_of(seed=0, prompts=3, n=4, first=3, second=2):
+def rows_of(seed=0, prompts=3, n=4, first=3):
     """Two-round rows: the group's prompt, a first answer that two rows of a group have in common, the second round's
     instruction, an answer. In every group one row is another's copy, and prompts begin alike."""
     rng = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def rows_of(seed=0, prompts=3, n=4, first=3, second=2):
         prompt, instruction, group = np.concatenate([start, ids(int(rng.integers(5, 20)))]), ids(6), []
         for at in range(n):
             opening = group[-1][0] if at % 2 else ids(first + int(rng.integers(0, 9)))
-            group.append((opening, ids(second + int(rng.integers(0, 4)))))
+            group.append((opening, ids(2 + int(rng.integers(0, 4)))))
         group[-1] = group[0]
         for opening, answer in group:
             mask = [1.0] * len(opening) + [0.0] * len(instruction) + [1.0] * len(answer)

@@ -52,7 +52,7 @@ def make_tokenizer(chat_template=CHATML, **special):
     return tokenizer
 
 
-def make_tiny_model(folder, *, seed=0, dtype="float32", hidden=64, layers=2, tie=True, tokenizer=None):
+def make_tiny_model(folder, *, seed=0, dtype="float32", hidden=64, layers=2, tokenizer=None):
     """Write a random Llama checkpoint (config, safetensors, tokenizer, generation config) to `folder`; return its Path.
 
     The same arguments give the same weights, bit for bit on one machine; the caller's random state is left alone.
@@ -73,7 +73,7 @@ def make_tiny_model(folder, *, seed=0, dtype="float32", hidden=64, layers=2, tie
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
-        tie_word_embeddings=tie,
+        tie_word_embeddings=True,
         initializer_range=0.1,  # at the usual 0.02 a model this narrow gives every token nearly the same probability
         **ids,
     )

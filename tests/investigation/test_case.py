@@ -186,4 +186,4 @@ def test_lines_of_an_incident_belong_to_the_service_that_they_name_first():
         ("edge", "TRACE"),
     ]
     assert case.topology == (Edge("edge", "order-service"),)
-    assert case.root_causes[0].right_components == {"db", "mysql"}
+    assert case.root_causes[0].component == "db" and case.root_causes[0].component_aliases == ("mysql",)

@@ -151,7 +151,8 @@ def test_cloudopsbench_answers_are_served_as_recorded(tmp_path):
     case = cases[0]
     assert case.symptom == "Partly unreachable. Namespace: boutique."
     assert case.id == "cloudopsbench-boutique-admission-1" and case.source == "cloudopsbench/boutique"
-    assert case.root_causes[0].right_components == {"adservice", "app/adservice"}
+    cause = case.root_causes[0]
+    assert cause.component == "adservice" and cause.component_aliases == ("app/adservice",)
     assert case.reasons == ("missing_account",) and cases[0].group == cases[1].group
     said = answer(case, "GetResources", {"namespace": "boutique", "resource_type": "pods"})
     assert said.text == "NAME READY\ncart-0 1/1\n"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.field_checks import check_text, fail, found
 from verl_aiops.incidents.language import guess_language
-from verl_aiops.incidents.schema import LANGUAGES, normalise_label
+from verl_aiops.incidents.schema import LANGUAGES
 from verl_aiops.investigation.fields import Fields, label, text, texts, time_of, truth, unique
 from verl_aiops.investigation.recorded import Recorded, read_recorded
 from verl_aiops.investigation.signals import Signals, read_signals
@@ -31,16 +31,6 @@ class RootCause:
     time: float | None = None
     component_aliases: tuple[str, ...] = ()
     reason_aliases: tuple[str, ...] = ()
-
-    @cached_property
-    def right_components(self) -> frozenset[str]:
-        """The normalised names under which the component is right."""
-        return frozenset(map(normalise_label, (self.component, *self.component_aliases)))
-
-    @cached_property
-    def right_reasons(self) -> frozenset[str]:
-        """The normalised names under which the reason is right; empty where it is not known."""
-        return frozenset(map(normalise_label, (self.reason, *self.reason_aliases))) if self.reason else frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {"component": self.component}

@@ -20,7 +20,7 @@ from verl_aiops.inputs.shown import one_line
 from verl_aiops.inputs.sniff import refusal
 from verl_aiops.investigation.case import Case
 
-__all__ = ["CASE_FOLDER_ENV", "case_line", "load_case", "read_cases", "write_cases"]
+__all__ = ["CASE_FOLDER_ENV", "load_case", "read_cases", "write_cases"]
 
 # Where case files are looked for by their names when they are no longer where they were.
 CASE_FOLDER_ENV = "VERL_AIOPS_CASES"
@@ -84,11 +84,6 @@ def write_cases(cases: Iterable[Case], path: str | Path, *, overwrite: bool = Fa
         for case in cases:
             writer.write(case.to_dict())
     return writer.count
-
-
-def case_line(case: Case) -> str:
-    """The line of a file that a case is."""
-    return json.dumps(case.to_dict(), ensure_ascii=False)
 
 
 def load_case(path: str | Path, case_id: str) -> Case:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from verl.utils import tensordict_utils as tu
 
-from verl_aiops.trainers.dpo.examples import rows_of, rows_per_example, tokens_seen
+from verl_aiops.trainers.dpo.examples import rows_of, tokens_seen
 from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
 
 
@@ -55,7 +55,6 @@ def test_lists_are_filled_up_to_the_longest():
     assert [row.score for row in rows[:2]] == [0.5, 0.25]
     with pytest.raises(ValueError, match="2 answers, where the run has 1 rows"):
         rows_of(example, 1)
-    assert rows_per_example(["list"], 4) == 4 and rows_per_example(["pair", "single"], 4) == 2
 
 
 def test_columns_say_what_a_loss_is_to_know():

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from verl_aiops.rollout.hf.engine import Engine
     from verl_aiops.rollout.rounds.turns import Stream
 
-__all__ = ["DTYPES", "LocalBackend"]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+__all__ = ["LocalBackend"]
 
 
 @dataclass

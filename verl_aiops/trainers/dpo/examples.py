@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["ROWS_PER_PAIR", "Row", "rows_of", "rows_per_example", "tokens_seen"]
+__all__ = ["ROWS_PER_PAIR", "Row", "rows_of", "tokens_seen"]
 
 ROWS_PER_PAIR = 2
 
@@ -33,11 +33,6 @@ class Row:
     score: float = math.nan
     margin: float = 0.0
     real: bool = True
-
-
-def rows_per_example(kinds: Sequence[str], most_answers: int = 0) -> int:
-    """Rows of every example of a run with examples of these kinds, whose lists have at most so many answers."""
-    return max(ROWS_PER_PAIR, most_answers if "list" in kinds else 0)
 
 
 def rows_of(
