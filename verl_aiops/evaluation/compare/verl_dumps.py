@@ -12,6 +12,7 @@ from typing import Any
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.json_lines import checked_lines
 from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.reasoning import ANY, visible
 from verl_aiops.rewards.triage.answer import parse_answer
@@ -40,16 +41,8 @@ def read_dump(file: Path) -> list[AnswerLine]:
         EvaluationError: a row is not what verl writes with the triage reward; names file, line and key.
     """
     rows: dict[str, tuple[int, dict[str, Any]]] = {}
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = read_json(line)
-                fault = _fault(row)
-            except JsonFault as error:
-                fault = f"not JSON: {error}"
-            if fault:
-                raise EvaluationError(f"{file}, line {number}: {fault}")
-            rows[_loop_of(row, number)] = number, row
+    for number, row, _ in checked_lines(file, _fault):
+        rows[_loop_of(row, number)] = number, row
     samples: dict[str, int] = {}
     answers = []
     for number, row in rows.values():

@@ -15,13 +15,13 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.investigation.asking import CaseJob, Investigated
 from verl_aiops.evaluation.investigation.metrics import METRICS
 from verl_aiops.evaluation.investigation.questions import CaseQuestion
+from verl_aiops.evaluation.json_lines import BY_EVAL, checked_lines
 from verl_aiops.evaluation.run.backend import seed_of
 from verl_aiops.evaluation.run.results import Folder
 from verl_aiops.evaluation.run.table import as_columns
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.files import write_atomically
-from verl_aiops.inputs.json_text import JsonFault, read_json
 from verl_aiops.investigation.rules import rule_verdict
 from verl_aiops.rewards.aiops_investigation import compute_score, read_verdict
 
@@ -176,20 +176,7 @@ def read_investigations(path: str | Path, unfinished: bool = False) -> list[Line
     Raises:
         EvaluationError: a line is not what an evaluation writes; names file and line.
     """
-    lines = []
-    with Path(path).open("rb") as file:
-        for number, text in enumerate(file, 1):
-            if unfinished and not text.endswith(b"\n"):
-                break
-            try:
-                line = read_json(text)
-                fault = _fault(line)
-            except JsonFault as error:
-                fault = f"not JSON: {error}"
-            if fault:
-                raise EvaluationError(f"{path}, line {number}: {fault}; the file is not as `verl-aiops eval` wrote it")
-            lines.append(line)
-    return lines
+    return [line for _, line, _ in checked_lines(Path(path), _fault, BY_EVAL, unfinished)]
 
 
 def _fault(line: Any) -> str | None:

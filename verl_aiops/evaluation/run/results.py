@@ -14,13 +14,13 @@ from typing import Any
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.json_lines import BY_EVAL, checked_lines
 from verl_aiops.evaluation.run.backend import NO_TEXT, Generation, Job
 from verl_aiops.evaluation.run.result_checks import SCORES, content_fault
 from verl_aiops.files import replacing, write_atomically
 from verl_aiops.incidents.marks import part_of
-from verl_aiops.inputs.json_text import JsonFault, read_json, read_object_file
+from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import brief
-from verl_aiops.inputs.sniff import refusal
 from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 
 __all__ = ["AnswerFile", "Folder", "line_of", "read_lines", "without_text"]
@@ -96,32 +96,19 @@ def _read(path: Path, unfinished: bool) -> tuple[list[AnswerLine], int]:
     """The lines and how many bytes they take; an ``unfinished`` file may end within a line, which is left out."""
     lines: list[AnswerLine] = []
     size = 0
-    unfit = refusal(path, "json")
-    if unfit:
-        raise EvaluationError(f"{path} {unfit}")
-    with path.open("rb") as file:
-        for number, text in enumerate(file, 1):
-            if unfinished and not text.endswith(b"\n"):
-                break
-            try:
-                line = read_json(text)
-                _mark(line)
-                fault = _fault(line) or content_fault(line)
-            except JsonFault as error:
-                fault = f"not JSON: {error}"
-            if fault:
-                raise EvaluationError(f"{path}, line {number}: {fault}; the file is not as `verl-aiops eval` wrote it")
-            lines.append(line)
-            size += len(text)
+    for _, line, length in checked_lines(path, _fault_completed, BY_EVAL, unfinished):
+        lines.append(line)
+        size += length
     return lines, size
 
 
-def _mark(line: Any) -> None:
-    """What lines of earlier evaluations do not have."""
+def _fault_completed(line: Any) -> str | None:
+    """`_fault` of a line that has been given what lines of earlier evaluations do not have."""
     if isinstance(line, dict):
         source = line.get("source")
         line.setdefault("part", part_of(source) if isinstance(source, str) else None)
         line.setdefault("answerable", None)
+    return _fault(line) or content_fault(line)
 
 
 def _fault(line: Any) -> str | None:
