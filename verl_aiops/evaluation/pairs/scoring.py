@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from verl_aiops.evaluation.device import pick_device
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.models.folders import ModelFolder
 
@@ -66,9 +67,10 @@ def score_pairs(
     from verl_aiops.trainers.dpo.batches import pair_batch
     from verl_aiops.trainers.logprobs import LOGPROB_BACKENDS
 
-    if device == "cuda" and not torch.cuda.is_available():
+    found = pick_device()
+    if device == "cuda" != found:
         raise EvaluationError("--device cuda: PyTorch finds no GPU; use cpu, or auto")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = found if device == "auto" else device
     sums = np.zeros((len(pairs), 2))
     with model.weights(scratch) as folder:
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

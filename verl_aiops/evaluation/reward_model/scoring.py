@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from verl_aiops.evaluation.device import device_and_dtype
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.rewards.model.client import ENDPOINTS, RewardModelClient, RewardModelError
 
@@ -49,14 +50,11 @@ class LocalModel:
     dtype: str = "auto"
 
     def __call__(self, conversations: Sequence[Sequence[int]]) -> np.ndarray:
-        import torch
-
         from verl_aiops.rollout.hf.score_model import ScoreModel
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = {"auto": "float32" if device == "cpu" else "bfloat16"}.get(self.dtype, self.dtype)
+        device, dtype = device_and_dtype(self.dtype)
         try:
-            model = ScoreModel(str(Path(self.folder).expanduser()), getattr(torch, dtype), device)
+            model = ScoreModel(str(Path(self.folder).expanduser()), dtype, device)
         except (ValueError, OSError) as error:
             raise EvaluationError(f"--rm {self.folder}: {error}") from error
         longest = max(map(len, conversations))

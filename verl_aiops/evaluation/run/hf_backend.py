@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_aiops.data.errors import PreferenceDataError
 from verl_aiops.data.kept_text import check_keeps_text
+from verl_aiops.evaluation.device import device_and_dtype
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.backend import Done, Generation, Job, SamplingOptions, budgets_of
 from verl_aiops.evaluation.run.questions import Question
@@ -108,18 +109,14 @@ class LocalBackend:
 
     @cached_property
     def _engine(self) -> Engine:
-        import torch
         from transformers import AutoModelForCausalLM
 
         from verl_aiops.kernels.cpu_linear import use_onednn
         from verl_aiops.platform.attention import plain_attention
         from verl_aiops.rollout.hf.engine import Engine
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
-        options = {"dtype": getattr(torch, dtype), "attn_implementation": plain_attention(self.config)}
+        device, dtype = device_and_dtype(self.dtype)
+        options = {"dtype": dtype, "attn_implementation": plain_attention(self.config)}
         with self.model.weights(self.scratch) as folder:
             try:
                 model = AutoModelForCausalLM.from_pretrained(folder, **options)
