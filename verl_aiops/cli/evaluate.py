@@ -9,11 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_aiops.cli.asked_model import endpoint_of, folder_of
 from verl_aiops.cli.data import add_prompt_options, prompts_from
 from verl_aiops.cli.eval_rm import RM_ALONE, add_rm_options, run_eval_rm
 from verl_aiops.cli.incident_source import add_columns_option, check_served_alike, incidents_from
 from verl_aiops.cli.investigation import eval_tool_options, investigates, run_eval_investigations
-from verl_aiops.cli.values import API_KEY_ENV, api_key, json_object, reward_settings, round_tokens
+from verl_aiops.cli.values import API_KEY_ENV, json_object, reward_settings, round_tokens
 
 if TYPE_CHECKING:
     from verl_aiops.evaluation.run.backend import Backend, SamplingOptions
@@ -214,39 +215,21 @@ def run_eval(args: argparse.Namespace) -> int:
 
 def _backend(args: argparse.Namespace, options: SamplingOptions) -> tuple[dict[str, Any], Callable[[], Backend]]:
     """The settings that name the model, and what makes its backend."""
-    from verl_aiops.evaluation.errors import EvaluationError
+    endpoint = endpoint_of(args)
+    if endpoint is not None:
+        from verl_aiops.evaluation.run.openai_backend import EndpointBackend
 
-    if args.endpoint is not None:
-        from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
-
-        if args.dtype != "auto":
-            raise EvaluationError("--dtype belongs to a local model; leave it out with --endpoint")
-        endpoint = EndpointOptions(
-            url=args.endpoint,
-            model=args.model,
-            api_key=api_key(args.api_key_env),
-            concurrency=args.concurrency,
-            timeout_s=args.timeout,
-            deadline_s=args.deadline,
-            attempts=args.attempts,
-            schema=args.schema,
-        )
         schema = "listed names" if args.schema else False
         settings = {"endpoint": endpoint.chat_url, "model": args.model, "schema": schema}
         return settings, lambda: EndpointBackend(endpoint, options)
-    for name in ("api_key_env", "schema"):
-        if getattr(args, name):
-            raise EvaluationError(f"--{name.replace('_', '-')} goes with --endpoint; a local model has no use for it")
-    from verl_aiops.models.folders import find_model
-
-    model = find_model(args.model)
+    model, settings = folder_of(args)
 
     def make() -> Backend:
         from verl_aiops.evaluation.run.hf_backend import LocalBackend
 
         return LocalBackend(model, options, args.concurrency, args.dtype, Path(args.out) / ".merged")
 
-    return {"model": args.model, "model_files": model.fingerprint(), "dtype": args.dtype}, make
+    return settings, make
 
 
 def _questions(args: argparse.Namespace) -> tuple[list[Question], dict[str, Any]]:

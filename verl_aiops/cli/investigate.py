@@ -7,7 +7,7 @@ import json
 import sys
 
 from verl_aiops.cli.command import Command, run_alone
-from verl_aiops.cli.evaluate import api_key
+from verl_aiops.cli.values import api_key
 
 __all__ = ["INVESTIGATE"]
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from verl_aiops.cli.values import api_key, json_object, reward_settings
+from verl_aiops.cli.asked_model import endpoint_of, folder_of
+from verl_aiops.cli.values import json_object, reward_settings
 
 __all__ = ["eval_tool_options", "investigates", "run_eval_investigations"]
 
@@ -87,7 +88,9 @@ def run_eval_investigations(args: argparse.Namespace) -> int:
             "expected 1 or more, and a temperature above 0 for several investigations of a case"
         )
     reward = reward_settings(args.reward, read_investigation_settings)
-    tools = ToolOptions(_tool_settings(args.tools), args.call_format, args.max_response_length or 4096)
+    tools = ToolOptions(
+        _tool_settings(args.tools), args.call_format, args.max_response_length or ToolOptions.max_response_length
+    )
     options = SamplingOptions(
         temperature=args.temperature,
         top_p=args.top_p,
@@ -95,25 +98,12 @@ def run_eval_investigations(args: argparse.Namespace) -> int:
     )
     questions = sampled(read_case_questions(args.data), args.limit, args.seed)
     backend: Any
-    if args.endpoint is not None:
-        from verl_aiops.evaluation.run.openai_backend import EndpointOptions
-
-        endpoint = EndpointOptions(
-            url=args.endpoint,
-            model=args.model,
-            api_key=api_key(args.api_key_env),
-            concurrency=args.concurrency,
-            timeout_s=args.timeout,
-            deadline_s=args.deadline,
-            attempts=args.attempts,
-        )
+    endpoint = endpoint_of(args)
+    if endpoint is not None:
         model: dict[str, Any] = {"endpoint": endpoint.chat_url, "model": args.model}
         backend = EndpointInvestigator(endpoint, options)
     else:
-        from verl_aiops.models.folders import find_model
-
-        found = find_model(args.model)
-        model = {"model": args.model, "model_files": found.fingerprint(), "dtype": args.dtype}
+        found, model = folder_of(args)
         backend = LocalInvestigator(found, options, args.concurrency, args.dtype, Path(args.out) / ".merged")
     backend.prepare(tools, questions)
     if not {"reasoning", "reasoning_opened"} & reward.keys():

@@ -132,23 +132,7 @@ class EndpointInvestigator(EndpointBackend):
         self.tools = tools
 
     def investigate(self, jobs: Sequence[CaseJob], done: Done) -> None:
-        asyncio.run(self._all(jobs, done))
-
-    async def _all(self, jobs: Sequence[CaseJob], done: Done) -> None:
-        waiting = iter(jobs)
-
-        async def work() -> None:
-            for job in waiting:
-                done(job, await self._investigate(job))
-
-        workers = [asyncio.create_task(work()) for _ in range(min(self.endpoint.concurrency, len(jobs)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-            await self._http.close()
+        asyncio.run(self._each(jobs, self._investigate, done))
 
     async def _investigate(self, job: CaseJob) -> Investigated:
         deadline = time.monotonic() + self.endpoint.deadline_s

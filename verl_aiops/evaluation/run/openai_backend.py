@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,13 +92,19 @@ class EndpointBackend:
         Raises:
             EvaluationError: the server takes no JSON schema, though ``schema`` asks for it.
         """
-        asyncio.run(self._generate(jobs, done))
+        asyncio.run(self._each(jobs, self._converse, done))
 
-    async def _generate(self, jobs: Sequence[Job], done: Done) -> None:
+    async def _each(
+        self, jobs: Sequence[Any], answered: Callable[[Any], Awaitable[Any]], done: Callable[[Any, Any], None]
+    ) -> None:
+        """Have all jobs answered, so many at a time; the first that raises ends the others."""
         waiting = iter(jobs)
-        workers = [
-            asyncio.create_task(self._work(waiting, done)) for _ in range(min(self.endpoint.concurrency, len(jobs)))
-        ]
+
+        async def work() -> None:
+            for job in waiting:
+                done(job, await answered(job))
+
+        workers = [asyncio.create_task(work()) for _ in range(min(self.endpoint.concurrency, len(jobs)))]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -106,10 +112,6 @@ class EndpointBackend:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             await self._http.close()
-
-    async def _work(self, waiting: Iterator[Job], done: Done) -> None:
-        for job in waiting:
-            done(job, await self._converse(job))
 
     async def _converse(self, job: Job) -> Generation:
         deadline = time.monotonic() + self.endpoint.deadline_s
