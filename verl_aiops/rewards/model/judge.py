@@ -40,6 +40,7 @@ from verl_aiops.rewards.model.judge_prompts import (
     quoted,
     verdict_of,
 )
+from verl_aiops.rewards.model.judge_settings import JudgeSettings
 from verl_aiops.rewards.model.verdicts import Verdicts
 
 __all__ = ["Judge", "Preference"]
@@ -79,16 +80,16 @@ class Judge:
     key: str | None = None
     pairwise: str = PAIRWISE
     pointwise: str = POINTWISE
-    max_tokens: int = 512
-    longest_text: int = 100_000
-    timeout_s: float = 60.0
-    deadline_s: float = 300.0
-    attempts: int = 3
-    backoff_s: float = 1.0
-    concurrency: int = 16
-    most_requests: int = 0
-    cache_size: int = 100_000
-    cache_dir: str | None = None
+    max_tokens: int = JudgeSettings.max_tokens
+    longest_text: int = JudgeSettings.longest_text
+    timeout_s: float = JudgeSettings.timeout_s
+    deadline_s: float = JudgeSettings.deadline_s
+    attempts: int = JudgeSettings.attempts
+    backoff_s: float = JudgeSettings.backoff_s
+    concurrency: int = JudgeSettings.concurrency
+    most_requests: int = JudgeSettings.most_requests
+    cache_size: int = JudgeSettings.cache_size
+    cache_dir: str | None = JudgeSettings.cache_dir
     counts: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
