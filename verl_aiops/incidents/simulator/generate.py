@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from random import Random
 
 from verl_aiops.incidents.errors import IncidentError
-from verl_aiops.incidents.schema import LANGUAGES, Incident
+from verl_aiops.incidents.schema import Incident
 from verl_aiops.incidents.simulator.cast import FAULT, UNTOLD, Cast, faults_of, make_cast, pick
 from verl_aiops.incidents.simulator.clock import Clock
-from verl_aiops.incidents.simulator.difficulty import DIFFICULTIES, Difficulty
+from verl_aiops.incidents.simulator.difficulty import Difficulty
 from verl_aiops.incidents.simulator.lines import Page
 from verl_aiops.incidents.simulator.scene import Scene
+from verl_aiops.incidents.simulator.stream import Stream
 from verl_aiops.incidents.simulator.topology import Topology, topologies
 from verl_aiops.incidents.simulator.trace import trace_of
 from verl_aiops.incidents.simulator.values import fill
-from verl_aiops.incidents.simulator.wordings import Wordings
 from verl_aiops.incidents.taxonomy import ABSTENTIONS, NO_FAULT, UNKNOWN, System, Taxonomy
 
 # Ends the source of incidents in wordings that were held out; the system is that of the source without it.
@@ -24,41 +24,22 @@ NEW_WORDINGS = "/new-wordings"
 
 
 @dataclass(frozen=True)
-class Simulator:
+class Simulator(Stream):
     """A seeded, endless stream of incidents with known truth.
 
     Incident `i` depends on the settings and (seed, i) alone, so streams can be cut, continued and shared out. `lang` is
     en, zh or mix (then `zh_share` of them are Chinese); `difficulty` is easy, medium, hard, mix (one of the three for
     each incident) or a `Difficulty`; `wordings` says which wordings it may use. Service and type are `none` where
     nothing is wrong, `unknown` where the data do not tell what is.
+
+    Raises:
+        IncidentError: a setting out of its range.
     """
 
-    seed: int = 0
-    lang: str = "en"
-    zh_share: float = 0.5
-    difficulty: str | Difficulty = "medium"
-    topologies: tuple[str, ...] = field(default_factory=lambda: tuple(topologies()))
-    wordings: Wordings = field(default_factory=Wordings)
-
     def __post_init__(self) -> None:
-        if self.lang not in (*LANGUAGES, "mix"):
-            raise IncidentError(f"lang '{self.lang}': expected one of {', '.join(LANGUAGES)}, mix")
+        super().__post_init__()
         if isinstance(self.difficulty, Difficulty) and self.difficulty.roots != (1, 1):
             raise IncidentError("difficulty roots: an incident has one cause; expected (1, 1), or write cases instead")
-        if not 0 <= self.zh_share <= 1:
-            raise IncidentError(f"zh_share: expected a share from 0 to 1, found {self.zh_share}")
-        if isinstance(self.difficulty, str) and self.difficulty not in (*DIFFICULTIES, "mix"):
-            raise IncidentError(f"difficulty '{self.difficulty}': expected one of {', '.join(DIFFICULTIES)}, mix")
-        known = ", ".join(topologies())
-        for name in self.topologies:
-            if name not in topologies():
-                raise IncidentError(f"topology '{name}': expected one of {known}")
-        if not self.topologies:
-            raise IncidentError(f"topologies: expected at least one of {known}, found none")
-
-    def held_out(self) -> Simulator:
-        """The same in the wordings alone that this one holds out."""
-        return replace(self, wordings=replace(self.wordings, held_out=True))
 
     def stream(self, count: int, start: int = 0) -> Iterator[Incident]:
         """Incidents start .. start + count - 1."""
@@ -66,10 +47,8 @@ class Simulator:
 
     def incident(self, index: int) -> Incident:
         rng = Random(f"incident/{self.seed}/{index}")
-        lang = self.lang
-        if lang == "mix":
-            lang = "zh" if rng.random() < self.zh_share else "en"
-        name, difficulty = self._difficulty(rng)
+        lang = self._drawn_lang(rng)
+        name, difficulty = self._drawn_difficulty(rng)
         topology = topologies()[pick(rng, self.topologies)]
         cast = make_cast(rng, topology, difficulty)
         clock = Clock.drawn(rng, dated=difficulty.rivals[1] > 0)
@@ -100,12 +79,6 @@ class Simulator:
                 decoy for decoy in dict.fromkeys(scene.decoys) if decoy[0] not in right and decoy[1] != incident_type
             ),
         )
-
-    def _difficulty(self, rng: Random) -> tuple[str, Difficulty]:
-        if isinstance(self.difficulty, Difficulty):
-            return "custom", self.difficulty
-        name = pick(rng, tuple(DIFFICULTIES)) if self.difficulty == "mix" else self.difficulty
-        return name, DIFFICULTIES[name]
 
 
 def simulator_taxonomy() -> Taxonomy:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from random import Random
 
 from verl_aiops.incidents.errors import IncidentError
-from verl_aiops.incidents.schema import LANGUAGES
 from verl_aiops.incidents.simulator.cast import CAUSE, FAULT, NOTHING, UNTOLD, Cast, between, faults_of, make_cast, pick
 from verl_aiops.incidents.simulator.clock import Clock
 from verl_aiops.incidents.simulator.difficulty import DIFFICULTIES, Difficulty
 from verl_aiops.incidents.simulator.generate import NEW_WORDINGS, source_of
 from verl_aiops.incidents.simulator.scene import Scene
 from verl_aiops.incidents.simulator.signs import signs_of
+from verl_aiops.incidents.simulator.stream import Stream
 from verl_aiops.incidents.simulator.topology import Topology, topologies
 from verl_aiops.incidents.simulator.values import fill
-from verl_aiops.incidents.simulator.wordings import Wordings
 from verl_aiops.investigation.case import Case, Edge, RootCause
 from verl_aiops.investigation.signals import Signals
 from verl_aiops.investigation.simulator.page import CasePage
@@ -33,7 +32,7 @@ _YEAR = 2026
 
 
 @dataclass(frozen=True)
-class CaseSimulator:
+class CaseSimulator(Stream):
     """A seeded, endless stream of cases with known truth.
 
     Case `i` depends on the settings and (seed, i) alone. `lang`, `difficulty`, `topologies` and `wordings` as for
@@ -46,12 +45,8 @@ class CaseSimulator:
         IncidentError: a setting out of its range.
     """
 
-    seed: int = 0
-    lang: str = "en"
-    zh_share: float = 0.5
-    difficulty: str | Difficulty = "medium"
-    topologies: tuple[str, ...] = field(default_factory=lambda: tuple(topologies()))
-    wordings: Wordings = field(default_factory=Wordings)
+    difficulties = CASE_DIFFICULTIES
+
     several: float = 0.15
     no_fault: float | None = None
     cannot_tell: float | None = None
@@ -62,14 +57,9 @@ class CaseSimulator:
     metrics: int = 3
 
     def __post_init__(self) -> None:
-        if self.lang not in (*LANGUAGES, "mix"):
-            raise IncidentError(f"lang '{self.lang}': expected one of {', '.join(LANGUAGES)}, mix")
-        if isinstance(self.difficulty, str) and self.difficulty not in (*CASE_DIFFICULTIES, "mix"):
-            raise IncidentError(f"difficulty '{self.difficulty}': expected one of {', '.join(CASE_DIFFICULTIES)}, mix")
-        for name in ("zh_share", "several", "no_fault", "cannot_tell"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise IncidentError(f"{name}: expected a share from 0 to 1, found {value}")
+        super().__post_init__()
+        for name in ("several", "no_fault", "cannot_tell"):
+            self._check_share(name)
         for name, most in (
             ("before", 1440),
             ("after", 1440),
@@ -80,18 +70,8 @@ class CaseSimulator:
             if not (name == "before") * 10 <= getattr(self, name) <= most:
                 least = 10 if name == "before" else 0
                 raise IncidentError(f"{name}: expected {least} to {most}, found {getattr(self, name)}")
-        known = topologies()
-        for name in self.topologies:
-            if name not in known:
-                raise IncidentError(f"topology '{name}': expected one of {', '.join(known)}")
-        if not self.topologies:
-            raise IncidentError(f"topologies: expected at least one of {', '.join(known)}, found none")
         if (self.no_fault or 0) + (self.cannot_tell or 0) > 1:
             raise IncidentError("no_fault and cannot_tell: expected shares of 1 at most together")
-
-    def held_out(self) -> CaseSimulator:
-        """The same in the wordings alone that this one holds out."""
-        return replace(self, wordings=replace(self.wordings, held_out=True))
 
     def stream(self, count: int, start: int = 0) -> Iterator[Case]:
         """Cases start .. start + count - 1."""
@@ -99,10 +79,7 @@ class CaseSimulator:
 
     def case(self, index: int) -> Case:
         rng = Random(f"case/{self.seed}/{index}")
-        lang = self.lang
-        if lang == "mix":
-            lang = "zh" if rng.random() < self.zh_share else "en"
-        difficulty = self._difficulty(rng)
+        lang, difficulty = self._drawn_lang(rng), self._difficulty(rng)
         topology = topologies()[pick(rng, self.topologies)]
         cast = make_cast(rng, topology, difficulty)
         clock = Clock.drawn(rng, dated=False)
@@ -138,9 +115,7 @@ class CaseSimulator:
         )
 
     def _difficulty(self, rng: Random) -> Difficulty:
-        difficulty = self.difficulty
-        if isinstance(difficulty, str):
-            difficulty = CASE_DIFFICULTIES[pick(rng, tuple(CASE_DIFFICULTIES)) if difficulty == "mix" else difficulty]
+        _, difficulty = self._drawn_difficulty(rng)
         nothing = difficulty.nothing if self.no_fault is None else self.no_fault
         untold = difficulty.untold if self.cannot_tell is None else self.cannot_tell
         roots = (2, 3) if rng.random() < self.several else difficulty.roots
