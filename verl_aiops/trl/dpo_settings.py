@@ -7,7 +7,7 @@ from functools import partial
 
 from verl_aiops.settings import setting
 from verl_aiops.trl.extra import TrainingError
-from verl_aiops.trl.options import TrainingSettings
+from verl_aiops.trl.options import DATA, DEVICE, DTYPE, LORA_ALPHA, SAVE_STEPS, TrainingSettings
 
 __all__ = ["SCHEDULES", "SHARED_LOSSES", "TRUNCATIONS", "DPOTraining"]
 
@@ -43,9 +43,7 @@ _files, _loss, _training = (partial(setting, group=group) for group in ("files",
 class DPOTraining(TrainingSettings):
     """What decides the result of a run; ``trl`` are further options of TRL's, as on its command line."""
 
-    data: tuple[str, ...] = _files(
-        MISSING, "preference pairs, parquet or JSONL", metavar="FILE", trl=("dataset_num_proc",)
-    )
+    data: tuple[str, ...] = DATA()
     model: str = _files(
         MISSING, "folder or hub name of the model to start from", trl=("model_init_kwargs", "trust_remote_code")
     )
@@ -118,7 +116,7 @@ class DPOTraining(TrainingSettings):
         trl=("per_device_train_batch_size", "per_device_eval_batch_size"),
     )
     lora_rank: int = _training(0, "of all linear layers; 0: all weights", within="[0, inf)", metavar="R")
-    lora_alpha: int = _training(32, "scale of LoRA", within="(0, inf)", metavar="A")
+    lora_alpha: int = LORA_ALPHA()
     gradient_checkpointing: bool = _training(
         False, "recompute activations: less memory, more time", trl=("gradient_checkpointing",)
     )
@@ -128,19 +126,9 @@ class DPOTraining(TrainingSettings):
         within="[0, inf)",
         trl=("seed", "data_seed"),
     )
-    dtype: str = _training(
-        "float32",
-        "of the weights that are loaded and written; on a GPU float32 is trained under bfloat16 autocast",
-        choices=("float32", "bfloat16"),
-        trl=("bf16", "fp16"),
-    )
-    device: str = _training("auto", "where to train", choices=("auto", "cpu", "cuda"), trl=("use_cpu",))
-    save_steps: int = _training(
-        50,
-        "between checkpoints, from which a stopped run goes on",
-        within="(0, inf)",
-        trl=("save_steps", "save_strategy"),
-    )
+    dtype: str = DTYPE()
+    device: str = DEVICE()
+    save_steps: int = SAVE_STEPS()
     eval_steps: int = _training(
         0,
         "between measurements on --val (default: before and after training only)",

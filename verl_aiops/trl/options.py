@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
-from verl_aiops.settings import Settings, nearest, option, settings_of
+from verl_aiops.settings import Settings, nearest, option, setting, settings_of
 from verl_aiops.trl.extra import TrainingError
 
-__all__ = ["TrainingSettings", "trl_options"]
+__all__ = ["DATA", "DEVICE", "DTYPE", "LORA_ALPHA", "SAVE_STEPS", "TrainingSettings", "trl_options"]
+
+# Settings that both trainings have; a call makes the field of one.
+DATA = partial(
+    setting,
+    MISSING,
+    "preference pairs, parquet or JSONL",
+    group="files",
+    metavar="FILE",
+    trl=("dataset_num_proc",),
+)
+_training = partial(partial, setting, group="training")
+LORA_ALPHA = _training(32, "scale of LoRA", within="(0, inf)", metavar="A")
+DTYPE = _training(
+    "float32",
+    "of the weights that are loaded and written; on a GPU float32 is trained under bfloat16 autocast",
+    choices=("float32", "bfloat16"),
+    trl=("bf16", "fp16"),
+)
+DEVICE = _training("auto", "where to train", choices=("auto", "cpu", "cuda"), trl=("use_cpu",))
+SAVE_STEPS = _training(
+    50,
+    "between checkpoints, from which a stopped run goes on",
+    within="(0, inf)",
+    trl=("save_steps", "save_strategy"),
+)
 
 
 @dataclass(frozen=True)

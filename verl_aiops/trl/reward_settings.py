@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from functools import partial
 
 from verl_aiops.settings import setting
-from verl_aiops.trl.options import TrainingSettings
+from verl_aiops.trl.options import DATA, DEVICE, DTYPE, LORA_ALPHA, SAVE_STEPS, TrainingSettings
 
 __all__ = ["RewardTraining"]
 
@@ -19,9 +19,7 @@ _SHARE = {"within": "[0, 1)", "expected": "a share from 0 to 1", "metavar": "S"}
 class RewardTraining(TrainingSettings):
     """What decides the result of a run; ``trl`` are further options of TRL's, as on its command line."""
 
-    data: tuple[str, ...] = _files(
-        MISSING, "preference pairs, parquet or JSONL", metavar="FILE", trl=("dataset_num_proc",)
-    )
+    data: tuple[str, ...] = DATA()
     model: str = _files(
         MISSING,
         "folder or hub name of the model to start from; its tokenizer needs a chat template",
@@ -44,7 +42,7 @@ class RewardTraining(TrainingSettings):
     lora_rank: int = _training(
         16, "of all linear layers; 0: all weights", within="[0, inf)", expected="a number, 0 or more", metavar="R"
     )
-    lora_alpha: int = _positive(32, "scale of LoRA", metavar="A")
+    lora_alpha: int = LORA_ALPHA()
     center: float | None = _training(
         0.01,
         "coefficient of the term that keeps rewards around 0",
@@ -59,16 +57,9 @@ class RewardTraining(TrainingSettings):
     seed: int = _training(
         0, "of the score head, the order of pairs, and the split", within="[0, inf)", trl=("seed", "data_seed")
     )
-    dtype: str = _training(
-        "float32",
-        "of the weights that are loaded and written; on a GPU float32 is trained under bfloat16 autocast",
-        choices=("float32", "bfloat16"),
-        trl=("bf16", "fp16"),
-    )
-    device: str = _training("auto", "where to train", choices=("auto", "cpu", "cuda"), trl=("use_cpu",))
-    save_steps: int = _positive(
-        50, "between checkpoints, from which a stopped run goes on", trl=("save_steps", "save_strategy")
-    )
+    dtype: str = DTYPE()
+    device: str = DEVICE()
+    save_steps: int = SAVE_STEPS()
 
     def __post_init__(self) -> None:
         if self.lr is None:
