@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from verl_aiops.data.kl_answers import other_answers
-from verl_aiops.data.ragged import Ragged, numbers
+from verl_aiops.data.ragged import Ragged, numbers, ragged_arrays, set_ragged
 from verl_aiops.data.tokens import EncodedRow
 
 __all__ = ["AnswerStore", "KlAnswers"]
@@ -95,19 +95,14 @@ class AnswerStore:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it, for the cache."""
-        arrays: dict[str, np.ndarray] = {"prompt_of": self.prompt_of, "digests": self.digests}
-        for name in _RAGGED:
-            ragged = getattr(self, name)
-            arrays[name], arrays[f"{name}_ends"] = ragged.values, ragged.ends
-        return arrays
+        return {"prompt_of": self.prompt_of, "digests": self.digests, **ragged_arrays(self, _RAGGED)}
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> AnswerStore:
         """What `arrays` gave, as a frozen object again."""
         store = cls()
         store.prompt_of, store.digests = arrays["prompt_of"], arrays["digests"]
-        for name in _RAGGED:
-            setattr(store, name, Ragged.of(arrays[name], arrays[f"{name}_ends"]))
+        set_ragged(store, _RAGGED, arrays)
         return store
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Ragged", "as_array", "from_array", "numbers"]
+__all__ = ["Ragged", "as_array", "from_array", "numbers", "ragged_arrays", "set_ragged"]
 
 
 class Ragged:
@@ -53,6 +53,21 @@ class Ragged:
         rows = np.full((len(self), width), filler, dtype=self.values.dtype)
         rows[np.arange(width) < self.lengths()[:, None]] = self.values
         return rows
+
+
+def ragged_arrays(owner: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The frozen ones that an object has under `names`, for the cache."""
+    arrays = {}
+    for name in names:
+        ragged = getattr(owner, name)
+        arrays[name], arrays[f"{name}_ends"] = ragged.values, ragged.ends
+    return arrays
+
+
+def set_ragged(owner: Any, names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Give an object what `ragged_arrays` gave."""
+    for name in names:
+        setattr(owner, name, Ragged.of(arrays[name], arrays[f"{name}_ends"]))
 
 
 def numbers(growing: array) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from verl_aiops.data.answer_store import AnswerStore, KlAnswers
 from verl_aiops.data.examples import KINDS, Example
-from verl_aiops.data.ragged import Ragged, as_array, from_array, numbers
+from verl_aiops.data.ragged import Ragged, as_array, from_array, numbers, ragged_arrays, set_ragged
 from verl_aiops.data.rows import PreferenceRow
 from verl_aiops.data.tokens import EncodedRow
 
@@ -182,19 +182,15 @@ class ExampleStore:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it, for the cache."""
-        arrays = {**self.columns, **self.answers.arrays(), "texts": as_array([self._names, self._groups])}
-        for name in _RAGGED:
-            ragged = getattr(self, name)
-            arrays[name], arrays[f"{name}_ends"] = ragged.values, ragged.ends
-        return arrays
+        texts = as_array([self._names, self._groups])
+        return {**self.columns, **self.answers.arrays(), "texts": texts, **ragged_arrays(self, _RAGGED)}
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> ExampleStore:
         """What `arrays` gave, as a frozen object again."""
         store = cls()
         store.answers = AnswerStore.of(arrays)
-        for name in _RAGGED:
-            setattr(store, name, Ragged.of(arrays[name], arrays[f"{name}_ends"]))
+        set_ragged(store, _RAGGED, arrays)
         store.columns = {name: arrays[name] for name in _COLUMNS}
         store._names, store._groups = from_array(arrays["texts"])
         return store
