@@ -1,15 +1,13 @@
 """Reading what is true of an investigated case. A fault here is the data set's, never the model's, and raises."""
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from verl_aiops.rewards.triage.ground_truth import alias_pairs, label_of, strings_of
+from verl_aiops.rewards.triage.ground_truth import MOST_READ, alias_pairs, label_of, mapping_of, strings_of
 
 __all__ = ["Cause", "InvestigationTruth", "read_investigation_truth"]
 
-_EXPECTED = "expected a mapping or its JSON text"
 _FIELDS = ("component", "reason")
 
 
@@ -61,21 +59,16 @@ def read_investigation_truth(raw: object) -> InvestigationTruth:
     Raises:
         ValueError: it is none of this; the message names the part and what was expected.
     """
-    return _read_text(raw) if isinstance(raw, str) else _read_mapping(raw)
+    return _read_text(raw) if isinstance(raw, str) else _read(raw)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MOST_READ)
 def _read_text(text: str) -> InvestigationTruth:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"ground_truth: {_EXPECTED}, got {text[:80]!r} ({error})") from None
-    return _read_mapping(value)
+    return _read(text)
 
 
-def _read_mapping(raw: object) -> InvestigationTruth:
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"ground_truth: {_EXPECTED}, got {type(raw).__name__}")
+def _read(given: object) -> InvestigationTruth:
+    raw = mapping_of(given)
     components = _labels(raw, "components") | _labels(raw, "services")
     tables = _alias_tables(raw.get("aliases"))
     causes, label = _causes(_items(raw, "root_causes"), components, _labels(raw, "reasons"), tables)

@@ -18,7 +18,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # what a ground truth has under these names is no label
 _NO_FIELDS = frozenset({"evidence", "aliases", "candidates", "fields"})
 
-_MOST_READ = 4096
+_EXPECTED = "expected a mapping or its JSON text"
+MOST_READ = 4096
+"""Ground truths that are kept as read: a row comes back with every answer to it."""
 _READ_MAPPINGS: dict[bytes, "GroundTruth"] = {}
 
 
@@ -66,28 +68,40 @@ def read_ground_truth(raw: object) -> GroundTruth:
         # Only a key, never loaded again. It costs a tenth of reading, and a row comes back with every answer to it.
         key = pickle.dumps(raw, protocol=5)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
-        return _read_mapping(raw)
+        return _read(raw)
     truth = _READ_MAPPINGS.get(key)
     if truth is None:
-        truth = _read_mapping(raw)
-        if len(_READ_MAPPINGS) >= _MOST_READ:
+        truth = _read(raw)
+        if len(_READ_MAPPINGS) >= MOST_READ:
             _READ_MAPPINGS.clear()
         _READ_MAPPINGS[key] = truth
     return truth
 
 
-@lru_cache(maxsize=_MOST_READ)
+def mapping_of(raw: object) -> Mapping:
+    """A ground truth of either task as a mapping.
+
+    Raises:
+        ValueError: it is neither one nor its JSON text.
+    """
+    value = raw
+    if isinstance(raw, str):
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"ground_truth: {_EXPECTED}, got {raw[:80]!r} ({error})") from None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"ground_truth: {_EXPECTED}, got {type(value).__name__}")
+    return value
+
+
+@lru_cache(maxsize=MOST_READ)
 def _read_text(text: str) -> GroundTruth:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"ground_truth: expected a mapping or its JSON text, got {text[:80]!r} ({error})") from None
-    return _read_mapping(value)
+    return _read(text)
 
 
-def _read_mapping(raw: object) -> GroundTruth:
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"ground_truth: expected a mapping or its JSON text, got {type(raw).__name__}")
+def _read(given: object) -> GroundTruth:
+    raw = mapping_of(given)
     evidence = (item.strip() for item in strings_of(raw.get("evidence"), "evidence"))
     fields = fields_of(raw)
     candidates = {field: _candidates(raw.get("candidates"), field) for field in fields}
