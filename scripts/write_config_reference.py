@@ -457,8 +457,9 @@ def page() -> str:
     from verl_aiops.rewards.triage.settings import RewardSettings, read_settings
     from verl_aiops.rollout.rounds.settings import RoundSettings
     from verl_aiops.rollout.tools.settings import ToolSettings
-    from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
+    from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
     from verl_aiops.trainers.data_settings import PairFiles
+    from verl_aiops.trainers.rl.config import RLConfig
     from verl_aiops.trainers.rl.looks import LookSettings
     from verl_aiops.trainers.rm.config import RewardModelConfig
 

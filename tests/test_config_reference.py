@@ -16,7 +16,8 @@ from verl_aiops.rewards.model.judge_settings import JudgeSettings
 from verl_aiops.rewards.triage.settings import RewardSettings
 from verl_aiops.rollout.rounds.settings import RoundSettings
 from verl_aiops.rollout.tools.settings import ToolSettings
-from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig, RLConfig
+from verl_aiops.trainers.config import DPOConfig, OnlineDPOConfig
+from verl_aiops.trainers.rl.config import RLConfig
 from verl_aiops.trainers.rl.looks import LookSettings
 from verl_aiops.trainers.rm.config import RewardModelConfig
 

@@ -1,16 +1,20 @@
-"""Settings of the trainers, under ``algorithm``, ``algorithm.dpo`` and ``algorithm.online_dpo``: one field each, and
+"""Settings of the trainers of preferences, under ``algorithm.dpo`` and ``algorithm.online_dpo``: one field each, and
 what must not be together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops import losses
 from verl_aiops.settings import Settings, nearest, setting
+from verl_aiops.trainers.shared_settings import CHECK_SPACE, LOGPROB_BACKEND, PREFLIGHT_ROWS
+
+if TYPE_CHECKING:
+    from verl_aiops.trainers.rm.config import RewardModelConfig
 
 __all__ = [
     "PREFERENCE_MODEL_TYPE",
@@ -21,8 +25,9 @@ __all__ = [
     "ConfigError",
     "DPOConfig",
     "OnlineDPOConfig",
-    "RLConfig",
     "nearest",
+    "refuse_of_pairs",
+    "refuse_yes_from_score",
     "shares_prompts",
 ]
 
@@ -34,8 +39,6 @@ SHARED_POLICY, SHARED_VALUE = "shared_prompt_language_model", "shared_prompt_val
 SELF_PLAY = "self_play"
 # which answers of a ranked group are compared
 COMPARISONS = ("all", "best", "adjacent")
-LOGPROB_BACKENDS = ("auto", "rows", "shared_prompt")
-RL_BACKENDS = ("auto", "shared_prompt", "stock")
 RULES = (*losses.PAIRING_RULES, SELF_PLAY)
 
 
@@ -65,40 +68,23 @@ class TrainerSettings(Settings):
         return ConfigError(f"{cls.section}.{key}: no such setting{nearest(key, known)}. Known: {', '.join(known)}.")
 
 
-@dataclass(frozen=True)
-class RLConfig(TrainerSettings):
-    """What GRPO, PPO and their kin read from ``algorithm.*`` beside verl's own keys."""
+def refuse_of_pairs(settings: PreferenceConfig | RewardModelConfig, named: Mapping[str, bool]) -> None:
+    """Refuse settings of pairs, of which ``named`` says whether they are set, where no loss is of pairs."""
+    for name in (name for name, is_set in named.items() if is_set and "pair" not in settings.kinds):
+        raise ConfigError(
+            f"{settings.section}.{name}={getattr(settings, name)} is about pairs, and {settings.section}.loss_type="
+            f"{settings.loss_type} is no loss of pairs. Remove {name}."
+        )
 
-    section = "algorithm"
 
-    logprob_backend: str | None = setting(
-        None,
-        "`shared_prompt`: what rows begin with in common goes through the policy, and the reference, once for all of "
-        "them; `stock`: verl's own engine; `auto`: the first where model and settings allow it. The run says "
-        "which and why. Null leaves everything to verl.",
-        choices=RL_BACKENDS,
-    )
-    critic_backend: str | None = setting(
-        None,
-        "the same of PPO's critic, `shared_prompt` or `stock`. Never set by hand: it follows from "
-        "`algorithm.logprob_backend` and the critic's model.",
-        choices=RL_BACKENDS[1:],
-    )
-
-    @classmethod
-    def from_section(cls, section: Any) -> RLConfig:
-        """Its own keys, and those that are close to one of them; all others are verl's."""
-        return super().from_section({key: section[key] for key in section or {} if cls.concerns(key)})
-
-    @classmethod
-    def asked(cls, config: DictConfig) -> bool:
-        """Whether a verl configuration asks for anything of it, or misspells that."""
-        named = [key for key in config.algorithm if cls.concerns(key)]
-        return any(key != "logprob_backend" or config.algorithm[key] not in (None, "stock") for key in named)
-
-    @classmethod
-    def concerns(cls, key: object) -> bool:
-        return bool(get_close_matches(str(key), [field.name for field in fields(cls)], 1, cutoff=0.8))
+def refuse_yes_from_score(settings: DPOConfig | RewardModelConfig, of_single_answers: str) -> None:
+    """Refuse ``yes_from_score`` where groups are taken as another kind of example."""
+    if settings.yes_from_score is not None and settings.kinds != ("single",):
+        raise ConfigError(
+            f"{settings.section}.yes_from_score={settings.yes_from_score} makes single answers of groups, which "
+            f"{settings.section}.loss_type={settings.loss_type} takes as "
+            f"{'lists' if 'list' in settings.kinds else 'pairs'}. Remove it, or use {of_single_answers}."
+        )
 
 
 @dataclass(frozen=True)
@@ -122,12 +108,7 @@ class PreferenceConfig(losses.LossSettings, TrainerSettings):
         within="(0, 1]",
         expected="more than 0 and at most 1 (1 copies the policy, less mixes it into the reference)",
     )
-    logprob_backend: str = setting(
-        "auto",
-        "`shared_prompt`: a prompt goes through the model once for all its answers; `rows`: once with each, for any "
-        "model; `auto`: the first where the model allows it. The run says which and why.",
-        choices=LOGPROB_BACKENDS,
-    )
+    logprob_backend: str = LOGPROB_BACKEND()
     router_aux_loss_coef: float = setting(
         0.0,
         "of a mixture of experts: factor of the loss that keeps its routers from sending all tokens to few experts "
@@ -140,9 +121,7 @@ class PreferenceConfig(losses.LossSettings, TrainerSettings):
         "write `trainer.default_local_dir/huggingface` at the end (bfloat16, in files of up to 5 GB, by verl's model "
         "merger). With `trainer.save_freq=-1` it is all that is written: there is no checkpoint to go on from.",
     )
-    check_space: bool = setting(
-        True, "refuse a run whose model, and one checkpoint, do not fit on the disk; `false` warns and goes on."
-    )
+    check_space: bool = CHECK_SPACE()
 
     def check_together(self) -> None:
         where = self.section
@@ -229,9 +208,7 @@ class DPOConfig(PreferenceConfig):
     reference_verify_pairs: int = setting(
         4, "so many cached pairs are scored again at the start and compared; 0 for none.", within="[0, inf)"
     )
-    preflight_rows: int = setting(
-        2000, "rows of each file that are rendered and checked before Ray starts; 0 for none.", within="[0, inf)"
-    )
+    preflight_rows: int = PREFLIGHT_ROWS()
 
     def check_together(self) -> None:
         super().check_together()
@@ -249,24 +226,13 @@ class DPOConfig(PreferenceConfig):
 
     def _check_examples(self) -> None:
         """Refuse settings of examples that the losses do not take."""
-        kinds = losses.kinds_of(self.loss_type)
-        of_pairs = {"comparisons": self.comparisons != "all", "gap_weight": self.gap_weight}
-        for name in (name for name, is_set in of_pairs.items() if is_set and "pair" not in kinds):
-            raise ConfigError(
-                f"algorithm.dpo.{name}={getattr(self, name)} is about pairs, and algorithm.dpo.loss_type="
-                f"{self.loss_type} is no loss of pairs. Remove {name}."
-            )
+        refuse_of_pairs(self, {"comparisons": self.comparisons != "all", "gap_weight": self.gap_weight})
         if self.gap_weight and losses.needs_whole_batch(self.loss_type):
             raise ConfigError(
                 f"algorithm.dpo.gap_weight=True weighs single pairs, and algorithm.dpo.loss_type={self.loss_type} "
                 "sorts all pairs of a mini-batch together, where a weight has no meaning. Remove gap_weight."
             )
-        if self.yes_from_score is not None and kinds != ("single",):
-            raise ConfigError(
-                f"algorithm.dpo.yes_from_score={self.yes_from_score} makes single answers of groups, which "
-                f"algorithm.dpo.loss_type={self.loss_type} takes as {'lists' if 'list' in kinds else 'pairs'}. Remove "
-                "it, or use losses of single answers alone."
-            )
+        refuse_yes_from_score(self, "losses of single answers alone")
 
 
 @dataclass(frozen=True)

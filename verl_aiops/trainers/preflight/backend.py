@@ -12,12 +12,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from verl_aiops.missing import MISSING, error_text, why_missing
 from verl_aiops.seam.elsewhere import is_neo
-from verl_aiops.trainers.config import SHARED_POLICY, ConfigError, RLConfig, shares_prompts
+from verl_aiops.trainers.config import SHARED_POLICY, ConfigError, shares_prompts
 from verl_aiops.trainers.logprobs.support import CRITIC, POLICY, Place, choose, settle
 from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.common import MODE, data_files
 from verl_aiops.trainers.preflight.defaults import static_batches
 from verl_aiops.trainers.preflight.defaults_rl import has_critic
+from verl_aiops.trainers.rl.config import RLConfig
 
 __all__ = ["KEY", "check_backend", "check_not_ours", "check_torn"]
 

@@ -10,10 +10,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aiops.missing import error_text, require
-from verl_aiops.trainers.config import ConfigError, RLConfig
+from verl_aiops.trainers.config import ConfigError
 from verl_aiops.trainers.preflight.available import check_available
 from verl_aiops.trainers.preflight.common import is_triage_run
 from verl_aiops.trainers.preflight.defaults import user_keys
+from verl_aiops.trainers.rl.config import RLConfig
 from verl_aiops.trainers.runs.ending import install as install_ending
 
 __all__ = ["preference_mode", "with_preflight"]

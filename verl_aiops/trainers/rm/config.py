@@ -10,7 +10,15 @@ from typing import Any
 from verl_aiops.data import PreferenceDataError, PreferenceDataset
 from verl_aiops.losses import KINDS, REWARD_LOSSES
 from verl_aiops.settings import setting
-from verl_aiops.trainers.config import COMPARISONS, LOGPROB_BACKENDS, ConfigError, TrainerSettings, nearest
+from verl_aiops.trainers.config import (
+    COMPARISONS,
+    ConfigError,
+    TrainerSettings,
+    nearest,
+    refuse_of_pairs,
+    refuse_yes_from_score,
+)
+from verl_aiops.trainers.shared_settings import CHECK_SPACE, LOGPROB_BACKEND, PREFLIGHT_ROWS
 
 __all__ = ["RewardModelConfig"]
 
@@ -61,24 +69,15 @@ class RewardModelConfig(TrainerSettings):
     yes_from_score: float | None = setting(
         None, "with `binary`: a group's answers with at least this score count as yes; null refuses groups."
     )
-    logprob_backend: str = setting(
-        "auto",
-        "`shared_prompt`: a prompt goes through the model once for all its answers; `rows`: once with each, for any "
-        "model; `auto`: the first where the model allows it. The run says which and why.",
-        choices=LOGPROB_BACKENDS,
-    )
+    logprob_backend: str = LOGPROB_BACKEND()
     export_model: bool = setting(
         True,
         "write `trainer.default_local_dir/huggingface` at the end: the classifier (bfloat16) that vLLM, SGLang and the "
         "rollout `hf` serve, with `reward_stats.json`. With `trainer.save_freq=-1` it is all that is written: there is "
         "no checkpoint to go on from.",
     )
-    check_space: bool = setting(
-        True, "refuse a run whose model, and one checkpoint, do not fit on the disk; `false` warns and goes on."
-    )
-    preflight_rows: int = setting(
-        2000, "rows of each file that are rendered and checked before Ray starts; 0 for none.", within="[0, inf)"
-    )
+    check_space: bool = CHECK_SPACE()
+    preflight_rows: int = PREFLIGHT_ROWS()
 
     # what the trainer asks of any preference run's settings: nothing here has a reference, or a log-prob
     scored = True
@@ -116,21 +115,13 @@ class RewardModelConfig(TrainerSettings):
             "gap_weight": self.gap_weight,
             "comparisons": self.comparisons != "all",
         }
-        for name in (name for name, is_set in of_pairs.items() if is_set and "pair" not in kinds):
-            raise ConfigError(
-                f"{where}.{name}={getattr(self, name)} is about pairs, and {where}.loss_type={self.loss_type} is no "
-                f"loss of pairs. Remove {name}."
-            )
+        refuse_of_pairs(self, of_pairs)
         if self.label_smoothing and not {"bradley_terry", "binary"} & set(self.losses):
             raise ConfigError(
                 f"{where}.label_smoothing={self.label_smoothing} has no effect on {where}.loss_type={self.loss_type}. "
                 "Remove it."
             )
-        if self.yes_from_score is not None and kinds != ("single",):
-            raise ConfigError(
-                f"{where}.yes_from_score={self.yes_from_score} makes single answers of groups, which {where}.loss_type="
-                f"{self.loss_type} takes as {'lists' if 'list' in kinds else 'pairs'}. Remove it, or use binary."
-            )
+        refuse_yes_from_score(self, "binary")
 
     @property
     def losses(self) -> tuple[str, ...]:
