@@ -1,14 +1,12 @@
 """Answers of a model in a folder: the agent loop's tokens, samples that depend on nothing else, verl's checkpoints."""
 
-import asyncio
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from eval_harness import questions_of, verl_run
-from omegaconf import OmegaConf
+from scripted_loops import looped
 from tiny import CHATML, make_tiny_model, make_tokenizer
 
 from verl_aiops.cli import main as cli
@@ -76,30 +74,11 @@ def loop_answers(folder, tokenizer, questions, budgets, response_length):
 
     custom = {"answer_tokens": 10} if budgets is None else {"round_tokens": list(budgets)}
     rollout = {"name": "hf", "seed": 1, "prompt_length": 2000, "response_length": response_length}
-    config = OmegaConf.create(
-        {
-            "actor_rollout_ref": {
-                "model": {"path": str(folder)},
-                "rollout": {**rollout, "custom": {"aiops_mturn": custom}},
-            }
-        }
-    )
-
-    async def go():
-        loop = AiopsMturnAgentLoop(
-            trainer_config=SimpleNamespace(config=config),
-            server_manager=Client(),
-            tokenizer=tokenizer,
-            processor=None,
-            dataset_cls=None,
-            data_config=SimpleNamespace(config=OmegaConf.create({})),
-            hf_model_type=AutoConfig.from_pretrained(folder).model_type,
-        )
-        return [
-            await loop.run({}, raw_prompt=list(q.messages), extra_info={"rounds": list(q.rounds)}) for q in questions
-        ]
-
-    return asyncio.run(go()), asked
+    rollout["custom"] = {"aiops_mturn": custom}
+    rows = [{"raw_prompt": list(q.messages), "extra_info": {"rounds": list(q.rounds)}} for q in questions]
+    kind = AutoConfig.from_pretrained(folder).model_type
+    made = looped(AiopsMturnAgentLoop, Client(), tokenizer, folder, rollout, *rows, sampling={}, hf_model_type=kind)
+    return made, asked
 
 
 @pytest.mark.parametrize("budgets", [(12, 9), None])

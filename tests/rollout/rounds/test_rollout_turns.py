@@ -1,13 +1,11 @@
 """The token stream of conversations in rounds, and the agent loop over a scripted engine."""
 
-import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+from scripted_loops import Scripted, encode, looped
 from tiny import CHATML, make_tokenizer
 
 from verl_aiops.rollout.rounds.settings import RoundSettings
@@ -216,62 +214,22 @@ def test_rounds_of():
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class Scripted:
-    """An engine that answers what it is told, as tokens, and remembers what it was asked."""
-
-    def __init__(self, answers, logps=True):
-        self.answers, self.logps, self.asked = list(answers), logps, []
-
-    async def generate(self, **request):
-        from verl.workers.rollout.replica import TokenOutput
-
-        self.asked.append(request)
-        ids = self.answers[len(self.asked) - 1][: request["sampling_params"]["max_tokens"]]
-        logps = [-float(token) for token in ids] if self.logps else None
-        return TokenOutput(token_ids=ids, log_probs=logps, extra_fields={"global_steps": 3})
-
-
 def run_loop(
     tokenizer, tiny_model_dir, answers, rounds=("Now JSON.",), response=80, custom=None, logps=True, model_type=None
 ):
     from verl_aiops.rollout.rounds.agent_loop import AiopsMturnAgentLoop
 
-    config = OmegaConf.create(
-        {
-            "actor_rollout_ref": {
-                "model": {"path": str(tiny_model_dir)},
-                "rollout": {
-                    "name": "hf",
-                    "seed": 42,
-                    "prompt_length": 64,
-                    "response_length": response,
-                    "custom": {"aiops_mturn": custom or {"round_tokens": [30, 20]}},
-                },
-            }
-        }
-    )
+    rollout = {
+        "name": "hf",
+        "seed": 42,
+        "prompt_length": 64,
+        "response_length": response,
+        "custom": {"aiops_mturn": custom or {"round_tokens": [30, 20]}},
+    }
     engine = Scripted(answers, logps)
-    sampling = {"temperature": 1.0}
-
-    async def go():
-        loop = AiopsMturnAgentLoop(
-            trainer_config=SimpleNamespace(config=config),
-            server_manager=engine,
-            tokenizer=tokenizer,
-            processor=None,
-            dataset_cls=None,
-            data_config=SimpleNamespace(config=OmegaConf.create({})),
-            hf_model_type=model_type,
-        )
-        return await loop.run(sampling, raw_prompt=[USER], extra_info={"rounds": list(rounds)}, uid="u")
-
-    output = asyncio.run(go())
-    assert sampling == {"temperature": 1.0}
+    row = {"raw_prompt": [USER], "extra_info": {"rounds": list(rounds)}, "uid": "u"}
+    (output,) = looped(AiopsMturnAgentLoop, engine, tokenizer, tiny_model_dir, rollout, row, hf_model_type=model_type)
     return output, engine
-
-
-def encode(tokenizer, text, end=True):
-    return tokenizer.encode(text, add_special_tokens=False) + [2] * end
 
 
 def test_two_rounds(tokenizer, tiny_model_dir):

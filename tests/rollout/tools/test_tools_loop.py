@@ -3,11 +3,10 @@
 import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from investigation_parts import CASE, PROMPT, VERDICT, call
-from omegaconf import OmegaConf
+from scripted_loops import Scripted, encode, looped
 from tiny import CHATML, make_tokenizer
 
 from verl_aiops.investigation.case import Case
@@ -22,26 +21,6 @@ TRUTH = {name: CASE[name] for name in ("root_causes", "propagation", "reasons")}
 LOGS = call(service="cart-db")
 
 
-class Scripted:
-    """An engine that answers what it is told, as tokens, and remembers what it was asked."""
-
-    def __init__(self, answers):
-        self.answers, self.asked = answers, []
-
-    async def generate(self, **request):
-        from verl.workers.rollout.replica import TokenOutput
-
-        self.asked.append(request)
-        # the last answer is the verdict, which is given when there is no more room for calls
-        room = request["sampling_params"]["max_tokens"]
-        ids = self.answers[min(len(self.asked), len(self.answers)) - 1][:room]
-        return TokenOutput(token_ids=ids, log_probs=[-float(token) for token in ids], extra_fields={"global_steps": 3})
-
-
-def encode(tokenizer, text, end=True):
-    return tokenizer.encode(text, add_special_tokens=False) + [2] * end
-
-
 def run_loop(
     tokenizer, model_dir, texts, *, custom=None, response=3000, case=CASE, name="hf", prompt=PROMPT, **rollout
 ):
@@ -49,23 +28,10 @@ def run_loop(
 
     section = {"name": name, "seed": 42, "prompt_length": 2000, "response_length": response}
     section |= {"custom": {"aiops_tools": custom or {"verdict_tokens": 200}}, **rollout}
-    config = OmegaConf.create({"actor_rollout_ref": {"model": {"path": str(model_dir)}, "rollout": section}})
-    engine = Scripted([encode(tokenizer, text) if isinstance(text, str) else text for text in texts])
-    sampling = {"temperature": 1.0}
-
-    async def go():
-        loop = AiopsToolsAgentLoop(
-            trainer_config=SimpleNamespace(config=config),
-            server_manager=engine,
-            tokenizer=tokenizer,
-            processor=None,
-            dataset_cls=None,
-            data_config=SimpleNamespace(config=OmegaConf.create({})),
-        )
-        return await loop.run(sampling, raw_prompt=prompt, extra_info={"case": json.dumps(case)}, uid="u")
-
-    output = asyncio.run(go())
-    assert sampling == {"temperature": 1.0}
+    # the last answer is the verdict, which is given when there is no more room for calls
+    engine = Scripted([encode(tokenizer, text) if isinstance(text, str) else text for text in texts], last_again=True)
+    row = {"raw_prompt": prompt, "extra_info": {"case": json.dumps(case)}, "uid": "u"}
+    (output,) = looped(AiopsToolsAgentLoop, engine, tokenizer, model_dir, section, row)
     assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs) <= response
     return output, engine
 
