@@ -1,11 +1,10 @@
 """Ranked groups and answers with a yes or a no through verl's stock main_ppo, on CPU, with a tiny model."""
 
 import json
-import shutil
 import sys
 
 import pytest
-from rl_runs import main_ppo
+from rl_runs import from_step, main_ppo
 
 pytestmark = pytest.mark.e2e
 
@@ -93,10 +92,7 @@ def test_kto_trains(kto):
 @pytest.mark.slow
 def test_kto_goes_on_from_a_checkpoint(kto, tiny_model_dir, tmp_path):
     out, whole, _, command = kto
-    again = tmp_path / "again"
-    again.mkdir()
-    shutil.copytree(out / "global_step_2", again / "global_step_2")
-    (again / "latest_checkpointed_iteration.txt").write_text("2")
+    again = from_step(2, out, tmp_path / "again")
     resumed, _ = run(tiny_model_dir, again, *command, "trainer.val_before_train=False")
     assert sorted(resumed) == [3]
     for name in ("actor/loss", "rewards/kl", "rewards/unpaired"):

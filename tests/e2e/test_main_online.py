@@ -1,7 +1,7 @@
 """verl's stock main_ppo with two-round rollouts on CPU: online DPO, on one and two workers."""
 
 import pytest
-from rl_runs import ONLINE, STEPS, lines_of, run
+from rl_runs import ONLINE, STEPS, from_step, lines_of, run
 
 pytestmark = pytest.mark.e2e
 
@@ -37,13 +37,8 @@ def test_online_dpo_trains_on_its_own_pairs(online, tiny_model_dir):
 @pytest.mark.slow
 def test_resumed_online_dpo_repeats_the_losses(online, data, tiny_model_dir, tmp_path):
     """From the checkpoint of step 2: the samples, the pairs and the loss of step 3 are those of the whole run."""
-    import shutil
-
     first, metrics, _ = online
-    out = tmp_path / "resumed"
-    out.mkdir()
-    shutil.copytree(first / "global_step_2", out / "global_step_2")
-    (out / "latest_checkpointed_iteration.txt").write_text("2")
+    out = from_step(2, first, tmp_path / "resumed")
     resumed, _ = run(data, tiny_model_dir, out, *ONLINE, "trainer.val_before_train=False", estimator="online_dpo")
     assert sorted(resumed) == [3]
     for name in ("actor/loss", "rewards/margins", "score/chosen", "score/rejected", "pairs/used", "kl/reference"):
@@ -91,8 +86,6 @@ def test_self_play_moves_the_policy_to_the_datas_answers(data, tiny_model_dir, t
 def test_a_moving_reference_and_several_epochs_resume_where_they_were(data, tiny_model_dir, tmp_path):
     """Two mini-batches, two epochs, importance weights, a reference that follows the policy: step 3 after a resume has
     the losses of the run that was never stopped."""
-    import shutil
-
     options = [
         *ONLINE,
         "actor_rollout_ref.actor.ppo_epochs=2",
@@ -102,10 +95,7 @@ def test_a_moving_reference_and_several_epochs_resume_where_they_were(data, tiny
     ]
     whole, _ = run(data, tiny_model_dir, tmp_path / "whole", *options, estimator="online_dpo")
     assert all(whole[step]["actor/grad_norm"] > 0 for step in range(1, STEPS + 1))
-    out = tmp_path / "resumed"
-    out.mkdir()
-    shutil.copytree(tmp_path / "whole" / "global_step_2", out / "global_step_2")
-    (out / "latest_checkpointed_iteration.txt").write_text("2")
+    out = from_step(2, tmp_path / "whole", tmp_path / "resumed")
     resumed, _ = run(data, tiny_model_dir, out, *options, "trainer.val_before_train=False", estimator="online_dpo")
     assert sorted(resumed) == [3]
     for name in ("actor/loss", "rewards/margins", "score/gap", "pairs/used", "kl/reference", "actor/grad_norm"):

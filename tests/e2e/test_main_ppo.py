@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
-from rl_runs import NO_DASHBOARD
+from rl_runs import NO_DASHBOARD, from_step, main_ppo, variables
 
 STEPS = 6
 
@@ -57,42 +56,17 @@ def command(data, model_dir, out, *overrides):
         f"trainer.total_training_steps={STEPS}",
         "trainer.logger=[console,file]",
         f"trainer.default_local_dir={out}",
-        NO_DASHBOARD,
         *overrides,
     ]
 
 
-def environment(out, cache):
-    out.mkdir(parents=True, exist_ok=True)
-    return {
-        **os.environ,
-        "VERL_AIOPS_CACHE": str(cache),
-        "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"),
-        "RAY_DEDUP_LOGS": "0",
-    }
+def environment(cache):
+    return {"VERL_AIOPS_CACHE": str(cache), "RAY_DEDUP_LOGS": "0"}
 
 
 def run(data, model_dir, out, cache, *overrides):
-    """Metrics by step (last line of a step wins) and the output of a whole run."""
-    done = subprocess.run(
-        command(data, model_dir, out, *overrides),
-        env=environment(out, cache),
-        cwd=out,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return metrics_of(out), done.stdout
-
-
-def metrics_of(out):
-    steps: dict[int, dict] = {}
-    for line in (out / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        steps.setdefault(entry["step"], {}).update(entry["data"])
-    return steps
+    """Metrics by step and the output of a whole run."""
+    return main_ppo(command(data, model_dir, out, *overrides), out, **environment(cache))
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +111,7 @@ def test_final_model_is_a_plain_transformers_folder(whole_run, tiny_model_dir):
 def test_resumed_run_repeats_the_losses_and_hits_the_cache(whole_run, data, tiny_model_dir, tmp_path):
     """From the checkpoint of step 3, in another folder: steps 4 to 6 to 1e-6 (float32, same shapes, one worker)."""
     first, metrics, _ = whole_run
-    out = tmp_path / "resumed"
-    out.mkdir()
-    shutil.copytree(first / "global_step_3", out / "global_step_3")
-    (out / "latest_checkpointed_iteration.txt").write_text("3")
+    out = from_step(3, first, tmp_path / "resumed")
     resumed, output = run(data, tiny_model_dir, out, first / "cache", "trainer.val_before_train=False")
     assert sorted(resumed) == [4, 5, 6]
     for step in (4, 5, 6):
@@ -155,9 +126,10 @@ def test_killed_run_goes_on_where_it_was(whole_run, data, tiny_model_dir, tmp_pa
     """SIGKILL after step 4, then the same command again: the losses of a run that nothing happened to."""
     first, metrics, _ = whole_run
     out = tmp_path / "killed"
+    out.mkdir()
     process = subprocess.Popen(
-        command(data, tiny_model_dir, out, "trainer.save_freq=2"),
-        env=environment(out, first / "cache"),
+        [*command(data, tiny_model_dir, out, "trainer.save_freq=2"), NO_DASHBOARD],
+        env=variables(out, **environment(first / "cache")),
         cwd=out,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -215,10 +187,7 @@ def test_another_model_as_reference_and_a_moving_one(whole_run, data, tiny_model
     # until the first sync a live reference and a cached one are the same
     assert whole[2]["actor/loss"] == pytest.approx(metrics[2]["actor/loss"], rel=1e-6)
     assert f"{whole[3]['actor/loss']:.6f}" == "0.693147"
-    out = tmp_path / "live_resumed"
-    out.mkdir()
-    shutil.copytree(tmp_path / "live" / "global_step_3", out / "global_step_3")
-    (out / "latest_checkpointed_iteration.txt").write_text("3")
+    out = from_step(3, tmp_path / "live", tmp_path / "live_resumed")
     resumed, _ = run(data, tiny_model_dir, out, cache, *live, "trainer.val_before_train=False")
     for step in (4, 5, 6):
         assert resumed[step]["actor/loss"] == pytest.approx(whole[step]["actor/loss"], rel=1e-6, abs=1e-6), step

@@ -2,7 +2,7 @@
 prompts, from the same seed; one and two workers."""
 
 import pytest
-from rl_runs import STEPS, lines_of, run
+from rl_runs import STEPS, from_step, lines_of, run
 
 pytestmark = pytest.mark.e2e
 
@@ -114,13 +114,8 @@ def test_no_pass_is_made_that_the_update_makes_and_the_run_says_so(grpo, stock):
 def test_resumed_run_goes_on(grpo, data, tiny_model_dir, tmp_path):
     """From the checkpoint of step 3 with the same rollout seed; the weights that generate are the checkpoint's. By
     verl's engine, from what ours has written."""
-    import shutil
-
     first, _, _ = grpo
-    out = tmp_path / "resumed"
-    out.mkdir()
-    shutil.copytree(first / "global_step_3", out / "global_step_3")
-    (out / "latest_checkpointed_iteration.txt").write_text("3")
+    out = from_step(3, first, tmp_path / "resumed")
     metrics, output = run(
         data,
         tiny_model_dir,

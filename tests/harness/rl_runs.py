@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -66,10 +67,9 @@ def run(data, model_dir, out, *overrides, estimator="grpo"):
 def main_ppo(command, out, **environment):
     """Run it in its folder; metrics by step, and the output."""
     out.mkdir(parents=True, exist_ok=True)
-    metrics = out / "metrics.jsonl"
     done = subprocess.run(
         [*command, NO_DASHBOARD],
-        env={**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), **environment},
+        env=variables(out, **environment),
         cwd=out,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -77,11 +77,29 @@ def main_ppo(command, out, **environment):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-6000:]
+    return metrics_of(out), done.stdout
+
+
+def variables(out, **more):
+    """The environment of a run in `out`."""
+    return {**os.environ, "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"), **more}
+
+
+def metrics_of(out):
+    """Metrics by step; the last line of a step wins."""
     steps: dict[int, dict] = {}
-    for line in metrics.read_text().splitlines():
+    for line in (out / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
         steps.setdefault(entry["step"], {}).update(entry["data"])
-    return steps, done.stdout
+    return steps
+
+
+def from_step(step, first, out):
+    """`out` with the checkpoint of `step` that a run left in `first`, for a run that goes on from it; returns it."""
+    out.mkdir()
+    shutil.copytree(first / f"global_step_{step}", out / f"global_step_{step}")
+    (out / "latest_checkpointed_iteration.txt").write_text(str(step))
+    return out
 
 
 def lines_of(path):
