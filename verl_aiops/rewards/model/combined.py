@@ -18,6 +18,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
+from verl_aiops.rewards.model import patience_settings
 from verl_aiops.rewards.model.ensemble import ENSEMBLES, Member, read_members
 from verl_aiops.rewards.model.transform import NORMALISATIONS, SQUASHES, Moments, Shaping, read_stats
 from verl_aiops.settings import Settings, setting
@@ -106,18 +107,11 @@ class CombinedSettings(Settings):
     ensemble_k: float = setting(
         1.0, "of `mean_minus_std`: standard deviations between members that are taken off.", within="[0, inf)"
     )
-    timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
-    deadline_s: float = setting(
-        300.0, "seconds for all attempts of one answer together.", within="[1e-3, inf)", expected="seconds, above 0"
-    )
-    attempts: int = setting(5, "requests at most for one answer.", within="[1, inf)")
-    backoff_s: float = setting(
-        1.0,
-        "seconds before the second attempt; doubled for each further one, at most 30.",
-        within="[0, inf)",
-        expected="seconds, 0 or more",
-    )
-    concurrency: int = setting(64, "requests at a time from one of `reward.num_workers`.", within="[1, inf)")
+    timeout_s: float = patience_settings.TIMEOUT_S()
+    deadline_s: float = patience_settings.deadline_s("answer")
+    attempts: int = patience_settings.attempts(5, "answer")
+    backoff_s: float = patience_settings.BACKOFF_S()
+    concurrency: int = patience_settings.concurrency(64)
     on_failure: str = setting(
         "fail",
         "`fail` ends the run at the first answer without a score; `drop` leaves such answers out.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from verl_aiops.rewards.model import patience_settings
 from verl_aiops.rewards.model.judge_prompts import check_prompt
 from verl_aiops.settings import Settings, setting
 
@@ -73,18 +74,11 @@ class JudgeSettings(Settings):
         within="[1, inf)",
     )
     max_tokens: int = setting(512, "of a judge's answer.", within="[16, 65536]")
-    timeout_s: float = setting(60.0, "seconds for one request.", within="[1e-3, inf)", expected="seconds, above 0")
-    deadline_s: float = setting(
-        300.0, "seconds for all attempts of one verdict together.", within="[1e-3, inf)", expected="seconds, above 0"
-    )
-    attempts: int = setting(3, "requests at most for one verdict.", within="[1, inf)")
-    backoff_s: float = setting(
-        1.0,
-        "seconds before the second attempt; doubled for each further one.",
-        within="[0, inf)",
-        expected="seconds, 0 or more",
-    )
-    concurrency: int = setting(16, "requests at a time from one of `reward.num_workers`.", within="[1, inf)")
+    timeout_s: float = patience_settings.TIMEOUT_S()
+    deadline_s: float = patience_settings.deadline_s("verdict")
+    attempts: int = patience_settings.attempts(3, "verdict")
+    backoff_s: float = patience_settings.BACKOFF_S()
+    concurrency: int = patience_settings.concurrency(16)
     most_requests: int = setting(
         0, "of one reward worker in all; then every further answer fails. 0: no limit.", within="[0, inf)"
     )
