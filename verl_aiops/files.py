@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = [
     "WriteError",
     "default_cache_dir",
+    "feed",
     "leads_out",
     "move_into_place",
     "naming",
@@ -68,6 +70,19 @@ def default_cache_dir(kind: str) -> str:
     """``$VERL_AIOPS_CACHE/KIND``, or a folder under the user's cache directory."""
     root = os.environ.get("VERL_AIOPS_CACHE") or os.path.join("~", ".cache", "verl-aiops")
     return os.path.join(os.path.expanduser(root), kind)
+
+
+def feed(digest: hashlib._Hash, path: str | os.PathLike, told: Callable[[int], object] | None = None) -> None:
+    """Put a file's bytes into a hash, a part at a time, since weights and data may be larger than memory.
+
+    Args:
+        told: is called with the size of each part.
+    """
+    with open(path, "rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+            if told is not None:
+                told(len(part))
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:

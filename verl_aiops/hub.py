@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from verl_aiops.files import default_cache_dir, move_into_place, replacing
+from verl_aiops.files import default_cache_dir, feed, move_into_place, replacing
 from verl_aiops.inputs.shown import UserError, one_line
 
 __all__ = ["HubError", "fetch_model", "fetch_rows", "may_be_on_a_hub"]
@@ -89,9 +89,10 @@ def fetch_rows(name: str, option: str, *, held_out: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{chosen}.parquet") as temporary:
         rows.to_parquet(str(temporary))
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()[:12]
+        digest = hashlib.sha256()
+        feed(digest, temporary)
     # by its content: a run that goes on finds what it was trained on, and another revision does not take its place
-    path = folder / f"{chosen}-{digest}.parquet"
+    path = folder / f"{chosen}-{digest.hexdigest()[:12]}.parquet"
     move_into_place(folder / f"{chosen}.parquet", path)
     return path
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_aiops.files import replacing
+from verl_aiops.files import feed, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,6 @@ def _key(files: Sequence[Path], tokenizer: Any, settings: Mapping[str, object]) 
     for source in sorted(rules):
         digest.update(source.read_bytes())
     for path in files:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
+        feed(digest, path)
         digest.update(path.name.encode())  # rows without an id are named after their file
     return digest.hexdigest()[:32]

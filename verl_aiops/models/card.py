@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aiops.files import feed
 from verl_aiops.inputs.shown import one_line
 
 __all__ = ["CARD", "USE_CLASSIFIER", "Card", "card_text", "write_card"]
@@ -166,18 +167,11 @@ def _data_files(named: Any) -> list[str]:
 def _data_file(path: str) -> str:
     name = _code(Path(path).name)
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+        digest = hashlib.sha256()
+        feed(digest, path)
         return f"{name}, {os.path.getsize(path):,} bytes, sha256 {digest.hexdigest()}"
     except OSError:  # a file of a hub or an object store
         return name
-
-
-def _digest(file: Any) -> Any:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
 
 
 def _settings(config: DictConfig, method: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from verl_aiops.files import write_atomically
+from verl_aiops.files import feed, write_atomically
 
-__all__ = ["ReferenceCache", "ReferenceIdentity", "adapter_digest", "weights_digest"]
+__all__ = ["ReferenceCache", "ReferenceIdentity", "adapter_digest", "config_content", "weights_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +39,20 @@ def weights_digest(folder: str) -> str:
     if not files:
         raise FileNotFoundError(f"{folder}: no weight files ({', '.join(_WEIGHT_FILES)}) to identify the reference by")
     digest = hashlib.sha256()
-    config = Path(folder) / "config.json"
     total = sum(p.stat().st_size for p in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="Hashing reference weights", disable=total < 1 << 30) as bar:
-        for path in [*files, config]:
-            if path == config:
-                # only what changes the numbers: transformers rewrites its own version into the file
-                content = json.loads(path.read_text())
-                content.pop("transformers_version", None)
-                digest.update(json.dumps(content, sort_keys=True).encode())
-                continue
+        for path in files:
             digest.update(path.name.encode())
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 24):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
+            feed(digest, path, bar.update)
+    digest.update(config_content(Path(folder) / "config.json"))
     return digest.hexdigest()
+
+
+def config_content(path: Path) -> bytes:
+    """What of a model's ``config.json`` changes its numbers: transformers rewrites its own version into the file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("transformers_version", None)
+    return json.dumps(content, sort_keys=True).encode()
 
 
 def adapter_digest(folder: str) -> str:

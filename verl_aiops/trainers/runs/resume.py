@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -13,9 +12,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aiops.files import feed
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig, PreferenceConfig
 from verl_aiops.trainers.dpo.checkpoints import check_same_reference, export_model, exported_from, resume_folder
-from verl_aiops.trainers.reference.cache import adapter_digest, weights_digest
+from verl_aiops.trainers.reference.cache import adapter_digest, config_content, weights_digest
 from verl_aiops.trainers.runs.checkpoint_health import TRACKER, steps_in
 from verl_aiops.trainers.runs.note import RL, RL_WITH_CRITIC, Differences, RunNote, compare, read_note, run_settings
 
@@ -91,10 +91,7 @@ def _config_digest(folder: str) -> str | None:
     config = Path(os.path.expanduser(folder)) / "config.json"
     if not config.is_file():
         return None
-    content = json.loads(config.read_text(encoding="utf-8"))
-    # transformers rewrites its own version into the file
-    content.pop("transformers_version", None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(config_content(config)).hexdigest()
 
 
 def files_digest(files) -> str:
@@ -105,9 +102,7 @@ def files_digest(files) -> str:
         if not os.path.isfile(path):
             digest.update(name.encode())
             continue
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
+        feed(digest, path)
     return digest.hexdigest()
 
 
