@@ -28,7 +28,7 @@ import tempfile
 from pathlib import Path
 
 from dpo_plots import plot_steps
-from dpo_runs import GPU_ONLY, NOT_BY_DEFAULT, VARIANTS, make_data, make_model, pairs_of, run, step_seconds
+from dpo_runs import GPU_ONLY, NOT_BY_DEFAULT, VARIANTS, in_turns, make_data, make_model, pairs_of, run, step_seconds
 
 
 def machine(device: str) -> str:
@@ -127,7 +127,6 @@ def main() -> int:
     arguments.variants = arguments.variants or [name for name in VARIANTS if name not in left_out]
     asked = dict(vars(arguments))
     arguments.model = str(Path(arguments.model).resolve())
-    results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.architecture:
@@ -147,13 +146,7 @@ def main() -> int:
         else:
             arguments.groups = arguments.pairs
         arguments.pairs, arguments.groups = (str(Path(p).resolve()) for p in (arguments.pairs, arguments.groups))
-        for number in range(arguments.rounds):
-            turn = arguments.variants[number % len(arguments.variants) :] + arguments.variants
-            for variant in dict.fromkeys(turn):
-                result = run(variant, arguments, folder / f"{number}-{arguments.variants.index(variant)}")
-                results[variant].append(result)
-                seconds = step_seconds(result["seconds"])
-                print(f"round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
+        results = in_turns(arguments, folder, run)
         sizes = (arguments.model, arguments.prompt, arguments.answer, arguments.completions)
         flops = needed_flops(*sizes) if made else None
     return report(arguments, asked, results, flops)

@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 
 from bench_dpo import machine
-from dpo_runs import by_main_ppo, make_data, make_model, pairs_of, step_seconds
+from dpo_runs import by_main_ppo, in_turns, make_data, make_model, pairs_of, step_seconds
 from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
 
 VARIANTS = {"ours": "shared_prompt", "rows": "rows", "TRL": "trl"}
@@ -171,15 +171,7 @@ def measured(arguments, folder: Path) -> tuple[dict, list[str]]:
     lengths = {"prompt": arguments.prompt, "answer": arguments.answer}
     made = make_data(folder, AutoTokenizer.from_pretrained(arguments.classifier), **sizes, **lengths)
     arguments.pairs, arguments.groups = map(str, made)
-    results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
-    for number in range(arguments.rounds):
-        turn = arguments.variants[number % len(arguments.variants) :] + arguments.variants
-        for variant in dict.fromkeys(turn):
-            result = run(variant, arguments, folder / f"{number}-{arguments.variants.index(variant)}")
-            results[variant].append(result)
-            seconds = step_seconds(result["seconds"])
-            print(f"{arguments.answers} answers, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
-    return report(arguments, results)
+    return report(arguments, in_turns(arguments, folder, run, f"{arguments.answers} answers, "))
 
 
 def report(arguments, results: dict[str, list[dict]]) -> tuple[dict, list[str]]:

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
@@ -148,6 +148,20 @@ def step_seconds(seconds: list[float]) -> float:
     """Seconds a step: the time of all steps but the first, which warms up, over their number. Never a median: where
     steps run into each other, a short one stands beside a long one."""
     return sum(seconds[1:]) / len(seconds[1:])
+
+
+def in_turns(arguments, folder: Path, run: Callable[..., dict], called: str = "") -> dict[str, list[dict]]:
+    """The runs of every variant, round by round, each round beginning with another one: what the machine does beside
+    them meets all alike."""
+    results: dict[str, list[dict]] = {name: [] for name in arguments.variants}
+    for number in range(arguments.rounds):
+        turn = arguments.variants[number % len(arguments.variants) :] + arguments.variants
+        for variant in dict.fromkeys(turn):
+            result = run(variant, arguments, folder / f"{number}-{arguments.variants.index(variant)}")
+            results[variant].append(result)
+            seconds = step_seconds(result["seconds"])
+            print(f"{called}round {number + 1}, {variant}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
+    return results
 
 
 def run(variant: str, arguments, folder: Path) -> dict:
