@@ -23,7 +23,7 @@ from verl_aiops.files import write_atomically
 from verl_aiops.incidents.prompts import answer_json
 from verl_aiops.rewards.triage.answer import FIELDS
 
-__all__ = ["METHODS", "Baselines", "Method", "baseline", "check_apart"]
+__all__ = ["METHODS", "Baselines", "Method", "baseline", "check_apart", "check_methods", "settings_of"]
 
 _SHOWN = {"acc_main": "both fields right", "service_ok": "service right", "type_ok": "type right"}
 
@@ -75,6 +75,21 @@ class _Answers:
             done(job, Generation(turns, [False] * len(turns)))
 
 
+def settings_of(
+    data: str, learnt: str, val: str, asked: str, seed: int, reward: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The settings of an evaluation of a baseline; ``learnt`` and ``asked`` are the fingerprints of both files."""
+    return {
+        "trained_on": data,
+        "trained_on_questions": learnt,
+        "data": val,
+        "questions": asked,
+        "n": 1,
+        "seed": seed,
+        "reward": dict(reward or {}),
+    }
+
+
 def baseline(
     data: str,
     val: str,
@@ -108,15 +123,7 @@ def baseline(
     rows = {side: [asked_of(question, known) for question in own] for side, own in (("train", train), ("val", asked))}
     truths = [(question.ground_truth[FIELDS[0]], question.ground_truth[FIELDS[1]]) for question in train]
     reading = time.perf_counter() - started
-    settings = {
-        "trained_on": data,
-        "trained_on_questions": fingerprint(train),
-        "data": val,
-        "questions": fingerprint(asked),
-        "n": 1,
-        "seed": seed,
-        "reward": dict(reward or {}),
-    }
+    settings = settings_of(data, fingerprint(train), val, fingerprint(asked), seed, reward)
     found: dict[str, Any] = {}
     for name in methods:
         method, started = METHODS[name](), time.perf_counter()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_aiops.evaluation.baseline.run import check_apart, check_methods
+from verl_aiops.evaluation.baseline.run import check_apart, check_methods, settings_of
 from verl_aiops.evaluation.investigation.evaluate import rule_lines, said_lines, shown, summarise
 from verl_aiops.evaluation.investigation.linear import LinearInvestigator
 from verl_aiops.evaluation.investigation.metrics import METRICS
@@ -49,16 +49,8 @@ def baseline_investigations(
     model = LinearInvestigator() if LINEAR in methods else None
     train, asked = read_case_questions(data), read_case_questions(val)
     check_apart(train, asked, data, val)
-    settings = {
-        "task": "investigation",
-        "trained_on": data,
-        "trained_on_questions": fingerprint(train),
-        "data": val,
-        "questions": fingerprint(asked),
-        "n": 1,
-        "seed": seed,
-        "reward": dict(reward or {}),
-    }
+    both = settings_of(data, fingerprint(train), val, fingerprint(asked), seed, reward)
+    settings: dict[str, Any] = {"task": "investigation", **both}
     found: dict[str, Any] = {}
     for name in methods:
         started = time.perf_counter()
