@@ -13,7 +13,7 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.investigation.questions import CaseQuestion
 from verl_aiops.evaluation.run.hf_backend import LocalBackend
-from verl_aiops.evaluation.run.openai_backend import EndpointBackend
+from verl_aiops.evaluation.run.openai_backend import EndpointBackend, completion_tokens
 from verl_aiops.http import HttpFault
 from verl_aiops.investigation.tools import tool_schemas
 from verl_aiops.rollout.tools.desk import Asked, Desk
@@ -200,10 +200,7 @@ def _read(reply: Any, shown: str) -> tuple[str, bool, int | None, list[Asked], d
         or not isinstance(called, list)
     ):
         raise HttpFault(f"expected choices[0].message with text or calls: {shown}", True)
-    usage = reply.get("usage")
-    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens < 2**31:
-        tokens = None
+    tokens = completion_tokens(reply)
     # lone surrogates are no text: they could neither be sent back nor written to a file
     text = (message.get("content") or "").encode("utf-8", "replace").decode("utf-8")
     given = [call for call in called if isinstance(call, Mapping)][:64]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.run.rows import RL_KEYS, rows_read, with_ids_of_their_own
 from verl_aiops.rewards.investigation.ground_truth import read_investigation_truth
 from verl_aiops.rollout.tools.cases import AskedCase, case_of
 
@@ -56,28 +57,10 @@ def read_case_questions(path: str) -> list[CaseQuestion]:
         PreferenceDataError: the file cannot be read.
         EvaluationError: a row or its case cannot be used; names file, row and key.
     """
-    import numpy as np
-
-    from verl_aiops.data.reading import open_files
-
-    (file,) = open_files(path)
-    questions: list[CaseQuestion] = []
-    seen: dict[str, str] = {}
-    for record in file.records(["prompt", "reward_model", "extra_info"], np.arange(file.rows)):
-        try:
-            if record.fault:
-                raise EvaluationError(record.fault)
-            question = _question(record.values)
-            if question.id in seen:
-                raise EvaluationError(f"extra_info.id: {question.id!r} was used in {seen[question.id]} already")
-        except (OSError, ValueError) as error:
-            raise EvaluationError(f"{record.where}: {error}") from None
-        seen[question.id] = record.where
-        questions.append(question)
-    return questions
+    return with_ids_of_their_own(rows_read(path, RL_KEYS, _question))
 
 
-def _question(row: Mapping[str, Any]) -> CaseQuestion:
+def _question(row: Mapping[str, Any], number: int) -> CaseQuestion:
     info, model, prompt = row.get("extra_info"), row.get("reward_model"), row.get("prompt")
     if not isinstance(info, Mapping) or not isinstance(info.get("id"), str):
         raise EvaluationError("extra_info: expected an object with the id of the case")

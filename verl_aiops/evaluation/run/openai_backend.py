@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from verl_aiops.evaluation.run.questions import Question, offered_names
 from verl_aiops.http import HttpFault, JsonClient, Patience
 from verl_aiops.reasoning import ANY
 
-__all__ = ["EndpointBackend", "EndpointOptions"]
+__all__ = ["EndpointBackend", "EndpointOptions", "completion_tokens"]
 
 LONGEST_REPLY = 4 << 20
 
@@ -193,15 +193,20 @@ def _read(reply: Any, shown: str) -> _Reply:
     text = message.get("content", 0) if isinstance(message, dict) else 0
     if text is not None and not isinstance(text, str):
         raise HttpFault(f"expected choices[0].message.content to be text: {shown}", True)
-    usage = reply.get("usage")
-    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens < 2**31:
-        tokens = None
+    tokens = completion_tokens(reply)
     if not (text or "").strip() and (reason := _why_no_text(message, choice.get("finish_reason"))):
         raise HttpFault(f"{NO_TEXT}{reason}: {shown}", False)
     # lone surrogates are no text: they could neither be sent back nor written to a file
     text = (text or "").encode("utf-8", "replace").decode("utf-8")
     return _Reply(text, choice.get("finish_reason") == "length", tokens)
+
+
+def completion_tokens(reply: Mapping[str, Any]) -> int | None:
+    """How many tokens the server says that it wrote; None where it says no such number."""
+    usage = reply.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    whole = isinstance(tokens, int) and not isinstance(tokens, bool)
+    return tokens if whole and 0 <= tokens < 2**31 else None
 
 
 def _why_no_text(message: dict[str, Any], finish: Any) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.run.rows import RL_KEYS, rows_read, with_ids_of_their_own
 from verl_aiops.incidents import IncidentSource, PromptOptions, iter_cases
 from verl_aiops.incidents.build.files import UNKNOWN_DIFFICULTY
 from verl_aiops.incidents.marks import answerable_by, part_of
@@ -112,28 +113,7 @@ def read_rl_questions(path: str) -> list[Question]:
         PreferenceDataError: the file cannot be read.
         EvaluationError: a row cannot be used; names file, row and key.
     """
-    import numpy as np
-
-    from verl_aiops.data.reading import open_files
-
-    (file,) = open_files(path)
-    questions: list[Question] = []
-    seen: dict[str, str] = {}
-    columns = ["prompt", "reward_model", "extra_info"]
-    for number, record in enumerate(file.records(columns, np.arange(file.rows))):
-        try:
-            if record.fault:
-                raise EvaluationError(record.fault)
-            question = _question(record.values, number)
-            if question.id in seen:
-                raise EvaluationError(
-                    f"extra_info.id: {question.id!r} was used in {seen[question.id]}; make ids unique"
-                )
-        except ValueError as error:
-            raise EvaluationError(f"{record.where}: {error}") from None
-        seen[question.id] = record.where
-        questions.append(question)
-    return questions
+    return with_ids_of_their_own(rows_read(path, RL_KEYS, _question))
 
 
 def _question(row: Mapping[str, Any], number: int) -> Question:
@@ -198,37 +178,10 @@ def read_pair_questions(path: str) -> list[Question]:
         PreferenceDataError: the file cannot be read.
         EvaluationError: a row cannot be used, or has no ground truth to hold an answer to; names file, row and key.
     """
-    import numpy as np
-
-    from verl_aiops.data.reading import open_files
-
-    (file,) = open_files(path)
     asked: dict[str, Question] = {}
     ids: set[str] = set()
-    columns = [
-        "prompt",
-        "ground_truth",
-        "id",
-        "group",
-        "source",
-        "lang",
-        "incident_text",
-        "part",
-        "answerable",
-        "wording",
-    ]
-    for number, record in enumerate(file.records(columns, np.arange(file.rows))):
-        try:
-            if record.fault:
-                raise EvaluationError(record.fault)
-            missing = [key for key in columns[:2] if record.values.get(key) is None]
-            if missing:
-                raise EvaluationError(
-                    f"{missing[0]}: found none; answers can be scored for files made by `verl-aiops build-prefs`"
-                )
-            question = _of_whole_characters(_pair_question(record.values, number))
-        except ValueError as error:
-            raise EvaluationError(f"{record.where}: {error}") from None
+    columns = ("prompt", "ground_truth", *_OF_PAIRS)
+    for number, (_, question) in enumerate(rows_read(path, columns, _pair_question)):
         prompt = json.dumps(question.messages, sort_keys=True)
         if prompt not in asked:
             # ids of pairs need not tell prompts apart, those of answers must
@@ -237,9 +190,17 @@ def read_pair_questions(path: str) -> list[Question]:
     return list(asked.values())
 
 
+_OF_PAIRS = ("id", "group", "source", "lang", "incident_text", "part", "answerable", "wording")
+
+
 def _pair_question(row: Mapping[str, Any], number: int) -> Question:
+    for key in ("prompt", "ground_truth"):
+        if row.get(key) is None:
+            raise EvaluationError(
+                f"{key}: found none; answers can be scored for files made by `verl-aiops build-prefs`"
+            )
     name = _text(row.get("id"), "id") or f"row-{number}"
-    return Question(
+    question = Question(
         id=name,
         group=_text(row.get("group"), "group") or name,
         source=_text(row.get("source"), "source"),
@@ -253,6 +214,7 @@ def _pair_question(row: Mapping[str, Any], number: int) -> Question:
         answerable=_text(row.get("answerable"), "answerable"),
         wording=_text(row.get("wording"), "wording"),
     )
+    return _of_whole_characters(question)
 
 
 def _mapping(value: Any, key: str, default: Mapping | None) -> Mapping[str, Any]:
