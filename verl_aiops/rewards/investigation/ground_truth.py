@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from verl_aiops.rewards.triage.ground_truth import MOST_READ, alias_pairs, label_of, mapping_of, strings_of
+from verl_aiops.rewards.triage.ground_truth import MOST_READ, alias_pairs, label_of, list_of, mapping_of, strings_of
 
 __all__ = ["Cause", "InvestigationTruth", "read_investigation_truth"]
 
@@ -152,14 +152,7 @@ def _alias_tables(value: object) -> dict[str, dict[str, str]]:
 
 
 def _items(raw: Mapping, key: str) -> list[Mapping]:
-    value = raw.get(key)
-    if value is None:
-        return []
-    if hasattr(value, "tolist"):  # a numpy array, as pandas and pyarrow hand out list columns
-        value = value.tolist()
-    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping) for item in value):
-        raise ValueError(f"ground_truth: {key}: expected a list of objects, got {value!r:.80}")
-    return list(value)
+    return list_of(Mapping, "objects", raw.get(key), key)
 
 
 def _labels(raw: Mapping, key: str) -> frozenset[str]:

@@ -5,9 +5,11 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from verl_aiops.rewards.triage.answer import FIELDS, MAX_LABEL_CHARS, normalise_label
+
+_Item = TypeVar("_Item")
 
 _ALIAS_SHAPES = (
     '{"service": [other names of the true label]}, {"service": {label: [other names]}}, {"service": {other name: '
@@ -170,12 +172,21 @@ def label_of(value: object, where: str) -> str:
 
 def strings_of(value: object, where: str) -> list[str]:
     """A list of texts of a ground truth; none for null."""
+    return list_of(str, "str", value, where)
+
+
+def list_of(kind: type[_Item], called: str, value: Any, where: str) -> list[_Item]:
+    """A list of a ground truth whose items are of one kind; none for null.
+
+    Raises:
+        ValueError: it is none.
+    """
     if value is None:
         return []
     if hasattr(value, "tolist"):  # a numpy array, as pandas and pyarrow hand out list columns
         value = value.tolist()
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"ground_truth: {where}: expected a list of str, got {_shown(value)}")
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+        raise ValueError(f"ground_truth: {where}: expected a list of {called}, got {_shown(value)}")
     return list(value)
 
 
