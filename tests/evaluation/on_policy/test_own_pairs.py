@@ -205,7 +205,9 @@ def test_two_analyses_make_whole_conversations_and_one_shared_makes_a_verdict(as
     out = tmp_path / "own.parquet"
     build_own_pairs([asked(texts, n=3)], out)
     questions = {q.id: q for q in read_rl_questions(str(asked.data))}
-    for row in rows(out):
+    made = rows(out)
+    assert {row["id"].split("#")[1] for row in made} == {"own0", "own1"}
+    for row in made:
         question = questions[row["id"].split("#")[0]]
         opening, (later,) = list(question.messages), question.rounds
         if row["id"].endswith("#own0"):

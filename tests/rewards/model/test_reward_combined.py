@@ -6,7 +6,7 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from verl_aiops.rewards.model.combined import MODES, CombinedSettings, combine, no_rule
@@ -33,13 +33,20 @@ def test_each_mode_is_its_formula(rule, rm, ok):
     assert rule <= tie < rule + 0.01 + 1e-12
 
 
-@given(a=UNIT, b=UNIT, rms=st.tuples(UNIT, UNIT))
-def test_a_tiebreak_never_overrules_a_step_and_always_decides_a_tie(a, b, rms):
+@given(rules=st.tuples(UNIT, UNIT), rms=st.tuples(UNIT, UNIT))
+def test_a_tiebreak_never_overrules_a_step(rules, rms):
+    worse, better = sorted(rules)
+    assume(better - worse >= 0.05)
     tie = settings(mode="rm_tiebreak", tiebreak_step=0.05)
-    if a - b >= 0.05:
-        assert combine(tie, a, rms[0], True) > combine(tie, b, rms[1], True)
-    if rms[0] - rms[1] > 1e-9:
-        assert combine(tie, a, rms[0], True) > combine(tie, a, rms[1], True)
+    assert combine(tie, better, rms[0], True) > combine(tie, worse, rms[1], True)
+
+
+@given(rule=UNIT, rms=st.tuples(UNIT, UNIT))
+def test_a_tiebreak_always_decides_a_tie(rule, rms):
+    lower, higher = sorted(rms)
+    assume(higher - lower > 1e-9)
+    tie = settings(mode="rm_tiebreak", tiebreak_step=0.05)
+    assert combine(tie, rule, higher, True) > combine(tie, rule, lower, True)
 
 
 @pytest.mark.parametrize("squash, clip", [("sigmoid", None), ("tanh", None), ("raw", [-2, 3])])
