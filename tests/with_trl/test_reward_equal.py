@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import make_tiny_classifier
 
 pytest.importorskip("trl")
 
@@ -16,14 +17,7 @@ PAIRS = 8
 
 @pytest.fixture(scope="module")
 def classifier(tiny_model_dir, tmp_path_factory):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-
-    folder = tmp_path_factory.mktemp("classifier")
-    set_seed(3)
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1, dtype=torch.float32)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    return folder
+    return make_tiny_classifier(tmp_path_factory.mktemp("classifier"), tiny_model_dir, trunk=True, seed=3)
 
 
 def _data(folder):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from eval_harness import listening_app
+from tiny import make_tiny_classifier
 
 from verl_aiops.cli.main import main
 from verl_aiops.evaluation.reward_model.measures import best_of_n, margins_of, ranking
@@ -35,15 +36,7 @@ GROUPS = [
 @pytest.fixture(scope="module")
 def reward_model(tiny_model_dir, tmp_path_factory):
     """A tiny classifier with a head drawn from a seed, as `train-rm` leaves it."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("rm")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1, dtype=torch.float32)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    return folder
+    return make_tiny_classifier(tmp_path_factory.mktemp("rm"), tiny_model_dir, trunk=True, seed=3)
 
 
 def by_hand(folder, prompt, answer):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import make_tokenizer
+from tiny import make_tiny_classifier, make_tokenizer
 
 from verl_aiops.data.scoring import scoring_ids
 from verl_aiops.rollout.hf import scorer as hf_scorer
@@ -28,21 +28,9 @@ PAD = 2  # of the tiny tokenizer, and its end of a turn
 POSITIONS = 4096
 
 
-def make_reward_model(folder, model_dir, **changes):
-    """A random score head on the tiny model's configuration; the tokenizer beside it."""
-    from transformers import AutoConfig, LlamaForSequenceClassification
-
-    config = AutoConfig.from_pretrained(model_dir, **{"num_labels": 1, **changes})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def rm_dir(tiny_model_dir, tmp_path_factory):
-    return make_reward_model(tmp_path_factory.mktemp("rm"), tiny_model_dir)
+    return make_tiny_classifier(tmp_path_factory.mktemp("rm"), tiny_model_dir)
 
 
 @pytest.fixture(scope="module")
@@ -418,7 +406,7 @@ def test_a_server_that_keeps_its_device_answers_at_any_time(serve, rm_dir, chang
 
 
 def test_a_model_with_two_labels_is_refused(tiny_model_dir, tmp_path):
-    make_reward_model(tmp_path, tiny_model_dir, num_labels=2)
+    make_tiny_classifier(tmp_path, tiny_model_dir, num_labels=2)
     with pytest.raises(ValueError, match="2 labels; a reward model has one"):
         ScoreModel(str(tmp_path), torch.float32, "cpu")
 

@@ -239,25 +239,10 @@ def test_files_that_cannot_be_read_are_left_to_verl(tmp_path):
 
 
 @pytest.fixture
-def reward_model(tmp_path):
-    from tiny import make_tokenizer
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+def reward_model(tiny_model_dir, tmp_path):
+    from tiny import make_tiny_classifier
 
-    folder = tmp_path / "rm"
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=4096,
-    )
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(make_tiny_classifier(tmp_path / "rm", tiny_model_dir))
 
 
 def with_rm(folder, *more):
