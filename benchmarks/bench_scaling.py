@@ -332,6 +332,37 @@ def plot(record: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def points_of(arguments, base: dict) -> dict[str, list[dict]]:
+    """The points of each dimension: the base point with another value of it."""
+    gpu, points = arguments.device == "cuda", {}
+    for dimension in arguments.dimensions:
+        values = RANGES[arguments.device][dimension]
+        if dimension == "workers":
+            there = torch.cuda.device_count() if gpu else os.cpu_count() or 1
+            values = [value for value in arguments.workers or values if value <= there]
+        points[dimension] = [base | {dimension: value} for value in values]
+        if gpu and dimension == "workers":
+            # a GPU more is there for more pairs; CPU workers share the cores
+            for point in points[dimension]:
+                point["pairs"] *= point["workers"]
+    return points
+
+
+def tell(dimension: str, points: list[dict], backends: list[str]) -> None:
+    """A line of each point: pairs a second of the backends, and their ratio beside the law's."""
+    for point in points:
+        times = {b: mean(point[b]["seconds"]) for b in backends}
+        rates = [
+            f"{b} does not fit into memory" if math.isnan(t) else f"{b} {point['pairs'] / t:.2f} pairs/s"
+            for b, t in times.items()
+        ]
+        if len(backends) == 2:
+            ratio = times["rows"] / times["shared_prompt"]
+            rates += [] if math.isnan(ratio) else [f"ratio {ratio:.2f}"]
+            rates.append(f"FLOP law {point['flops']['rows'] / point['flops']['shared_prompt']:.2f}")
+        print(f"{dimension} {point[dimension]:>7,}: {', '.join(rates)}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -370,21 +401,8 @@ def main() -> int:
         "lora_rank": arguments.lora_rank,
     }
     backends = arguments.backends
-    record |= {"size": arguments.size, **how, "backends": backends, "points": {}}
+    record |= {"size": arguments.size, **how, "backends": backends, "points": points_of(arguments, base)}
     with tempfile.TemporaryDirectory() as scratch:
-        for dimension in arguments.dimensions:
-            values = RANGES[arguments.device][dimension]
-            if dimension == "workers":
-                values = [
-                    v
-                    for v in arguments.workers or values
-                    if v <= (torch.cuda.device_count() if gpu else os.cpu_count() or 1)
-                ]
-            record["points"][dimension] = [base | {dimension: value} for value in values]
-            if gpu and dimension == "workers":
-                # a GPU more is there for more pairs; CPU workers share the cores
-                for point in record["points"][dimension]:
-                    point["pairs"] *= point["workers"]
         groups: dict[tuple[int, int], list[dict]] = {}
         for points in record["points"].values():
             for point in points:
@@ -400,17 +418,7 @@ def main() -> int:
             for point in points:
                 point["flops"] = {b: needed(body, head, point["prompt"], point["answer"], b) for b in backends}
         for dimension, points in record["points"].items():
-            for point in points:
-                times = {b: mean(point[b]["seconds"]) for b in backends}
-                rates = [
-                    f"{b} does not fit into memory" if math.isnan(t) else f"{b} {point['pairs'] / t:.2f} pairs/s"
-                    for b, t in times.items()
-                ]
-                if len(backends) == 2:
-                    ratio = times["rows"] / times["shared_prompt"]
-                    rates += [] if math.isnan(ratio) else [f"ratio {ratio:.2f}"]
-                    rates.append(f"FLOP law {point['flops']['rows'] / point['flops']['shared_prompt']:.2f}")
-                print(f"{dimension} {point[dimension]:>7,}: {', '.join(rates)}", flush=True)
+            tell(dimension, points, backends)
             # one rate of FLOP/s for all points, that of the rows (or of the one backend) at the base point
             at_base = min(points, key=lambda p: abs(p[dimension] - base[dimension]))
             fitted = "rows" if "rows" in backends else backends[0]
