@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -137,15 +137,8 @@ class PreferenceDataset(Dataset):
         progress: bool = True,
         cache_dir: str | None = None,
     ):
-        if truncation not in TRUNCATIONS:
-            raise ValueError(f"data.truncation={truncation!r} is none of {', '.join(TRUNCATIONS)}")
-        for name, value in (
-            ("max_prompt_length", max_prompt_length),
-            ("max_response_length", max_response_length),
-            ("limit", limit),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: at least 1 is needed (None for no limit)")
+        most = {"max_prompt_length": max_prompt_length, "max_response_length": max_response_length, "limit": limit}
+        _check_arguments(truncation, text_pairs, system_key, most)
         wanted = Wanted.of(kinds, comparisons, gap_weight, yes_from_score)
         lengths = (max_prompt_length or sys.maxsize, max_response_length or sys.maxsize)
         columns = Columns(
@@ -164,13 +157,6 @@ class PreferenceDataset(Dataset):
             label=label_key,
             system=system_key,
         )
-        if text_pairs not in (None, *TEXT_PAIRS):
-            raise ValueError(f"data.text_pairs={text_pairs!r}: expected one of {', '.join(TEXT_PAIRS)}, or null")
-        if text_pairs == "plain" and system_key:
-            raise ValueError(
-                f"data.text_pairs=plain with data.system_key={system_key}: plain texts have no system message. Remove "
-                "one of the two"
-            )
         variables = dict(apply_chat_template_kwargs or {})
         if scored and (chat_template or variables or text_pairs == "plain" or truncation == "left"):
             raise ValueError(
@@ -260,3 +246,18 @@ class PreferenceDataset(Dataset):
     def identity(self) -> str:
         """SHA-256 (hex) of all examples' digests in order: equal for equal tokenised data in equal order."""
         return hashlib.sha256(self.row_digests().tobytes()).hexdigest()
+
+
+def _check_arguments(truncation: str, text_pairs: str | None, system_key: str, most: Mapping[str, int | None]) -> None:
+    if truncation not in TRUNCATIONS:
+        raise ValueError(f"data.truncation={truncation!r} is none of {', '.join(TRUNCATIONS)}")
+    for name, value in most.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: at least 1 is needed (None for no limit)")
+    if text_pairs not in (None, *TEXT_PAIRS):
+        raise ValueError(f"data.text_pairs={text_pairs!r}: expected one of {', '.join(TEXT_PAIRS)}, or null")
+    if text_pairs == "plain" and system_key:
+        raise ValueError(
+            f"data.text_pairs=plain with data.system_key={system_key}: plain texts have no system message. Remove one "
+            "of the two"
+        )
