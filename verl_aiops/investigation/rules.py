@@ -43,7 +43,7 @@ def rule_verdict(case: Case) -> dict[str, Any]:
     calls = defaultdict(set)
     for edge in calls_of(index):
         calls[edge.source].add(edge.target)
-    reached = _reached(index, calls)
+    reached = _reached(index)
     ill = {name for name in signs if name in reached} or set(signs)
     if not ill:
         silent = any("silent" in note.text or "no metrics" in note.text for note in index.events)
@@ -110,7 +110,7 @@ def _errors(index: Index, places: list[int]) -> list[_Sign]:
     return [_Sign(1.0, " ".join(line.text for line in during[:5]))]
 
 
-def _reached(index: Index, calls: dict[str, set[str]]) -> set[str]:
+def _reached(index: Index) -> set[str]:
     """The services of requests like the alert's; all of them where the alert names no request that was traced."""
     operation = _OPERATION.search(index.case.symptom)
     on_it = {span.service for span in index.spans if operation and span.operation == operation[1]}

@@ -53,7 +53,7 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
     Raises:
         ConfigError: it is not the right answer any more.
     """
-    compute_score, right = _rule_and_right(config, row)
+    compute_score, right = _rule_and_right(row)
     truth = row["reward_model"]["ground_truth"]
     info = row.get("extra_info") or {}
     messages = [dict(message) for message in row[config.data.get("prompt_key") or "prompt"]]
@@ -79,7 +79,7 @@ def try_right_answer(config: DictConfig, tokenizer: Any, stops: frozenset[int], 
     )
 
 
-def _rule_and_right(config: DictConfig, row: Mapping[str, Any]) -> tuple[Callable[..., dict[str, float]], str]:
+def _rule_and_right(row: Mapping[str, Any]) -> tuple[Callable[..., dict[str, float]], str]:
     """The reward of the row's task, and the right answer to the row."""
     truth = row["reward_model"]["ground_truth"]
     if row.get("data_source") == INVESTIGATION:
