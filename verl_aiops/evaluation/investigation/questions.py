@@ -10,12 +10,11 @@ from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.rows import RL_KEYS, rows_read, with_ids_of_their_own
+from verl_aiops.investigation.build import REWARD_NAME as SOURCE
 from verl_aiops.rewards.investigation.ground_truth import read_investigation_truth
 from verl_aiops.rollout.tools.cases import AskedCase, case_of
 
-__all__ = ["SOURCE", "CaseQuestion", "fingerprint", "holds_investigations", "read_case_questions"]
-
-SOURCE = "aiops_investigation"
+__all__ = ["CaseQuestion", "fingerprint", "holds_investigations", "read_case_questions"]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from verl_aiops.rewards.triage.answer import FIELDS, MAX_LABEL_CHARS, normalise_label
-
-_Item = TypeVar("_Item")
 
 _ALIAS_SHAPES = (
     '{"service": [other names of the true label]}, {"service": {label: [other names]}}, {"service": {other name: '
@@ -175,7 +173,7 @@ def strings_of(value: object, where: str) -> list[str]:
     return list_of(str, "str", value, where)
 
 
-def list_of(kind: type[_Item], called: str, value: Any, where: str) -> list[_Item]:
+def list_of(kind: Any, called: str, value: Any, where: str) -> list[Any]:
     """A list of a ground truth whose items are of one kind; none for null.
 
     Raises:

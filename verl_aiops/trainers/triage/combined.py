@@ -12,7 +12,7 @@ from verl_aiops.rewards.model.combined import CombinedSettings
 from verl_aiops.rewards.model.transform import read_stats
 from verl_aiops.rollout.hf.limits import check_reward_server
 from verl_aiops.trainers.preflight.checks import Run
-from verl_aiops.trainers.preflight.common import COMBINED, first_rows
+from verl_aiops.trainers.preflight.common import COMBINED, INVESTIGATION, REWARD, first_rows
 from verl_aiops.trainers.preflight.reward_model import verl_has_rule
 from verl_aiops.trainers.triage.judge import silent
 
@@ -145,9 +145,9 @@ def _choose_rule(config: DictConfig, settings: CombinedSettings | None) -> tuple
         return [], []
     source = _data_source(config)
     name = "compute_score"
-    if source in (None, "aiops_mturn"):
+    if source in (None, REWARD):
         path = TRIAGE_RULE
-    elif source == "aiops_investigation":
+    elif source == INVESTIGATION:
         path = INVESTIGATION_RULE
     elif settings is not None and settings.mode == "rm_only":
         path, name = NO_RULE, "no_rule"

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth, unoffered_fields
+from verl_aiops.trainers.preflight.common import REWARD as SOURCE
 from verl_aiops.trainers.rl.prompt_rows import PromptRules, shown
 
 __all__ = ["RowRules"]
-
-SOURCE = "aiops_mturn"
 
 
 @dataclass(frozen=True)
