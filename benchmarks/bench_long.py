@@ -21,7 +21,6 @@ import importlib.metadata
 import json
 import os
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ import torch.multiprocessing as mp
 from bench_dpo import machine, matmul_ceiling
 from bench_scaling import SIZES, batch, build_worker, qwen2_config, step_seconds
 from dpo_runs import step_seconds as seconds_a_step
+from local_ports import free_port
 from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
 
 CHECKPOINTS = {"enable_gradient_checkpointing": True}
@@ -195,9 +195,7 @@ def by_trl(case: Case, folder: str, device: str, steps: int) -> dict:
 
 def child(name: str, case: Case, folder: str, device: str, steps: int, vocabulary: int, turn, results) -> None:
     """Imports, waits for its turn, and measures. ``turn``: events that it is ready, and that it may go."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    os.environ["MASTER_PORT"] = str(free_port())
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     if device == "cpu":
         os.environ |= {"VERL_PLATFORM": "cpu", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}

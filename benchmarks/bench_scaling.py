@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import math
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 from bench_dpo import machine
+from local_ports import free_port
 
 BACKENDS = ("shared_prompt", "rows")
 SIZES = {
@@ -268,9 +268,7 @@ def run_points(model: str, device: str, world: int, backend: str, points: list[d
 
 def run_until_full(model: str, device: str, world: int, backend: str, points: list[dict], how: dict) -> list[dict]:
     """The same up to the first point that does not fit into memory."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = mp.get_context("spawn")
     results = context.Queue()
     processes = [

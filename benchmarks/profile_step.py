@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import torch
 import torch.multiprocessing as mp
 from bench_dpo import machine
 from bench_scaling import SIZES, batch, build_worker, make_model, step_seconds
+from local_ports import free_port
 
 # By the names of kernels; the first that is found counts.
 KINDS = {
@@ -130,9 +130,7 @@ def measure(port: int, results, model: str, point: dict, variant: str, repeats: 
 
 
 def run(model: str, point: dict, variant: str, repeats: int) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = mp.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=measure, args=(port, results, model, point, variant, repeats))

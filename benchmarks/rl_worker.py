@@ -6,7 +6,6 @@ import functools
 import multiprocessing
 import os
 import queue
-import socket
 import sys
 import time
 import traceback
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from local_ports import free_port
 
 __all__ = ["ENGINES", "PARTS", "jobs_in_one_process", "parse_setting", "rows"]
 
@@ -199,9 +199,7 @@ def jobs_in_one_process(model: str, device: str, engine: str, build: dict, jobs:
     into memory, whose answer is None. A job that fails otherwise has ``{"error": ...}`` and ends its worker as well."""
     done = 0
     while done < len(jobs):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
         process = context.Process(target=serve, args=(port, results, model, device, engine, build, jobs[done:]))

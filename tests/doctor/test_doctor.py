@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from ports import free_port
 
 from verl_aiops import doctor as doctor_module
 from verl_aiops.doctor import FAULT, INFO, NAMES, OK, Finding, as_json, as_table, environment, versions
@@ -176,9 +177,7 @@ def ray_at(monkeypatch):
 
 
 def test_a_dead_cluster_is_a_fault_at_once(ray_at):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     ray_at(address)
     (fault,) = environment.check_ray()
     assert fault.level == FAULT and f"no cluster answers at {address}" in fault.value and "ray stop" in fault.advice

@@ -1,12 +1,12 @@
 """verl's TrainingWorker with the preference engine in plain processes over gloo: everything but Ray."""
 
 import os
-import socket
 import traceback
 from contextlib import contextmanager
 
 import torch
 import torch.multiprocessing as mp
+from ports import free_port
 
 WORKER_DEFAULTS = {
     "strategy": "fsdp2",
@@ -122,9 +122,7 @@ def run_ranks(world, function, *arguments, platform="cpu"):
 
     ``platform``: what verl is to run on; all ranks have the first device.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = _context(platform)
     results = context.Queue()
     processes = []

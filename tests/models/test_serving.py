@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from eval_harness import listening_app, verl_run
+from ports import free_port
 from serving_harness import Model, app_of, stub_sglang
 from tiny import make_tiny_model, make_tokenizer
 
@@ -39,12 +40,6 @@ FLAGS = {
 KNOBS = (
     "MODEL NAME HOST PORT API_KEY TP DTYPE CONTEXT MEMORY GRAMMAR CHAT_TEMPLATE MERGED WAIT EXTRA_ARGS DRY_RUN"
 ).split()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(**knobs):

@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 
 import pytest
+from ports import free_port
 
 from verl_aiops.cli.main import main
 
@@ -17,9 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def served(tiny_model_dir, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tiny_model_dir)]
     command += ["--device", "cpu", "--port", str(port)]
     with (tmp_path / "server.log").open("w") as log:

@@ -2,11 +2,11 @@
 
 import math
 import os
-import socket
 
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 from preference_parts import PAIRS, SETTINGS, _part
 from tiny import make_tiny_model
 from worker_harness import build_worker, run_workers
@@ -140,9 +140,7 @@ def test_some_have_to_wait(monkeypatch, change):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_a_step_is_launched_without_any_wait(tmp_path, monkeypatch):
     model_dir = str(make_tiny_model(tmp_path / "model"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setattr(os, "environ", os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
     monkeypatch.setitem(os.environ, "MASTER_ADDR", "127.0.0.1")
     monkeypatch.setitem(os.environ, "MASTER_PORT", str(port))
