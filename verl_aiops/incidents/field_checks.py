@@ -8,7 +8,7 @@ from typing import Any
 
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.safety import neutralise
-from verl_aiops.inputs.shown import brief
+from verl_aiops.inputs.shown import brief, one_line
 from verl_aiops.inputs.sniff import list_query
 
 __all__ = ["MAX_LABEL_CHARS", "check_label", "check_list", "check_text", "fail", "found", "names_in", "rows_inside"]
@@ -43,7 +43,7 @@ def check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:
     if value is None:
         raise fail(field, "a string, found null", "fill it in or leave the record out")
     if not isinstance(value, str):
-        raise fail(field, f"a string, found {found(value)}", "put the text in quotes")
+        raise fail(field, f"a string, found {found(value)}", _text_of(field, value))
     if not empty_ok and not value.strip():
         raise fail(field, "text, found an empty string", "fill it in or leave the record out")
     if not value.isascii():
@@ -53,6 +53,15 @@ def check_text(field: str, value: Any, *, empty_ok: bool = False) -> None:
             code = ord(value[error.start])
             mend = "write the file anew as UTF-8"
             raise fail(field, f"valid Unicode, found the lone surrogate U+{code:04X}", mend) from None
+
+
+def _text_of(field: str, value: Any) -> str:
+    if not isinstance(value, Mapping) or not value:
+        return "put the text in quotes"
+    key = one_line(next(iter(value)), 60)
+    if not field.isidentifier():  # an entry of a list, which no column is
+        return "write each entry as one text"
+    return f"give one of its texts, as --columns {field}={field}.{key} does"
 
 
 def check_label(field: str, value: Any) -> None:

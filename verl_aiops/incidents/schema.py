@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -282,7 +283,8 @@ def name_faults(
     for name in (str(name) for name in row if name not in known):
         near = difflib.get_close_matches(name, [field for field in absent if field not in (columns or ())], 1, 0.75)
         if near:
-            faults.append(IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?"))
+            read = f"; --columns {shlex.quote(f'{near[0]}={name}')} reads it" if "," not in name else ""
+            faults.append(IncidentError(f"field '{name}': not a known field; did you mean '{near[0]}'?{read}"))
             missing = [field for field in missing if field != near[0]]
     if missing:
         there = one_line(", ".join(names_in(row, columns or {})), 300) or "no field"

@@ -150,6 +150,31 @@ def test_what_of_a_log_reaches_the_console(console):
     assert made.told_error
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "(TaskRunner pid=7) step:1 - actor/loss:0.69",
+        "2026-12-01 10:00:00,123\tINFO worker.py:2038 -- gone",
+        "INFO:2026-12-01 10:00:00:saving",
+        "/site-packages/x.py:41: UserWarning: something",
+        "Traceback (most recent call last):",
+        "Training Progress:  25%|##   | 1/4 [00:01<00:03]",
+    ],
+)
+def test_an_error_of_ours_is_shown_to_its_end(console, noise):
+    """Its last line says how to mend it, and is not indented."""
+    made, shown = console()
+    error = [
+        "verl-aiops: error: 3 of 9 rows are too long:",
+        "  a, row 1: 700",
+        "  ... and 2 more",
+        "Raise it, or drop.",
+    ]
+    for line in [*error, "", "2 rows cannot be used:", "  b, row 2: why", noise, "what comes behind"]:
+        made.said(line)
+    assert shown == [*error, "2 rows cannot be used:", "  b, row 2: why"]
+
+
 def test_last_words_are_the_last_traceback_without_progress(console):
     made, _ = console()
     lines = (

@@ -62,6 +62,36 @@ def test_what_objects_hold_is_named_where_nothing_fits(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"service": {"id": 1, "name": "db"}}, "give one of its texts, as --columns service=service.id does"),
+        ({"logs": [{"msg": "slow"}]}, r"field 'logs\[0\]': .* write each entry as one text"),
+        ({"service": {}}, "put the text in quotes"),
+        ({"Service": "db"}, "did you mean 'service'\\?; --columns service=Service reads it"),
+        ({"Incident Type": "oom"}, "--columns 'incident_type=Incident Type' reads it"),
+        ({"serv,ice": "oom"}, "did you mean 'service'\\?$"),
+    ],
+)
+def test_a_message_says_how_the_file_can_be_read_as_it_is(tmp_path, change, said):
+    row = {"id": "a", "service": "db", "incident_type": "oom", "symptom": "slow", "logs": ["x"]} | change
+    for theirs, ours in (("Service", "service"), ("Incident Type", "incident_type"), ("serv,ice", "service")):
+        if theirs in row:
+            del row[ours]
+    with pytest.raises(IncidentError, match=said):
+        list(read_incidents(write(tmp_path / "a.jsonl", [row])))
+
+
+def test_numbers_that_are_whole_are_names_as_integers_are(tmp_path):
+    row = {"nr": 4711.0, "service": 3.0, "incident_type": "oom", "symptom": "slow", "logs": ["x"]}
+    columns = FieldColumns.parse("id=nr")
+    (incident,) = read_incidents(write(tmp_path / "a.jsonl", [row]), columns=columns)
+    assert (incident.id, incident.service) == ("4711", "3")
+    for value in (4711.5, float("inf"), float("nan")):
+        with pytest.raises(IncidentError, match="field 'id': expected a string, found float"):
+            list(read_incidents(write(tmp_path / "b.jsonl", [{**row, "nr": value}]), columns=columns))
+
+
+@pytest.mark.parametrize(
     ("around", "indent", "query"),
     [
         ({"version": "4"}, None, ".alerts[]"),

@@ -21,6 +21,8 @@ _RAY = re.compile(r"^\([\w.:<>-]+ (?:pid|ip)=[^)]*\) ?")
 _STEPS = re.compile(OURS + r"training: steps \d+ to (\d+)$")
 _EPOCHS = re.compile(r"Epoch \d+/(\d+):.*\| *\d+/(\d+) \[")
 _BAR = re.compile(r"\s*\d+%\|.*\| *\d+/(\d+) \[")
+# what loggers, warnings and Python write, behind an error of ours too
+_NOISE = re.compile(r"\d{4}-\d\d-\d\d |(?:INFO|WARNING|ERROR|DEBUG)\b|\S+:\d+: \w*Warning\b|Traceback|[\[({*]")
 _PROGRESS = re.compile(r"\d+%\||\d+it \[")
 _SECONDS = ("timing_s/step", "perf/time_per_step")
 _FILLED_IN = "set for this run:"
@@ -84,13 +86,15 @@ class Console:
         # when the last step was logged; the first has the loading of the model before it
         self._last: float | None = None
         self._following: bool | None = None  # whether indented lines that follow belong to one that was shown
+        self._in_error = False  # whether other lines do too: an error of ours ends with how to mend it
         self._kept: deque = deque(maxlen=_KEPT)
         self.told_error = False
         self.steps = 0
 
     def said(self, raw: str) -> None:
         """A line of the log, without its end."""
-        line = _RAY.sub("", _ANSI.sub("", raw)).rstrip()
+        text = _ANSI.sub("", raw)
+        line = _RAY.sub("", text).rstrip()
         if self._count(line) or not line:
             return
         if line.startswith(" ") and self._following is not None:
@@ -102,9 +106,12 @@ class Console:
         elif line.startswith((OURS, *self._task.shows)):
             self._show(printable(line))
             self._following = True
-            self.told_error = self.told_error or line.startswith(f"{OURS}error")
+            self._in_error = line.startswith(f"{OURS}error")
+            self.told_error = self.told_error or self._in_error
+        elif self._in_error and not _NOISE.match(text) and not _PROGRESS.search(line):
+            self._show(printable(line))
         else:
-            self._following = None
+            self._following, self._in_error = None, False
         if not _PROGRESS.search(line):
             self._kept.append(line)
 

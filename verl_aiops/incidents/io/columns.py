@@ -110,6 +110,8 @@ def _converted(name: str, value: Any) -> Any:
 
 
 def _label(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():  # as pandas writes whole numbers beside empty cells
+        value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole else value.strip() if isinstance(value, str) else value
 
