@@ -1,8 +1,9 @@
 """The files of `learning.py`: what is trained on, asked while training, and asked at the end.
 
+rl.parquet      RL rows of the training side as they are, for baselines; rl.SIDE.parquet of the others
 train.parquet   RL rows that SFT sees, with other views of them, and copies under other names and in other orders
-ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all; or other views,
-                copies under other names, and incidents simulated for this alone (`data.asked`)
+ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all; or other prompts of
+                them, copies under other names, and incidents simulated for this alone (`data.asked`)
 asked.jsonl     those incidents, asked.parquet their rows
 side.parquet    RL rows of the held-out sides, one file for all
 reference.parquet  the same, asked for the verdict alone after the reference analysis
@@ -20,7 +21,7 @@ from typing import Any
 
 SPLIT = ("val-share", "test-share", "hold-out-source", "seed")
 
-__all__ = ["SPLIT", "build_data", "make_files", "options", "part_of", "renamed", "shuffled", "whole"]
+__all__ = ["SPLIT", "build_data", "make_files", "options", "part_of", "whole"]
 
 Row = dict[str, Any]
 
@@ -35,18 +36,22 @@ def build_data(recipe: Mapping[str, Any], incidents: Sequence[str], folder: Path
         command("simulate", "--out", folder / "simulated.jsonl", *options(settings), "--overwrite")
         parts.append((folder / "simulated.jsonl").read_text(encoding="utf-8"))
     (folder / "all.jsonl").write_text("".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
-    build = ["--incidents", folder / "all.jsonl", *options(data["build"]), "--overwrite"]
-    command("build-rl", "--out", folder / "rl.parquet", *build)
-    if data["folds"]:
-        folds = ["--folds", data["folds"], "--fold", data["folds"] - 1]
-        command("build-rl", "--out", folder / "fold.parquet", *folds, *build)
-    for kind, views in (("view", data["views"]), ("asked", data["asked"]["views"])):
-        for number, other in enumerate(views):
-            view = ["--incidents", folder / "all.jsonl", *options({**data["build"], **other}), "--overwrite"]
-            command("build-rl", "--out", folder / f"{kind}{number}.parquet", *view)
-    if data["asked"]["simulate"]:
-        command("simulate", "--out", folder / "asked.jsonl", *options(data["asked"]["simulate"]), "--overwrite")
-        view = ["--incidents", folder / "asked.jsonl", *whole(data["build"]), "--overwrite"]
+    build, asked = data["build"], data["asked"]
+
+    def build_rl(name: str, settings: Mapping[str, Any], *more: object) -> None:
+        incidents = ["--incidents", folder / "all.jsonl", "--overwrite"]
+        command("build-rl", "--out", folder / f"{name}.parquet", *incidents, *options(settings), *more)
+
+    build_rl("rl", build)
+    views = [",".join(f"{key}={value}" for key, value in view.items()) for view in data["views"]]
+    build_rl("train", {**build, "view": views, "renamed": data["rename"], "shuffled": data["shuffle"]})
+    # copies under names that no copy of SFT's has are the ones after these
+    renamed = data["rename"] + asked["rename"] if asked["rename"] else 0
+    fold = ["--folds", data["folds"], "--fold", data["folds"] - 1] if data["folds"] else []
+    build_rl("ask", {**build, **asked["prompts"], "renamed": renamed}, *fold)
+    if asked["simulate"]:
+        command("simulate", "--out", folder / "asked.jsonl", *options(asked["simulate"]), "--overwrite")
+        view = ["--incidents", folder / "asked.jsonl", *whole(build), "--overwrite"]
         command("build-rl", "--out", folder / "asked.parquet", *view)
     make_files(recipe, folder)
     (folder / "simulated.jsonl").unlink(missing_ok=True)
@@ -56,22 +61,16 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
     import pyarrow.parquet as pq
 
     data = recipe["data"]
-    table = pq.read_table(folder / "rl.parquet")
-    rows = table.to_pylist()
-    ask = rows
+    train, ask = (pq.read_table(folder / f"{name}.parquet") for name in ("train", "ask"))
+    rows, schema = train.to_pylist(), train.schema
+    asked = asked_rows(data, ask.to_pylist(), folder)
     if data["folds"]:
-        ask = pq.read_table(folder / "fold.parquet").to_pylist()
-        apart = {row["extra_info"]["group"] for row in ask}
+        apart = {row["extra_info"]["group"] for row in ask.to_pylist()}
         rows = [row for row in rows if row["extra_info"]["group"] not in apart]
-    views = [row for number in range(len(data["views"])) for row in view_rows(folder / f"view{number}.parquet", rows)]
-    copies = [renamed(row, seed) for seed in range(data["rename"]) for row in rows]
-    copies += [shuffled(row, seed) for seed in range(data["shuffle"]) for row in rows]
-    train = rows + views + [row for row in copies if row is not None]
-    for number, row in enumerate(train):
-        row["extra_info"]["index"] = number
-    _write(folder / "train.parquet", train, table.schema)
-    ask = asked_rows(data["asked"], ask, folder)
-    _write(folder / "ask.parquet", ask, table.schema)
+    for name, kept in (("train", rows), ("ask", asked)):
+        for number, row in enumerate(kept):
+            row["extra_info"]["index"] = number
+        _write(folder / f"{name}.parquet", kept, schema)
     sides = [row for side in recipe["sides"] for row in pq.read_table(folder / f"rl.{side}.parquet").to_pylist()]
     if recipe["ask"]["limit"] is not None:
         sides = random.Random("sides").sample(sides, min(recipe["ask"]["limit"], len(sides)))
@@ -85,35 +84,22 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
             if stage["limit"] is not None and stage["limit"] < len(chosen):
                 chosen = random.Random(f"ask/{name}").sample(chosen, stage["limit"])
             for shard in range(stage["shards"]):
-                _write(folder / f"{name}{shard}.parquet", chosen[shard :: stage["shards"]], table.schema)
+                _write(folder / f"{name}{shard}.parquet", chosen[shard :: stage["shards"]], schema)
 
 
-def asked_rows(asked: Mapping[str, Any], rows: list[Row], folder: Path) -> list[Row]:
-    """The rows that models are asked while training, in place of ``rows`` where a recipe has other views or copies."""
+def asked_rows(data: Mapping[str, Any], rows: list[Row], folder: Path) -> list[Row]:
+    """The rows that models are asked while training: of the parts that a recipe names, without the copies that SFT has
+    seen, and with the incidents simulated for this alone."""
     import pyarrow.parquet as pq
 
-    rows = [row for row in rows if row["extra_info"]["part"] in asked["parts"]]
-    views = [row for number in range(len(asked["views"])) for row in view_rows(folder / f"asked{number}.parquet", rows)]
-    # seeds that no copy of SFT's has
-    copies = [renamed(row, 1000 + seed) for seed in range(asked["rename"]) for row in views or rows]
-    made = views + [row for row in copies if row is not None] or rows
-    if asked["simulate"]:
-        made = made + pq.read_table(folder / "asked.parquet").to_pylist()
-    for number, row in enumerate(made):
-        row["extra_info"]["index"] = number
-    return made
-
-
-def view_rows(view: Path, rows: Sequence[Row]) -> list[Row]:
-    """What another view shows of the same incidents, under ids of their own."""
-    import pyarrow.parquet as pq
-
-    wanted = {row["extra_info"]["id"] for row in rows}
-    return [
-        {**row, "extra_info": {**row["extra_info"], "id": f"{row['extra_info']['id']}#{view.stem}"}}
-        for row in pq.read_table(view).to_pylist()
-        if row["extra_info"]["id"] in wanted
+    asked = data["asked"]
+    seen = tuple(f"#renamed{number}" for number in range(1, data["rename"] + 1))
+    kept = [
+        row
+        for row in rows
+        if row["extra_info"]["part"] in asked["parts"] and not row["extra_info"]["id"].endswith(seen)
     ]
+    return kept + (pq.read_table(folder / "asked.parquet").to_pylist() if asked["simulate"] else [])
 
 
 def _write(path: Path, rows: Sequence[Row], schema: Any) -> None:
@@ -174,84 +160,6 @@ def after_reference(row: Row) -> Row:
     for answer, user in zip(before, info["rounds"]):
         prompt += [{"role": "assistant", "content": answer}, {"role": "user", "content": user}]
     return {**row, "prompt": prompt, "extra_info": {**info, "rounds": [], "answers": [last]}}
-
-
-def renamed(row: Row, seed: int) -> Row | None:
-    """A copy whose candidate services have swapped names everywhere, so that only reading helps; None where there is
-    nothing to swap, the data do not name the culprit (its new name could then only be guessed), or a name is found in
-    the instruction or only within a quoted part of one."""
-    from verl_aiops.evaluation.run.rename_check import pattern_of
-    from verl_aiops.rewards.triage.answer import normalise_label
-
-    truth = json.loads(row["reward_model"]["ground_truth"])
-    offered = truth.get("candidates") or {}
-    # "none" of both lists says that nothing has failed, which no other name does
-    names = [name for name in offered.get("service") or [] if name not in (offered.get("incident_type") or [])]
-    if len(names) < 2 or truth["service"] not in names:
-        return None
-    rng = random.Random(f"rename/{seed}/{row['extra_info']['id']}")
-    order = rng.sample(names, len(names))
-    swap = {normalise_label(old): new for old, new in zip(order, order[1:] + order[:1])}
-    pattern = pattern_of(names)
-    named = set(map(normalise_label, pattern.findall(row["extra_info"]["incident_text"])))
-    if normalise_label(truth["service"]) not in named:
-        return None
-
-    def swapped(text: str) -> str:
-        return pattern.sub(lambda match: swap[normalise_label(match.group())], text)
-
-    truth["service"] = swapped(truth["service"])
-    truth["candidates"]["service"] = [swap.get(normalise_label(name), name) for name in offered["service"]]
-    truth["evidence"] = [swapped(text) for text in truth.get("evidence") or []]
-    # other names of the old service would pay whoever remembers it
-    truth["aliases"] = {**(truth.get("aliases") or {}), "service": []}
-    copy = _copied(row, f"renamed{seed}", swapped, truth)
-    kept = all(text in copy["extra_info"]["incident_text"] for text in truth["evidence"])
-    return copy if kept and copy["extra_info"]["incident_text"] in copy["prompt"][0]["content"] else None
-
-
-def shuffled(row: Row, seed: int) -> Row | None:
-    """A copy whose candidate lists stand in another order; None where the prompt lists none."""
-    truth = json.loads(row["reward_model"]["ground_truth"])
-    rng = random.Random(f"shuffle/{seed}/{row['extra_info']['id']}")
-    lists = {}
-    for field, names in (truth.get("candidates") or {}).items():
-        truth["candidates"][field] = rng.sample(names, len(names))
-        lists[json.dumps(names, ensure_ascii=False)] = json.dumps(truth["candidates"][field], ensure_ascii=False)
-    found = 0
-
-    def reordered(text: str) -> str:
-        nonlocal found
-        lines = text.split("\n")
-        for at, line in enumerate(lines):
-            # a list stands at the end of its line, after its heading
-            listed = next((old for old in lists if line.endswith((f": {old}", f"：{old}"))), None)
-            if listed is not None:
-                found += 1
-                lines[at] = line.removesuffix(listed) + lists[listed]
-        return "\n".join(lines)
-
-    copy = _copied(row, f"shuffled{seed}", reordered, truth, last_only=True)
-    return copy if found else None
-
-
-def _copied(row: Row, mark: str, change: Callable[[str], str], truth: Row, last_only: bool = False) -> Row:
-    info = row["extra_info"]
-    *rounds, last = [*[message["content"] for message in row["prompt"]], *info["rounds"]]
-    texts = [*(rounds if last_only else map(change, rounds)), change(last)]
-    asked = len(row["prompt"])
-    return {
-        **row,
-        "prompt": [{**message, "content": text} for message, text in zip(row["prompt"], texts)],
-        "reward_model": {**row["reward_model"], "ground_truth": json.dumps(truth, ensure_ascii=False)},
-        "extra_info": {
-            **info,
-            "id": f"{info['id']}#{mark}",
-            "rounds": texts[asked:],
-            "answers": [text if last_only else change(text) for text in info["answers"]],
-            "incident_text": info["incident_text"] if last_only else change(info["incident_text"]),
-        },
-    }
 
 
 def part_of(line: Mapping[str, Any]) -> str:

@@ -31,8 +31,8 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 _OPTIONAL = {"steps", "micro-batch", "limit"}
 _DATA = {"simulate": None, "build": {}, "folds": None, "views": [], "rename": 0, "shuffle": 0, "asked": {}}
-# What models are asked while training, where it is not what SFT has seen; `parts` are those of SFT's incidents
-_ASKED = {"views": [], "rename": 0, "parts": ["real", "simulated"], "simulate": None}
+# What models are asked while training, where it is not what SFT has seen: other `prompts` of the incidents of `parts`
+_ASKED = {"prompts": {}, "rename": 0, "parts": ["real", "simulated"], "simulate": None}
 _RECIPE = {"seeds": [0], "sides": ["val"], "data": {}, "ask": {}, "base": False, "stages": {}}
 _ASK = {"round-tokens": "120,40", "concurrency": 64, "limit": None}
 

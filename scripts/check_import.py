@@ -23,10 +23,12 @@ from verl_aiops.incidents.importers.nezha_files import Day
 FIELDS = ("source", "service", "incident_type", "symptom", "trace", "evidence")
 
 
-def compare(reference: Sequence[Incident], source: str, folder: Path) -> Iterator[str]:
+def compare(
+    reference: Sequence[Incident], source: str, folder: Path, mapping: str | Path | None = None
+) -> Iterator[str]:
     """The lines of the report."""
     with tempfile.TemporaryDirectory() as scratch:
-        report = import_incidents(source, folder, Path(scratch) / "made.jsonl")
+        report = import_incidents(source, folder, Path(scratch) / "made.jsonl", mapping=mapping)
         made = list(read_incidents(report.out))
         notice = report.licence.read_text(encoding="utf-8")
     terms = [folder / name for name in report.source.licence_files if (folder / name).is_file()]
@@ -34,7 +36,7 @@ def compare(reference: Sequence[Incident], source: str, folder: Path) -> Iterato
     yield f"{len(made)} incidents imported, {len(reference)} in the reference"
     yield f"files of terms that stand in the notice: {held} of {len(terms)}"
     if source == "loghub":
-        yield from _windows(reference, made, folder, built_in(source))
+        yield from _windows(reference, made, folder, built_in(source) if mapping is None else Path(mapping))
         return
     yield from _by_id(reference, made)
     if source == "nezha":

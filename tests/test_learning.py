@@ -137,50 +137,6 @@ def test_an_unknown_culprit_is_a_pair_too(benchmark):
     assert made["chosen"][-1]["content"] == answers[-1] != made["rejected"][-1]["content"]
 
 
-def test_copies_have_other_names_or_another_order_and_stay_true(built, benchmark):
-    from verl_aiops.rewards.aiops_mturn import compute_score
-
-    data, recipe = built
-    module = benchmark("learning_data")
-    kept = {"renamed": 0, "shuffled": 0}
-    for row in rows_of(data / "rl.parquet"):
-        truth = json.loads(row["reward_model"]["ground_truth"])
-        for name, copy in (("renamed", module.renamed(row, 0)), ("shuffled", module.shuffled(row, 0))):
-            if copy is None:
-                continue
-            kept[name] += 1
-            info, other = copy["extra_info"], json.loads(copy["reward_model"]["ground_truth"])
-            assert (other["service"] == truth["service"]) == (name == "shuffled")
-            assert sorted(other["candidates"]["service"]) == sorted(truth["candidates"]["service"])
-            assert json.dumps(other["candidates"]["service"], ensure_ascii=False) in info["rounds"][-1]
-            extra = {"turns": info["answers"], "incident_text": info["incident_text"]}
-            own = {"turns": row["extra_info"]["answers"], "incident_text": row["extra_info"]["incident_text"]}
-            scores = [compute_score("", "", t, e)["score"] for t, e in ((other, extra), (truth, own))]
-            assert scores[0] == pytest.approx(scores[1])
-            assert info["group"] == row["extra_info"]["group"] and info["id"] != row["extra_info"]["id"]
-    assert min(kept.values()) > 20
-
-
-def test_a_culprit_that_the_data_do_not_name_gets_no_other_name(built, benchmark):
-    """Nothing would tell which: such a copy has the same data and another truth."""
-    data, _ = built
-    module = benchmark("learning_data")
-    row = next(row for row in rows_of(data / "rl.parquet") if module.renamed(row, 0) is not None)
-    truth = json.loads(row["reward_model"]["ground_truth"])
-    text = row["extra_info"]["incident_text"].replace(truth["service"], "host")
-    assert text != row["extra_info"]["incident_text"]
-    prompt = [{**one, "content": one["content"].replace(truth["service"], "host")} for one in row["prompt"]]
-    truth["evidence"] = [one.replace(truth["service"], "host") for one in truth["evidence"]]
-    model = {**row["reward_model"], "ground_truth": json.dumps(truth)}
-    unnamed = {
-        **row,
-        "prompt": prompt,
-        "reward_model": model,
-        "extra_info": {**row["extra_info"], "incident_text": text},
-    }
-    assert module.renamed(unnamed, 0) is None
-
-
 def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_path):
     """Two simulations in one set, and the same incidents at other lengths: of those of `rows` alone."""
     recipe = benchmark("learning_recipe").read_recipe(
@@ -190,9 +146,9 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
             "data.build={max-chars: 400, val-share: 0.3}",
             "data.views=[{max-chars: 150}, {trim: blind}]",
             "data.folds=2",
-            "data.rename=0",
+            "data.rename=1",
             "data.shuffle=0",
-            "data.asked={views: [{max-chars: 250}], rename: 1, simulate: {num-incidents: 7, seed: 9}}",
+            "data.asked={prompts: {max-chars: 250}, rename: 1, simulate: {num-incidents: 7, seed: 9}}",
             "stages.more={kind: sft, from: sft, prompts: asked, lr: 1.0e-3}",
             "stages.new={kind: answers, of: sft, prompts: asked, limit: 5}",
         ],
@@ -204,17 +160,19 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
     ids = [row["extra_info"]["id"] for row in train]
     plain = {one for one in ids if "#" not in one}
     assert {one.split("-")[2] for one in plain} == {"s1", "s2"}  # both simulations
-    assert len(ids) == len(set(ids)) == 3 * len(plain)
-    for number in range(2):
+    copies = [one for one in ids if one.endswith("#renamed1")]
+    assert len(ids) == len(set(ids)) == 3 * len(plain) + len(copies) and copies
+    for number in (1, 2):
         assert {one.removesuffix(f"#view{number}") for one in ids if one.endswith(f"#view{number}")} == plain
     assert not groups_of(train) & groups_of(ask)
-    # what is asked while training: another view of the fold that SFT has not seen, copies of that, and new incidents
-    kinds = Counter(row["extra_info"]["id"].partition("#")[2] for row in ask)
-    assert set(kinds) == {"", "asked0", "asked0#renamed1000"} and kinds[""] == 7
-    assert 0 < kinds["asked0#renamed1000"] <= kinds["asked0"]
+    # what is asked while training: shorter prompts of the fold that SFT has not seen, copies of that under names that
+    # no copy of SFT's has, and new incidents
+    new = {row["extra_info"]["id"] for row in rows_of(tmp_path / "data" / "asked.parquet")}
+    kinds = Counter(row["extra_info"]["id"].partition("#")[2] for row in ask if row["extra_info"]["id"] not in new)
+    assert set(kinds) == {"", "renamed2"} and 0 < kinds["renamed2"] <= kinds[""]
+    assert len(new) == 7 and len(ask) == 7 + kinds.total()
     assert [row["extra_info"]["index"] for row in ask] == list(range(len(ask)))
     # what was simulated for this alone can be had by itself: for SFT, for sampled answers and near misses
-    new = {row["extra_info"]["id"] for row in ask if "#" not in row["extra_info"]["id"]}
     more = (tmp_path / "data" / "sft-asked.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["id"] for line in more} == new
     sampled = {row["extra_info"]["id"] for row in rows_of(tmp_path / "data" / "new0.parquet")}
@@ -224,12 +182,11 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
         made = benchmark("learning_stages").pairs_arguments(stage, recipe, [], tmp_path / "data", tmp_path / "pairs")
         assert made[made.index("--incidents") + 1] == str(tmp_path / "data" / "asked.jsonl")
         assert made[made.index("--val-share") + 1] == "0"
-    real = {**recipe["data"]["asked"], "parts": ["real"], "views": [], "rename": 0, "simulate": None}
-    with_part = [{"extra_info": {"part": part}} for part in ("real", "simulated", "real")]
-    kept = benchmark("learning_data").asked_rows(real, with_part, tmp_path / "data")
-    assert [row["extra_info"] for row in kept] == [{"part": "real", "index": 0}, {"part": "real", "index": 1}]
+    real = {**recipe["data"], "asked": {"parts": ["real"], "simulate": None}}
+    some = [{"extra_info": {"part": part, "id": f"i-{part}"}} for part in ("real", "simulated", "real")]
+    assert benchmark("learning_data").asked_rows(real, some, tmp_path / "data") == some[::2]
     lengths = {row["extra_info"]["id"]: len(row["extra_info"]["incident_text"]) for row in train}
-    assert sum(lengths[f"{one}#view0"] < lengths[one] for one in plain) > len(plain) / 2
+    assert sum(lengths[f"{one}#view1"] < lengths[one] for one in plain) > len(plain) / 2
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

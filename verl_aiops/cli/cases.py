@@ -41,7 +41,7 @@ _TRIAGE_ALONE: dict[str, Any] = {
     **dict.fromkeys(("answer_fields", "prompts", "prompts_out"), None),
     **dict.fromkeys(("folds", "fold", "model", "max_prompt_length"), None),
     **{"style": "two_round", "max_chars": 1200, "trim": "evidence", "val_trim": "blind", "no_candidates": False},
-    **{"max_candidates": 8, "max_quotes": 3, "quote_chars": 0},
+    **{"max_candidates": 8, "max_quotes": 3, "quote_chars": 0, "view": [], "renamed": 0, "shuffled": 0},
 }
 _INVESTIGATION_ALONE = ("cases", "tools", "tool_calls", "max_reasons", "answer_chars", *_CASE_SETTINGS)
 

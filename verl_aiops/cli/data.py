@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from verl_aiops.incidents import Fold
     from verl_aiops.incidents.build.case import PromptOptions
     from verl_aiops.incidents.build.summary import Summary
+    from verl_aiops.incidents.build.views import Views
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, asked_alone: bool = False) -> None:
@@ -239,6 +240,25 @@ def _conversation_options(parser: argparse.ArgumentParser, fold: str) -> None:
     add_output_options(parser)
     add_source_options(parser)
     add_prompt_options(parser)
+    group = parser.add_argument_group("further views of each training incident (docs/learning.md)")
+    group.add_argument(
+        "--view",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="show it once more with another max-chars, trim, max-quotes, quote-chars or max-candidates; can be "
+        "repeated, as in --trim blind --view trim=evidence --view max-chars=700",
+    )
+    group.add_argument(
+        "--renamed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N more copies under swapped names of services, where its data name the culprit, e.g. --renamed 2",
+    )
+    group.add_argument(
+        "--shuffled", type=int, default=0, metavar="N", help="N more with nothing but the order of names changed"
+    )
     group = parser.add_argument_group("cross-fitting (docs/own_pairs.md)")
     group.add_argument("--folds", type=int, metavar="K", help="cut the training side into K folds, by fault")
     group.add_argument("--fold", type=int, metavar="I", help=fold)
@@ -252,12 +272,20 @@ def _fold_from(args: argparse.Namespace) -> Fold | None:
     return None if args.folds is None else Fold(args.fold, args.folds, args.seed)
 
 
+def _views_from(args: argparse.Namespace) -> Views | None:
+    from verl_aiops.incidents.build.views import Views, parse_view
+
+    if not (args.view or args.renamed or args.shuffled):
+        return None
+    return Views(tuple(map(parse_view, args.view)), args.renamed, args.shuffled, args.seed)
+
+
 def run_build_sft(args: argparse.Namespace) -> None:
     from verl_aiops.incidents import build_sft
 
     if is_investigation(args):
         return build_investigation(args, conversations=True)
-    print(printable(build(args, build_sft, fold=_fold_from(args))))
+    print(printable(build(args, build_sft, fold=_fold_from(args), views=_views_from(args))))
 
 
 def rl_options(parser: argparse.ArgumentParser) -> None:
@@ -290,7 +318,7 @@ def run_build_rl(args: argparse.Namespace) -> None:
 
         # Before the work, which a wrong folder would waste.
         verl_check = VerlCheck(args.model, args.max_prompt_length)
-    summary = build(args, build_rl, fold=_fold_from(args))
+    summary = build(args, build_rl, fold=_fold_from(args), views=_views_from(args))
     print(printable(summary))
     for file in summary.written:
         print(printable(f"  checked {file}: {check_rl_file(file)}"))

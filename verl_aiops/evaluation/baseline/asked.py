@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from verl_aiops.evaluation.run.questions import Question
-from verl_aiops.evaluation.run.rename_check import candidates_of, pattern_of
+from verl_aiops.evaluation.run.rename_check import candidates_of
+from verl_aiops.incidents.swap import pattern_of
 from verl_aiops.rewards.triage.answer import FIELDS, normalise_label
 
 __all__ = ["OTHER", "SELF", "Asked", "Known", "asked_of", "changes", "known_of", "pairs_of", "words_of"]

@@ -6,35 +6,30 @@ label, whoever reads them loses nothing by it. Where they do not (a log of `ftpd
 incident types, which say what happened in words of their own), the swapped truth cannot be read off them, and every
 model loses: `named` tells the two apart.
 
-A label is found as a whole word, whatever its case, longest first: `db` is not found in `dbms`, and in `ledger-db`
-only where that is no label itself. Letters of another case start a word (`CartService`), digits at the end number
-instances (`db01`). A label is free unless it is one of the instruction's own words, is both service and type, or is
-another name of the truth.
+Labels are found and swapped as `incidents.swap` does. A label is free unless it is one of the instruction's own words,
+is both service and type, or is another name of the truth.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from verl_aiops.evaluation.run.questions import Question
+from verl_aiops.incidents.swap import NameSwap, pattern_of
 from verl_aiops.rewards.triage.answer import FIELDS, normalise_label
 from verl_aiops.rewards.triage.ground_truth import read_ground_truth
 
-__all__ = ["LABELS", "Renamed", "candidates_of", "named", "pattern_of", "rename_question", "rename_questions"]
+__all__ = ["LABELS", "Renamed", "candidates_of", "named", "rename_question", "rename_questions"]
 
 # What may be swapped, by the name of the choice.
 LABELS = {"both": tuple(FIELDS), "service": ("service",), "type": ("incident_type",)}
 
 _ATTEMPTS = 16
-_WORD_START = r"(?:(?<![0-9A-Za-z])|(?<=[a-z0-9])(?=[A-Z]))"
-_WORD_END = r"(?:(?![0-9A-Za-z])|(?=[0-9]+(?![0-9A-Za-z]))|(?<=[a-z0-9])(?=[A-Z]))"
 
 ALONE, TAKEN, OVERLAP = "no other name to swap with", "a name of the instruction", "names that overlap"
 
@@ -107,7 +102,7 @@ def rename_question(
                 order = rng.sample(free[field], len(free[field]))
                 names |= zip(order, order[1:] + order[:1])  # one cycle: no name stays
         aliases = {alias: question.ground_truth[field] for field in movable for alias in others[field]}
-        swap = _Swap({**{alias: names[label] for alias, label in _spelled(aliases, names).items()}, **names})
+        swap = NameSwap({**{alias: names[label] for alias, label in _spelled(aliases, names).items()}, **names})
         if _undone(question, swap, names, aliases):
             return Renamed(_applied(question, swap, movable, others), names=names)
     return Renamed(None, OVERLAP)
@@ -154,73 +149,13 @@ def _outside(question: Question, labels: Iterable[str]) -> Counter[str]:
     return Counter(normalise_label(match.group()) for text in texts for match in pattern.finditer(text))
 
 
-def pattern_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Finds names as whole words, the longest that fits first."""
-    return _compiled(tuple(sorted(names, key=lambda name: (-len(name), name))))
-
-
-@lru_cache(maxsize=256)
-def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
-    words, others = [], []
-    for name in names:
-        end = _WORD_END if re.match("[0-9A-Za-z]", name[-1]) else ""
-        (words if re.match("[0-9A-Za-z]", name[0]) else others).append(f"(?i:{re.escape(name)}){end}")
-    # the start of a word is looked for once, not once per name
-    groups = [f"{_WORD_START}(?:{'|'.join(words)})"] if words else []
-    return re.compile("|".join(groups + others))
-
-
-class _Swap:
-    """Replaces names in texts."""
-
-    def __init__(self, names: Mapping[str, str]):
-        self._names = {normalise_label(name): (name, new) for name, new in names.items()}
-        self._pattern = pattern_of(names)
-
-    def __call__(self, text: str) -> str:
-        return self._pattern.sub(lambda match: self._new(match.group()), text)
-
-    def _new(self, found: str) -> str:
-        name, new = self._names.get(normalise_label(found), (found, found))
-        if found == name:
-            return new
-        if found.isupper() and len(found) > 1:
-            return new.upper()
-        if found.islower():
-            return new.lower()
-        return new[:1].upper() + new[1:] if found[:1].isupper() else new
-
-    def label(self, name: str) -> str:
-        return self._names.get(normalise_label(name), (name, name))[1]
-
-    def part(self, part: str, whole: str) -> str:
-        """What ``part`` reads like in the swapped ``whole``, which it occurs in; widened to whole names at its ends."""
-        start = whole.index(part)
-        end = start + len(part)
-        for match in self._pattern.finditer(whole):
-            if match.start() < start < match.end():
-                start = match.start()
-            if match.start() < end < match.end():
-                end = match.end()
-        return self(whole)[self._moved(whole, start) : self._moved(whole, end)]
-
-    def _moved(self, whole: str, at: int) -> int:
-        """Where a place between names of ``whole`` lies in the swapped text."""
-        shift = sum(
-            len(self._new(match.group())) - len(match.group())
-            for match in self._pattern.finditer(whole)
-            if match.end() <= at
-        )
-        return at + shift
-
-
-def _undone(question: Question, swap: _Swap, names: Mapping[str, str], aliases: Mapping[str, str]) -> bool:
+def _undone(question: Question, swap: NameSwap, names: Mapping[str, str], aliases: Mapping[str, str]) -> bool:
     """Whether swapping back gives the texts again, up to case and other names of the truth.
 
     Otherwise a new name has met its neighbours in the text and reads as something else there.
     """
-    back = _Swap({new: name for name, new in names.items()})
-    plain = _Swap({**{name: name for name in names}, **aliases})
+    back = NameSwap({new: name for name, new in names.items()})
+    plain = NameSwap({**{name: name for name in names}, **aliases})
     texts = [question.incident_text, *(message["content"] for message in question.messages), *question.rounds]
     if any(back(swap(text)).casefold() != plain(text).casefold() for text in texts):
         return False
@@ -228,7 +163,9 @@ def _undone(question: Question, swap: _Swap, names: Mapping[str, str], aliases: 
     return all(swap(question.incident_text) in swap(text) for text in inside)
 
 
-def _applied(question: Question, swap: _Swap, movable: Sequence[str], others: Mapping[str, frozenset[str]]) -> Question:
+def _applied(
+    question: Question, swap: NameSwap, movable: Sequence[str], others: Mapping[str, frozenset[str]]
+) -> Question:
     truth = question.ground_truth
     changed: dict[str, Any] = {
         **truth,

@@ -22,6 +22,7 @@ from verl_aiops.incidents.build.label_pairs import LabelPairs
 from verl_aiops.incidents.build.pairs import PairMaker, PairOptions
 from verl_aiops.incidents.build.sides import SIDES, TRAIN, UNSEEN_SIDE, Split, Splitter
 from verl_aiops.incidents.build.summary import Part, Side, Summary
+from verl_aiops.incidents.build.views import Views
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.sources import IncidentSource
 from verl_aiops.incidents.io.writers import Columns, row_writers
@@ -162,13 +163,14 @@ def build_sft(
     prompts: PromptOptions | None = None,
     val_trim: str = "blind",
     fold: Fold | None = None,
+    views: Views | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Write conversations for verl's SFT trainer, one per incident: the prompt of the pairs and the right answer.
 
     Columns: `SFT_COLUMNS`; `messages` is a list of {role, content}. The same source, seed and shares put the same
     incidents on the same side as in `build_prefs`, where the other arguments are told. With `fold`, its incidents are
-    left out of the training file.
+    left out of the training file. `views`: what else the training file shows of its incidents.
     """
 
     def rows(case: Case, group: str, side: str) -> Rows:
@@ -179,7 +181,7 @@ def build_sft(
     part = None if fold is None else Part(fold, inside=False)
     split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
     build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
-    return _write(build, "SFT conversations", SFT_COLUMNS, rows, part=part)
+    return _write(build, "SFT conversations", SFT_COLUMNS, rows, part=part, views=views)
 
 
 def build_rl(
@@ -194,6 +196,7 @@ def build_rl(
     prompts: PromptOptions | None = None,
     val_trim: str = "blind",
     fold: Fold | None = None,
+    views: Views | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Write prompts for verl's RL trainers, one per incident, with what the reward and the later rounds need.
@@ -204,6 +207,7 @@ def build_rl(
     a prompt always has all of it (`PromptOptions.whole_evidence`), since the reward pays for quoting it; trimmed blind,
     the ground truth has what evidence is left. The same source, seed and shares put the same incidents on the same side
     as in `build_prefs`, where the other arguments are told. With `fold`, the training file has its incidents alone.
+    `views`: what else it shows of them.
     """
     indices: dict[str, Iterator[int]] = defaultdict(count)
 
@@ -232,7 +236,7 @@ def build_rl(
     part = None if fold is None else Part(fold, inside=True)
     split = Split(val_share, test_share, seed, (*hold_out, *source.hold_out))
     build = _Build(source, out, split, prompts, val_trim, val_out, overwrite)
-    return _write(build, "RL prompts", RL_COLUMNS, rows, prompt_of=lambda case: case.opening, part=part)
+    return _write(build, "RL prompts", RL_COLUMNS, rows, lambda case: case.opening, part=part, views=views)
 
 
 def _of(case: Case, group: str, side: str) -> dict[str, str]:
@@ -255,6 +259,7 @@ def _write(
     prompt_of: Callable[[Case], list[Message]] = lambda case: case.prompt,
     part: Part | None = None,
     analyses: Callable[[Case], Case | None] | None = None,
+    views: Views | None = None,
 ) -> Summary:
     source, split = build.source, build.split
     files = split.files(build.out, build.val_out)
@@ -267,12 +272,18 @@ def _write(
             side = splitter.side_of(incident, group)
             if side == TRAIN and part is not None and not part.keeps(group):
                 continue
-            made = build_case(incident, source.taxonomy.system_of(incident), options[side])
+            system = source.taxonomy.system_of(incident)
+            made = build_case(incident, system, options[side])
             case = made if analyses is None else analyses(made)
             if case is None:
                 sides[side].without_analysis += 1
                 continue
             rows = rows_of(case, group, side)
+            if views is not None and side == TRAIN:
+                for kind, other in views.cases(incident, system, options[side]):
+                    shown = [] if other is None else rows_of(other, group, side)
+                    sides[side].views[kind if shown else "none"] += 1
+                    rows += shown
             for row in rows:
                 by_side[side].write(row)
             part_named = part_of(incident.source, unseen=side == UNSEEN_SIDE)

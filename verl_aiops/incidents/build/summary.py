@@ -10,6 +10,7 @@ from verl_aiops.incidents.build.case import Case
 from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.label_pairs import LabelPairs
 from verl_aiops.incidents.build.pairs import OTHER_SYSTEM, PairMaker
+from verl_aiops.incidents.build.views import OTHER, RENAMED, SHUFFLED
 from verl_aiops.incidents.io.sources import IncidentSource
 from verl_aiops.incidents.marks import GIVEN_AWAY, REMEMBERED
 from verl_aiops.inputs.shown import one_line
@@ -44,6 +45,8 @@ class Side:
     over_budget: int = 0
     without_evidence: int = 0
     without_analysis: int = 0
+    # rows of further views by kind, and under "none" the copies that cannot be
+    views: Counter[str] = field(default_factory=Counter)
 
     def add(self, case: Case, group: str, part: str, rows: int, prompt_chars: int) -> None:
         incident, trimmed = case.incident, case.trimmed
@@ -108,6 +111,8 @@ class Summary:
             lines += self._side(name, side)
             if name == "train" and self.part is not None:
                 lines.append(f"    {self.part.note}; {self.part.left_out:,} incidents left out")
+            if side.views:
+                lines.append(_views_noted(side.views))
             if name in self.makers:
                 lines += _pair_lines(self.makers[name])
             if name in self.labellers and self.labellers[name].kinds:
@@ -138,6 +143,13 @@ class Summary:
             why = "since their evidence stays whole" if side.trim == "evidence" else "which has no room for a line"
             lines.append(f"    {side.over_budget:,} incidents exceed the budget, {why}")
         return lines
+
+
+def _views_noted(views: Counter[str]) -> str:
+    names = {OTHER: "in other views", RENAMED: "under other names", SHUFFLED: "with the names in another order"}
+    made = ", ".join(f"{views[kind]:,} {name}" for kind, name in names.items() if views[kind])
+    left = f"; {views['none']:,} copies under other names left out: no other name, or the data do not name the service"
+    return f"    of these rows {made or 'none is another view'}{left if views['none'] else ''}"
 
 
 def _labels_noticed(source: IncidentSource) -> list[str]:
