@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from written_rows import rows_in
 
 from verl_aiops import __version__
 from verl_aiops.cli.main import COMMANDS, main
@@ -16,34 +16,30 @@ from verl_aiops.cli.main import COMMANDS, main
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_simulate_then_build(tmp_path, capsys):
     incidents, taxonomy = tmp_path / "i.jsonl", tmp_path / "t.json"
     simulate = ["simulate", "--out", str(incidents), "--num-incidents", "30", "--lang", "zh", "--difficulty", "hard"]
     assert main([*simulate, "--topologies", "shop,bank", "--taxonomy-out", str(taxonomy)]) == 0
     assert "30 incidents in" in capsys.readouterr().out
-    assert {row["lang"] for row in lines(incidents)} == {"zh"}
-    assert {row["source"] for row in lines(incidents)} == {"simulator/shop", "simulator/bank"}
+    assert {row["lang"] for row in rows_in(incidents)} == {"zh"}
+    assert {row["source"] for row in rows_in(incidents)} == {"simulator/shop", "simulator/bank"}
 
     prefs = tmp_path / "p.jsonl"
     build = ["build-prefs", "--incidents", str(incidents), "--taxonomy", str(taxonomy), "--out", str(prefs)]
     assert main([*build, "--kinds", "wrong_type=1", "--pairs-per-incident", "1", "--val-share", "0.2"]) == 0
     assert "kinds: wrong_type 100.0%" in capsys.readouterr().out
-    assert {row["kind"] for row in lines(prefs) + lines(tmp_path / "p.val.jsonl")} == {"wrong_type"}
+    assert {row["kind"] for row in rows_in(prefs) + rows_in(tmp_path / "p.val.jsonl")} == {"wrong_type"}
 
     sft = tmp_path / "s.jsonl"
     assert main(["build-sft", "--incidents", str(incidents), "--out", str(sft), "--style", "direct"]) == 0
-    assert [message["role"] for message in lines(sft)[0]["messages"]] == ["user", "assistant"]
+    assert [message["role"] for message in rows_in(sft)[0]["messages"]] == ["user", "assistant"]
 
     rl = tmp_path / "r.jsonl"
     capsys.readouterr()
     assert main(["build-rl", "--incidents", str(incidents), "--out", str(rl), "--val-share", "0.2"]) == 0
-    assert f"checked {rl}: {len(lines(rl))} rows read back as JSON" in capsys.readouterr().out
+    assert f"checked {rl}: {len(rows_in(rl))} rows read back as JSON" in capsys.readouterr().out
     for suffix in ("", ".val"):
-        prompts, pairs = lines(tmp_path / f"r{suffix}.jsonl"), lines(tmp_path / f"p{suffix}.jsonl")
+        prompts, pairs = rows_in(tmp_path / f"r{suffix}.jsonl"), rows_in(tmp_path / f"p{suffix}.jsonl")
         assert [row["extra_info"]["id"] for row in prompts] == [row["id"].rpartition("#")[0] for row in pairs]
 
 
@@ -52,7 +48,7 @@ def test_prompt_options_reach_the_prompts(tmp_path):
     options = ["--max-chars", "500", "--no-candidates", "--max-quotes", "1", "--quote-chars", "20"]
     assert main(["build-prefs", "--out", str(out), "--num-incidents", "20", "--val-share", "0", *options]) == 0
     assert not (tmp_path / "p.val.jsonl").exists()
-    for row in lines(out):
+    for row in rows_in(out):
         assert len(row["incident_text"]) <= 500
         assert "Services:" not in row["prompt"][2]["content"]
         assert row["prompt"][1]["content"].count('"') == 2
@@ -120,7 +116,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     run = subprocess.run([*command, "--num-incidents", "20"], stdout=writing, stderr=subprocess.PIPE, timeout=60)
     os.close(writing)
     assert (run.returncode, run.stderr) == (141, b"")
-    assert lines(tmp_path / "s.jsonl")
+    assert rows_in(tmp_path / "s.jsonl")
 
 
 def test_help_and_version(capsys):

@@ -1,7 +1,8 @@
 """verl's stock main_ppo with two-round rollouts on CPU: online DPO, on one and two workers."""
 
 import pytest
-from rl_runs import ONLINE, STEPS, from_step, lines_of, run
+from rl_runs import ONLINE, STEPS, from_step, run
+from written_rows import rows_in
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +30,7 @@ def test_online_dpo_trains_on_its_own_pairs(online, tiny_model_dir):
     assert metrics[3]["kl/reference"] != 0
     assert "val-core/aiops_mturn/acc/mean@1" in metrics[3]
     # what was sampled at step 3 came from the weights that step 2 left: other answers than the first model's
-    first, third = (lines_of(out / "rollouts" / f"{n}.jsonl")[0]["round_1"] for n in (1, 3))
+    first, third = (rows_in(out / "rollouts" / f"{n}.jsonl")[0]["round_1"] for n in (1, 3))
     assert first != third
     assert f"trained model: {out / 'huggingface'}" in output and (out / "huggingface" / "config.json").is_file()
 

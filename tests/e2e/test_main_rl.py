@@ -2,7 +2,8 @@
 prompts, from the same seed; one and two workers."""
 
 import pytest
-from rl_runs import STEPS, from_step, lines_of, run
+from rl_runs import STEPS, from_step, run
+from written_rows import rows_in
 
 pytestmark = pytest.mark.e2e
 
@@ -68,14 +69,14 @@ def test_parts_of_the_reward_are_logged_apart(grpo):
 
 def test_generations_are_dumped_with_their_rounds_apart(grpo):
     out, _, _ = grpo
-    rows = lines_of(out / "rollouts" / "1.jsonl")
+    rows = rows_in(out / "rollouts" / "1.jsonl")
     assert len(rows) == 4 * 4 and len({row["input"] for row in rows}) == 4
     for row in rows:
         assert row["round_1"] in row["output"] or "�" in row["output"] or "<|" in row["round_1"]
         assert isinstance(row["json_ok"], float) and "round_2" in row and "incident_type" in row["gts"]
     # the answers to one prompt differ, and stand side by side
     assert len({row["round_1"] for row in rows[:4]}) > 1 and len({row["input"] for row in rows[:4]}) == 1
-    assert {"round_1", "round_2", "evidence"} <= lines_of(out / "validation" / "3.jsonl")[0].keys()
+    assert {"round_1", "round_2", "evidence"} <= rows_in(out / "validation" / "3.jsonl")[0].keys()
 
 
 @pytest.mark.slow
@@ -84,8 +85,7 @@ def test_the_losses_of_both_are_the_same_step_by_step(grpo, stock):
     assert sorted(stock) == [1, 2]
     for step in (1, 2):
         verls, texts = (
-            sorted(row["output"] for row in lines_of(out / "rollouts" / f"{step}.jsonl"))
-            for out in (stock_out, our_out)
+            sorted(row["output"] for row in rows_in(out / "rollouts" / f"{step}.jsonl")) for out in (stock_out, our_out)
         )
         assert texts == verls, f"other answers in step {step}"
         for name in SAME:

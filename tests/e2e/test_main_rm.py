@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from eval_harness import completion, listening_app, serving
-from rl_runs import ONLINE, lines_of, run
+from rl_runs import ONLINE, run
+from written_rows import rows_in
 
 from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
 from verl_aiops.rollout.hf.score_server import application
@@ -85,7 +86,7 @@ def grpo(data, tiny_model_dir, reward_model, tmp_path_factory):  # noqa: F811
 def test_a_colocated_reward_model_and_the_rule_make_one_score(grpo, data, reward_model):  # noqa: F811
     out, metrics = grpo
     source = pq.read_table(data / "rl.parquet").to_pylist()
-    rows = lines_of(out / "rollouts" / "1.jsonl")
+    rows = rows_in(out / "rollouts" / "1.jsonl")
     assert len(rows) == 16 and len({row["rm_raw"] for row in rows}) > 8
     for row in rows[::5]:
         assert row["rm_raw"] == pytest.approx(raw_score(reward_model, row, source), abs=1e-4)
@@ -107,9 +108,9 @@ def test_the_second_step_is_normalised_by_the_first(grpo):
     import statistics
 
     out, _ = grpo
-    raw = [row["rm_raw"] for row in lines_of(out / "rollouts" / "1.jsonl")]
+    raw = [row["rm_raw"] for row in rows_in(out / "rollouts" / "1.jsonl")]
     mean, std = statistics.fmean(raw), statistics.pstdev(raw)
-    second = lines_of(out / "rollouts" / "2.jsonl")
+    second = rows_in(out / "rollouts" / "2.jsonl")
     for row in second:
         assert row["rm"] == pytest.approx(1 / (1 + math.exp(-(row["rm_raw"] - mean) / std)), abs=1e-5)
     kept = json.loads((out / "global_step_2" / "reward_moments.json").read_text())
@@ -143,7 +144,7 @@ def test_an_ensemble_and_a_judge_rank_the_answers_of_one_run(data, tiny_model_di
         options += ["trainer.total_training_steps=1", "trainer.val_before_train=False"]
         settings = [*ONLINE, *with_rm(reward_model, *options)]
         metrics, _ = run(data, tiny_model_dir, tmp_path / "out", *settings, estimator="online_dpo")
-    rows = lines_of(tmp_path / "out" / "rollouts" / "1.jsonl")
+    rows = rows_in(tmp_path / "out" / "rollouts" / "1.jsonl")
     assert len(rows) == 16 and len({row["rule"] for row in rows}) > 2
     for row in rows:
         assert row["rule"] == pytest.approx(mark(row["round_2"]) / 10)

@@ -4,7 +4,8 @@ import json
 import math
 
 import pytest
-from rl_runs import STEPS, lines_of, run
+from rl_runs import STEPS, run
+from written_rows import rows_in
 
 pytestmark = pytest.mark.e2e
 
@@ -72,7 +73,7 @@ def test_grpo_with_tools(data, tiny_model_dir, tmp_path, own_format):
         assert metrics[step]["perf/shared_tokens_ratio"] < 0.9 and metrics[step]["actor/grad_norm"] > 0
         assert 0 < metrics[step]["reward/calls"] <= 2 and metrics[step]["reward/failed_calls"] == 0
     assert metrics[0]["val-core/aiops_investigation/acc/mean@1"] == 0.0
-    rows = lines_of(tmp_path / "rollouts" / "1.jsonl")
+    rows = rows_in(tmp_path / "rollouts" / "1.jsonl")
     assert len(rows) == 4 * 4
     for row in rows:
         made = json.loads(row["investigation"])

@@ -102,9 +102,4 @@ def from_step(step, first, out):
     return out
 
 
-def lines_of(path):
-    # not splitlines: a model may write U+2028 and its like, which end a line for it and stand in JSON as they are
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 ONLINE = ["actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=2"]

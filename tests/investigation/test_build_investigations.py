@@ -2,9 +2,9 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from case_parts import record
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.incidents.build.sides import Split
@@ -28,10 +28,6 @@ def file(cases, tmp_path_factory):
     path = tmp_path_factory.mktemp("cases") / "cases.jsonl"
     write_cases(cases, path)
     return path
-
-
-def rows(path):
-    return pq.read_table(path).to_pylist()
 
 
 def test_a_scripted_investigation_quotes_what_the_tools_said_and_earns_its_reward(cases):
@@ -137,7 +133,7 @@ def test_listed_reasons_hold_every_right_one_no_alias_and_tell_nothing_by_their_
 
 def test_rl_rows_name_their_case_and_stay_small(file, cases, tmp_path):
     summary = build_rl(file, tmp_path / "rl.parquet", split=Split(0.2, 0.1), options=AskOptions(answer_chars=700))
-    written = [row for side in ("", ".val", ".test") for row in rows(tmp_path / f"rl{side}.parquet")]
+    written = [row for side in ("", ".val", ".test") for row in rows_in(tmp_path / f"rl{side}.parquet")]
     assert len(written) == len(cases) == sum(side.rows for side in summary.sides.values())
     by_id = {case.id: case for case in cases}
     for row in written:
@@ -153,7 +149,7 @@ def test_rl_rows_name_their_case_and_stay_small(file, cases, tmp_path):
             cause.component for cause in case.root_causes
         ]
         assert len(truth["reasons"]) == 8 and len(json.dumps(row)) < 6000
-    assert [row["extra_info"]["index"] for row in rows(tmp_path / "rl.parquet")] == list(
+    assert [row["extra_info"]["index"] for row in rows_in(tmp_path / "rl.parquet")] == list(
         range(summary.sides["train"].rows)
     )
 
@@ -163,9 +159,9 @@ def test_sft_and_rl_have_a_case_on_the_same_side(file, tmp_path):
     build_rl(file, tmp_path / "rl.parquet", split=held_out)
     build_sft(file, tmp_path / "sft.parquet", split=held_out)
     for side in ("", ".val", ".test", ".unseen"):
-        ids = [row["extra_info"]["id"] for row in rows(tmp_path / f"rl{side}.parquet")]
-        assert ids == [row["id"] for row in rows(tmp_path / f"sft{side}.parquet")]
-        sources = {row["source"] for row in rows(tmp_path / f"sft{side}.parquet")}
+        ids = [row["extra_info"]["id"] for row in rows_in(tmp_path / f"rl{side}.parquet")]
+        assert ids == [row["id"] for row in rows_in(tmp_path / f"sft{side}.parquet")]
+        sources = {row["source"] for row in rows_in(tmp_path / f"sft{side}.parquet")}
         assert sources == {"simulator/fleet"} if side == ".unseen" else "simulator/fleet" not in sources
 
 
@@ -175,7 +171,8 @@ def test_records_of_one_fault_stay_together(tmp_path):
     write_cases([*kept, one], tmp_path / "cases.jsonl")
     build_rl(tmp_path / "cases.jsonl", tmp_path / "rl.parquet", split=Split(0.3, hold_out=("bank",)))
     groups = [
-        {row["extra_info"]["group"] for row in rows(tmp_path / f"rl{side}.parquet")} for side in ("", ".val", ".unseen")
+        {row["extra_info"]["group"] for row in rows_in(tmp_path / f"rl{side}.parquet")}
+        for side in ("", ".val", ".unseen")
     ]
     assert groups[2] == {"f1"} and not groups[0] & groups[1] and "f1" not in groups[0] | groups[1]
     with pytest.raises(IncidentError, match="hold out source 'moon': no case of .* there are: bank, shop"):
@@ -216,8 +213,8 @@ def test_commands_make_all_of_it(tmp_path, capsys):
     task = ["--task", "investigation"]
     assert main(["build-sft", *task, "--out", str(tmp_path / "sft.parquet"), "--cases", str(out)]) == 0
     assert main(["build-rl", *task, "--out", str(tmp_path / "rl.parquet"), "--hold-out-wordings", "0.3", *small]) == 0
-    assert len(rows(tmp_path / "rl.unseen.parquet")) == 3
-    row = rows(tmp_path / "rl.parquet")[0]["extra_info"]
+    assert len(rows_in(tmp_path / "rl.unseen.parquet")) == 3
+    row = rows_in(tmp_path / "rl.parquet")[0]["extra_info"]
     assert row["case_file"] == str(tmp_path / "rl.cases.jsonl")
     assert "one root cause" in capsys.readouterr().out
 

@@ -2,9 +2,9 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from eval_harness import Knowing
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.evaluation.errors import EvaluationError
@@ -58,10 +58,6 @@ def asked(tmp_path_factory):
     return base, silent
 
 
-def rows(path):
-    return pq.read_table(path).to_pylist()
-
-
 def test_the_own_analysis_stands_after_the_prompt_that_was_asked(asked, tmp_path):
     base, silent = asked
     analyses = own_analyses([base / "eval_rl", base / "eval_rl.val"])
@@ -70,7 +66,7 @@ def test_the_own_analysis_stands_after_the_prompt_that_was_asked(asked, tmp_path
     assert "1 incidents left out: no analysis" in str(summary)
     for side in ("", ".val"):
         questions = {q.id: q for q in read_rl_questions(str(base / f"rl{side}.parquet"))}
-        made, plain = rows(tmp_path / f"p{side}.parquet"), rows(tmp_path / f"plain{side}.parquet")
+        made, plain = rows_in(tmp_path / f"p{side}.parquet"), rows_in(tmp_path / f"plain{side}.parquet")
         ids = {row["id"].partition("#")[0] for row in made}
         assert ids == set(questions) - set(silent)
         for row in made:
@@ -90,7 +86,7 @@ def test_other_forms_have_it_too(asked, tmp_path, form):
     base, _ = asked
     analyses = own_analyses([base / "eval_rl", base / "eval_rl.val"])
     build_prefs(source(), tmp_path / "p.parquet", prompts=PROMPTS, form=form, analyses=analyses, **SPLIT)
-    assert all(row["prompt"][1]["content"].startswith("Of ") for row in rows(tmp_path / "p.parquet"))
+    assert all(row["prompt"][1]["content"].startswith("Of ") for row in rows_in(tmp_path / "p.parquet"))
 
 
 def test_a_side_that_was_not_asked_is_refused_with_the_reason(asked, tmp_path):
@@ -135,4 +131,4 @@ def test_the_command(asked, tmp_path, capsys):
         made.append(str(tmp_path / f"eval_{name}"))
         evaluate(questions, Analysing(), made[-1], EvaluationPlan(), {"data": str(tmp_path / f"{name}.parquet")})
     assert main([*options, "--analyses", *made]) == 0
-    assert rows(tmp_path / "p.parquet")[0]["prompt"][1]["content"].startswith("Of ")
+    assert rows_in(tmp_path / "p.parquet")[0]["prompt"][1]["content"].startswith("Of ")

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_own_pairs import asked, other, right, verdict  # noqa: F401
 from tiny import make_tokenizer
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.data import PreferenceDataset
@@ -13,10 +14,6 @@ from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.on_policy.pairs import OwnPairOptions, build_own_pairs
 from verl_aiops.incidents import neutralise
 from verl_aiops.rewards.aiops_mturn import compute_score
-
-
-def rows(path):
-    return pq.read_table(path).to_pylist()
 
 
 def mixed(job):
@@ -33,7 +30,7 @@ def test_a_group_has_all_answers_with_the_rewards_scores(asked, tmp_path):  # no
     out = tmp_path / "groups.parquet"
     folder = asked(mixed, n=5)
     summary = build(folder, out, "groups")
-    made = rows(out)
+    made = rows_in(out)
     assert len(made) == summary.pairs == summary.with_pair == summary.incidents
     assert summary.left_out["repeated"] == len(made)
     for row in made:
@@ -58,7 +55,7 @@ def test_labels_are_the_verdicts_of_the_reward(asked, tmp_path):  # noqa: F811
     out = tmp_path / "labels.parquet"
     folder = asked(mixed, n=5)
     summary = build(folder, out, "labels", invalid=False)
-    made = rows(out)
+    made = rows_in(out)
     assert summary.left_out["invalid"] == summary.left_out["repeated"] == summary.incidents
     assert summary.pairs == len(made) == 3 * summary.incidents and summary.kinds["right"] == summary.incidents
     for row in made:

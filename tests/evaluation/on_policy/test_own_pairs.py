@@ -7,12 +7,12 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from eval_harness import Knowing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_tokenizer
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.data import PreferenceDataset
@@ -40,10 +40,6 @@ PROMPTS = PromptOptions(budget=300, max_candidates=4)
 
 def source(count=40, seed=3):
     return simulator_source(Simulator(seed=seed, lang="mix", difficulty="mix"), count)
-
-
-def rows(path):
-    return pq.read_table(path).to_pylist()
 
 
 class Scripted(Knowing):
@@ -100,8 +96,8 @@ def test_folds_cut_the_training_side_and_leave_validation_alone(tmp_path, folds)
         out = tmp_path / "made.parquet"
         summary = build(source(120), out, prompts=PROMPTS, overwrite=True, **more)
         find = (lambda row: row["extra_info"]["id"]) if build is build_rl else (lambda row: row["id"])
-        val = [find(row) for row in rows(tmp_path / "made.val.parquet")]
-        return [find(row) for row in rows(out)], val, str(summary)
+        val = [find(row) for row in rows_in(tmp_path / "made.val.parquet")]
+        return [find(row) for row in rows_in(out)], val, str(summary)
 
     everything, val, plain = made(build_sft)
     assert "(from 0)" not in plain
@@ -162,7 +158,7 @@ def test_every_pair_is_right_against_wrong_and_the_counts_add_up(asked, tmp_path
 
     out = tmp_path / "own.parquet"
     summary = build_own_pairs([asked(texts, n=5)], out, options=OwnPairOptions(pairs_per_incident=3))
-    written = rows(out)
+    written = rows_in(out)
     assert len(written) == summary.pairs == sum(summary.kinds.values()) == sum(summary.rejected.values())
     truths = {row.id: row.ground_truth for row in read_rl_questions(str(asked.data))}
     for row in written:
@@ -191,7 +187,7 @@ def test_the_most_frequent_wrong_verdict_comes_first_and_each_once_before_any_tw
     out = tmp_path / "own.parquet"
     build_own_pairs([asked(texts, n=5)], out, options=OwnPairOptions(pairs_per_incident=4))
     by_incident = {}
-    for row in rows(out):
+    for row in rows_in(out):
         by_incident.setdefault(row["id"].split("#")[0], []).append(row)
     for found in by_incident.values():
         assert [row["prompt"][1]["content"] for row in found] == [f"Analysis {n}." for n in (1, 0, 2, 3)]
@@ -205,7 +201,7 @@ def test_two_analyses_make_whole_conversations_and_one_shared_makes_a_verdict(as
     out = tmp_path / "own.parquet"
     build_own_pairs([asked(texts, n=3)], out)
     questions = {q.id: q for q in read_rl_questions(str(asked.data))}
-    made = rows(out)
+    made = rows_in(out)
     assert {row["id"].split("#")[1] for row in made} == {"own0", "own1"}
     for row in made:
         question = questions[row["id"].split("#")[0]]
@@ -236,7 +232,7 @@ def test_what_is_chosen(asked, tmp_path, chosen, kinds):
     out = tmp_path / "own.parquet"
     folder = asked(texts, n=3)
     summary = build_own_pairs([folder], out, options=OwnPairOptions(chosen=chosen))
-    assert set(summary.kinds) == kinds == {row["kind"] for row in rows(out)}
+    assert set(summary.kinds) == kinds == {row["kind"] for row in rows_in(out)}
     assert bool(summary.without_pair) == (chosen == "own")
 
 
@@ -244,13 +240,13 @@ def test_the_prompt_is_spelled_as_build_prefs_spells_it(asked, tmp_path):
     """With the reference analysis as the model's own: the same token ids."""
     prefs = tmp_path / "prefs.parquet"
     build_prefs(source(), prefs, prompts=PromptOptions(budget=300, max_candidates=4, whole_evidence=True))
-    theirs = {row["id"].split("#")[0]: row for row in rows(prefs)}
+    theirs = {row["id"].split("#")[0]: row for row in rows_in(prefs)}
     out = tmp_path / "own.parquet"
     build_own_pairs([asked(lambda job: (theirs[job.question.id]["prompt"][1]["content"], other(job)), n=1)], out)
     ids = {}
     for path in (prefs, out):
         read = PreferenceDataset(str(path), make_tokenizer(), max_prompt_length=None, max_response_length=None)
-        for row, at in zip(rows(path), range(len(read)), strict=True):
+        for row, at in zip(rows_in(path), range(len(read)), strict=True):
             ids.setdefault(row["id"].split("#")[0], {}).setdefault(
                 path, (read[at]["prompt_ids"].tolist(), read[at]["chosen_ids"].tolist())
             )
@@ -281,7 +277,7 @@ def test_hostile_answers_are_rejected_ones_at_most_and_harmless_in_the_file(aske
     folder = asked(texts, n=len(HOSTILE))
     summary = build_own_pairs([folder], out, options=OwnPairOptions(pairs_per_incident=len(HOSTILE)))
     assert summary.left_out["empty"] and summary.left_out["unicode"] and summary.neutralised
-    for row in rows(out):
+    for row in rows_in(out):
         for message in (*row["prompt"], *row["chosen"], *row["rejected"]):
             assert message["role"] == "user" or neutralise(message["content"]) == message["content"]
         assert compute_score("", row["chosen"][-1]["content"], row["ground_truth"])["acc_main"] == 1
@@ -334,7 +330,7 @@ def test_scores_in_the_file_are_not_believed(asked, tmp_path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = build_own_pairs([folder], tmp_path / "own.parquet")
     assert summary.judged_otherwise == len(lines) and "judged otherwise" in str(summary)
-    for row in rows(tmp_path / "own.parquet"):
+    for row in rows_in(tmp_path / "own.parquet"):
         assert compute_score("", row["rejected"][-1]["content"], row["ground_truth"])["acc_main"] == 0
 
 
@@ -353,7 +349,7 @@ def test_a_whole_cross_fit_on_the_command_line(asked, tmp_path, capsys):
     command = ["build-prefs", "--from-generations", *folders, "--out", str(out)]
     assert main([*command, "--trained-on", *trained]) == 0
     assert f"none of these faults is in {trained[0]}, {trained[1]}" in capsys.readouterr().out
-    assert {row["id"].split("#")[0] for row in rows(out)} == {q.id for q in read_rl_questions(str(asked.data))}
+    assert {row["id"].split("#")[0] for row in rows_in(out)} == {q.id for q in read_rl_questions(str(asked.data))}
     assert main([*command, "--overwrite", "--trained-on", *reversed(trained)]) == 2
     error = capsys.readouterr().err
     assert "may answer them from memory" in error and "build-sft --folds K --fold I" in error

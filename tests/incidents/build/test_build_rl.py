@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from written_rows import rows_in
 
 from verl_aiops.incidents import (
     RL_COLUMNS,
@@ -37,14 +38,8 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 BUDGETS = (100, 150, 200, 300, 450, 700, 1000, 1500)
 
 
-def rows(path: Path) -> list[dict]:
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return pq.read_table(path).to_pylist()
-
-
 def both_sides(path: Path) -> list[dict]:
-    return rows(path) + rows(path.with_name(f"{path.stem}.val{path.suffix}"))
+    return rows_in(path) + rows_in(path.with_name(f"{path.stem}.val{path.suffix}"))
 
 
 def mixed(count: int = 300, seed: int = 0):
@@ -83,7 +78,7 @@ def test_parquet_types(built):
 def test_rows(built):
     out, summary = built
     for path in (out, out.with_name("rl.val.parquet")):
-        for number, row in enumerate(rows(path)):
+        for number, row in enumerate(rows_in(path)):
             info, truth = row["extra_info"], json.loads(row["reward_model"]["ground_truth"])
             assert row["data_source"] == row["agent_name"] == "aiops_mturn" and row["ability"] == "aiops_triage"
             assert row["reward_model"]["style"] == "rule" and info["index"] == number
@@ -96,8 +91,8 @@ def test_rows(built):
             assert set(truth) == {"service", "incident_type", "evidence", "aliases", "candidates"}
             assert truth["evidence"] and all(text in info["incident_text"] for text in truth["evidence"])
             assert ("第 2 轮" in second) == (info["lang"] == "zh")
-    assert {row["extra_info"]["lang"] for row in rows(out)} == {"en", "zh"}
-    longest = max(len(row["prompt"][0]["content"]) for row in rows(out))
+    assert {row["extra_info"]["lang"] for row in rows_in(out)} == {"en", "zh"}
+    longest = max(len(row["prompt"][0]["content"]) for row in rows_in(out))
     assert f"at most {longest:,}" in str(summary) and "exceed the budget" not in str(summary)
 
 
@@ -106,15 +101,15 @@ def test_the_datasets_library_reads_the_same_types(built, tmp_path):
     out, _ = built
     loaded = datasets.load_dataset("parquet", data_files=str(out), cache_dir=str(tmp_path))["train"]
     assert loaded.features.arrow_schema.equals(pq.read_schema(out))
-    assert loaded[:20] == pa.Table.from_pylist(rows(out)[:20]).to_pydict()
+    assert loaded[:20] == pa.Table.from_pylist(rows_in(out)[:20]).to_pydict()
 
 
 def test_the_same_split_prompt_and_truth_as_the_pairs(built, tmp_path):
     out, _ = built
     build_prefs(mixed(2400), tmp_path / "rl.parquet", val_share=0.1, val_trim="evidence")
     for name in ("rl.parquet", "rl.val.parquet"):
-        pairs = {row["id"].rpartition("#")[0]: row for row in rows(tmp_path / name)}
-        prompts = {row["extra_info"]["id"]: row for row in rows(out.with_name(name))}
+        pairs = {row["id"].rpartition("#")[0]: row for row in rows_in(tmp_path / name)}
+        prompts = {row["extra_info"]["id"]: row for row in rows_in(out.with_name(name))}
         assert set(pairs) == set(prompts)
         for key, row in prompts.items():
             pair, info = pairs[key], row["extra_info"]
@@ -132,8 +127,8 @@ def test_the_same_split_of_collected_incidents(collected, tmp_path):
     build_prefs(source, tmp_path / "p.parquet", val_share=0.2, seed=3)
     build_rl(source, tmp_path / "r.parquet", val_share=0.2, seed=3, prompts=PromptOptions(budget=400))
     for suffix in (".parquet", ".val.parquet"):
-        pairs = {row["id"].rpartition("#")[0] for row in rows(tmp_path / f"p{suffix}")}
-        assert pairs == {row["extra_info"]["id"] for row in rows(tmp_path / f"r{suffix}")}
+        pairs = {row["id"].rpartition("#")[0] for row in rows_in(tmp_path / f"p{suffix}")}
+        assert pairs == {row["extra_info"]["id"] for row in rows_in(tmp_path / f"r{suffix}")}
 
 
 @pytest.mark.parametrize("name", ["d.parquet", "d.jsonl"])
@@ -326,7 +321,7 @@ def test_other_builders_keep_to_the_budget(tmp_path):
 
 def good_rows(tmp_path: Path) -> list[dict]:
     build_rl(mixed(20), tmp_path / "good.jsonl", val_share=0)
-    return rows(tmp_path / "good.jsonl")
+    return rows_in(tmp_path / "good.jsonl")
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -412,7 +407,7 @@ def test_verl_reads_every_row_as_written(tmp_path, tokenizer_dir, name, style):
 
     config = {"max_prompt_length": 4000, "filter_overlong_prompts": False, "cache_dir": str(tmp_path)}
     loaded = RLHFDataset(str(out), check.tokenizer, OmegaConf.create(config))
-    expected = rows(out)
+    expected = rows_in(out)
     assert len(loaded) == len(expected)
     batch = collate_fn([loaded[number] for number in range(len(loaded))])
     lengths = []

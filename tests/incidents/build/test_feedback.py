@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from tiny import make_tokenizer
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.data import PreferenceDataset
@@ -30,10 +31,6 @@ def write(path, rows):
     return path
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def refused(log, tmp_path, **more):
     with pytest.raises(IncidentError) as caught:
         build_feedback(log, tmp_path / "out.jsonl", **more)
@@ -45,7 +42,7 @@ def refused(log, tmp_path, **more):
 def test_a_correction_is_a_pair_an_acceptance_a_yes_a_refusal_a_no(tmp_path, suffix):
     out = tmp_path / f"out.{suffix}"
     summary = build_feedback(write(tmp_path / "log.jsonl", LOG), out)
-    rows = lines(out) if suffix == "jsonl" else pq.read_table(out).to_pylist()
+    rows = rows_in(out) if suffix == "jsonl" else pq.read_table(out).to_pylist()
     prompt = [{"role": "user", "content": "Which failed?"}]
     none = {"chosen": None, "rejected": None, "completion": None, "label": None, "id": None}
     group = json.dumps(prompt)
@@ -72,7 +69,7 @@ def test_csv_of_a_spreadsheet(tmp_path):
         "[2024-05-01] disk full;z;refused;;\n"
     )
     build_feedback(log, tmp_path / "out.jsonl")
-    rows = lines(tmp_path / "out.jsonl")
+    rows = rows_in(tmp_path / "out.jsonl")
     assert [row["completion"] or row["chosen"] for row in rows] == ["a;b", "y", "z"]
     assert [row["prompt"][0]["content"] for row in rows] == ["Which?", "Why?", "[2024-05-01] disk full"]
     assert [row["weight"] for row in rows] == [1.0, 0.5, 1.0]
@@ -87,7 +84,7 @@ def test_prompts_by_the_incidents_id(tmp_path, kind):
     name = (known[3]["id"] if kind == "prefs" else known[3]["extra_info"]["id"]).partition("#")[0]
     log = write(tmp_path / "log.jsonl", [{"id": name, "answer": "x", "verdict": "refused"}])
     build_feedback(log, tmp_path / "out.jsonl", prompts=tmp_path / "p.parquet")
-    (row,) = lines(tmp_path / "out.jsonl")
+    (row,) = rows_in(tmp_path / "out.jsonl")
     assert row["prompt"] == known[3]["prompt"] and row["id"] == name
     assert row["group"] == (known[3]["group"] if kind == "prefs" else known[3]["extra_info"]["group"])
     log = write(tmp_path / "log.jsonl", [{"id": "nobody", "answer": "x", "verdict": "refused"}])
@@ -152,7 +149,7 @@ def test_bad_files(tmp_path):
 def test_verdicts_that_repeat_or_contradict_are_counted_and_kept(tmp_path):
     log = write(tmp_path / "log.jsonl", [LOG[0], LOG[0], LOG[0] | {"verdict": "refused"}, LOG[1], LOG[1]])
     summary = build_feedback(log, tmp_path / "out.jsonl")
-    assert (summary.repeated, summary.contradicting, len(lines(tmp_path / "out.jsonl"))) == (2, 1, 5)
+    assert (summary.repeated, summary.contradicting, len(rows_in(tmp_path / "out.jsonl"))) == (2, 1, 5)
     assert "2 verdicts repeat one before" in str(summary) and "1 verdicts contradict one before" in str(summary)
 
 
@@ -170,7 +167,7 @@ def test_verdicts_of_one_kind_are_said(tmp_path):
 def test_the_split_keeps_groups_together(tmp_path):
     log = write(tmp_path / "log.jsonl", [LOG[2] | {"group": f"g{at // 3}", "answer": f"a{at}"} for at in range(60)])
     build_feedback(log, tmp_path / "out.jsonl", val_share=0.4)
-    sides = [{row["group"] for row in lines(tmp_path / name)} for name in ("out.jsonl", "out.val.jsonl")]
+    sides = [{row["group"] for row in rows_in(tmp_path / name)} for name in ("out.jsonl", "out.val.jsonl")]
     assert sides[0] and sides[1] and not sides[0] & sides[1] and len(sides[0] | sides[1]) == 20
     with pytest.raises(IncidentError, match="leaves nothing for it"):
         build_feedback(log, tmp_path / "x.jsonl", val_out=tmp_path / "y.jsonl")

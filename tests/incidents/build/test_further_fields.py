@@ -7,6 +7,7 @@ import json
 from collections import Counter
 
 import pytest
+from written_rows import rows_in
 
 from verl_aiops.incidents import (
     IncidentError,
@@ -56,10 +57,6 @@ def file(tmp_path):
 
 def source_of(file, taxonomy=None, **theirs):
     return file_source(file, taxonomy, FieldColumns(theirs, MORE))
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 PROMPTS = PromptOptions(more_fields=MORE)
@@ -179,7 +176,7 @@ def test_every_kind_of_file_asks_and_answers_alike(file, tmp_path):
         )
         assert "answer field severity: 3 labels; 5 without, which are not asked for it" in str(summary)
         assert "answer field team: 2 labels" in str(summary)
-    rl, sft, prefs = (lines(tmp_path / f"build_{name}.jsonl") for name in ("rl", "sft", "prefs"))
+    rl, sft, prefs = (rows_in(tmp_path / f"build_{name}.jsonl") for name in ("rl", "sft", "prefs"))
     for row in rl:
         info = row["extra_info"]
         result = compute_score(
@@ -206,7 +203,7 @@ def test_every_kind_of_file_asks_and_answers_alike(file, tmp_path):
 def test_no_label_is_right_or_wrong_too_often(file, tmp_path):
     build_prefs(source_of(file), tmp_path / "p.jsonl", val_share=0, prompts=PROMPTS)
     sides = {"chosen": Counter(), "rejected": Counter()}
-    for row in lines(tmp_path / "p.jsonl"):
+    for row in rows_in(tmp_path / "p.jsonl"):
         if row["kind"] in ("wrong_severity", "wrong_team"):
             for side, counts in sides.items():
                 counts[json.loads(row[side][0]["content"])[row["kind"][6:]].upper()] += 1
@@ -222,7 +219,7 @@ def test_a_label_that_is_mostly_right_is_the_wrong_one_wherever_it_can_be(tmp_pa
     build_prefs(source_of(tmp_path / "i.jsonl"), tmp_path / "p.jsonl", val_share=0, prompts=PROMPTS)
     wrong = Counter(
         json.loads(row["rejected"][0]["content"])["severity"]
-        for row in lines(tmp_path / "p.jsonl")
+        for row in rows_in(tmp_path / "p.jsonl")
         if row["kind"] == "wrong_severity"
     )
     assert wrong["P1"] == 14 and abs(wrong["P2"] - wrong["P3"]) <= 1
@@ -231,7 +228,7 @@ def test_a_label_that_is_mostly_right_is_the_wrong_one_wherever_it_can_be(tmp_pa
 def test_groups_score_the_share_of_all_fields(file, tmp_path):
     build_prefs(source_of(file), tmp_path / "g.jsonl", val_share=0, prompts=PROMPTS, form="groups")
     row = next(
-        row for row in lines(tmp_path / "g.jsonl") if '"severity"' in row["completions"][0]["messages"][0]["content"]
+        row for row in rows_in(tmp_path / "g.jsonl") if '"severity"' in row["completions"][0]["messages"][0]["content"]
     )
     assert row["completions"][0]["score"] == 1 and row["completions"][-1]["score"] == 0.75
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
+from written_rows import rows_in
 
 from verl_aiops.incidents import (
     DEFAULT_KINDS,
@@ -37,12 +36,6 @@ from verl_aiops.incidents import (
 from verl_aiops.incidents.build.pairs import KINDS
 
 
-def rows(path: Path) -> list[dict]:
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return pq.read_table(path).to_pylist()
-
-
 def answers(row: dict) -> tuple[dict, dict]:
     return json.loads(row["chosen"][0]["content"]), json.loads(row["rejected"][0]["content"])
 
@@ -58,7 +51,7 @@ def built(tmp_path_factory):
 
 def test_columns_and_shapes(built):
     out, _ = built
-    train = rows(out)
+    train = rows_in(out)
     assert list(train[0]) == [
         *("prompt", "chosen", "rejected", "id", "group", "weight"),
         *("kind", "lang", "source", "part", "answerable", "wording", "ground_truth", "incident_text"),
@@ -75,7 +68,7 @@ def test_columns_and_shapes(built):
 def test_chosen_is_right_and_rejected_is_a_near_miss(built):
     out, _ = built
     systems = simulator_taxonomy().systems
-    for row in rows(out):
+    for row in rows_in(out):
         truth = json.loads(row["ground_truth"])
         chosen, rejected = answers(row)
         assert chosen == {name: truth[name] for name in ("service", "incident_type")}
@@ -93,7 +86,7 @@ def test_chosen_is_right_and_rejected_is_a_near_miss(built):
 
 def test_kinds_follow_their_shares(built):
     out, summary = built
-    counts = Counter(row["kind"] for row in rows(out))
+    counts = Counter(row["kind"] for row in rows_in(out))
     assert counts == summary.makers["train"].kinds
     for kind, share in DEFAULT_KINDS.items():
         assert abs(counts[kind] / counts.total() - share) < 0.02
@@ -204,7 +197,7 @@ def test_a_system_with_one_answer_falls_back_to_other_systems():
 def test_same_seed_same_file_another_seed_another(tmp_path):
     def build(name: str, seed: int) -> list[dict]:
         build_prefs(simulator_source(Simulator(seed=1), 100), tmp_path / name, seed=seed)
-        return rows(tmp_path / name)
+        return rows_in(tmp_path / name)
 
     first = build("a.parquet", 0)
     assert first == build("b.parquet", 0) == build("c.jsonl", 0)
@@ -213,7 +206,7 @@ def test_same_seed_same_file_another_seed_another(tmp_path):
 
 def test_no_incident_on_both_sides(built):
     out, _ = built
-    train, val = rows(out), rows(out.with_name("prefs.val.parquet"))
+    train, val = rows_in(out), rows_in(out.with_name("prefs.val.parquet"))
     assert train and val
     for key in ("group", "incident_text"):
         assert {row[key] for row in train}.isdisjoint(row[key] for row in val)
@@ -226,8 +219,8 @@ def test_sft_has_the_same_split_prompts_and_answers(built, tmp_path):
     source = simulator_source(Simulator(lang="mix", difficulty="mix"), 1000)
     build_sft(source, tmp_path / "sft.parquet", val_share=0.2)
     for suffix in ("", ".val"):
-        prefs = rows(out.with_name(f"prefs{suffix}.parquet"))
-        conversations = {row["id"]: row["messages"] for row in rows(tmp_path / f"sft{suffix}.parquet")}
+        prefs = rows_in(out.with_name(f"prefs{suffix}.parquet"))
+        conversations = {row["id"]: row["messages"] for row in rows_in(tmp_path / f"sft{suffix}.parquet")}
         assert set(conversations) == {row["id"].rpartition("#")[0] for row in prefs}
         for row in prefs:
             assert conversations[row["id"].rpartition("#")[0]] == row["prompt"] + row["chosen"]
@@ -238,7 +231,7 @@ def test_a_file_of_simulated_incidents_gives_the_same_pairs(tmp_path):
     write_incidents(source.stream(), tmp_path / "i.jsonl")
     build_prefs(source, tmp_path / "a.jsonl")
     build_prefs(file_source(tmp_path / "i.jsonl"), tmp_path / "b.jsonl")
-    assert rows(tmp_path / "a.jsonl") == rows(tmp_path / "b.jsonl")
+    assert rows_in(tmp_path / "a.jsonl") == rows_in(tmp_path / "b.jsonl")
 
 
 def test_records_of_one_fault_stay_together(tmp_path):
@@ -251,7 +244,7 @@ def test_records_of_one_fault_stay_together(tmp_path):
             records.append(Incident.from_dict({name: value for name, value in row.items() if name != "fault"}))
     write_incidents(records, tmp_path / "i.jsonl")
     build_sft(file_source(tmp_path / "i.jsonl"), tmp_path / "s.jsonl", val_share=0.3)
-    sides = [{row["id"].rpartition("-")[0] for row in rows(tmp_path / name)} for name in ("s.jsonl", "s.val.jsonl")]
+    sides = [{row["id"].rpartition("-")[0] for row in rows_in(tmp_path / name)} for name in ("s.jsonl", "s.val.jsonl")]
     assert all(sides) and sides[0].isdisjoint(sides[1])
 
 
@@ -263,7 +256,7 @@ def test_files_are_protected_and_whole(tmp_path):
         build_prefs(source, out)
     assert val.read_text() == "mine" and not out.exists()
     build_prefs(source, out, overwrite=True, val_share=0.3)
-    assert rows(val)
+    assert rows_in(val)
     # One incident in training and none held out is refused, so that no validation file of an earlier build stays beside
     # another's training file.
     before = out.read_bytes()
@@ -336,7 +329,7 @@ def test_collected_incidents(collected, tmp_path):
     source = file_source(collected.path, Taxonomy.load(collected.taxonomy))
     out = tmp_path / "pairs.parquet"
     summary = build_prefs(source, out, val_share=0.2, prompts=PromptOptions(budget=600))
-    train, val = rows(out), rows(tmp_path / "pairs.val.parquet")
+    train, val = rows_in(out), rows_in(tmp_path / "pairs.val.parquet")
     faults = {incident.id: fault_id(incident) for incident in read_incidents(collected.path)}
     sides = [{faults[row["id"].rpartition("#")[0]] for row in side} for side in (train, val)]
     assert sides[0].isdisjoint(sides[1])

@@ -2,19 +2,13 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from tiny import make_tokenizer
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.data import PreferenceDataset
 from verl_aiops.incidents import IncidentError, PairOptions, Simulator, build_prefs, simulator_source
-
-
-def lines(path):
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def build(tmp_path, form, suffix="parquet", pairs=3):
@@ -33,7 +27,7 @@ def read(path, **options):
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_a_group_holds_the_right_answer_first_and_the_near_misses_of_the_pairs(tmp_path, suffix):
-    pairs, groups = (lines(build(tmp_path, form, suffix)[0]) for form in ("pairs", "groups"))
+    pairs, groups = (rows_in(build(tmp_path, form, suffix)[0]) for form in ("pairs", "groups"))
     by_incident = {}
     for row in pairs:
         by_incident.setdefault(row["id"].partition("#")[0], []).append(row)
@@ -67,9 +61,9 @@ def test_best_against_the_rest_of_the_groups_are_the_pairs(tmp_path):
 
 def test_labels_are_a_yes_for_the_right_answer_and_a_no_for_each_near_miss(tmp_path):
     (pairs, _), (labels, summary) = build(tmp_path, "pairs"), build(tmp_path, "labels")
-    rows = lines(labels)
+    rows = rows_in(labels)
     no = [row["completion"] for row in rows if not row["label"]]
-    assert no == [row["rejected"] for row in lines(pairs)]
+    assert no == [row["rejected"] for row in rows_in(pairs)]
     yes = [row for row in rows if row["label"]]
     assert len(yes) == len({row["group"] for row in rows}) == len({row["id"].partition("#")[0] for row in rows})
     assert {row["kind"] for row in yes} == {"right"} and len({row["id"] for row in rows}) == len(rows)
@@ -81,9 +75,9 @@ def test_labels_are_a_yes_for_the_right_answer_and_a_no_for_each_near_miss(tmp_p
 def test_the_command_writes_each_form(tmp_path, capsys):
     make = ["build-prefs", "--num-incidents", "20", "--val-share", "0", "--out"]
     assert main([*make, str(tmp_path / "g.jsonl"), "--groups", "--pairs-per-incident", "1"]) == 0
-    assert {len(row["completions"]) for row in lines(tmp_path / "g.jsonl")} == {2}
+    assert {len(row["completions"]) for row in rows_in(tmp_path / "g.jsonl")} == {2}
     assert main([*make, str(tmp_path / "l.jsonl"), "--labels"]) == 0
-    assert {row["label"] for row in lines(tmp_path / "l.jsonl")} == {True, False}
+    assert {row["label"] for row in rows_in(tmp_path / "l.jsonl")} == {True, False}
     assert "yes/no feedback from simulator" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*make, str(tmp_path / "x.jsonl"), "--labels", "--groups"])

@@ -9,6 +9,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from written_rows import rows_in
 
 from verl_aiops.cli.main import main
 from verl_aiops.evaluation.run.asked import read_questions
@@ -62,10 +63,6 @@ def write(path, rows):
     return path
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_a_ticket_export_becomes_every_kind_of_data_file(tmp_path, capsys):
     file, names = write(tmp_path / "tickets.csv", tickets()), tmp_path / "names.json"
     ids = {}
@@ -79,7 +76,7 @@ def test_a_ticket_export_becomes_every_kind_of_data_file(tmp_path, capsys):
         assert "languages guessed from the script, as no `lang` is given: en 30, zh 30" in said
         assert "spellings taken as one: incident_type 'DB deadlock' for 'db_deadlock' (" in said
         assert "source 'Shop' for 'shop' (5)" in said
-        rows = lines(out) + lines(tmp_path / f"{command}.val.jsonl")
+        rows = rows_in(out) + rows_in(tmp_path / f"{command}.val.jsonl")
         infos = [row.get("extra_info", row) for row in rows]
         assert {info["lang"] for info in infos} == {"en", "zh"}
         assert {info["source"] for info in infos} == set(SERVICES)
@@ -89,7 +86,7 @@ def test_a_ticket_export_becomes_every_kind_of_data_file(tmp_path, capsys):
     assert {name: system["services"] for name, system in taxonomy.items()} == {k: sorted(SERVICES[k]) for k in SERVICES}
     assert all(system["incident_types"] == sorted(TYPES) for system in taxonomy.values())
     # one spelling is offered, and the other one is right as well
-    truths = [json.loads(row["reward_model"]["ground_truth"]) for row in lines(tmp_path / "build-rl.jsonl")]
+    truths = [json.loads(row["reward_model"]["ground_truth"]) for row in rows_in(tmp_path / "build-rl.jsonl")]
     assert all(truth["incident_type"] in TYPES for truth in truths)
     assert all(set(truth["candidates"]["incident_type"]) <= set(TYPES) for truth in truths)
     assert any("db_deadlock" in truth["aliases"]["incident_type"] for truth in truths)
@@ -275,15 +272,15 @@ def test_candidates_of_many_lengths(tmp_path, capsys):
     build = ["build-rl", "--incidents", str(path), "--out", str(out), "--val-share", "0.3", "--overwrite"]
     assert main([*build, "--candidates-range", "3-20"]) == 0
     truths = {
-        name: [json.loads(row["reward_model"]["ground_truth"]) for row in lines(tmp_path / name)]
+        name: [json.loads(row["reward_model"]["ground_truth"]) for row in rows_in(tmp_path / name)]
         for name in ("o.jsonl", "o.val.jsonl")
     }
     numbers = {name: [len(truth["candidates"]["incident_type"]) for truth in of] for name, of in truths.items()}
     # as the client asks: all names that there are
     assert set(numbers["o.val.jsonl"]) == {12}
     assert min(numbers["o.jsonl"]) == 3 and max(numbers["o.jsonl"]) == 12 and len(set(numbers["o.jsonl"])) > 5
-    again = lines(out)
-    assert main([*build, "--candidates-range", "3-20"]) == 0 and lines(out) == again
+    again = rows_in(out)
+    assert main([*build, "--candidates-range", "3-20"]) == 0 and rows_in(out) == again
     capsys.readouterr()
     for options, said in (
         (["1-5"], "candidates_range: expected two numbers, 2 or more"),

@@ -1,29 +1,16 @@
 """What online DPO is given and refused before Ray starts."""
 
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import composed, prepare_online
+from prepared import MATHS, TRIAGE, composed, prepare_online
 
 from verl_aiops.trainers.config import ConfigError, OnlineDPOConfig
 
 # of the lines that a run prints, those that depend on the batch or the optimizer
 DEPENDS = {"ppo_micro_batch_size_per_gpu", "log_prob_micro_batch_size_per_gpu", "override_optimizer_config"}
 
-TRIAGE = {
-    "data_source": "aiops_mturn",
-    "agent_name": "aiops_mturn",
-    "prompt": [{"role": "user", "content": "logs"}],
-    "reward_model": {"style": "rule", "ground_truth": json.dumps({"service": "a", "incident_type": "b"})},
-    "extra_info": {"id": "i-1", "rounds": ["Now JSON."], "answers": ["x", "y"], "incident_text": "logs"},
-}
-MATHS = {
-    "data_source": "openai/gsm8k",
-    "prompt": [{"role": "user", "content": "1+1?"}],
-    "reward_model": {"style": "rule", "ground_truth": "2"},
-}
+TRIAGE = {**TRIAGE, "extra_info": {**TRIAGE["extra_info"], "answers": ["x", "y"]}}
 
 
 @pytest.fixture
