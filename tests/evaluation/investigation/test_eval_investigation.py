@@ -252,6 +252,22 @@ def test_right_ones_alone_make_pairs_by_length(rows, tmp_path):
     assert all(len(row["chosen"]) < len(row["rejected"]) for row in made)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"limit": "x"}, r"settings\.json: limit: expected a number, found"),
+        ({"reward": {"service_weight": 1}}, r"settings\.json: reward: .*'service_weight'"),
+        ({"data": "gone.parquet"}, "was asked from gone.parquet, which is not there"),
+        ({"questions": "0"}, "has changed since"),
+    ],
+)
+def test_settings_beside_investigations_that_cannot_be_are_refused(rows, tmp_path, wrong, said):
+    (tmp_path / "generations.jsonl").touch()
+    (tmp_path / "settings.json").write_text(json.dumps({"task": "investigation", "data": str(rows), **wrong}))
+    with pytest.raises(EvaluationError, match=said):
+        build_investigation_pairs([tmp_path], tmp_path / "own.parquet")
+
+
 def test_a_local_model_investigates(rows, tiny_model_dir, tmp_path, capsys):
     """A random model gives no verdict; that its answers are the loop's is shown by their lines."""
     command = ["eval", "--model", str(tiny_model_dir), "--data", str(rows), "--out", str(tmp_path / "eval")]

@@ -13,12 +13,11 @@ from typing import Any
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.investigation.evaluate import Line, read_investigations
 from verl_aiops.evaluation.investigation.questions import CaseQuestion, fingerprint, read_case_questions
-from verl_aiops.evaluation.on_policy.sampled import check_held_out, check_not_seen, one_each
+from verl_aiops.evaluation.on_policy.sampled import answers_in, asked_of, check_held_out, check_not_seen, one_each
 from verl_aiops.evaluation.on_policy.summary import OwnPairOptions
-from verl_aiops.evaluation.run.questions import sampled
 from verl_aiops.incidents import FORMS, neutralise, row_writers
-from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.rewards.aiops_investigation import compute_score
+from verl_aiops.rewards.investigation.settings import read_investigation_settings
 from verl_aiops.rewards.investigation.transcript import messages_of
 
 __all__ = ["build_investigation_pairs"]
@@ -88,11 +87,8 @@ def build_investigation_pairs(
     answers: dict[str, list[_Own]] = {}
     each_data, each_trained = one_each("--data", data, generations), one_each("--trained-on", trained_on, generations)
     for given, of, seen in zip_longest(generations, each_data, each_trained):
-        path = Path(given)
-        file = path / "generations.jsonl" if path.is_dir() else path
-        if not file.is_file():
-            raise EvaluationError(f"--from-generations {path}: expected a folder of `verl-aiops eval`")
-        questions, reward = _asked(file, of)
+        file = answers_in(Path(given))
+        _, questions, reward = asked_of(file, of, read_case_questions, fingerprint, read_investigation_settings)
         check_held_out(file, questions, options)
         if seen is not None:
             check_not_seen(file, questions, Path(seen))
@@ -120,21 +116,6 @@ def build_investigation_pairs(
                 "more of them at a higher temperature"
             )
     return summary
-
-
-def _asked(file: Path, data: str | Path | None) -> tuple[list[CaseQuestion], Mapping[str, Any]]:
-    beside = file.with_name("settings.json")
-    try:
-        settings = read_object_file(beside) if beside.is_file() else {}
-    except JsonFault as error:
-        raise EvaluationError(f"{beside}: not as `verl-aiops eval` wrote it: {error}") from None
-    data = data or settings.get("data")
-    if not isinstance(data, str | Path) or not Path(data).is_file():
-        raise EvaluationError(f"{file}: its prompts are not known, or not where they were; give their file as --data")
-    questions = sampled(read_case_questions(str(data)), settings.get("limit"), settings.get("seed") or 0)  # type: ignore[type-var]
-    if settings.get("questions") not in (None, fingerprint(questions)):
-        raise EvaluationError(f"{data}: is not the file that {file} has answers to, or has changed since")
-    return questions, settings.get("reward") or {}
 
 
 def _usable(line: Line, question: CaseQuestion, reward: Mapping[str, Any]) -> _Own | str:

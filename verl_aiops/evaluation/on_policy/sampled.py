@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from verl_aiops.evaluation.answer_line import AnswerLine
 from verl_aiops.evaluation.errors import EvaluationError
@@ -22,7 +22,18 @@ from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 from verl_aiops.rewards.triage.answer import normalise_label
 from verl_aiops.rewards.triage.settings import read_settings
 
-__all__ = ["OwnAnswer", "Sampled", "check_held_out", "check_not_seen", "judged", "load", "one_each", "unusable"]
+__all__ = [
+    "OwnAnswer",
+    "Sampled",
+    "answers_in",
+    "asked_of",
+    "check_held_out",
+    "check_not_seen",
+    "judged",
+    "load",
+    "one_each",
+    "unusable",
+]
 
 
 # what is read of an evaluation's settings
@@ -59,6 +70,9 @@ class Asked(Protocol):
     def part(self) -> str | None: ...
 
 
+_Asked = TypeVar("_Asked", bound=Asked)
+
+
 @dataclass(frozen=True)
 class Sampled:
     """An evaluation: what was asked, the lines of its file, and the settings of the reward it was made with."""
@@ -75,27 +89,9 @@ def load(path: Path, data: str | Path | None) -> Sampled:
     Raises:
         EvaluationError: either is missing, damaged, or not the other's.
     """
-    file = path / "generations.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise EvaluationError(
-            f"--from-generations {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl"
-        )
+    file = answers_in(path)
     lines = read_lines(file)
-    settings = _settings(file.with_name("settings.json"))
-    if data is None:
-        data = settings.get("data")
-        if data is None:
-            raise EvaluationError(
-                f"{file}: which prompts were asked is not known; give the file of `build-rl` as --data"
-            )
-        if not os.path.isfile(data):
-            raise EvaluationError(
-                f"{file}: was asked from {data}, which is not there (paths count from where the evaluation ran); "
-                "give it as --data"
-            )
-    questions = sampled(read_rl_questions(str(data)), settings.get("limit"), settings.get("seed") or 0)
-    if settings.get("questions") not in (None, fingerprint(questions)):
-        raise EvaluationError(f"{data}: is not the file that {file} has answers to, or has changed since")
+    data, questions, reward = asked_of(file, data, read_rl_questions, fingerprint, read_settings)
     known = {question.id: question for question in questions}
     for number, line in enumerate(lines, 1):
         question = known.get(line["id"])
@@ -107,10 +103,55 @@ def load(path: Path, data: str | Path | None) -> Sampled:
                 f"{file}, line {number}: expected {len(question.rounds) + 1} rounds as in {data}, found "
                 f"{len(line['rounds'])}; give its own --data"
             )
-    return Sampled(file, questions, lines, settings.get("reward") or {})
+    return Sampled(file, questions, lines, reward)
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def answers_in(path: Path) -> Path:
+    """The file of answers that ``--from-generations`` names.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    file = path / "generations.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise EvaluationError(
+            f"--from-generations {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl"
+        )
+    return file
+
+
+def asked_of(
+    file: Path,
+    data: str | Path | None,
+    read: Callable[[str], list[_Asked]],
+    fingerprint_of: Callable[[list[_Asked]], str],
+    read_reward: Callable[[dict[str, Any]], Any],
+) -> tuple[str | Path, list[_Asked], Mapping[str, Any]]:
+    """What a file has answers to, in ``data`` or what the settings beside it name: that file, the questions, and the
+    settings of the reward. ``read``, ``fingerprint_of`` and ``read_reward`` are those of the task.
+
+    Raises:
+        EvaluationError: either is missing, damaged, or not the other's.
+    """
+    settings = _settings(file.with_name("settings.json"), read_reward)
+    if data is None:
+        data = settings.get("data")
+        if data is None:
+            raise EvaluationError(
+                f"{file}: which prompts were asked is not known; give the file of `build-rl` as --data"
+            )
+        if not os.path.isfile(data):
+            raise EvaluationError(
+                f"{file}: was asked from {data}, which is not there (paths count from where the evaluation ran); "
+                "give it as --data"
+            )
+    questions = sampled(read(str(data)), settings.get("limit"), settings.get("seed") or 0)
+    if settings.get("questions") not in (None, fingerprint_of(questions)):
+        raise EvaluationError(f"{data}: is not the file that {file} has answers to, or has changed since")
+    return data, questions, settings.get("reward") or {}
+
+
+def _settings(file: Path, read_reward: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
@@ -124,7 +165,7 @@ def _settings(file: Path) -> dict[str, Any]:
     if settings.get("limit") is not None and settings["limit"] < 1:
         raise EvaluationError(f"{file}: limit: expected 1 or more, found {settings['limit']}")
     try:
-        read_settings(settings.get("reward") or {})
+        read_reward(settings.get("reward") or {})
     except ValueError as error:
         raise EvaluationError(f"{file}: reward: {error}") from None
     return settings

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.evaluation.run.rows import RL_KEYS, rows_read, with_ids_of_their_own
@@ -269,7 +269,10 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {str(value)[:80]!r}"
 
 
-def sampled(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+_Any = TypeVar("_Any")
+
+
+def sampled(questions: Sequence[_Any], limit: int | None, seed: int) -> list[_Any]:
     """All questions, or `limit` of them chosen at random, in their order."""
     if limit is None or limit >= len(questions):
         return list(questions)
