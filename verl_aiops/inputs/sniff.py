@@ -179,8 +179,8 @@ def _not_lines(head: bytes) -> str | None:
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff").lstrip()
     first = text.split("\n", 1)[0].strip()
     if re.match(r"\[\s*(?:\{|$)", text):
-        whole = "looks like one JSON array" + ("" if first.endswith("]") else " over several lines")
-        return f"begins with '[': it {whole}; {_one_a_line('.[]', 'json.load(file)')}"
+        looks = "looks like one JSON array" + ("" if first.endswith("]") else " over several lines")
+        return f"begins with '[': it {looks}; {_one_a_line('.[]', 'json.load(file)')}"
     try:
         json.loads(first)
         return None
