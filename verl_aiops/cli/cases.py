@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "is_investigation",
     "refuse_case_options",
     "run_simulate_cases",
+    "write_streams",
 ]
 
 TRIAGE, INVESTIGATION = TASKS = ("triage", "investigation")
@@ -187,18 +189,26 @@ def _simulated(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 
 def run_simulate_cases(args: argparse.Namespace) -> None:
     """`simulate --cases`."""
-    from verl_aiops.incidents import IncidentError, sibling
+    from verl_aiops.incidents import IncidentError
     from verl_aiops.investigation import write_cases
 
     if args.taxonomy_out is not None:
         raise IncidentError("--taxonomy-out: a case lists its own reasons and services; leave it out with --cases")
     simulator = _simulator_from(args)
-    count, more = _counts(args, simulator)
-    write_cases(simulator.stream(count), args.out, overwrite=args.overwrite)
-    print(printable(f"{count:,} cases in {args.out}"))
+    write_streams(args, simulator, *_counts(args, simulator), write_cases, "cases")
+
+
+def write_streams(
+    args: argparse.Namespace, simulator: Any, count: int, more: int, write: Callable[..., Any], what: str
+) -> None:
+    """``count`` of a simulator in ``--out``, and ``more`` after them in held-out wordings in a file beside it."""
+    from verl_aiops.incidents import sibling
+
+    write(simulator.stream(count), args.out, overwrite=args.overwrite)
+    print(printable(f"{count:,} {what} in {args.out}"))
     if more:
         unseen = sibling(args.out, "unseen")
-        write_cases(simulator.held_out().stream(more, start=count), unseen, overwrite=args.overwrite)
+        write(simulator.held_out().stream(more, start=count), unseen, overwrite=args.overwrite)
         print(printable(f"{more:,} in held-out wordings in {unseen}"))
 
 

@@ -17,6 +17,7 @@ from verl_aiops.cli.cases import (
     is_investigation,
     refuse_case_options,
     run_simulate_cases,
+    write_streams,
 )
 from verl_aiops.cli.incident_source import (
     add_asked_options,
@@ -181,7 +182,7 @@ def simulate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_simulate(args: argparse.Namespace) -> None:
-    from verl_aiops.incidents import sibling, simulator_source, write_incidents, write_taxonomy
+    from verl_aiops.incidents import simulator_source, write_incidents, write_taxonomy
 
     if args.cases:
         return run_simulate_cases(args)
@@ -192,12 +193,7 @@ def run_simulate(args: argparse.Namespace) -> None:
     more = source.count - count
     if args.taxonomy_out is not None:
         write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
-    write_incidents(simulator.stream(count), args.out, overwrite=args.overwrite)
-    print(printable(f"{count:,} incidents in {args.out}"))
-    if more:
-        unseen = sibling(args.out, "unseen")
-        write_incidents(simulator.held_out().stream(more, start=count), unseen, overwrite=args.overwrite)
-        print(printable(f"{more:,} in held-out wordings in {unseen}"))
+    write_streams(args, simulator, count, more, write_incidents, "incidents")
 
 
 def build(args: argparse.Namespace, build_files: Callable[..., Summary], **more: Any) -> Summary:
