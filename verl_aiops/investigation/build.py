@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verl_aiops.incidents.build.rl_rows import rl_columns, rl_row
 from verl_aiops.incidents.build.sides import TRAIN, UNSEEN_SIDE, Split, is_of
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.writers import Columns, RowWriter, row_writers
 from verl_aiops.incidents.marks import part_of
-from verl_aiops.incidents.prompts import json_text
 from verl_aiops.inputs.shown import one_line
 from verl_aiops.investigation.case import Case
 from verl_aiops.investigation.prompts import IN_PROMPT, AskOptions, listed_reasons, opening
@@ -33,21 +33,16 @@ REWARD_NAME, LOOP_NAME, ABILITY = "aiops_investigation", "aiops_tools", "aiops_i
 AS_TEXT, AS_FIELD = CALL_FORMS = ("text", "field")
 _OF_CASE: Columns = dict.fromkeys(("id", "group", "lang", "source", "part"), "string")
 SFT_COLUMNS: Columns = {"messages": "messages", **_OF_CASE}
-RL_COLUMNS: Columns = {
-    "data_source": "string",
-    "prompt": "messages",
-    "agent_name": "string",
-    "ability": "string",
-    "reward_model": {"style": "string", "ground_truth": "string"},
-    "extra_info": {
+RL_COLUMNS: Columns = rl_columns(
+    {
         "index": "int",
         **_OF_CASE,
         "case_file": "string",
         "tools": "string",
         "answer_chars": "int",
         "incident_text": "string",
-    },
-}
+    }
+)
 Row = dict[str, Any]
 
 
@@ -177,14 +172,7 @@ def build_rl(
             "incident_text": case.symptom,
         }
         numbers[side] += 1
-        return {
-            "data_source": REWARD_NAME,
-            "prompt": opening(case, options),
-            "agent_name": LOOP_NAME,
-            "ability": ABILITY,
-            "reward_model": {"style": "rule", "ground_truth": json_text(truth)},
-            "extra_info": extra_info,
-        }
+        return rl_row(REWARD_NAME, opening(case, options), LOOP_NAME, ABILITY, truth, extra_info)
 
     return _write("RL investigations", cases, out, split, val_out, RL_COLUMNS, row_of, overwrite)
 

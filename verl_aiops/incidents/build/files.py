@@ -20,6 +20,7 @@ from verl_aiops.incidents.build.folds import Fold
 from verl_aiops.incidents.build.judged import FORMS, Rows
 from verl_aiops.incidents.build.label_pairs import LabelPairs
 from verl_aiops.incidents.build.pairs import PairMaker, PairOptions
+from verl_aiops.incidents.build.rl_rows import rl_columns, rl_row
 from verl_aiops.incidents.build.sides import SIDES, TRAIN, UNSEEN_SIDE, Split, Splitter
 from verl_aiops.incidents.build.summary import Part, Side, Summary
 from verl_aiops.incidents.build.views import Views
@@ -38,27 +39,15 @@ SFT_COLUMNS: Columns = {
 # What verl finds a row's reward and agent loop by.
 RL_NAME, RL_ABILITY = "aiops_mturn", "aiops_triage"
 UNKNOWN_DIFFICULTY = "unknown"
-RL_COLUMNS: Columns = {
-    "data_source": "string",
-    "prompt": "messages",
-    "agent_name": "string",
-    "ability": "string",
-    "reward_model": {"style": "string", "ground_truth": "string"},
-    "extra_info": {
+RL_COLUMNS: Columns = rl_columns(
+    {
         "index": "int",
-        "id": "string",
-        "group": "string",
-        "lang": "string",
-        "source": "string",
-        "difficulty": "string",
-        "part": "string",
-        "answerable": "string",
-        "wording": "string",
+        **dict.fromkeys(("id", "group", "lang", "source", "difficulty", "part", "answerable", "wording"), "string"),
         "incident_text": "string",
         "rounds": "strings",
         "answers": "strings",
-    },
-}
+    }
+)
 
 
 def iter_incidents(source: IncidentSource) -> Iterator[tuple[Incident, str]]:
@@ -221,16 +210,8 @@ def build_rl(
             "rounds": [message["content"] for message in case.rounds[1:]],
             "answers": [case.analysis, case.answer][-len(case.rounds) :],
         }
-        return [
-            {
-                "data_source": RL_NAME,
-                "prompt": case.opening,
-                "agent_name": RL_NAME,
-                "ability": RL_ABILITY,
-                "reward_model": {"style": "rule", "ground_truth": json_text(case.ground_truth)},
-                "extra_info": {key: extra_info[key] for key in RL_COLUMNS["extra_info"]},
-            }
-        ]
+        in_order = {key: extra_info[key] for key in RL_COLUMNS["extra_info"]}
+        return [rl_row(RL_NAME, case.opening, RL_NAME, RL_ABILITY, case.ground_truth, in_order)]
 
     prompts = replace(prompts or PromptOptions(), seed=seed, whole_evidence=True)
     part = None if fold is None else Part(fold, inside=True)
