@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from verl_aiops.cli.incident_source import stream_settings
 from verl_aiops.inputs.shown import printable
 
 if TYPE_CHECKING:
@@ -151,16 +152,9 @@ def _split_from(args: argparse.Namespace, more: tuple[str, ...]) -> Split:
 
 
 def _simulator_from(args: argparse.Namespace) -> CaseSimulator:
-    from verl_aiops.incidents import Wordings
     from verl_aiops.investigation.simulator import CaseSimulator
 
-    names = ("lang", "zh_share", "difficulty", *_CASE_SETTINGS)
-    given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.topologies is not None:
-        given["topologies"] = tuple(name.strip() for name in args.topologies.split(","))
-    if args.hold_out_wordings is not None:
-        given["wordings"] = Wordings(args.hold_out_wordings)
-    return CaseSimulator(seed=args.seed, **given)
+    return CaseSimulator(**stream_settings(args, *_CASE_SETTINGS))
 
 
 def _counts(args: argparse.Namespace, simulator: CaseSimulator) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verl_aiops.incidents import Simulator, Taxonomy
@@ -22,6 +22,7 @@ __all__ = [
     "more_fields_from",
     "simulator_from",
     "source_from",
+    "stream_settings",
     "wording_from",
 ]
 
@@ -162,13 +163,19 @@ def incidents_from(args: argparse.Namespace) -> IncidentSource:
 
 def simulator_from(args: argparse.Namespace) -> Simulator:
     """The simulator that the options of `add_simulator_options` (and `--seed`) ask for."""
-    from verl_aiops.incidents import Simulator, Wordings
+    from verl_aiops.incidents import Simulator
 
-    given = {
-        name: getattr(args, name) for name in ("lang", "zh_share", "difficulty") if getattr(args, name) is not None
-    }
+    return Simulator(**stream_settings(args))
+
+
+def stream_settings(args: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """What a simulator is told of those options; ``more``: others that it takes as they are."""
+    from verl_aiops.incidents import Wordings
+
+    names = ("seed", "lang", "zh_share", "difficulty", *more)
+    given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.topologies is not None:
         given["topologies"] = tuple(name.strip() for name in args.topologies.split(","))
     if args.hold_out_wordings is not None:
         given["wordings"] = Wordings(args.hold_out_wordings)
-    return Simulator(seed=args.seed, **given)
+    return given
