@@ -38,8 +38,6 @@ class SamplingParams(Parameters):
         # as vLLM checks it
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError("max_tokens must be at least 1")
-        if self.seed is not None and not isinstance(self.seed, int):
-            raise TypeError("seed must be a whole number")
 
 
 class StructuredOutputsParams(Parameters):
@@ -80,6 +78,9 @@ class Server:
             setattr(self, name, function.__get__(self))
 
     async def _engine_generate(self, *, prompt, sampling_params, request_id, lora_request, priority):
+        # vLLM's classes take another seed, and its engine's process dies of it: no request is answered any more
+        if not isinstance(sampling_params.seed, (int, type(None))):
+            raise TypeError("seed: expected a whole number or None")
         self.asked.append(
             SimpleNamespace(prompt=prompt, sampling=sampling_params, request=request_id, priority=priority)
         )

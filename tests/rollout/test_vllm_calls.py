@@ -108,10 +108,12 @@ def test_investigations_are_asked_for_as_vllm_takes_them(tokenizer, tiny_model_d
         )
 
 
-def test_a_seed_as_the_rollout_hf_takes_it_would_be_refused(tokenizer, tiny_model_dir):
+def test_a_seed_as_the_rollout_hf_takes_it_would_stop_the_engine(tokenizer, tiny_model_dir):
     """Why the loops send none: vLLM's are whole numbers."""
+    server = Server([encode(tokenizer, "x")])
     with pytest.raises(TypeError, match="seed"):
-        vllm_server.SamplingParams(max_tokens=1, seed="42/1/0")
+        asyncio.run(server.generate(prompt_ids=[1], sampling_params={"seed": "42/1/0"}, request_id="u"))
+    assert server.asked == []
 
 
 def test_vllms_adapter_takes_what_verl_hands_our_trainers():
