@@ -26,6 +26,7 @@ T = TypeVar("T")
 LONGEST_WAIT_S = 30.0
 _AGAIN = (408, 409, 425, 429)  # beside all from 500
 _NEVER_AGAIN = 501  # not implemented
+_OF_CONTENT = (400, 413, 422)  # too long, or something in it that the server does not take
 _SHOWN = 160  # characters of an answer in a message
 
 
@@ -37,12 +38,18 @@ class HttpFault(Exception):
         wait_s: what the server asks for before that.
         status: of the HTTP response, where that was at fault.
         attempt, attempts: the one that failed, of how many; 0 where none was made.
+        of_server: whether any other request would have met it too, as far as can be told: not where the server refused
+            this one's content.
     """
 
     def __init__(self, reason: str, again: bool, wait_s: float = 0.0, status: int | None = None):
         super().__init__(reason)
         self.again, self.wait_s, self.status = again, wait_s, status
         self.attempt = self.attempts = 0
+
+    @property
+    def of_server(self) -> bool:
+        return self.again or (self.status is not None and self.status not in _OF_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -134,17 +141,42 @@ class JsonClient:
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
+    async def reach(self) -> None:
+        """One GET that shows whether anybody listens at the address; whatever is said, and nothing at all, is fine.
+
+        Raises:
+            HttpFault: no connection.
+        """
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=self.patience.timeout_s)
+        try:
+            async with self._connected().get(self.url, timeout=timeout, allow_redirects=False):
+                pass
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError, aiohttp.InvalidURL) as error:
+            reason = " ".join(self._safe(str(error)).split())
+            raise HttpFault(f"{type(error).__name__}: {reason[:200]}", True) from None
+        except (asyncio.TimeoutError, aiohttp.ClientError, OSError, ValueError):  # noqa: UP041 - as below
+            return
+
+    def _connected(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None:
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+        return self._session
+
     async def once(self, payload: Any, read: Callable[[Any, str], T], seconds: float) -> T:
         """One attempt of `ask`, which leaves no memory of how it went."""
         import aiohttp
 
         name = self.called.rpartition(" ")[2]
-        if self._session is None:
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
-            async with self._session.post(self.url, json=payload, timeout=timeout, allow_redirects=False) as response:
+            async with self._connected().post(
+                self.url, json=payload, timeout=timeout, allow_redirects=False
+            ) as response:
                 shown = self._beginning(body := await self._body(response))
                 if response.status != 200:
                     raise self._refusal(response, shown)

@@ -24,7 +24,7 @@ from verl_aiops.data import PreferenceDataError
 from verl_aiops.data.reading import open_files
 from verl_aiops.incidents import IncidentError, Taxonomy, read_incidents
 from verl_aiops.inputs.json_text import JsonFault, lone_surrogate, read_json, read_json_file
-from verl_aiops.inputs.shown import brief, one_line, printable
+from verl_aiops.inputs.shown import brief, counted, one_line, printable
 
 PAIR = {"prompt": "Which failed?", "chosen": "db", "rejected": "web"}
 ROW = {"id": "a-1", "service": "db", "incident_type": "disk_full", "symptom": "Slow.", "logs": ["db: disk at 100%"]}
@@ -311,3 +311,16 @@ def test_taxonomies_that_cannot_be_used(tmp_path, text, said):
     (tmp_path / "tax.json").write_text(text)
     with pytest.raises(IncidentError, match=rf"tax\.json.*{said}"):
         Taxonomy.load(tmp_path / "tax.json")
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "told"),
+    [
+        (1, ("row",), "1 row"),
+        (0, ("row",), "0 rows"),
+        (1200, ("row",), "1,200 rows"),
+        (2, ("entry", "entries"), "2 entries"),
+    ],
+)
+def test_a_count_has_its_noun_in_the_right_number(count, words, told):
+    assert counted(count, *words) == told

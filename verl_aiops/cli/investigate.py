@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     from verl_aiops.evaluation.investigation.asking import ToolOptions
     from verl_aiops.evaluation.investigation.client import Finding, cases_of, investigate, told
     from verl_aiops.evaluation.run.openai_backend import EndpointOptions
-    from verl_aiops.inputs.shown import printable
+    from verl_aiops.inputs.shown import counted, printable
     from verl_aiops.investigation.prompts import AskOptions
     from verl_aiops.rollout.tools.settings import ToolSettings
 
@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     investigate(cases, endpoint, asked, tools, done)
     missing = len(answered) - sum(answered)
     if missing:
-        print(printable(f"investigate: {missing} of {len(answered)} cases got no verdict"), file=sys.stderr)
+        print(printable(f"investigate: {missing} of {counted(len(answered), 'case')} got no verdict"), file=sys.stderr)
     return 0 if all(answered) else 1
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.command import Command, run_alone
 from verl_aiops.cli.incident_source import (
@@ -16,7 +18,11 @@ from verl_aiops.cli.incident_source import (
     wording_from,
 )
 from verl_aiops.cli.values import api_key, round_tokens
-from verl_aiops.inputs.shown import printable
+from verl_aiops.inputs.shown import counted, printable
+
+if TYPE_CHECKING:
+    from verl_aiops.evaluation.run.openai_backend import EndpointBackend
+    from verl_aiops.evaluation.run.questions import Question
 
 __all__ = ["TRIAGE"]
 
@@ -52,17 +58,22 @@ def _options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="constrain round 2 to the answer's JSON, and to the names that the prompt lists",
     )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the lines there instead, one as soon as it is made; what stands in it already is not asked again, "
+        "e.g. --out verdicts.jsonl",
+    )
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds per request (default %(default)s)")
 
 
 def _run(args: argparse.Namespace) -> int:
     from verl_aiops.evaluation.errors import EvaluationError
     from verl_aiops.evaluation.run.asked import read_questions
-    from verl_aiops.evaluation.run.backend import Generation, Job, SamplingOptions
+    from verl_aiops.evaluation.run.backend import SamplingOptions
     from verl_aiops.evaluation.run.openai_backend import EndpointBackend, EndpointOptions
+    from verl_aiops.evaluation.run.verdicts import Verdicts
     from verl_aiops.incidents import PromptOptions
-    from verl_aiops.reasoning import ANY, visible
-    from verl_aiops.rewards.triage.answer import parse_answer
 
     try:
         tokens = round_tokens(args.round_tokens)
@@ -90,42 +101,92 @@ def _run(args: argparse.Namespace) -> int:
         backend.check(questions)
     except ValueError as error:
         raise EvaluationError(error) from None
-    answered, unconstrained, failed = [], [], []
+    if args.out is None:
+        return _ask(args, backend, questions, lambda line: print(json.dumps(line, ensure_ascii=False), flush=True))
+    verdicts = Verdicts(args.out, questions[0].fields)
+    try:
+        missing = verdicts.missing(questions)
+        if len(missing) < len(questions):
+            there = len(questions) - len(missing)
+            print(f"triage: {there} of {counted(len(questions), 'incident')} answered in {args.out} before")
+        code = _ask(args, backend, missing, verdicts.add)
+        return code or int(verdicts.without_verdict > 0)
+    finally:
+        verdicts.close()
 
-    def done(job: Job, made: Generation) -> None:
+
+def _ask(
+    args: argparse.Namespace,
+    backend: EndpointBackend,
+    questions: Sequence[Question],
+    tell: Callable[[dict[str, Any]], None],
+) -> int:
+    """Ask, and have each line told as it comes; returns the exit code."""
+    from verl_aiops.evaluation.run.backend import Generation, Job
+    from verl_aiops.evaluation.run.server_watch import FailuresKept, ServerGone, require_server
+    from verl_aiops.reasoning import ANY, visible
+    from verl_aiops.rewards.triage.answer import parse_answer
+
+    if not questions:
+        return 0
+    require_server(backend.endpoint)
+    told: list[bool] = []
+    unconstrained, failed = [], []
+
+    def answered(of: tuple[Job, Generation]) -> None:
+        job, made = of
         # what a model thinks first, unless the server has taken it out, is neither its verdict nor its analysis
         shown = [visible(text, ANY, None).text for text in made.turns]
         answer = parse_answer(shown[-1] if made.error is None else None, fields=job.question.fields)
         line = {"id": job.question.id, **(answer.fields if answer.ok else dict.fromkeys(job.question.fields))}
         line["analysis"] = "\n".join(shown[:-1]) if made.error is None else None
         line["error"] = made.error
-        answered.append(answer.ok)
+        told.append(answer.ok)
         if made.error is not None:
             failed.append(f"{job.question.id}: {made.error}")
         elif not answer.ok:
             unconstrained.append(job.question.id)
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        tell(line)
 
-    backend.generate([Job(question, 0, 0) for question in questions], done)
+    failures, gone = FailuresKept(answered), None
+    try:
+        backend.generate(
+            [Job(question, 0, 0) for question in questions],
+            lambda job, made: failures.add((job, made), made.error, made.of_server),
+        )
+        failures.end()
+    except ServerGone as error:
+        gone = error
     if failed:
         # the lines of thousands of incidents say it too, each for itself
         print(
-            f"triage: {len(failed):,} of {len(answered):,} incidents got no answer, such as {printable(failed[0])}",
+            f"triage: {len(failed):,} of {counted(len(told), 'incident')} got no answer, such as {printable(failed[0])}",
             file=sys.stderr,
         )
     if args.schema and unconstrained:
         print(
-            f"triage: {len(unconstrained)} answers are no verdict in spite of --schema, such as that to "
+            f"triage: {counted(len(unconstrained), 'answer')} with no verdict in spite of --schema, such as that to "
             f"{unconstrained[0]}: the server ignores response_format, or round 2 ran out of tokens (--round-tokens)",
             file=sys.stderr,
         )
-    return 0 if all(answered) else 1
+    if gone:
+        asked = counted(len(questions), "incident")
+        more = "the same command asks for the rest" if args.out else "with --out FILE it could be taken up from there"
+        print(
+            printable(
+                f"triage: the server at {args.endpoint} gave no answer any more, the last time: {gone}. "
+                f"{len(told) - len(failed)} of {asked} answered, {len(questions) - len(told)} left; {more}"
+            ),
+            file=sys.stderr,
+        )
+    return 0 if all(told) and not gone else 1
 
 
 TRIAGE = Command(
     "ask a served model to triage incidents, in the rounds that it was trained for, and print a verdict for each",
     "verl-aiops triage incidents.jsonl --endpoint http://host:8000/v1 --model triage --taxonomy names.json --schema\n"
     "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --id my-17\n"
+    "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --out verdicts.jsonl\n"
     "verl-aiops triage incidents.csv --endpoint http://host:8000/v1 --model triage --taxonomy names.json \\\n"
     "  --answer-fields service,incident_type,severity,team --prompts prompts.yaml",
     _options,

@@ -6,7 +6,7 @@ import re
 import reprlib
 from typing import Any
 
-__all__ = ["UserError", "brief", "one_line", "printable"]
+__all__ = ["UserError", "brief", "counted", "one_line", "printable"]
 
 # Control characters but for tab and line break, what turns the direction of text, line separators, and halves of
 # surrogate pairs, which no terminal can be sent.
@@ -31,6 +31,11 @@ def one_line(text: object, longest: int | None = None) -> str:
     """As `printable`, with tabs and line breaks spelt out too, cut to ``longest`` characters."""
     line = _UNSEEN_OR_BREAK.sub(_escaped, str(text))
     return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 row`, `2 rows`, `12,000 entries`: ``many`` is for words that take no `s`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def brief(value: Any, longest: int = 80) -> str:

@@ -35,6 +35,7 @@ def served(monkeypatch):
 
     monkeypatch.setattr(JsonClient, "ask", ask)
     monkeypatch.setattr(JsonClient, "close", close)
+    monkeypatch.setattr(JsonClient, "reach", close)
     return state
 
 
@@ -75,7 +76,7 @@ def test_what_else_a_model_may_end_with(served, tmp_path, capsys, text, code, to
     served["replies"] = [text]
     assert investigate(file) == code
     out = capsys.readouterr()
-    assert told in out.out and ("1 of 1 cases got no verdict" in out.err) == bool(code)
+    assert told in out.out and ("1 of 1 case got no verdict" in out.err) == bool(code)
 
 
 def test_a_line_of_json_a_case(served, tmp_path, capsys):

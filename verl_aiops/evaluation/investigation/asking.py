@@ -43,7 +43,8 @@ class CaseJob:
 
 @dataclass
 class Investigated:
-    """One investigation as it went, or the reason why there is none."""
+    """One investigation as it went, or the reason why there is none, which is ``of_server`` where any other would have
+    met it too."""
 
     turns: list[str] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Investigated:
     tool_calls: list[Any] = field(default_factory=list)
     turn_calls: list[int] = field(default_factory=list)
     error: str | None = None
+    of_server: bool = False
 
 
 Done = Callable[[CaseJob, Investigated], None]
@@ -150,7 +152,7 @@ class EndpointInvestigator(EndpointBackend):
                 payload = self._payload(messages, budget, job.seed) | more
                 text, cut, tokens, calls, shown = await self._http.ask(payload, _read, deadline)
             except HttpFault as fault:
-                made.error = str(fault)
+                made.error, made.of_server = str(fault), fault.of_server
                 break
             made.turns.append(text)
             made.cut.append(cut)

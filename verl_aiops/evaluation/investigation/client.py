@@ -13,7 +13,8 @@ from verl_aiops.evaluation.investigation.asking import CaseJob, EndpointInvestig
 from verl_aiops.evaluation.investigation.questions import CaseQuestion
 from verl_aiops.evaluation.run.backend import SamplingOptions
 from verl_aiops.evaluation.run.openai_backend import EndpointOptions
-from verl_aiops.inputs.shown import one_line, printable
+from verl_aiops.evaluation.run.server_watch import FailuresKept, ServerGone, require_server
+from verl_aiops.inputs.shown import counted, one_line, printable
 from verl_aiops.investigation import Case, read_cases
 from verl_aiops.investigation.importers import cases_in
 from verl_aiops.investigation.prompts import AskOptions, opening
@@ -80,7 +81,12 @@ def investigate(
     tools: ToolOptions,
     done: Callable[[Finding], None],
 ) -> None:
-    """Have a served model investigate; `done` gets each finding when it is there, in whatever order."""
+    """Have a served model investigate; `done` gets each finding when it is there, in whatever order.
+
+    Raises:
+        EvaluationError: nobody listens at the address, or the server is gone before all is done; says how many cases
+            are left.
+    """
     sampling = SamplingOptions(max_response_length=tools.max_response_length)
     backend = EndpointInvestigator(endpoint, sampling)
     by_id = {case.id: case for case in cases}
@@ -102,10 +108,26 @@ def investigate(
         for case in cases
     ]
     backend.prepare(tools, questions)
-    backend.investigate(
-        [CaseJob(question, 0, 0) for question in questions],
-        lambda job, made: done(_finding(by_id[job.question.id], made)),
-    )
+    require_server(endpoint)
+    told = 0
+
+    def tell(finding: Finding) -> None:
+        nonlocal told
+        told += 1
+        done(finding)
+
+    failures = FailuresKept(tell)
+    try:
+        backend.investigate(
+            [CaseJob(question, 0, 0) for question in questions],
+            lambda job, made: failures.add(_finding(by_id[job.question.id], made), made.error, made.of_server),
+        )
+        failures.end()
+    except ServerGone as gone:
+        raise EvaluationError(
+            f"the server at {endpoint.url} gave no answer any more, the last time: {gone}. {told} of "
+            f"{counted(len(cases), 'case')} investigated, {len(cases) - told} left (--id asks for one)"
+        ) from None
 
 
 def _finding(case: Case, made: Investigated) -> Finding:

@@ -8,6 +8,7 @@ from typing import Any
 
 from verl_aiops.evaluation.run.table import without_text_said
 from verl_aiops.evaluation.stats.metrics import MAIN, METRICS
+from verl_aiops.inputs.shown import counted
 
 __all__ = [
     "ALPHA",
@@ -45,11 +46,6 @@ def visible(text: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def counted(n: int, what: str) -> str:
-    """`1 incident`, `1,234 incidents`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def value_parts(mean: Mapping[str, Any], digits: int | None = None) -> tuple[str, str]:

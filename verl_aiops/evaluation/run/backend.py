@@ -35,13 +35,15 @@ class Generation:
     """One conversation as it went, or the reason why there is none.
 
     ``turns`` are the assistant's texts, ``cut`` says of each whether it used up its budget without ending,
-    ``tokens`` how many it has (None where the server does not say). With ``error`` these hold what was before it.
+    ``tokens`` how many it has (None where the server does not say). With ``error`` these hold what was before it;
+    ``of_server`` says that any other conversation would have met it too (`http.HttpFault`).
     """
 
     turns: list[str] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
     tokens: list[int] | None = None
     error: str | None = None
+    of_server: bool = False
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class EndpointBackend:
         turns: list[str] = []
         cut: list[bool] = []
         tokens: list[int | None] = []
-        error = None
+        error, of_server = None, False
         for at, budget in enumerate(budgets):
             if at:
                 messages.append({"role": "assistant", "content": turns[-1]})
@@ -131,6 +131,7 @@ class EndpointBackend:
                 reply = await self._http.ask(payload | constraint, _read, deadline)
             except HttpFault as fault:
                 error = f"{fault} (attempt {fault.attempt} of {fault.attempts})" if fault.attempt else str(fault)
+                of_server = fault.of_server
                 if constraint and fault.status is not None and not fault.again:
                     await self._blame_constraint(payload, deadline, f"{job.question.id}: {error}")
                 break
@@ -138,7 +139,7 @@ class EndpointBackend:
             cut.append(reply.cut)
             tokens.append(reply.tokens)
         known = None if None in tokens else [count for count in tokens if count is not None]
-        return Generation(turns, cut, known if error is None else None, error)
+        return Generation(turns, cut, known if error is None else None, error, of_server)
 
     def _budgets(self, question: Question) -> list[int]:
         # the server puts the instructions between the rounds into the prompt, where they cost the answers nothing

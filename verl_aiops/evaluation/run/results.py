@@ -23,7 +23,7 @@ from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import brief
 from verl_aiops.rewards.aiops_mturn import compute_score, read_answer
 
-__all__ = ["AnswerFile", "Folder", "line_of", "read_lines", "without_text"]
+__all__ = ["AnswerFile", "Folder", "as_bytes", "line_of", "read_lines", "without_text"]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "id": (str,),
@@ -153,7 +153,7 @@ class AnswerFile:
         return [job for job in jobs if (job.question.id, job.sample) not in self.lines]
 
     def add(self, line: AnswerLine) -> None:
-        self._file.write(_as_bytes(line))
+        self._file.write(as_bytes(line))
         self._file.flush()
         self.lines[line["id"], line["sample"]] = line
 
@@ -169,7 +169,8 @@ class AnswerFile:
         self._file.close()
 
 
-def _as_bytes(line: AnswerLine) -> bytes:
+def as_bytes(line: Mapping[str, Any]) -> bytes:
+    """A line of a file of JSON lines."""
     try:
         return json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # an answer can spell a lone surrogate as \ud800, which UTF-8 cannot hold
@@ -179,7 +180,7 @@ def _as_bytes(line: AnswerLine) -> bytes:
 def _replace(path: Path, lines: Iterable[AnswerLine]) -> None:
     with replacing(path) as temporary, temporary.open("xb") as file:
         for line in lines:
-            file.write(_as_bytes(line))
+            file.write(as_bytes(line))
 
 
 class Folder:
