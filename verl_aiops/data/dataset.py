@@ -261,3 +261,8 @@ def _check_arguments(truncation: str, text_pairs: str | None, system_key: str, m
             f"data.text_pairs=plain with data.system_key={system_key}: plain texts have no system message. Remove one "
             "of the two"
         )
+
+
+def group_of(item: Mapping[str, Any]) -> str:
+    """What an item of the data set shares with those that are not independent of it: its group, or else its prompt."""
+    return item["group"] if item["group"] is not None else f"prompt {item['prompt_number']}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from verl_aiops.data.repeats import shared_text
 from verl_aiops.evaluation.stats.calibration import STATS, Calibration, calibrate, stats_of, write_stats
+from verl_aiops.inputs.shown import counted
 from verl_aiops.models.card import USE_CLASSIFIER
 from verl_aiops.models.weights import MOST_OF_A_FILE
 from verl_aiops.trl.extra import (
@@ -67,10 +68,9 @@ class TrainedRewardModel:
         return "\n".join(
             [
                 f"reward model: {self.folder}",
-                f"  data: {self.train_pairs} pairs; left out as too long: {self.too_long} of --data, "
+                f"  data: {counted(self.train_pairs, 'pair')}; left out as too long: {self.too_long} of --data, "
                 f"{self.val_too_long} of --val",
-                f"  held out: {a.pairs} pairs, {100 * a.accuracy:.1f} % "
-                f"[{100 * a.accuracy_low:.1f}, {100 * a.accuracy_high:.1f}] ranked right "
+                f"  held out: {counted(a.pairs, 'pair')} of {counted(a.groups, 'group')}, {a.ranked} "
                 f"(before: {100 * b.accuracy:.1f} %), log-loss {a.log_loss:.3f}, calibration error {a.error:.3f}",
                 *([warning] if seen else []),
                 f"  raw rewards on held-out data: mean {self.mean:.3f}, standard deviation {self.std:.3f}",
@@ -108,7 +108,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
     folder = prepare_folder(out, note, finished=STATS, overwrite=overwrite)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)  # transformers gives the model the tokenizer's
     trainer = _trainer(settings, folder, tokenizer, model, train)
-    before = calibrate(_rewards(trainer, held_out)[0])
+    before = calibrate(_rewards(trainer, held_out)[0], held_out.groups)
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         print(f"going on from {checkpoint}")
@@ -127,7 +127,7 @@ def train_reward_model(settings: RewardTraining, out: str, overwrite: bool = Fal
         val_too_long=held_out.too_long,
         held_out_in_training=in_training,
         before=before,
-        after=calibrate(margins),
+        after=calibrate(margins, held_out.groups),
         mean=float(rewards.mean()),
         std=float(rewards.std()),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from verl_aiops.evaluation.run.table import as_columns, share_text
 from verl_aiops.evaluation.stats.best_of import best_of_k, sizes
-from verl_aiops.evaluation.stats.calibration import calibrate, stats_of
+from verl_aiops.evaluation.stats.calibration import calibrate, numbered, right, stats_of
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.evaluation.stats.shares import Of
 
@@ -36,20 +36,19 @@ def ranking(examples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     Returns:
         ``accuracy`` (equal scores are half right) and, of groups of more than two, ``best`` (how often a best answer
         has the highest score): ``value``, ``low``, ``high`` (95 %, over groups), ``n``, ``groups``; and what
-        `calibration.stats_of` says, whose interval takes pairs for independent.
+        `calibration.stats_of` says.
     """
     margins = [margins_of(one["ranks"], one["scores"]) for one in examples]
-    groups = _numbers([one["group"] for one in examples])
+    groups = numbered([one["group"] for one in examples])
     flat = np.array([margin for of_one in margins for margin in of_one])
     places = np.repeat(groups, [len(of_one) for of_one in margins])
-    right = np.where(flat > 0, 1.0, np.where(flat == 0, 0.5, 0.0))
     several = [at for at, one in enumerate(examples) if len(one["ranks"]) > 2]
-    found = {"accuracy": _mean(right, places, seed, Of(single=True))}
+    found = {"accuracy": _mean(right(flat), places, seed, Of(single=True))}
     if several:
         best = np.array([_best(examples[at]["ranks"], examples[at]["scores"]) for at in several])
         found["best"] = _mean(best, groups[several], seed, Of(single=True))
     scores = [score for one in examples for score in one["scores"]]
-    calibration = calibrate(flat)
+    calibration = calibrate(flat, places.tolist())
     told = stats_of(scores, calibration)
     return {**found, "calibration": {key: value for key, value in told.items() if key != "accuracy"}}
 
@@ -63,7 +62,7 @@ def best_of_n(questions: Sequence[Mapping[str, Any]], seed: int) -> dict[int, di
     Returns:
         by k and `CHOICES` value and interval over groups, and ``gain``, the reward model's choice less one at random.
     """
-    groups = _numbers([one["group"] for one in questions])
+    groups = numbered([one["group"] for one in questions])
     found: dict[int, dict[str, Any]] = {}
     for k in sizes(len(questions[0]["rm"])):
         columns = np.array(
@@ -112,13 +111,8 @@ def _best(ranks: Sequence[float], scores: Sequence[float]) -> float:
     return sum(rank == min(ranks) for rank in highest) / len(highest)
 
 
-def _numbers(groups: Sequence[object]) -> np.ndarray:
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-
-
 def _mean(values: np.ndarray, places: np.ndarray, seed: int, of: Of) -> dict[str, Any]:
-    return _told(mean_intervals(values[:, None], _numbers(places.tolist()), seed, [of])[0])
+    return _told(mean_intervals(values[:, None], numbered(places.tolist()), seed, [of])[0])
 
 
 def _told(mean: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.data import PreferenceDataset
+from verl_aiops.data.dataset import group_of
 from verl_aiops.data.fields import in_options_of_command, keys_of_option
 from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
 from verl_aiops.data.template import ChatTemplate
@@ -19,6 +20,7 @@ from verl_aiops.evaluation.reward_model.plot import plot_best_of_n
 from verl_aiops.evaluation.reward_model.scoring import Scorer
 from verl_aiops.evaluation.stats.calibration import Calibration, plot_calibration
 from verl_aiops.files import replacing, write_atomically
+from verl_aiops.inputs.shown import counted
 
 __all__ = ["RewardModelAsked", "evaluate_reward_model"]
 
@@ -75,10 +77,11 @@ def evaluate_reward_model(
     ranked = ranking(examples, asked.seed) if examples else None
     several = [{**one, "rm": one["scores"]} for one in questions]
     best = best_of_n(several, asked.seed) if several else None
-    notes = [f"{len(examples)} prompts with {sum(len(e['ranks']) for e in examples)} answers; {read}"] * bool(examples)
+    answers = sum(len(one["ranks"]) for one in examples)
+    notes = [f"{counted(len(examples), 'prompt')} with {answers} answers; {read}"] * bool(examples)
     if questions:
-        each = len(questions[0]["rule"])
-        notes.append(f"{len(questions)} questions with {each} answers each; {left_out} left out: not all have a score")
+        head = f"{counted(len(questions), 'question')} with {len(questions[0]['rule'])} answers each"
+        notes.append(f"{head}; {left_out} left out: not all have a score")
     table = "\n".join([rank_table(ranked, best), "", *notes]) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     made = [file for file, rows in (("ranked.jsonl", examples), ("answers.jsonl", questions)) if rows]
@@ -130,7 +133,7 @@ def _examples(tokenizer: Any, asked: RewardModelAsked) -> tuple[list[dict[str, A
         found.append(
             {
                 "id": item["id"],
-                "group": item["group"] if item["group"] is not None else f"prompt {item['prompt_number']}",
+                "group": group_of(item),
                 "ranks": [float(rank) for rank in item["ranks"]],
                 "ids": [prompt + ids.tolist() for ids in item["answers_ids"]],
             }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from verl_aiops.evaluation.stats.shares import clopper_pearson
+from verl_aiops.evaluation.stats.paired_tests import mean_intervals
+from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.files import write_atomically
 
-__all__ = ["STATS", "Calibration", "calibrate", "plot_calibration", "stats_of", "write_stats"]
+__all__ = ["STATS", "Calibration", "calibrate", "numbered", "plot_calibration", "right", "stats_of", "write_stats"]
 
 # the file beside a reward model's weights that rewards and reports read
 STATS = "reward_stats.json"
@@ -25,21 +26,46 @@ class Calibration:
     """Under Bradley and Terry (1952) a model says that the better-scored answer is preferred with the probability
     ``sigmoid(|margin|)``, its confidence, from 0.5 to 1.
 
-    ``bins``: dicts with ``low``, ``high``, ``pairs``, ``confidence`` (mean), ``accuracy`` and its 95 % interval;
+    ``accuracy`` and its 95 % interval over ``groups``: comparisons of one are not independent. None where too few
+    groups say (`paired_tests.FEW_GROUPS`).
+    ``bins``: dicts with ``low``, ``high``, ``pairs``, ``confidence`` (mean), ``accuracy`` and its interval likewise;
     ``error``: the expected calibration error, the mean of |confidence - accuracy| over pairs; ``log_loss`` in nats.
     """
 
     pairs: int
+    groups: int
     accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy_low: float | None
+    accuracy_high: float | None
     log_loss: float
     error: float
     bins: list[dict]
 
+    @property
+    def ranked(self) -> str:
+        """`71.4 % [60.1, 80.3] ranked right`, the interval where there is one."""
+        interval = ""
+        if self.accuracy_low is not None and self.accuracy_high is not None:
+            interval = f" [{100 * self.accuracy_low:.1f}, {100 * self.accuracy_high:.1f}]"
+        return f"{100 * self.accuracy:.1f} %{interval} ranked right"
 
-def calibrate(margins: Sequence[float]) -> Calibration:
+
+def right(margins: np.ndarray) -> np.ndarray:
+    """1 where the better answer leads, 1/2 where both are equal, else 0."""
+    return np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
+
+
+def numbered(groups: Sequence[Hashable]) -> np.ndarray:
+    """The groups as numbers from 0, in the order of their first places."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+
+
+def calibrate(margins: Sequence[float], groups: Sequence[Hashable] | None = None) -> Calibration:
     """From each held-out pair's reward of chosen minus reward of rejected. A margin of 0 is half right.
+
+    Args:
+        groups: of each pair the fault, or the prompt, that it belongs to; None where each is by itself.
 
     Raises:
         ValueError: no margins, or one that is not finite.
@@ -47,17 +73,20 @@ def calibrate(margins: Sequence[float]) -> Calibration:
     values = np.asarray(margins, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError("expected finite margins, one or more")
-    right = np.where(values > 0, 1.0, np.where(values == 0, 0.5, 0.0))
+    places = np.arange(len(values)) if groups is None else numbered(groups)
+    are_right = right(values)
     confidence = 1 / (1 + np.exp(-np.abs(values)))
     place = np.clip(np.searchsorted(EDGES, confidence, side="right") - 1, 0, len(EDGES) - 2)
+    inside_of = [place == at for at in range(len(EDGES) - 1)]
+    columns = np.column_stack([are_right, *(np.where(inside, are_right, np.nan) for inside in inside_of)])
+    # shares alone, which are not drawn: any seed does
+    whole, *of_bins = mean_intervals(columns, places, 0, [Of(single=True)] * columns.shape[1])
     bins, error = [], 0.0
-    for at, (low, high) in enumerate(zip(EDGES, EDGES[1:])):
-        inside = place == at
+    for inside, mean, low, high in zip(inside_of, of_bins, EDGES, EDGES[1:]):
         count = int(inside.sum())
         if not count:
             continue
-        accuracy, said = float(right[inside].mean()), float(confidence[inside].mean())
-        interval = clopper_pearson(float(right[inside].sum()), count)
+        accuracy, said = float(are_right[inside].mean()), float(confidence[inside].mean())
         bins.append(
             {
                 "low": low,
@@ -65,14 +94,14 @@ def calibrate(margins: Sequence[float]) -> Calibration:
                 "pairs": count,
                 "confidence": said,
                 "accuracy": accuracy,
-                "accuracy_low": interval[0],
-                "accuracy_high": interval[1],
+                "accuracy_low": mean.low,
+                "accuracy_high": mean.high,
             }
         )
         error += count / len(values) * abs(said - accuracy)
-    low, high = clopper_pearson(float(right.sum()), len(values))
     log_loss = float(np.logaddexp(0, -values).mean())
-    return Calibration(len(values), float(right.mean()), low, high, log_loss, error, bins)
+    accuracy = float(are_right.mean())
+    return Calibration(len(values), whole.groups, accuracy, whole.low, whole.high, log_loss, error, bins)
 
 
 def stats_of(scores: Sequence[float], calibration: Calibration | None) -> dict[str, Any]:
@@ -115,9 +144,9 @@ def plot_calibration(calibration: Calibration, path: str | Path, title: str) -> 
 
     bins = calibration.bins
     x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-    # an interval's end can fall short of a share of 0 or 1 by rounding
-    below = [max(0.0, b["accuracy"] - b["accuracy_low"]) for b in bins]
-    above = [max(0.0, b["accuracy_high"] - b["accuracy"]) for b in bins]
+    # an interval's end can fall short of a share of 0 or 1 by rounding, and a bin of few groups has none
+    below = [max(0.0, y - b["accuracy_low"]) if b["accuracy_low"] is not None else 0.0 for y, b in zip(y, bins)]
+    above = [max(0.0, b["accuracy_high"] - y) if b["accuracy_high"] is not None else 0.0 for y, b in zip(y, bins)]
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(5, 5.4), sharex=True, height_ratios=[3, 1], constrained_layout=True
     )

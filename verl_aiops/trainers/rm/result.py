@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from verl_aiops.data.dataset import group_of
 from verl_aiops.data.scored_rows import padding_token
 from verl_aiops.evaluation.stats.calibration import Calibration, calibrate, stats_of, write_stats
+from verl_aiops.inputs.shown import counted
 
 __all__ = ["HeldOut", "write_result"]
 
@@ -29,9 +31,11 @@ class HeldOut:
     def of(cls, examples: Sequence[Mapping[str, Any]], scores: Sequence[np.ndarray]) -> HeldOut:
         """From items of `PreferenceDataset` and the scores of their answers, in their order.
 
-        What is compared: the answers of a pair, every two of different rank in a list, a single answer with 0.
+        What is compared: the answers of a pair, every two of different rank in a list, a single answer with 0. How
+        sure the share of right ones is goes by the rows' groups, or prompts where they have none.
         """
         margins: list[float] = []
+        groups: list[str] = []
         answers: dict[int, float] = {}
         for item, of_item in zip(examples, scores, strict=True):
             answers.update(zip(item["answer_numbers"], of_item.tolist()))
@@ -44,7 +48,8 @@ class HeldOut:
                     # the best first
                     if item["ranks"][one] < item["ranks"][other]:
                         margins.append(float(of_item[one] - of_item[other]))
-        return cls(np.array(list(answers.values())), calibrate(margins) if margins else None)
+            groups += [group_of(item)] * (len(margins) - len(groups))
+        return cls(np.array(list(answers.values())), calibrate(margins, groups) if margins else None)
 
 
 def write_result(
@@ -85,10 +90,9 @@ def write_result(
     write_stats(folder, stats, found, title)
     which = "held-out" if more.get("held_out") else "training (nothing is held out: they prove nothing)"
     if found is not None:
-        low, high = 100 * found.accuracy_low, 100 * found.accuracy_high
         lines.append(
-            f"{which} answers: of {found.pairs} comparisons {100 * found.accuracy:.1f} % [{low:.1f}, {high:.1f}] "
-            f"ranked right, log-loss {found.log_loss:.3f}, calibration error {found.error:.3f}"
+            f"{which} answers: of {counted(found.pairs, 'comparison')} in {counted(found.groups, 'group')} "
+            f"{found.ranked}, log-loss {found.log_loss:.3f}, calibration error {found.error:.3f}"
         )
     lines.append(f"their scores: mean {stats['reward_mean']:.3f}, standard deviation {stats['reward_std']:.3f}")
     return lines
