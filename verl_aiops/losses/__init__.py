@@ -34,6 +34,7 @@ from verl_aiops.losses.table import (
     needs_whole_batch,
 )
 from verl_aiops.losses.terms import AnswerTerms, ListTerms, PairTerms, per_token
+from verl_aiops.losses.ties import rounding, share_right
 from verl_aiops.losses.validate import check_settings, validate_loss_args
 
 Knobs = LossSettings  # its name before 0.3
@@ -75,7 +76,9 @@ __all__ = [
     "needs_whole_batch",
     "padded_lists",
     "per_token",
+    "rounding",
     "share_in_order",
+    "share_right",
     "sum_logps",
     "validate_loss_args",
 ]

@@ -11,6 +11,7 @@ from verl_aiops.losses.arguments import check_logps, constant
 from verl_aiops.losses.settings import takes_settings
 from verl_aiops.losses.table import LOSSES, needs_reference
 from verl_aiops.losses.terms import ListTerms, ranked_below
+from verl_aiops.losses.ties import share_right
 from verl_aiops.losses.validate import build_settings, terms_of
 
 __all__ = ["compute_list_loss", "compute_plackett_luce_loss", "padded_lists", "share_in_order"]
@@ -134,11 +135,17 @@ def padded_lists(lists: Sequence[Sequence[int]], device: torch.device | str) -> 
     return rows.to(device), present.to(device)
 
 
-def share_in_order(values: Tensor, ranks: Tensor, present: Tensor) -> Tensor:
-    """(lists,) of the two answers of different rank in a list, how often the better has the larger value.
+def share_in_order(values: Tensor, ranks: Tensor, present: Tensor, noise: Tensor | None = None) -> Tensor:
+    """(lists,) of the two answers of different rank in a list, how often the better has the larger value
+    (`ties.share_right`).
 
-    Args: (lists, answers) each; ``present`` as for ``compute_list_loss``. A list of ties has 0.
+    A list of equal ranks has 0.
+
+    Args:
+        values, ranks, present: (lists, answers) each, as for ``compute_list_loss``.
+        noise: (lists, answers) what of each value may be rounding alone; None for nothing.
     """
     worse = ranked_below(ranks, present)
-    right = worse & (values.unsqueeze(2) > values.unsqueeze(1))
+    unsure = 0.0 if noise is None else noise.unsqueeze(2) + noise.unsqueeze(1)
+    right = worse * share_right(values.unsqueeze(2) - values.unsqueeze(1), unsure)
     return right.sum(dim=(1, 2)) / worse.sum(dim=(1, 2)).clamp(min=1)

@@ -17,6 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from verl_aiops.files import write_atomically
+from verl_aiops.losses import rounding, share_right
 from verl_aiops.trl.dpo_data import PairSampler
 
 __all__ = ["MaskedPairCollator", "MetricsFile", "PairDPOTrainer"]
@@ -85,7 +86,9 @@ class PairDPOTrainer(DPOTrainer):
         # the policy's pass is the first; a reference without adapters may be another pass of the same module
         chosen, rejected = outputs[0].log_probs.detach().sum(dim=1).chunk(2)
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["logps/accuracies"].append((chosen > rejected).float().mean().item())
+        self._metrics[mode]["logps/accuracies"].append(
+            share_right(chosen - rejected, rounding(chosen, rejected)).mean().item()
+        )
         if mode == "eval":
             self._held_out_pairs.append(len(chosen))
         return result

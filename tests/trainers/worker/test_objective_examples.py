@@ -253,6 +253,26 @@ def test_metrics_of_single_answers_alone():
     assert metrics["rewards/chosen"] == pytest.approx(metrics["rewards/unpaired"])
 
 
+@pytest.mark.parametrize("off, right", [(0.0, 0.5), (1e-7, 0.5), (-1e-7, 0.5), (1e-3, 1.0), (-1e-3, 0.0)])
+def test_a_policy_that_is_its_reference_but_for_rounding_ranks_half_right(monkeypatch, off, right):
+    """`off`: by how much of itself every better answer's log-prob is above the reference's."""
+    made = mini_batch
+
+    def near(examples):
+        batch, logps, _, masks = made(examples)
+        better = (batch.beats[:, 0] > 0) | (batch.rank == 1)
+        references = [row * (1 + off) if one else row.clone() for row, one in zip(logps, better)]
+        batch.ref_log_probs = nested(references)
+        batch.response_mask = nested([torch.ones_like(row) for row in logps])
+        return batch, logps, references, masks
+
+    monkeypatch.setitem(globals(), "mini_batch", near)
+    for examples, loss in (([{"margin": 0.5}, {"margin": 2.0}], {}), (LISTS[:2], {"loss_type": "plackett_luce"})):
+        _, _, metrics = trained(examples, 1, loss_settings=loss)
+        assert metrics["rewards/accuracies"] == pytest.approx(right)
+        assert metrics["logps/accuracies"] in (0, 0.25, 0.5, 0.75, 1)
+
+
 def test_metrics_of_lists():
     examples, loss = MIXTURES["lists"]
     _, _, kinds = expected(examples, loss)

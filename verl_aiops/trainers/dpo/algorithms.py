@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_aiops.losses import compute_dpo_loss, sum_logps
+from verl_aiops.losses import LossSettings, compute_dpo_loss, rounding, share_right, sum_logps
 
 __all__ = ["compute_dpo_advantage", "compute_dpo_policy_loss"]
 
@@ -72,7 +72,8 @@ def compute_dpo_policy_loss(
     policy = sum_logps(log_prob.float(), response_mask)
     reference = sum_logps(old_log_prob.float(), response_mask)
     losses, chosen, rejected = compute_dpo_loss(policy[0::2], policy[1::2], reference[0::2], reference[1::2])
+    noise = LossSettings.beta * rounding(policy[0::2], policy[1::2], reference[0::2], reference[1::2])
     return losses.mean(), {
         "rewards/margins": (chosen - rejected).mean().item(),
-        "rewards/accuracies": (chosen > rejected).float().mean().item(),
+        "rewards/accuracies": share_right(chosen - rejected, noise).mean().item(),
     }

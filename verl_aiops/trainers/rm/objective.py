@@ -13,7 +13,9 @@ from verl_aiops.losses import (
     compute_ranking_loss,
     compute_score_loss,
     padded_lists,
+    rounding,
     share_in_order,
+    share_right,
 )
 from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import AnswerBatch
@@ -41,7 +43,8 @@ class RewardObjective:
 
     Metrics are of raw scores. ``rewards/chosen`` and ``rejected`` say of single answers those with a yes and with a no,
     of lists the best and the worst; ``accuracies`` is how often the better answer scores higher, of single answers how
-    often the sign of the score is right; ``mean`` and ``square`` are of an example's answers.
+    often the sign of the score is right, equal scores being half right (`losses.share_right`); ``mean`` and ``square``
+    are of an example's answers.
 
     Args:
         losses: weight of each of `losses.REWARD_LOSSES` that is used.
@@ -86,7 +89,7 @@ class RewardObjective:
         values = (
             chosen,
             rejected,
-            (chosen > rejected).float(),
+            share_right(chosen - rejected, rounding(chosen, rejected)),
             chosen - rejected,
             (chosen + rejected) / 2,
             (chosen**2 + rejected**2) / 2,
@@ -101,7 +104,7 @@ class RewardObjective:
         values = {
             "rewards/chosen": told * good,
             "rewards/rejected": told * ~good,
-            "rewards/accuracies": ((told > 0) == good).float(),
+            "rewards/accuracies": share_right(torch.where(good, told, -told)),
             "rewards/mean": told,
             "rewards/square": told**2,
         }
@@ -127,7 +130,7 @@ class RewardObjective:
         values = (
             best,
             worst,
-            share_in_order(told, ranks, present),
+            share_in_order(told, ranks, present, rounding(told)),
             best - worst,
             told.sum(dim=1) / number,
             (told**2).sum(dim=1) / number,

@@ -10,11 +10,14 @@ import torch
 from tensordict import TensorDict
 
 from verl_aiops.losses import (
+    LossSettings,
     compute_answer_loss,
     compute_dpo_loss,
     compute_list_loss,
     padded_lists,
+    rounding,
     share_in_order,
+    share_right,
     sum_logps,
 )
 from verl_aiops.seam.engine import no_padding_2_padding
@@ -71,7 +74,8 @@ class PreferenceObjective:
     Pairs, single answers and ranked lists may stand in one micro-batch, or none of a kind. Rows that are none of them
     (answers by which the KL is estimated, and what fills up an example) are not looked at. What the metrics of pairs
     say of chosen and rejected answers they say of single answers with a yes and with a no, and of the best and the
-    worst of a list; its accuracy is the share of its comparisons that come out right.
+    worst of a list; its accuracy is the share of its comparisons that come out right. Where the two differ by no more
+    than rounding, as all do before the first step, a pair is half right (`losses.share_right`).
 
     Args:
         loss_settings: keyword arguments of :func:`verl_aiops.losses.compute_dpo_loss` and its like for other examples.
@@ -155,14 +159,23 @@ class PreferenceObjective:
         values = (
             chosen_rewards,
             rejected_rewards,
-            chosen_rewards > rejected_rewards,
+            share_right(
+                chosen_rewards - rejected_rewards, self._rounding(policy, reference, facts.chosen, facts.rejected)
+            ),
             chosen_rewards - rejected_rewards,
             chosen,
             rejected,
             # what the policy itself prefers, whatever the reference does
-            chosen > rejected,
+            share_right(chosen - rejected, rounding(chosen, rejected)),
         )
         return losses, dict(zip(METRICS, values, strict=True))
+
+    def _rounding(self, policy: torch.Tensor, reference: torch.Tensor | None, *rows: Any) -> torch.Tensor:
+        """What of the difference of the rewards of some rows may be rounding alone, in the rewards' unit."""
+        parts = [policy.detach()[some] for some in rows]
+        if reference is not None:
+            parts += [reference[some] for some in rows]
+        return self.loss_settings.get("beta", LossSettings.beta) * rounding(*parts)
 
     def _score_gap(self, chosen: torch.Tensor, columns: AnswerBatch, facts: PairFacts) -> torch.Tensor | None:
         if not self.loss_settings.get("score_margin"):
@@ -214,7 +227,8 @@ class PreferenceObjective:
         for name, of_each in (("rewards", rewards), ("logps", logps.detach())):
             best, worst = ((of_each * end).sum(dim=1) / end.sum(dim=1) for end in ends)
             values |= {f"{name}/chosen": best, f"{name}/rejected": worst, f"{name}/margins": best - worst}
-            values[f"{name}/accuracies"] = share_in_order(of_each, ranks, present)
+            noise = rounding(of_each) if name == "logps" else self._rounding(policy, reference, rows)
+            values[f"{name}/accuracies"] = share_in_order(of_each, ranks, present, noise)
         return losses, {name: values[name] for name in METRICS}
 
     def _importance(
