@@ -104,6 +104,36 @@ def _part(worker, model_dir, *, micro_pairs, dynamic_tokens=None, order=None, re
     return _share(worker, [dataset[int(i)] for i in arranged], known, micro_pairs, dynamic_tokens, backend)
 
 
+def _list_part(worker, model_dir, *, micro=2, backend="rows"):
+    """This rank's share of a batch of lists of three ranked answers, two of them to each of four prompts."""
+    from verl.utils import tensordict_utils as tu
+
+    from verl_aiops.trainers.dpo.pairs import arrange, pair_batch
+
+    dataset = _dataset(model_dir)
+    sides = [dataset[at][f"{side}_ids"] for at in range(PAIRS // 2) for side in ("chosen", "rejected")]
+    examples = []
+    for at in range(PAIRS):
+        answers = [sides[(at + 3 * step) % PAIRS] for step in range(3)]
+        judged = {"ranks": [1.0, 2.0, 2.0] if at % 2 else [2.0, 1.0, 3.0], "scores": [1.0, 0.25, -0.5 * at]}
+        of_list = {"kind": "list", "answers_ids": answers, "answers_masks": [torch.ones(len(a)) for a in answers]}
+        examples.append({"prompt_ids": dataset[at // 2]["prompt_ids"], "weight": 1.0, **of_list, **judged})
+    prompts = [example["prompt_ids"].numpy().tobytes() for example in examples]
+    chosen = [examples[at] for at in arrange([1] * PAIRS, PAIRS, worker.world_size, prompts=prompts, cost=len)]
+    batch = pair_batch(
+        chosen,
+        mini_pairs=PAIRS,
+        reference=[tuple(-6 - (ids % 7).numpy() / 7 for ids in e["answers_ids"]) for e in chosen],
+        ranks=worker.world_size,
+        rows_per_example=3,
+        use_dynamic_bsz=False,
+        micro_batch_size_per_gpu=micro,
+        logprob_backend=backend,
+        use_remove_padding=False,
+    )
+    return tu.chunk_tensordict(batch, worker.world_size)[worker.rank]
+
+
 def _whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

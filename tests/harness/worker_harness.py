@@ -14,6 +14,8 @@ WORKER_DEFAULTS = {
     "lora_rank": 0,
     # of the adapters' base: "nf4" for four bits
     "base_format": None,
+    # folder of an adapter that training starts from
+    "adapter": None,
     "model_dtype": "fp32",
     "gradient_checkpointing": False,
     "micro_pairs": 2,
@@ -50,6 +52,7 @@ def build_worker(model_dir, **options):
                 override_config={"attn_implementation": "sdpa"},
                 lora_rank=options["lora_rank"],
                 lora={"base_format": options["base_format"]},
+                lora_adapter_path=options["adapter"],
             ),
             engine_config=FSDPEngineConfig(
                 strategy=options["strategy"],

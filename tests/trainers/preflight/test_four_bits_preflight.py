@@ -10,8 +10,10 @@ from prepared import MATHS, composed, prepare_offline
 
 from verl_aiops.kernels import four_bits
 from verl_aiops.trainers.config import ConfigError
-from verl_aiops.trainers.preflight import entry, online, rl, rows
+from verl_aiops.trainers.dpo.adapter import prepare_adapter
+from verl_aiops.trainers.preflight import entry, offline, online, rl, rows
 from verl_aiops.trainers.preflight import four_bits as preflight
+from verl_aiops.trainers.preflight.basics import check_adapter
 from verl_aiops.trainers.preflight.checks import Run
 from verl_aiops.trainers.preflight.defaults import DEFAULTS, apply_defaults
 
@@ -62,6 +64,22 @@ def test_what_the_base_takes_is_said(checked, tiny_model_dir):
     # QLoRA, section 3: 0.127 bits a weight for the scales
     assert abs(8 * four_bits.BYTES - 4.127) < 5e-4
     assert checked(**{preflight.BASE_FORMAT: None, f"{MODEL}.lora_rank": 0}) == ([], [])
+
+
+def test_an_adapter_to_start_from_sets_the_rank_that_the_base_is_asked_for(checked, verls, tmp_path):
+    """The adapter is looked at first; a base in four bits without either is refused."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    config = copy.deepcopy(verls)
+    with open_dict(config):
+        config.actor_rollout_ref.model.lora_adapter_path = str(folder)
+    prepare_adapter(config, set())
+    faults, (line,) = checked(**{f"{MODEL}.lora_rank": config.actor_rollout_ref.model.lora_rank})
+    assert not faults and "weights of the base in four bits" in line
+    order = [check.look for check in offline.checks(config)]
+    assert order.index(check_adapter) < order.index(preflight.check_four_bits)
 
 
 @pytest.mark.parametrize(

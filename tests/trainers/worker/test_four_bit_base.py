@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preference_parts import _loss_and_gradients, _part
+from preference_parts import _list_part, _loss_and_gradients, _part, _single_part
 from worker_harness import run_workers
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install verl-aiops[qlora]")
@@ -83,6 +83,98 @@ def test_both_backends_train_the_same_adapters_on_a_base_in_four_bits(tiny_model
         gap = np.abs(shared_gradients[name] - gradient).max()
         assert gap <= 2e-5 * np.abs(gradient).max() + 1e-8, name
     assert shared_metrics["rewards/margins"] == pytest.approx(metrics["rewards/margins"], abs=1e-4)
+
+
+OTHERS = {
+    "answers with a yes or a no, and pairs": (
+        _single_part,
+        {"micro": 2, "settings": {"loss_type": ["sigmoid", "kto"]}},
+    ),
+    "ranked lists": (_list_part, {"settings": {"loss_type": "plackett_luce", "beta": 0.3}}),
+}
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model_dir, tmp_path_factory):
+    """A folder of PEFT's, trained as far as that its answers are others than the base's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if "lora_B" in name:
+            made = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.data.copy_(made * 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _others(worker, model_dir, adapter):
+    """Of a run that starts from an adapter: its adapters, what it scores, and what it makes of other examples."""
+    from safetensors.torch import load_file
+
+    engine = worker.engine
+    saved = load_file(f"{adapter}/adapter_model.safetensors")
+    for name, parameter in _adapters(engine).items():
+        torch.testing.assert_close(parameter, saved[name.replace(".default", "")], rtol=0, atol=0)
+    kinds = {type(module).__name__ for name, module in engine.module.named_modules() if "base_layer" in name}
+    start, base = (_scored(worker, model_dir, "rows", off) for off in (False, True))
+    # the reference is what the run starts from, adapters and all
+    engine.sync_reference(1.0)
+    learned = {}
+    for name, (part, how) in OTHERS.items():
+        for backend in ("rows", "shared_prompt"):
+            learned[name, backend] = _loss_and_gradients(worker, model_dir, part=part, backend=backend, **how)
+    _move(engine)
+    with engine.reference_weights():
+        kept = _scored(worker, model_dir, "rows", False)
+    moved = _scored(worker, model_dir, "rows", False)
+    return kinds, start, base, kept, moved, learned
+
+
+def _by_hand(model_dir, adapter):
+    """The same by PEFT on transformers' model, whose layers are put in four bits one by one: no engine of verl's."""
+    from peft import PeftModel
+    from preference_parts import _dataset
+    from transformers import AutoModelForCausalLM
+
+    from verl_aiops.kernels.four_bits import in_four_bits
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    assert in_four_bits(model, torch.float32, "cpu") == []
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    sums = []
+    for item in _dataset(model_dir):
+        for side in ("chosen", "rejected"):
+            answer = item[f"{side}_ids"]
+            ids = torch.cat([item["prompt_ids"], answer]).unsqueeze(0)
+            with torch.no_grad():
+                logps = model(ids).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+            sums.append(float(logps.gather(1, answer.unsqueeze(1)).sum()))
+    return sorted(sums)
+
+
+def test_kto_lists_and_a_run_from_an_adapter_take_the_same_path_on_a_base_in_four_bits(tiny_model_dir, adapter):
+    ((kinds, start, base, kept, moved, learned),) = run_workers(
+        tiny_model_dir, 1, _others, str(tiny_model_dir), str(adapter), adapter=str(adapter), **FOUR_BITS
+    )
+    assert kinds == {"Linear4bit"}
+    assert np.abs(start - base).max() > 1e-2 and np.abs(moved - start).max() > 1e-2
+    np.testing.assert_array_equal(kept, start)
+    assert float(start.sum()) == pytest.approx(sum(_by_hand(tiny_model_dir, adapter)), rel=1e-5)
+    for name in OTHERS:
+        (loss, gradients, metrics), (shared_loss, shared_gradients, shared_metrics) = (
+            learned[name, backend] for backend in ("rows", "shared_prompt")
+        )
+        assert np.isfinite(loss) and shared_loss == pytest.approx(loss, abs=1e-5), name
+        assert {one.rsplit(".", 3)[1] for one in gradients} == {"lora_A", "lora_B"}
+        for one, gradient in gradients.items():
+            assert np.abs(gradient).max() > 0, (name, one)
+            gap = np.abs(shared_gradients[one] - gradient).max()
+            assert gap <= 2e-5 * np.abs(gradient).max() + 1e-7, (name, one)
+        assert shared_metrics["rewards/chosen"] == pytest.approx(metrics["rewards/chosen"], abs=1e-4), name
 
 
 def _in_half(worker, model_dir):
