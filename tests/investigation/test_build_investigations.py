@@ -50,6 +50,38 @@ def test_a_scripted_investigation_quotes_what_the_tools_said_and_earns_its_rewar
     assert min(scores) > 0.7 and sum(scores) / len(scores) > 0.9
 
 
+def rewarded(case, verdict, transcript=None):
+    calls = [
+        {"name": call.name, "arguments": dict(call.arguments), "result": call.answer.text, "ok": call.answer.ok}
+        for call in (transcript.calls if transcript else ())
+    ]
+    turns = [*map(call_of, calls), verdict]
+    extra = {"turns": turns, "tool_calls": calls, "turn_calls": [1] * len(calls) + [0]}
+    return compute_score("aiops_investigation", verdict, json.dumps(case.ground_truth()), extra)["score"]
+
+
+def call_of(call):
+    return f"<tool_call>{json.dumps({'name': call['name'], 'arguments': call['arguments']})}</tool_call>"
+
+
+@pytest.mark.parametrize("difficulty", ["medium", "hard"])
+def test_to_say_that_nothing_is_wrong_without_a_look_pays_less_than_to_look_or_to_abstain(difficulty):
+    """Over the shares that cases have by default; against a look it pays less in every case, so in any mix of them."""
+    guess, abstention = (
+        json.dumps({"root_causes": [], "verdict": said}) for said in ("no_fault", "not_enough_evidence")
+    )
+    cases = list(CaseSimulator(difficulty=difficulty).stream(80))
+    assert 3 <= sum(case.no_fault for case in cases) <= 16
+    guessed, abstained, looked = [], [], []
+    for case in cases:
+        transcript = scripted(case, AskOptions(answer_chars=800))
+        guessed.append(rewarded(case, guess))
+        abstained.append(rewarded(case, abstention))
+        looked.append(rewarded(case, transcript.verdict, transcript))
+        assert looked[-1] > guessed[-1] + 0.04
+    assert sum(guessed) / len(cases) < 0.15 < 0.2 < sum(abstained) / len(cases) < 0.4 < 0.9 < sum(looked) / len(cases)
+
+
 def test_a_script_is_the_same_for_a_seed_and_differs_between_seeds(cases):
     assert [scripted(case).messages() for case in cases[:9]] == [scripted(case).messages() for case in cases[:9]]
     assert any(scripted(case).messages() != scripted(case, seed=1).messages() for case in cases[:9])
@@ -186,10 +218,10 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
     path.write_text("\n".join(json.dumps({**row, "pod": 1}) for row in given), encoding="utf-8")
     told = str(build_sft(path, tmp_path / "sft.jsonl", split=Split(0)))
     assert "1 left out: nobody knows" in told and "1 left out: their tool answers are recorded" in told
-    assert "fields that nothing reads: pod 3" in told and "train: 1 rows" in told
+    assert "fields that nothing reads: pod 3" in told and "train: 1 row (" in told
     assert build_rl(path, tmp_path / "rl.jsonl", split=Split(0)).sides["train"].rows == 2
     assert "- get()" in json.loads((tmp_path / "rl.jsonl").read_text().split("\n")[1])["prompt"][0]["content"]
-    with pytest.raises(IncidentError, match="nothing to write for val from 1 cases.*no val side"):
+    with pytest.raises(IncidentError, match="nothing to write for val from 1 case;.*no val side"):
         build_sft(path, tmp_path / "two.jsonl", split=Split(1e-9))
     assert not (tmp_path / "two.jsonl").exists()
 
