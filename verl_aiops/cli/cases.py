@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.cli.incident_source import stream_settings
-from verl_aiops.inputs.shown import printable
+from verl_aiops.inputs.shown import counted, printable
 
 if TYPE_CHECKING:
     from verl_aiops.incidents.build.sides import Split
@@ -189,7 +189,7 @@ def run_simulate_cases(args: argparse.Namespace) -> None:
     if args.taxonomy_out is not None:
         raise IncidentError("--taxonomy-out: a case lists its own reasons and services; leave it out with --cases")
     simulator = _simulator_from(args)
-    write_streams(args, simulator, *_counts(args, simulator), write_cases, "cases")
+    write_streams(args, simulator, *_counts(args, simulator), write_cases, "case")
 
 
 def write_streams(
@@ -199,7 +199,7 @@ def write_streams(
     from verl_aiops.incidents import sibling
 
     write(simulator.stream(count), args.out, overwrite=args.overwrite)
-    print(printable(f"{count:,} {what} in {args.out}"))
+    print(printable(f"{counted(count, what)} in {args.out}"))
     if more:
         unseen = sibling(args.out, "unseen")
         write(simulator.held_out().stream(more, start=count), unseen, overwrite=args.overwrite)

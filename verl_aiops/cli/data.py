@@ -193,7 +193,7 @@ def run_simulate(args: argparse.Namespace) -> None:
     more = source.count - count
     if args.taxonomy_out is not None:
         write_taxonomy(source.taxonomy, args.taxonomy_out, overwrite=args.overwrite)
-    write_streams(args, simulator, count, more, write_incidents, "incidents")
+    write_streams(args, simulator, count, more, write_incidents, "incident")
 
 
 def build(args: argparse.Namespace, build_files: Callable[..., Summary], **more: Any) -> Summary:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from verl_aiops.data.notes import OF_EXAMPLES, say
+from verl_aiops.inputs.shown import counted
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class DataReport:
             if self.notes.get(kind):
                 parts.append(f"{self.notes[kind]} of plain texts {how} the chat template")
         if self.prompts_cut:
-            parts.append(f"{self.prompts_cut} prompts cut from the left")
+            parts.append(f"{counted(self.prompts_cut, 'prompt')} cut from the left")
         if self.unused:
             parts.append(f"columns not used: {', '.join(self.unused)}")
         return ", ".join(parts)

@@ -17,7 +17,7 @@ from verl_aiops.incidents.build.sides import TRAIN, UNSEEN_SIDE, Split, is_of
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.writers import Columns, RowWriter, row_writers
 from verl_aiops.incidents.marks import part_of
-from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.shown import counted, one_line
 from verl_aiops.investigation.case import Case
 from verl_aiops.investigation.prompts import IN_PROMPT, AskOptions, listed_reasons, opening
 from verl_aiops.investigation.reading import read_cases
@@ -70,7 +70,7 @@ class BuildSummary:
 
     def __str__(self) -> str:
         total = sum(side.rows for side in self.sides.values())
-        lines = [f"{self.what} from {one_line(self.cases)}: {total:,} cases"]
+        lines = [f"{self.what} from {one_line(self.cases)}: {counted(total, 'case')}"]
         if self.unknown:
             shown = ", ".join(f"{one_line(name, 60)} {count:,}" for name, count in self.unknown.most_common(8))
             lines.append(f"  fields that nothing reads: {shown}")
@@ -78,7 +78,8 @@ class BuildSummary:
         for name, side in self.sides.items():
             kinds = ", ".join(f"{kind} {count:,}" for kind, count in side.kinds.most_common())
             lines.append(
-                f"  {name}: {side.rows:,} rows ({len(side.groups):,} faults) in {one_line(self.files[name])}: {kinds}"
+                f"  {name}: {counted(side.rows, 'row')} ({counted(len(side.groups), 'fault')}) in "
+                f"{one_line(self.files[name])}: {kinds}"
             )
             if side.calls:
                 mean = side.calls / side.rows
@@ -231,7 +232,9 @@ def _check_sides(writers: Mapping[str, RowWriter], cases: str, left_out: Counter
         if not writer.count:
             told = "".join(f"; {count:,} left out: {why}" for why, count in left_out.items())
             mend = "give more of them" if side == TRAIN else f"give more, another seed, or no {side} side (share 0)"
-            raise IncidentError(f"{one_line(cases)}: nothing to write for {side} from {total:,} cases{told}; {mend}")
+            raise IncidentError(
+                f"{one_line(cases)}: nothing to write for {side} from {counted(total, 'case')}{told}; {mend}"
+            )
 
 
 def _side_of(case: Case, split: Split, held_out: set[str]) -> str:

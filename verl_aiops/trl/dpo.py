@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_aiops.data.repeats import count_untrained, shared_text
+from verl_aiops.inputs.shown import counted
 from verl_aiops.models.weights import MOST_OF_A_FILE
 from verl_aiops.trl.dpo_data import PairSampler, on_disk, read_pairs, shared_pairs
 from verl_aiops.trl.dpo_settings import DPOTraining
@@ -77,7 +78,8 @@ class TrainedPolicy:
         lines = [
             f"model: {self.folder}",
             f"  data: {self.train}",
-            f"  {self.steps} steps, loss {self.first_loss:.4f} at the first, {self.last_loss:.4f} at the last",
+            f"  {counted(self.steps, 'step')}, loss {self.first_loss:.4f} at the first, "
+            f"{self.last_loss:.4f} at the last",
         ]
         if self.before and self.after:
             lines += [f"  held out: {self.val}", f"  {'':38}{'before':>10}{'after':>10}"]

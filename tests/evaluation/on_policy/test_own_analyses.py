@@ -63,7 +63,7 @@ def test_the_own_analysis_stands_after_the_prompt_that_was_asked(asked, tmp_path
     analyses = own_analyses([base / "eval_rl", base / "eval_rl.val"])
     summary = build_prefs(source(), tmp_path / "p.parquet", prompts=PROMPTS, analyses=analyses, **SPLIT)
     build_prefs(source(), tmp_path / "plain.parquet", prompts=PROMPTS, **SPLIT)
-    assert "1 incidents left out: no analysis" in str(summary)
+    assert "1 incident left out: no analysis" in str(summary)
     for side in ("", ".val"):
         questions = {q.id: q for q in read_rl_questions(str(base / f"rl{side}.parquet"))}
         made, plain = rows_in(tmp_path / f"p{side}.parquet"), rows_in(tmp_path / f"plain{side}.parquet")

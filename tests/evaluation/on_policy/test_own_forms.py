@@ -82,7 +82,7 @@ def test_the_command(asked, tmp_path, capsys):  # noqa: F811
     folder = asked(mixed, n=5)
     own = ["build-prefs", "--from-generations", str(folder), "--out", str(tmp_path / "o.parquet")]
     assert main([*own, "--groups"]) == 0
-    assert "groups of own answers from 1 evaluations" in capsys.readouterr().out
+    assert "groups of own answers from 1 evaluation:" in capsys.readouterr().out
     assert "completions" in pq.read_schema(tmp_path / "o.parquet").names
     for more in (["--chosen", "own"], ["--pairs-per-incident", "3"]):
         assert main([*own, "--labels", "--overwrite", *more]) == 2

@@ -261,7 +261,7 @@ def test_files_are_protected_and_whole(tmp_path):
     # another's training file.
     before = out.read_bytes()
     with pytest.raises(
-        IncidentError, match="nothing to write for validation from 1 incidents, which are 1 fault: 1 named"
+        IncidentError, match="nothing to write for validation from 1 incident, which are 1 fault: 1 named"
     ):
         build_prefs(simulator_source(Simulator(), 1), out, overwrite=True, val_share=0.01)
     assert out.read_bytes() == before
@@ -295,7 +295,7 @@ def test_bad_outputs(tmp_path, change, message):
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
-    with pytest.raises(IncidentError, match="nothing to write for training from 1 incidents"):
+    with pytest.raises(IncidentError, match="nothing to write for training from 1 incident"):
         build_prefs(simulator_source(Simulator(), 1), tmp_path / "p.parquet", val_share=0.9999999)
     with pytest.raises(IncidentError, match="number of incidents: expected at least 1"):
         simulator_source(Simulator(), 0)

@@ -21,6 +21,7 @@ from verl_aiops.evaluation.run.table import as_columns, share_text
 from verl_aiops.evaluation.stats.further_fields import ALL, FIELD, fields_shown
 from verl_aiops.files import write_atomically
 from verl_aiops.incidents.prompts import answer_json
+from verl_aiops.inputs.shown import counted
 from verl_aiops.rewards.triage.answer import FIELDS
 
 __all__ = ["METHODS", "Baselines", "Method", "baseline", "check_apart", "check_methods", "settings_of"]
@@ -183,7 +184,7 @@ def check_apart(train: Sequence[Any], asked: Sequence[Any], data: str, val: str)
 
 def _table(summary: Mapping[str, Any]) -> str:
     rows = summary["rows"]
-    head = f"{rows['train']:,} rows to learn from, {rows['val']:,} asked; 95 % intervals over faults"
+    head = f"{counted(rows['train'], 'row')} to learn from, {rows['val']:,} asked; 95 % intervals over faults"
     fields = dict.fromkeys(name for one in summary["methods"].values() for name in fields_shown(one["overall"]))
     more = {f"{FIELD}{name}": f"{name} right" for name in fields} | ({ALL: "all fields right"} if fields else {})
     lines = [("", *_SHOWN.values(), *more.values(), "weights", "seconds")]

@@ -16,6 +16,7 @@ from verl_aiops.evaluation.investigation.questions import fingerprint, read_case
 from verl_aiops.evaluation.run.results import Folder
 from verl_aiops.evaluation.run.table import as_columns
 from verl_aiops.files import write_atomically
+from verl_aiops.inputs.shown import counted
 
 __all__ = ["METHODS", "baseline_investigations"]
 
@@ -72,7 +73,7 @@ def baseline_investigations(
     for name, one in found.items():
         cells = (shown(one["metrics"].get(key), METRICS[key].digits) for key in _SHOWN)
         rows.append((name, *cells, f"{one['size']:,}", f"{one['seconds']:.1f}"))
-    head = f"{len(train):,} cases to learn from, {len(asked):,} asked; 95 % intervals over faults"
+    head = f"{counted(len(train), 'case')} to learn from, {len(asked):,} asked; 95 % intervals over faults"
     table = f"{head}\n{as_columns(rows)}\n"
     summary = {"settings": settings, "rows": {"train": len(train), "val": len(asked)}, "methods": found}
     write_atomically(Path(out) / "baseline.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")

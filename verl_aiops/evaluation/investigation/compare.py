@@ -28,6 +28,7 @@ from verl_aiops.evaluation.run.table import as_columns
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.files import write_atomically
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
+from verl_aiops.inputs.shown import counted
 
 __all__ = ["compare_investigations", "of_investigations"]
 
@@ -155,7 +156,7 @@ def _render(result: Mapping[str, Any], first: str, others: Sequence[str]) -> str
     for label in others:
         one = result["differences"][label]
         left = f", {one['left_out']:,} that only one of them has left out" if one["left_out"] else ""
-        head.append(f"{label} - {first}: {one['cases']:,} cases{left}")
+        head.append(f"{label} - {first}: {counted(one['cases'], 'case')}{left}")
     columns = [("", first, *(cell for label in others for cell in (label, f"{label} - {first}")))]
     for name, metric in METRICS.items():
         cells = [shown(result["runs"][first].get(name), metric.digits)]

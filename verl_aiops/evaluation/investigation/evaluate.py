@@ -22,6 +22,7 @@ from verl_aiops.evaluation.run.table import as_columns
 from verl_aiops.evaluation.stats.paired_tests import mean_intervals
 from verl_aiops.evaluation.stats.shares import Of
 from verl_aiops.files import write_atomically
+from verl_aiops.inputs.shown import counted
 from verl_aiops.investigation.rules import rule_verdict
 from verl_aiops.rewards.aiops_investigation import compute_score, read_verdict
 
@@ -271,9 +272,11 @@ def shown(value: Mapping[str, Any] | None, digits: int | None) -> str:
 
 def _render(summary: Mapping[str, Any], cases: int, samples: int) -> str:
     counts = summary["counts"]
-    head = f"{cases:,} cases, {counts['asked'] - counts['failed']:,} investigations; 95 % intervals over faults"
+    head = (
+        f"{counted(cases, 'case')}, {counts['asked'] - counts['failed']:,} investigations; 95 % intervals over faults"
+    )
     if samples > 1:
-        head += f"; means over {samples} investigations of each case (avg@{samples})"
+        head += f"; means over {counted(samples, 'investigation')} of each case (avg@{samples})"
     if counts["failed"]:
         head += f"\n{counts['failed']:,} of {counts['asked']:,} failed and count in no figure"
     rows = [("", "model", "rule along the call graph")]

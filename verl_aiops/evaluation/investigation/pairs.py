@@ -16,6 +16,7 @@ from verl_aiops.evaluation.investigation.questions import CaseQuestion, fingerpr
 from verl_aiops.evaluation.on_policy.sampled import answers_in, asked_of, check_held_out, check_not_seen, one_each
 from verl_aiops.evaluation.on_policy.summary import OwnPairOptions
 from verl_aiops.incidents import FORMS, neutralise, row_writers
+from verl_aiops.inputs.shown import counted
 from verl_aiops.rewards.aiops_investigation import compute_score
 from verl_aiops.rewards.investigation.settings import read_investigation_settings
 from verl_aiops.rewards.investigation.transcript import messages_of
@@ -42,11 +43,14 @@ class _Summary:
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.kinds.items()))
         lines = [
-            f"{self.form} of own investigations: {self.cases:,} cases, {self.answers:,} investigations",
-            f"  {self.rows:,} rows in {self.out}: {kinds}",
+            f"{self.form} of own investigations: {counted(self.cases, 'case')}, "
+            f"{counted(self.answers, 'investigation')}",
+            f"  {counted(self.rows, 'row')} in {self.out}: {kinds}",
         ]
-        lines += [f"  {count:,} cases without one: {why}" for why, count in sorted(self.without.items())]
-        lines += [f"  {count:,} investigations left out: {why}" for why, count in sorted(self.left_out.items())]
+        lines += [f"  {counted(count, 'case')} without one: {why}" for why, count in sorted(self.without.items())]
+        lines += [
+            f"  {counted(count, 'investigation')} left out: {why}" for why, count in sorted(self.left_out.items())
+        ]
         return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from verl_aiops.evaluation.errors import EvaluationError
 from verl_aiops.incidents import FORMS
+from verl_aiops.inputs.shown import counted
 
 __all__ = ["CHOSEN", "OwnPairOptions", "OwnPairsSummary"]
 
@@ -81,22 +82,24 @@ class OwnPairsSummary:
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.kinds.items()))
         lines = [
-            f"{_WHAT[self.form]} from {self.evaluations} evaluations: {self.incidents:,} incidents, "
-            f"{self.answers:,} answers",
-            f"  {self.pairs:,} {self.one}s of {self.with_pair:,} incidents in {self.out}: {kinds}",
+            f"{_WHAT[self.form]} from {counted(self.evaluations, 'evaluation')}: "
+            f"{counted(self.incidents, 'incident')}, {counted(self.answers, 'answer')}",
+            f"  {counted(self.pairs, self.one)} of {counted(self.with_pair, 'incident')} in {self.out}: {kinds}",
             f"  {'rejected' if self.form == 'pairs' else 'wrong'}: {self.rejected['verdict']:,} wrong verdicts, "
             f"{self.rejected['invalid']:,} that are none",
         ]
         if self.unanswered:
             lines.append(
-                f"  {self.unanswered:,} incidents were asked about and have no line (an unfinished evaluation)"
+                f"  {counted(self.unanswered, 'incident')} asked about and without a line (an unfinished evaluation)"
             )
         for why, count in sorted(self.without_pair.items()):
-            lines.append(f"  {count:,} incidents without a {self.one}: {why}")
+            lines.append(f"  {counted(count, 'incident')} without a {self.one}: {why}")
         for why, count in sorted(self.left_out.items()):
-            lines.append(f"  {count:,} answers left out: they {LEFT_OUT[why]}")
+            lines.append(f"  {counted(count, 'answer')} left out: they {LEFT_OUT[why]}")
         if self.neutralised:
-            lines.append(f"  {self.neutralised:,} texts had control tokens or invisible characters made visible")
+            lines.append(
+                f"  {counted(self.neutralised, 'text')} had control tokens or invisible characters made visible"
+            )
         if self.judged_otherwise:
-            lines.append(f"  {self.judged_otherwise:,} answers are judged otherwise here than in their file")
+            lines.append(f"  {counted(self.judged_otherwise, 'answer')} judged otherwise here than in the file")
         return "\n".join([*lines, f"  {self.checked}"])

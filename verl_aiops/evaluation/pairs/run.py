@@ -15,6 +15,7 @@ from verl_aiops.evaluation.pairs.scoring import PairScores, load_tokenizer, scor
 from verl_aiops.evaluation.pairs.settings import PairsAsked
 from verl_aiops.evaluation.pairs.summary import summarise, table_of_pairs
 from verl_aiops.files import replacing, write_atomically
+from verl_aiops.inputs.shown import counted
 from verl_aiops.models.folders import ModelFolder, find_model
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def evaluate_pairs(
     tokens = np.array([[int(item[f"{side}_mask"].sum()) for side in ("chosen", "rejected")] for item in items])
     groups = [item["group"] if item["group"] is not None else int(item["prompt_number"]) for item in items]
     summary = summarise(scored, tokens, groups, asked.seed)
-    notes = [f"{len(pairs)} pairs of {len(set(groups))} prompts or groups; {pairs.report}"]
+    notes = [f"{counted(len(pairs), 'pair')} of {len(set(groups))} prompts or groups; {pairs.report}"]
     if any(item["weight"] != 1 for item in items):
         notes.append("weights of pairs are not used: each counts once")
     table = "\n".join([table_of_pairs(summary), "", *notes]) + "\n"

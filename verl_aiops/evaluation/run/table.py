@@ -9,6 +9,7 @@ from unicodedata import east_asian_width
 from verl_aiops.evaluation.run.summary import slices_shown
 from verl_aiops.evaluation.stats.further_fields import fields_shown
 from verl_aiops.evaluation.stats.metrics import FIELDS, In, Metric, metrics
+from verl_aiops.inputs.shown import counted
 
 __all__ = ["as_columns", "one_line", "render", "share_text", "without_text_said"]
 
@@ -32,14 +33,15 @@ def render(summary: Mapping[str, Any]) -> str:
 def _head(summary: Mapping[str, Any]) -> str:
     overall, counts = summary["overall"], summary["counts"]
     lines = [
-        f"{overall['incidents']:,} incidents of {overall['groups']:,} faults, {overall['answers']:,} answers; "
+        f"{counted(overall['incidents'], 'incident')} of {counted(overall['groups'], 'fault')}, "
+        f"{counted(overall['answers'], 'answer')}; "
         "95 % intervals over faults"
     ]
     if counts["failed"]:
-        lines.append(f"{counts['failed']:,} of {counts['asked']:,} answers failed and count in no figure")
+        lines.append(f"{counts['failed']:,} of {counted(counts['asked'], 'answer')} failed and count in no figure")
         lines[-1] += without_text_said(counts.get("no_text") or {})
     if not counts["complete"]:
-        lines.append(f"UNFINISHED: {counts['missing']:,} of {counts['asked']:,} answers are missing")
+        lines.append(f"UNFINISHED: {counts['missing']:,} of {counted(counts['asked'], 'answer')} are missing")
     return "\n".join(lines)
 
 
@@ -101,8 +103,8 @@ def _drop(summary: Mapping[str, Any]) -> str:
             rows.append((names[name], *cells))
     counts = summary["drop"]
     left = "".join(f"; {count:,} left out: {reason}" for reason, count in counts["left_out"].items())
-    failed = f"; {counts['failed']:,} answers failed" if counts["failed"] else ""
-    return f"{counts['incidents']:,} incidents with swapped labels{left}{failed}\n{as_columns(rows)}"
+    failed = f"; {counted(counts['failed'], 'answer')} failed" if counts["failed"] else ""
+    return f"{counted(counts['incidents'], 'incident')} with swapped labels{left}{failed}\n{as_columns(rows)}"
 
 
 def as_columns(rows: Sequence[Cells]) -> str:

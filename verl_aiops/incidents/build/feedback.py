@@ -17,7 +17,7 @@ from verl_aiops.incidents.io.readers import read_jsonl_rows
 from verl_aiops.incidents.io.writers import Columns, row_writers, sibling
 from verl_aiops.incidents.prompts import json_text
 from verl_aiops.inputs.json_text import lone_surrogate
-from verl_aiops.inputs.shown import brief, one_line
+from verl_aiops.inputs.shown import brief, counted, one_line
 from verl_aiops.inputs.sniff import by_content, refusal
 from verl_aiops.split import split_side
 
@@ -57,7 +57,7 @@ class FeedbackSummary:
         lines = [f"feedback from {self.log}: {sum(self.verdicts.values()):,} verdicts, {counts}"]
         for side, file in self.files.items():
             what = (
-                f"{self.rows[side]:,} rows in {file}"
+                f"{counted(self.rows[side], 'row')} in {file}"
                 if self.rows[side]
                 else "no row fell on this side; no file written"
             )

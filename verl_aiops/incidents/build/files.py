@@ -30,6 +30,7 @@ from verl_aiops.incidents.io.writers import Columns, row_writers
 from verl_aiops.incidents.marks import part_of
 from verl_aiops.incidents.prompts import Message, json_text
 from verl_aiops.incidents.schema import Incident
+from verl_aiops.inputs.shown import counted
 
 PREFS_COLUMNS: Columns = FORMS["pairs"].columns
 SFT_COLUMNS: Columns = {
@@ -282,7 +283,7 @@ _SIDE_NAMES = {"train": "training", "val": "validation", "test": "the test", "un
 def _nothing_written(source: IncidentSource, side: str, split: Split, counts: Side, part: Part | None) -> str:
     """Why a side has no row, and how to mend it."""
     where = f" in {part.note}" if part is not None and side == TRAIN else ""
-    text = f"{source.name}: nothing to write for {_SIDE_NAMES[side]} from {source.count:,} incidents{where}"
+    text = f"{source.name}: nothing to write for {_SIDE_NAMES[side]} from {counted(source.count, 'incident')}{where}"
     if counts.incidents:
         return f"{text}: the {counts.incidents:,} that fell on this side have only one possible answer each"
     if counts.without_analysis:

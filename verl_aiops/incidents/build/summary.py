@@ -13,7 +13,7 @@ from verl_aiops.incidents.build.pairs import OTHER_SYSTEM, PairMaker
 from verl_aiops.incidents.build.views import OTHER, RENAMED, SHUFFLED
 from verl_aiops.incidents.io.sources import IncidentSource
 from verl_aiops.incidents.marks import GIVEN_AWAY, REMEMBERED
-from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.shown import counted, one_line
 
 _NAMES_SHOWN = 8
 # A class this often on one side of a difference can be answered without reading.
@@ -104,13 +104,13 @@ class Summary:
         return list(self.files.values())
 
     def __str__(self) -> str:
-        lines = [f"{self.what} from {self.source.name}: {self.source.count:,} incidents, {self.source.faults}"]
+        lines = [f"{self.what} from {self.source.name}: {counted(self.source.count, 'incident')}, {self.source.faults}"]
         lines += [f"  {line}" for line in noticed(self.source)]
         lines += [f"  {line}" for line in _labels_noticed(self.source)]
         for name, side in self.sides.items():
             lines += self._side(name, side)
             if name == "train" and self.part is not None:
-                lines.append(f"    {self.part.note}; {self.part.left_out:,} incidents left out")
+                lines.append(f"    {self.part.note}; {counted(self.part.left_out, 'incident')} left out")
             if side.views:
                 lines.append(_views_noted(side.views))
             if name in self.makers:
@@ -126,22 +126,27 @@ class Summary:
         kept, gone, cut = _TRIMMED[side.trim], side.evidence_left_out, side.evidence_shortened
         given_away, remembered = side.answerable[GIVEN_AWAY], side.answerable[REMEMBERED]
         lines = [
-            f"  {name}: {side.rows:,} rows of {side.incidents:,} incidents ({faults:,} faults) in {self.files[name]}",
+            f"  {name}: {counted(side.rows, 'row')} of {counted(side.incidents, 'incident')} "
+            f"({counted(faults, 'fault')}) in {self.files[name]}",
             f"    parts: {_counted(side.parts)}; answers: {given_away:,} given away (no other is listed), "
             f"{remembered:,} to be remembered (the text names no candidate service)",
-            f"    classes: {len(side.services)} services, {len(side.types)} incident types; languages: {langs}",
+            f"    classes: {counted(len(side.services), 'service')}, {counted(len(side.types), 'incident type')}; "
+            f"languages: {langs}",
             f"    prompt: {mean_prompt:,.0f} characters on average, at most {side.longest_prompt:,}",
         ]
         if side.without_analysis:
-            lines.append(f"    {side.without_analysis:,} incidents left out: no analysis, or other candidates asked")
+            lines.append(
+                f"    {counted(side.without_analysis, 'incident')} left out: no analysis, or other candidates asked"
+            )
         if side.trimmed or side.without_evidence:
             lines.append(
-                f"    trimmed {side.trimmed:,} incidents {kept} ({gone:,} evidence lines left out, {cut:,} cut short); "
-                f"{side.without_evidence:,} without evidence"
+                f"    trimmed {counted(side.trimmed, 'incident')} {kept} ({counted(gone, 'evidence line')} left out, "
+                f"{cut:,} cut short); {side.without_evidence:,} without evidence"
             )
         if side.over_budget:
             why = "since their evidence stays whole" if side.trim == "evidence" else "which has no room for a line"
-            lines.append(f"    {side.over_budget:,} incidents exceed the budget, {why}")
+            verb = "exceeds" if side.over_budget == 1 else "exceed"
+            lines.append(f"    {counted(side.over_budget, 'incident')} {verb} the budget, {why}")
         return lines
 
 
@@ -159,7 +164,7 @@ def _labels_noticed(source: IncidentSource) -> list[str]:
         labels = {label for system in source.taxonomy.systems.values() for label in system.labels_of(name)}
         without = source.notes.without[name]
         lines.append(
-            f"answer field {name}: {len(labels)} labels"
+            f"answer field {name}: {counted(len(labels), 'label')}"
             + (f"; {without:,} without, which are not asked for it" if without else "")
             + ("; a single one gives itself away" if len(labels) == 1 else "")
         )
@@ -205,11 +210,13 @@ def _pair_lines(maker: PairMaker) -> list[str]:
         lines.append(f"    {count:,} asked as {kind} are a wrong_service that is named: no data on who calls whom")
     if maker.overlapping:
         done = "may be rejected" if maker.options.overlapping else "never rejected (--overlapping-names takes them)"
-        lines.append(f"    names that contain the right one or lie in it, {done}: in {maker.overlapping:,} incidents")
+        lines.append(
+            f"    names that contain the right one or lie in it, {done}: in {counted(maker.overlapping, 'incident')}"
+        )
     if maker.kinds[OTHER_SYSTEM] or maker.short_incidents:
         lines.append(
-            f"    fallbacks: {maker.kinds[OTHER_SYSTEM]:,} pairs with names of other systems (their own has only one "
-            f"answer), {maker.short_incidents:,} incidents with fewer pairs than asked for"
+            f"    fallbacks: {counted(maker.kinds[OTHER_SYSTEM], 'pair')} with names of other systems (their own has "
+            f"only one answer), {counted(maker.short_incidents, 'incident')} with fewer pairs than asked for"
         )
     return lines
 

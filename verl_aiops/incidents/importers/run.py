@@ -14,6 +14,7 @@ from verl_aiops.incidents.importers.mapping import built_in, load_mapping
 from verl_aiops.incidents.importers.table import SOURCES
 from verl_aiops.incidents.io.writers import row_writers
 from verl_aiops.incidents.schema import Incident
+from verl_aiops.inputs.shown import counted
 
 AUTO = "auto"
 
@@ -48,7 +49,7 @@ class Imported:
         return sum(count for count, _, _ in self.systems.values())
 
     def __str__(self) -> str:
-        lines = [f"{self.count:,} incidents from {self.source.title}", f"  mapping: {self.mapping}"]
+        lines = [f"{counted(self.count, 'incident')} from {self.source.title}", f"  mapping: {self.mapping}"]
         width = max(map(len, self.systems))
         lines.append(f"  {'system':<{width}}  incidents  services  types")
         for name, (count, services, types) in self.systems.items():

@@ -10,6 +10,7 @@ from typing import Any
 from verl_aiops.incidents.build.files import RL_COLUMNS, RL_NAME
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.io.writers import Columns, parquet_schema
+from verl_aiops.inputs.shown import counted
 
 _BATCH_ROWS = 512
 _MEND = "build the file again; nothing else may write to it meanwhile"
@@ -28,7 +29,8 @@ def check_rl_file(path: str | Path) -> str:
         fault = _shape_fault(row, RL_COLUMNS, "") or _content_fault(row, count - 1)
         if fault:
             raise IncidentError(f"{path}, row {count - 1} (counting from 0): {fault}; {_MEND}")
-    return f"{count:,} rows read back {'by pyarrow' if is_parquet else 'as JSON'}, structure and evidence are right"
+    by = "by pyarrow" if is_parquet else "as JSON"
+    return f"{counted(count, 'row')} read back {by}, structure and evidence are right"
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:

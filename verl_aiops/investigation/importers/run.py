@@ -10,7 +10,7 @@ from pathlib import Path
 from verl_aiops.files import write_atomically
 from verl_aiops.incidents.errors import IncidentError, OutputExistsError
 from verl_aiops.incidents.io.writers import row_writers
-from verl_aiops.inputs.shown import one_line
+from verl_aiops.inputs.shown import counted, one_line
 from verl_aiops.investigation.case import Case
 from verl_aiops.investigation.importers.cloudopsbench import CLOUDOPSBENCH
 from verl_aiops.investigation.importers.house import HOUSE
@@ -36,7 +36,7 @@ class ImportedCases:
 
     def __str__(self) -> str:
         total = sum(self.systems.values())
-        lines = [f"{total:,} cases from {self.source.title}, the truth of {self.known:,} is known"]
+        lines = [f"{counted(total, 'case')} from {self.source.title}, the truth of {self.known:,} is known"]
         lines += [f"  {one_line(name, 80)}: {count:,}" for name, count in self.systems.items()]
         kept = ", ".join(f"{count:,} {name}" for name, count in self.rows.items() if count)
         lines.append(f"  kept: {kept or 'nothing'}")
