@@ -159,10 +159,8 @@ def _ask(
         gone = error
     if failed:
         # the lines of thousands of incidents say it too, each for itself
-        print(
-            f"triage: {len(failed):,} of {counted(len(told), 'incident')} got no answer, such as {printable(failed[0])}",
-            file=sys.stderr,
-        )
+        asked = counted(len(told), "incident")
+        print(f"triage: {len(failed):,} of {asked} got no answer, such as {printable(failed[0])}", file=sys.stderr)
     if args.schema and unconstrained:
         print(
             f"triage: {counted(len(unconstrained), 'answer')} with no verdict in spite of --schema, such as that to "

@@ -146,10 +146,11 @@ def test_a_file_of_verdicts_is_taken_up_where_it_ends(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("id,service\n1,db\n", "looks like CSV, not JSON"),
+        ("id,service\n1,db\n", "v.jsonl: expected an object of analysis, error, id"),
+        ("a note of mine", "v.jsonl: expected an object of analysis, error, id"),
         (line("a") + "\n" + json.dumps({"id": "b"}) + "\n", "line 2: expected an object of analysis, error, id"),
+        (line("a") + "\n{\n", "line 2: not JSON"),
         (line("a", team="x") + "\n", "line 1: expected an object of"),
-        ('{"id', "line 1: not JSON"),
     ],
 )
 def test_a_file_of_something_else_is_left_as_it_is(tmp_path, text, told):

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.json_lines import checked_lines
 from verl_aiops.evaluation.run.questions import Question
 from verl_aiops.evaluation.run.results import as_bytes
 from verl_aiops.files import naming, replacing
-from verl_aiops.inputs.json_text import JsonFault, read_json
-from verl_aiops.inputs.shown import one_line
-from verl_aiops.inputs.sniff import refusal
 
 __all__ = ["Verdicts"]
+
+_BEGIN = b'{"id": '
+_OTHER = "; the file is not of this command with these fields, choose another --out"
 
 
 class Verdicts:
@@ -35,43 +36,33 @@ class Verdicts:
 
     def __init__(self, path: str | Path, fields: Sequence[str]):
         self.path = Path(path)
-        keys = {"id", *fields, "analysis", "error"}
-        kept: list[bytes] = []
         self._there: Counter[str] = Counter()
         self.without_verdict = 0
-        before = self._read() if self.path.exists() else []
-        for number, text in enumerate(before, 1):
-            try:
-                line = read_json(text)
-            except JsonFault as fault:
-                if number == len(before) and not text.endswith(b"\n") and text.startswith(b'{"id": '):
-                    break
-                raise self._other(number, f"not JSON: {fault}") from None
-            if not isinstance(line, dict) or set(line) != keys or not isinstance(line["id"], str):
-                raise self._other(number, f"expected an object of {', '.join(sorted(keys))}")
-            if line["error"] is None:
-                kept.append(text.rstrip(b"\n") + b"\n")
-                self._there[line["id"]] += 1
-                self.without_verdict += line[fields[0]] is None
-        if kept != before:
+        keys = {"id", *fields, "analysis", "error"}
+
+        def fault_of(line: Any) -> str | None:
+            if isinstance(line, dict) and set(line) == keys and isinstance(line["id"], str):
+                return None
+            return f"expected an object of {', '.join(sorted(keys))}"
+
+        kept: list[Mapping[str, Any]] = []
+        if self.path.exists():
+            if not self.path.is_file():  # nor a device, which the next lines would replace
+                raise EvaluationError(f"--out {self.path}: expected a file of lines, found a folder or the like")
+            with self.path.open("rb") as file:
+                begun = file.read(len(_BEGIN))
+            if not _BEGIN.startswith(begun):  # what is one line without an end would be taken for a line that was cut
+                raise EvaluationError(f"--out {self.path}: {fault_of(None)} a line{_OTHER}")
+            for _, line, _ in checked_lines(self.path, fault_of, _OTHER, unfinished=True):
+                if line["error"] is None:
+                    kept.append(line)
+                    self._there[line["id"]] += 1
+                    self.without_verdict += line[fields[0]] is None
             with replacing(self.path) as temporary:
-                temporary.write_bytes(b"".join(kept))
+                temporary.write_bytes(b"".join(map(as_bytes, kept)))
         with naming(self.path, self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
-
-    def _read(self) -> list[bytes]:
-        if self.path.is_dir():
-            raise EvaluationError(f"--out {self.path}: expected a file of lines, found a folder")
-        if unfit := refusal(self.path, "json"):
-            raise EvaluationError(f"--out {self.path} {unfit}")
-        return self.path.read_bytes().splitlines(keepends=True)
-
-    def _other(self, number: int, fault: str) -> EvaluationError:
-        return EvaluationError(
-            f"--out {self.path}, line {number}: {one_line(fault, 300)}; the file is not of this command with these "
-            "fields, choose another --out"
-        )
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
         """Those that have no line, in order; of several with one id as many as lines are missing."""
