@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from verl_aiops.inputs.shown import printable
 
-__all__ = ["Command", "run_alone", "users_can_mend"]
+__all__ = ["Command", "run_alone", "said", "users_can_mend"]
 
 
 class Command(NamedTuple):
@@ -35,6 +36,23 @@ def users_can_mend(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "verl_aiops"
 
 
+# What the system's words leave open; the rest are the system's.
+_SYSTEM = {
+    errno.ENOENT: "no such file or folder",
+    errno.EISDIR: "expected a file, found a folder",
+    errno.ENOTDIR: "expected a folder above it, found a file",
+    errno.EEXIST: "expected a folder, found a file",
+}
+
+
+def said(error: Exception) -> str:
+    """The error as a command tells it: its own words, or, where only the system has any, the path before them."""
+    if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.filename is not None:
+        why = _SYSTEM.get(error.errno or 0) or (error.strerror or str(error)).lower()
+        return printable(f"{error.filename}: {why}")
+    return printable(error)
+
+
 def run_alone(name: str, command: Command, argv: Sequence[str] | None = None) -> int:
     """Run a command under the name of its module, as ``python -m`` did before there was one command for all."""
     parser = argparse.ArgumentParser(prog=f"verl-aiops {name}", **command.describe())
@@ -44,5 +62,5 @@ def run_alone(name: str, command: Command, argv: Sequence[str] | None = None) ->
     except Exception as error:
         if not users_can_mend(error):
             raise
-        print(f"{name}: error: {printable(error)}", file=sys.stderr)
+        print(f"{name}: error: {said(error)}", file=sys.stderr)
         return 2

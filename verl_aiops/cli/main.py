@@ -21,7 +21,7 @@ from verl_aiops.cli import prefs as cli_prefs
 from verl_aiops.cli import train as cli_train
 from verl_aiops.cli.baseline import BASELINE
 from verl_aiops.cli.before_after import BEFORE_AFTER
-from verl_aiops.cli.command import Command, users_can_mend
+from verl_aiops.cli.command import Command, said, users_can_mend
 from verl_aiops.cli.curves import CURVES
 from verl_aiops.cli.eval_pairs import EVAL_PAIRS
 from verl_aiops.cli.examples import EXAMPLES
@@ -32,7 +32,6 @@ from verl_aiops.cli.push import PUSH
 from verl_aiops.cli.serve_rm import SERVE_RM
 from verl_aiops.cli.triage import TRIAGE
 from verl_aiops.extensions import load_extensions
-from verl_aiops.inputs.shown import printable
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not users_can_mend(error):
             raise
-        print(f"verl-aiops: error: {printable(error)}", file=sys.stderr)
+        print(f"verl-aiops: error: {said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("verl-aiops: stopped", file=sys.stderr)

@@ -115,7 +115,8 @@ def write_tokenizer(tokenizer: Any, folder: Path, *, longest: int, chat_template
     """
     if tokenizer.decode(tokenizer.encode(PROBE).ids) != PROBE or len(tokenizer.encode(special["eos_token"]).ids) != 1:
         raise GetModelError("the tokenizer does not give its own text back; the installed `tokenizers` is unsuitable.")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # its own `save` says what the disk lacks in an error of no class that anybody could name
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,

@@ -11,8 +11,9 @@ from verl_aiops.cli.fronts.line import make_line
 from verl_aiops.cli.fronts.running import run_line
 from verl_aiops.cli.fronts.tasks import TASKS
 from verl_aiops.evaluation.stats.calibration import STATS
+from verl_aiops.files import write_atomically
 from verl_aiops.settings import option
-from verl_aiops.trl.extra import CHECKPOINTS, TrainingError, move_into, prepare_folder
+from verl_aiops.trl.extra import CHECKPOINTS, TrainingError, check_folder, move_into, prepare_folder
 from verl_aiops.trl.reward_settings import RewardTraining
 
 if TYPE_CHECKING:
@@ -45,10 +46,16 @@ def train_on_verl(settings: RewardTraining, out: str, *, overwrite: bool = False
     data, val, columns = list(settings.data), list(settings.val), settings.columns
     note = json.loads(json.dumps({**asdict(settings), "backend": "verl"}))
     if not only_print:
+        check_folder(out, note, finished=STATS, overwrite=overwrite)
+        # before the folder is a run's: data that cannot be read leave nothing there
+        sides = None if val else _split(settings)
         folder = prepare_folder(out, note, finished=STATS, overwrite=overwrite)
-        if not val:
+        if sides is not None:
             # what is held out of --data is written with our own names
-            data, val, columns = *_split(settings, folder), None
+            paths = {side: folder / f"pairs.{side}.jsonl" for side in sides}
+            for side, lines in sides.items():
+                write_atomically(paths[side], "".join(lines))
+            data, val, columns = [str(paths["train"])], [str(paths["val"])], None
     options = {
         "model": settings.model,
         "data": data,
@@ -110,8 +117,9 @@ def _have_margins(files: list[str], columns: str | None) -> bool:
     )
 
 
-def _split(settings: RewardTraining, folder: Path) -> tuple[list[str], list[str]]:
-    """``--data`` as two files of rows with our names, by the same rule as `build-prefs`: no group on both sides."""
+def _split(settings: RewardTraining) -> dict[str, list[str]]:
+    """``--data`` as two files' lines, ``train`` and ``val``, of rows with our names, by the same rule as `build-prefs`:
+    no group on both sides."""
     import numpy as np
 
     from verl_aiops.data.columns import PROMPT_COLUMNS
@@ -119,7 +127,6 @@ def _split(settings: RewardTraining, folder: Path) -> tuple[list[str], list[str]
     from verl_aiops.data.fields import GROUP, PAIR, SINGLE, Columns, keys_of_option
     from verl_aiops.data.reading import ParquetFile, open_files
     from verl_aiops.data.rows import parse_row
-    from verl_aiops.files import write_atomically
     from verl_aiops.split import split_side
 
     of = Columns(**{key.removesuffix("_key"): name for key, name in keys_of_option(settings.columns).items()})
@@ -149,10 +156,7 @@ def _split(settings: RewardTraining, folder: Path) -> tuple[list[str], list[str]
             f"--val-share {settings.val_share} leaves {len(sides['train'])} rows to train on and {len(sides['val'])} "
             "to hold out: give --val FILE, or another share"
         )
-    paths = {side: folder / f"pairs.{side}.jsonl" for side in sides}
-    for side, lines in sides.items():
-        write_atomically(paths[side], "".join(lines))
-    return [str(paths["train"])], [str(paths["val"])]
+    return sides
 
 
 def _with_our_names(row: PreferenceRow) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from verl_aiops.evaluation.compare.numbers import comparison_of
 from verl_aiops.evaluation.compare.pairing import pair
 from verl_aiops.evaluation.compare.read_runs import read_runs
-from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.errors import EvaluationError, check_out
 from verl_aiops.evaluation.report.html import html_report
 from verl_aiops.evaluation.report.plots import comparison_plots, need_matplotlib, training_plot
 from verl_aiops.evaluation.report.text import render_comparison
@@ -107,8 +107,7 @@ def compare(
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise EvaluationError(f"--out {folder}: expected a folder, found a file")
+    check_out(folder)
     there = [name for name in (*_FILES, *_PLOTS, *_OLD_PLOTS) if (folder / name).exists()]
     if there and not overwrite:
         raise EvaluationError(f"--out {folder}: {there[0]} is there already; choose another folder, or add --overwrite")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from verl_aiops import __version__
-from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.errors import EvaluationError, check_out
 from verl_aiops.evaluation.pairs.results import PairRun, read_pair_runs
 from verl_aiops.evaluation.pairs.scoring import PairScores
 from verl_aiops.evaluation.pairs.summary import CHANGE, METRICS, MOVED, measures, summarise
@@ -48,8 +48,7 @@ def compare_pairs(
         EvaluationError: runs that cannot be read or have no pair in common, files that are there.
     """
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise EvaluationError(f"--out {folder}: expected a folder, found a file")
+    check_out(folder)
     there = [name for name in (*_FILES, _PLOT) if (folder / name).exists()]
     if there and not overwrite:
         raise EvaluationError(f"--out {folder}: {there[0]} is there already; choose another folder, or add --overwrite")

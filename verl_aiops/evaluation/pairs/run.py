@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from verl_aiops.data.fields import in_options_of_command, keys_of_option
-from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.errors import EvaluationError, check_out
 from verl_aiops.evaluation.pairs.plot import plot_pairs
 from verl_aiops.evaluation.pairs.scoring import PairScores, load_tokenizer, score_pairs
 from verl_aiops.evaluation.pairs.settings import PairsAsked
@@ -46,6 +46,7 @@ def evaluate_pairs(
     """
     asked.check()
     folder = Path(out)
+    check_out(folder)
     if not overwrite and any((folder / name).exists() for name in _FILES):
         raise EvaluationError(f"--out {out} holds an earlier evaluation; name another folder, or give --overwrite")
     models = {"before": find_model(before, "--before")} if before else {}

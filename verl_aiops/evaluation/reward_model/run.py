@@ -13,7 +13,7 @@ from verl_aiops.data.dataset import group_of
 from verl_aiops.data.fields import in_options_of_command, keys_of_option
 from verl_aiops.data.scoring import conversation, scoring_ids, scoring_text
 from verl_aiops.data.template import ChatTemplate
-from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.errors import EvaluationError, check_out
 from verl_aiops.evaluation.on_policy.sampled import Sampled, load
 from verl_aiops.evaluation.reward_model.measures import best_of_n, rank_table, ranking
 from verl_aiops.evaluation.reward_model.plot import plot_best_of_n
@@ -64,6 +64,7 @@ def evaluate_reward_model(
         EvaluationError, PreferenceDataError: files that cannot be used, or no score.
     """
     folder = Path(out)
+    check_out(folder)
     if not (asked.pairs or asked.answers):
         raise EvaluationError("--rm: give --pairs FILE (preference pairs or groups), --answers EVAL, or both")
     if not overwrite and any((folder / file).exists() for file in _FILES):

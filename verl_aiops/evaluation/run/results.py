@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_aiops.evaluation.answer_line import AnswerLine
-from verl_aiops.evaluation.errors import EvaluationError
+from verl_aiops.evaluation.errors import EvaluationError, check_out
 from verl_aiops.evaluation.json_lines import BY_EVAL, checked_lines
 from verl_aiops.evaluation.run.backend import NO_TEXT, Generation, Job
 from verl_aiops.evaluation.run.result_checks import SCORES, content_fault
@@ -197,8 +197,7 @@ class Folder:
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False):
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise EvaluationError(f"--out {path}: expected a folder, found a file")
+        check_out(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         try:

@@ -120,6 +120,8 @@ def build_feedback(
 
 def _read(log: Path, known: KnownPrompts | None, summary: FeedbackSummary) -> list[dict[str, Any]]:
     name, kind = one_line(log), _LOGS.get(log.suffix.lower())
+    if log.is_dir():
+        raise IncidentError(f"{name}: expected a file, found a folder; name the file in it")
     if kind is None:
         raise IncidentError(f"{name}: a log is one of {', '.join(_LOGS)}{by_content(log) if log.is_file() else ''}")
     if not log.is_file():

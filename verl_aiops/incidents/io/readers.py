@@ -108,6 +108,8 @@ def incident_rows(path: Path, columns: FieldColumns = AS_NAMED) -> Rows:
     # a line break in a name would begin a line of its own in a message
     name = one_line(path)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise IncidentError(f"{name}: expected a file, found a folder; name the file in it")
     if suffix not in READERS:
         known = ", ".join(READERS)
         raise IncidentError(
@@ -115,16 +117,17 @@ def incident_rows(path: Path, columns: FieldColumns = AS_NAMED) -> Rows:
         )
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file")
-    if path.is_dir():
-        raise IncidentError(f"{name}: expected a file, found a folder; name the file in it")
     reader: Callable[..., Rows] = READERS[suffix]
     kind = _KINDS.get(reader)  # a reader of a user's own knows its files
     unfit = refusal(path, kind) if kind else None
     if unfit:
         raise IncidentError(f"{name} {unfit}")
     rows = reader(path, columns) if kind else ((place, columns.named(row)) for place, row in reader(path))
-    for place, row in rows:
-        yield place, columns.converted(row)
+    try:
+        for place, row in rows:
+            yield place, columns.converted(row)
+    except IncidentError as error:  # a file that ends early, say
+        raise _of_file(name, error) from None
 
 
 def read_incidents(

@@ -5,6 +5,7 @@ For the further members of an ensemble, and for `eval --rm URL`, where neither v
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,9 +32,12 @@ def application(
     from transformers import AutoTokenizer
 
     path = str(Path(folder).expanduser())
+    if not os.path.isdir(path):
+        # transformers would take it for the name of a model on a hub
+        raise ValueError(f"{folder}: no such folder; name that of a reward model, as `rm` and `train-rm` write it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     rollout = SimpleNamespace(
         dtype=dtype,
