@@ -31,8 +31,8 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 from bench_dpo import machine, matmul_ceiling
-from bench_scaling import SIZES, batch, build_worker, qwen2_config, step_seconds
 from dpo_runs import step_seconds as seconds_a_step
+from dpo_worker import SIZES, batch, build_worker, qwen2_config, step_seconds
 from local_ports import free_port
 from trl_runs import clock, common_settings, in_file_order, peak_gib, prepare
 

@@ -32,7 +32,7 @@ import tempfile
 from pathlib import Path
 
 from bench_dpo import machine
-from bench_scaling import SIZES, make_model
+from dpo_worker import SIZES, make_model
 from rl_plots import plot_law, plot_parts
 from rl_worker import PARTS, jobs_in_one_process, parse_setting
 

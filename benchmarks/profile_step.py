@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 from bench_dpo import machine
-from bench_scaling import SIZES, batch, build_worker, make_model, step_seconds
+from dpo_worker import SIZES, batch, build_worker, make_model, step_seconds
 from local_ports import free_port
 
 # By the names of kernels; the first that is found counts.
