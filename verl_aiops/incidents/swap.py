@@ -25,7 +25,8 @@ def pattern_of(names: Iterable[str]) -> re.Pattern[str]:
 
 @lru_cache(maxsize=256)
 def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
-    words, others = [], []
+    words: list[str] = []
+    others: list[str] = []
     for name in names:
         end = _WORD_END if re.match("[0-9A-Za-z]", name[-1]) else ""
         (words if re.match("[0-9A-Za-z]", name[0]) else others).append(f"(?i:{re.escape(name)}){end}")
