@@ -278,20 +278,21 @@ def test_a_signal_is_passed_on(child, capfd):
     [
         ("raise KeyboardInterrupt", 130, "stopped by SIGINT"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 130, "stopped by SIGINT"),
-        ("sys.exit(130)", 130, "stopped by SIGINT"),
-        ("print('verl-aiops: error: bad')\nsys.exit(1)", 1, "exit code 1"),
+        ("os._exit(130)", 130, "stopped by SIGINT"),
+        ("print('verl-aiops: error: bad', flush=True)\n    os._exit(1)", 1, "exit code 1"),
     ],
 )
 def test_a_run_that_is_stopped_while_it_loads_shows_no_traceback(child, capfd, ending, code, said):
-    """As Hydra, Ray's C++ or the trainer end on Ctrl-C, which reaches the run by itself."""
-    more = "print('verl-aiops: ready', flush=True)\nwhile not os.path.exists(out + '/go'):\n    time.sleep(0.02)\n"
-    line = child(more + ending)
+    """As Hydra, Ray's C++ or the trainer end on SIGINT, which is passed on: `kill -INT` reaches one process alone."""
+    line = child(
+        f"def interrupted(*_):\n    {ending}\n"
+        "signal.signal(signal.SIGINT, interrupted)\nprint('verl-aiops: ready', flush=True)\ntime.sleep(60)"
+    )
 
     def stop():
         while not line.log.is_file() or "ready" not in line.log.read_text():
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
-        (line.out / "go").touch()
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -300,6 +301,12 @@ def test_a_run_that_is_stopped_while_it_loads_shows_no_traceback(child, capfd, e
     shown = capfd.readouterr().out
     assert f"{said} after 0:0" in shown and "KeyboardInterrupt" not in shown and "SIGSEGV" not in shown
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_run_is_in_no_terminal_s_group(child, capfd):
+    """Else Ctrl-C would reach it by itself and through us, and the second one ends a run at once."""
+    assert run_line(TASKS["dpo"], child("print('verl-aiops: own group', os.getpgrp() == os.getpid())")) == 0
+    assert "own group True" in capfd.readouterr().out
 
 
 def test_sft_leaves_the_model_of_its_last_checkpoint(child, tmp_path, capfd):

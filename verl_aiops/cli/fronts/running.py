@@ -18,7 +18,7 @@ from verl_aiops.inputs.shown import one_line, printable
 __all__ = ["Tail", "run_line"]
 
 _POLL = 0.2  # seconds
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Ray writes each process's lines through the driver; with colours they are for a terminal, which a file is not
 _PLAIN = {"RAY_COLOR_PREFIX": "0", "PYTHONUNBUFFERED": "1"}
 
@@ -89,6 +89,8 @@ def run_line(task: Task, line: Line, verbose: bool = False) -> int:
             stdout=log,
             stderr=log,
             env={**os.environ, **_PLAIN, **line.environment},
+            # in the terminal's group Ctrl-C would reach it twice, and `kill -INT` of this process not at all
+            start_new_session=True,
         )
     with _Signals(child) as signals:
         while True:
@@ -139,8 +141,8 @@ def _aside(task: Task, line: Line) -> frozenset[bytes]:
 
 
 class _Signals:
-    """While a run lasts, signals are its: Ctrl-C reaches it by itself, others are passed on. It ends the run in its own
-    way, and this process with it. `got` is the first that came."""
+    """While a run lasts, signals are its and are passed on, whether a terminal sent them or a program. It ends the run
+    in its own way, and this process with it. `got` is the first that came."""
 
     def __init__(self, child: subprocess.Popen):
         self._child = child
@@ -148,15 +150,14 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         try:
-            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, *_FORWARDED)}
+            self._before = {number: signal.signal(number, self._take) for number in _FORWARDED}
         except ValueError:  # not the main thread: there are no signals to take
             self._before = {}
         return self
 
     def _take(self, number: int, frame: object) -> None:
         self.got = self.got or signal.Signals(number)
-        if number in _FORWARDED:
-            self._child.send_signal(number)
+        self._child.send_signal(number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
