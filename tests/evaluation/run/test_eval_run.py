@@ -116,7 +116,7 @@ def test_renamed_incidents_are_asked_too_and_compared(questions, tmp_path):
 # --- taking up --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(questions, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_where_it_was(questions, tmp_path, monkeypatch, capsys):
     from verl_aiops.evaluation.run import evaluate as run_module
 
     counted = []
@@ -124,6 +124,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(questions, tmp_path, monkey
     first = Knowing(dies_after=5)
     with pytest.raises(KeyboardInterrupt):
         run(questions, first, tmp_path)
+    assert f"5 of 12 answers are in {tmp_path}; the same command goes on from them" in capsys.readouterr().err
     assert len(lines(tmp_path)) == 5 and not (tmp_path / "summary.json").exists()
     second = Knowing()
     report = run(questions, second, tmp_path)

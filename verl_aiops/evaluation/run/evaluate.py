@@ -23,6 +23,7 @@ from verl_aiops.evaluation.run.results import AnswerFile, Folder, line_of, witho
 from verl_aiops.evaluation.run.summary import drop, section, summarise
 from verl_aiops.evaluation.run.table import render
 from verl_aiops.files import write_atomically
+from verl_aiops.inputs.shown import one_line
 from verl_aiops.rewards.triage.answer import FIELDS
 
 __all__ = ["EvaluationPlan", "Report", "evaluate"]
@@ -98,7 +99,16 @@ def evaluate(
         files = {name: AnswerFile(folder.path / name) for name in variants}
         try:
             jobs = {name: _jobs(asked, plan) for name, asked in variants.items()}
-            fault = _generate(backend, files, jobs, plan)
+            try:
+                fault = _generate(backend, files, jobs, plan)
+            except KeyboardInterrupt:
+                total = sum(map(len, jobs.values()))
+                there = total - sum(len(files[name].missing(jobs[name])) for name in files)
+                print(
+                    f"{there:,} of {total:,} answers are in {one_line(folder.path)}; the same command goes on from them",
+                    file=sys.stderr,
+                )
+                raise
             lines = {name: files[name].in_order(jobs[name]) for name in variants}
         finally:
             for file in files.values():
