@@ -186,9 +186,9 @@ def _not_lines(head: bytes) -> str | None:
         return None
     except (ValueError, RecursionError):
         pass
-    whole = None
+    value: Any = None
     try:
-        whole, end = json.JSONDecoder().raw_decode(text)
+        value, end = json.JSONDecoder().raw_decode(text)
         spread = "\n" in text[:end].rstrip()
     except ValueError as error:
         # an object that goes on behind what was read
@@ -198,7 +198,7 @@ def _not_lines(head: bytes) -> str | None:
     # a first line that is broken by itself is told as any other broken line
     if not spread:
         return None
-    query = list_query(whole)
+    query = list_query(value)
     rows = f"json.load(file)['{query[1:-2]}']" if query else None
     return f"is JSON over several lines (pretty-printed); {_one_a_line(query or '.', rows)}"
 

@@ -104,10 +104,8 @@ def evaluate(
             except KeyboardInterrupt:
                 total = sum(map(len, jobs.values()))
                 there = total - sum(len(files[name].missing(jobs[name])) for name in files)
-                print(
-                    f"{there:,} of {total:,} answers are in {one_line(folder.path)}; the same command goes on from them",
-                    file=sys.stderr,
-                )
+                kept = f"{there:,} of {total:,} answers are in {one_line(folder.path)}"
+                print(f"{kept}; the same command goes on from them", file=sys.stderr)
                 raise
             lines = {name: files[name].in_order(jobs[name]) for name in variants}
         finally:
