@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from verl_aiops.hub import fetch_model, may_be_on_a_hub
 from verl_aiops.inputs.json_text import JsonFault, read_object_file
 from verl_aiops.inputs.shown import UserError, brief
+from verl_aiops.inputs.weights_file import cut_short
 from verl_aiops.models.checkpoint_pickle import refuse_foreign_code
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def find_model(path: str, option: str = "--model") -> ModelFolder:
     weights = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
     if (folder / "config.json").is_file() and weights:
         _check_language_model(where, folder)
+        if cut := cut_short(folder):
+            raise ModelFolderError(f"{where}: {cut}")
         return ModelFolder(path, folder, None, tuple(weights))
     raise ModelFolderError(f"{where}: {_what_it_is(folder)}")
 

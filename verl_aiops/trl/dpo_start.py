@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
+from verl_aiops.inputs.weights_file import cut_short
 from verl_aiops.trl.dpo_data import highest_id, longest_pair
 from verl_aiops.trl.dpo_settings import DPOTraining
 from verl_aiops.trl.extra import TrainingError, in_a_line, require_trl
@@ -67,6 +68,8 @@ def load_model(settings: DPOTraining, name: str, option: str = "--model") -> Any
     import torch
     from transformers import AutoModelForCausalLM
 
+    if cut := cut_short(name):
+        raise TrainingError(f"{option} {name}: {cut}")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=getattr(torch, settings.dtype), output_loading_info=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from verl_aiops.data import scored_rows
+from verl_aiops.inputs.weights_file import cut_short
 from verl_aiops.trl.extra import TrainingError, in_a_line, load_tokenizer
 from verl_aiops.trl.reward_data import RewardPairs
 from verl_aiops.trl.reward_settings import RewardTraining
@@ -40,6 +41,8 @@ def load_model(settings: RewardTraining, longest: int) -> Any:
 
     pick_device(settings.device)
     set_seed(settings.seed)
+    if cut := cut_short(settings.model):
+        raise TrainingError(f"--model {settings.model}: {cut}")
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             settings.model, num_labels=1, dtype=getattr(torch, settings.dtype)

@@ -87,6 +87,15 @@ def test_a_server_that_dies_is_told_once_and_the_same_command_goes_on(incidents,
     assert triage(incidents, server.url, "--out", out) == 0  # nothing is left to ask a server
 
 
+def test_prompts_that_are_refused_one_and_all_have_a_line_each(incidents, capsys):
+    """More of them in a row than a server is given: it is there, and reads every one."""
+    with serving(lambda body, number: (400, "too long")) as server:
+        assert triage(incidents, server.url) == 1
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == COUNT > _GONE
+    assert shown.err.startswith(f"triage: {COUNT} of {COUNT} incidents got no answer, ")
+
+
 def test_what_was_refused_for_its_content_has_a_line_and_the_rest_an_answer(incidents, capsys):
     with serving(lambda body, number: (400, "too long") if number % 5 == 0 else verdict(body)) as server:
         assert triage(incidents, server.url) == 1

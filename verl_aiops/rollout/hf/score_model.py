@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from verl_aiops.inputs.weights_file import cut_short
 from verl_aiops.models.company import company_of, depends, forget_lengths
 
 __all__ = ["ScoreModel"]
@@ -36,6 +37,8 @@ class ScoreModel:
             )
         if config.is_encoder_decoder:
             raise ValueError(f"reward model {folder}: the rollout hf serves decoders and encoders, not both in one")
+        if cut := cut_short(folder):
+            raise ValueError(f"reward model {folder}: {cut}")
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )

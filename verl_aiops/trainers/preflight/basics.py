@@ -8,6 +8,7 @@ from numbers import Real
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_aiops.inputs.weights_file import cut_short
 from verl_aiops.platform.cluster import check_cluster, check_gpus_are_real
 from verl_aiops.trainers.dpo.adapter import prepare_adapter
 from verl_aiops.trainers.preflight.checks import Check, Run
@@ -128,6 +129,8 @@ def check_model(config: DictConfig, run: Run) -> list[str]:
             return [f"{_MODEL}.path={path}: the folder has no config.json, so it is no model."]
         if fault := _quantised(path):
             return [fault]
+        if cut := cut_short(path):
+            return [f"{_MODEL}.path={path}: {cut}."]
         with open_dict(config):
             config.actor_rollout_ref.model.path = os.path.abspath(path)
     elif "://" in path and run.kind not in ("dpo", "rm"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import math
 import os
 import shutil
 import tempfile
@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_aiops.files import size_text
+from verl_aiops.inputs.weights_file import header_of
 from verl_aiops.trainers.config import ConfigError
 
 __all__ = ["Needed", "check_storage", "model_bytes", "parameters_in", "space_needed"]
@@ -202,17 +203,10 @@ def parameters_in(folder: str) -> int | None:
     try:
         files = sorted(Path(os.path.expanduser(folder)).glob("*.safetensors")) if folder else []
         for file in files:
-            with open(file, "rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                if not 0 < size < 1 << 27:
-                    return None
-                header = json.loads(stream.read(size))
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    count = 1
-                    for length in tensor["shape"]:
-                        count *= length
-                    total += count
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            header = header_of(file)
+            if header is None:
+                return None
+            total += sum(math.prod(tensor["shape"]) for tensor in header.values())
+    except (OSError, KeyError, TypeError):
         return None  # the loader says what is wrong with it
     return total or None
