@@ -112,9 +112,24 @@ def test_the_very_same_data_are_one_fault_whatever_their_number_and_answers(tmp_
     source = file_source(write(tmp_path / "i.jsonl", rows))
     groups = [source.group_of(incident) for incident in source.stream()]
     assert len(set(groups[:30])) == 1 and len(set(groups)) == 5
-    assert source.faults == Faults(by_field=1, by_text=1, alone=3)
+    assert source.faults == Faults(by_field=1, by_text=1, alone=3, contradicting=31)
     assert "5 faults: 1 named by `fault`, 0 by ids equal up to a last number, 0 by equal evidence, 1 of incidents " in (
         str(source.faults)
+    )
+
+
+def test_answers_that_contradict_each_other_are_counted_and_said(tmp_path):
+    """Whatever their faults are called; another spelling of a name is no other answer."""
+    same = {"symptom": "Disk alert."}
+    rows = [{**same, "id": f"a{n}", "fault": f"f{n}", "service": name} for n, name in enumerate(("db", "web", "DB"))]
+    rows += [{"id": "b1", "symptom": "Another."}, {"id": "b2", "symptom": "Another."}]
+    source = file_source(write(tmp_path / "i.jsonl", rows))
+    assert source.faults.contradicting == 3
+    said = "3 incidents whose very same data another one has with another answer"
+    assert said in str(build_sft(source, tmp_path / "o.jsonl", val_share=0))
+    fine = file_source(write(tmp_path / "j.jsonl", rows[3:]))
+    assert fine.faults.contradicting == 0 and "very same data another" not in str(
+        build_sft(fine, tmp_path / "p.jsonl", val_share=0)
     )
 
 

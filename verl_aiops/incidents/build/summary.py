@@ -180,6 +180,11 @@ def noticed(source: IncidentSource) -> list[str]:
         lines.append(f"languages guessed from the script, as no `lang` is given: {_counted(source.notes.guessed)}")
     if source.spellings:
         lines.append(str(source.spellings))
+    if source.faults.contradicting:
+        lines.append(
+            f"{source.faults.contradicting:,} incidents whose very same data another one has with another answer: no "
+            "model can be right about all of them; correct the answers, or what the data leave out"
+        )
     return lines
 
 

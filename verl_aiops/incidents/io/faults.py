@@ -29,13 +29,17 @@ _LONG_EVIDENCE, _RARE_EVIDENCE = 40, 8
 
 @dataclass(frozen=True)
 class Faults:
-    """How many faults were told apart, by what made them; `str()` says it in words."""
+    """How many faults were told apart, by what made them; `str()` says it in words.
+
+    `contradicting` counts the incidents whose data, to the last character, another one has with another answer.
+    """
 
     by_field: int = 0
     by_id: int = 0
     by_evidence: int = 0
     by_text: int = 0
     alone: int = 0
+    contradicting: int = 0
 
     def __str__(self) -> str:
         total = self.by_field + self.by_id + self.by_evidence + self.by_text + self.alone
@@ -56,7 +60,8 @@ class _Record:
     source: str
     before_number: str | None
     evidence: tuple[int, ...]
-    text: int | None
+    text: int
+    answer: tuple[str, str]
 
 
 class FaultFinder:
@@ -74,8 +79,9 @@ class FaultFinder:
         number = None if by_field or fault != incident.id else _NUMBERED.fullmatch(incident.id)
         evidence = () if by_field else tuple(hash(text) for text in incident.evidence if _is_long(text))
         before = number.group(1) if number and not _DATED.fullmatch(incident.id) else None
-        text = None if by_field else hash((incident.symptom, incident.logs, incident.trace))
-        self._records.append(_Record(fault, by_field, spelling_key(incident.source), before, evidence, text))
+        text = hash((incident.symptom, incident.logs, incident.trace))
+        answer = spelling_key(incident.service), spelling_key(incident.incident_type)
+        self._records.append(_Record(fault, by_field, spelling_key(incident.source), before, evidence, text, answer))
 
     def found(self) -> tuple[dict[str, str], Faults]:
         """The group of each fault that is not one by itself, and how the groups were made."""
@@ -95,7 +101,14 @@ class FaultFinder:
         by_id = {root for root, size in sizes.items() if size > 1} - by_field - by_evidence - by_text
         merged = {record.fault: root for record, root in zip(self._records, roots) if root != record.fault}
         alone = len(sizes) - len(by_field) - len(by_evidence) - len(by_text) - len(by_id)
-        return merged, Faults(len(by_field), len(by_id), len(by_evidence), len(by_text), alone)
+        counts = Faults(len(by_field), len(by_id), len(by_evidence), len(by_text), alone, self._contradicting())
+        return merged, counts
+
+    def _contradicting(self) -> int:
+        answers: dict[tuple[str, int], set[tuple[str, str]]] = defaultdict(set)
+        for record in self._records:
+            answers[record.source, record.text].add(record.answer)
+        return sum(len(answers[record.source, record.text]) > 1 for record in self._records)
 
     def _names_before_numbers(self) -> dict[tuple[str, str | None], str]:
         """What stands before the number in ids of one source, where that is the name of a fault."""
@@ -132,7 +145,7 @@ class FaultFinder:
         """However many they are and whatever their answers: on two sides of a split they would be one question."""
         first: dict[tuple[str, int], str] = {}
         for record, group in zip(self._records, groups):
-            if record.text is not None:
+            if not record.by_field:
                 self._join(group, first.setdefault((record.source, record.text), group))
 
     def _join(self, one: str, other: str) -> None:
