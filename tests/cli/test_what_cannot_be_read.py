@@ -46,6 +46,11 @@ def test_one_line_says_which_path_and_what_was_expected(here, capsys, line, told
     assert err.startswith(f"verl-aiops: error: {told}") and err.count("\n") == 1 and "Errno" not in err
 
 
+def test_answers_are_named_by_the_option_that_named_them(here, tiny_model_dir, capsys):
+    assert main(["eval", "--rm", str(tiny_model_dir), "--answers", "folder", "--out", "o"]) == 2
+    assert "error: --answers folder: expected a folder of `verl-aiops eval`" in capsys.readouterr().err
+
+
 def test_data_that_cannot_be_read_leave_no_run_behind(here, tiny_model_dir, capsys):
     """The next command, with the file's right name, is not told of another run's settings."""
     for data in ("none.jsonl", "bad.jsonl"):

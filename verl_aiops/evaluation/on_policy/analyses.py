@@ -37,7 +37,7 @@ def own_analyses(
     """
     found: dict[str, tuple[Question, str]] = {}
     for path, file, seen in zip_longest(generations, _each(data, generations), _each(trained_on, generations)):
-        evaluation = load(Path(path), file)
+        evaluation = load(Path(path), file, "--analyses")
         if seen is not None:
             check_not_seen(evaluation.file, evaluation.questions, Path(seen))
         asked = {question.id: question for question in evaluation.questions}

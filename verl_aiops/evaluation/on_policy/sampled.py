@@ -83,13 +83,13 @@ class Sampled:
     reward: Mapping[str, Any]
 
 
-def load(path: Path, data: str | Path | None) -> Sampled:
-    """Read an evaluation and the prompts it was asked, ``data`` or what its settings name.
+def load(path: Path, data: str | Path | None, option: str = "--from-generations") -> Sampled:
+    """Read an evaluation, which ``option`` names, and the prompts it was asked, ``data`` or what its settings name.
 
     Raises:
         EvaluationError: either is missing, damaged, or not the other's.
     """
-    file = answers_in(path)
+    file = answers_in(path, option)
     lines = read_lines(file)
     data, questions, reward = asked_of(file, data, read_rl_questions, fingerprint, read_settings)
     known = {question.id: question for question in questions}
@@ -106,17 +106,15 @@ def load(path: Path, data: str | Path | None) -> Sampled:
     return Sampled(file, questions, lines, reward)
 
 
-def answers_in(path: Path) -> Path:
-    """The file of answers that ``--from-generations`` names.
+def answers_in(path: Path, option: str = "--from-generations") -> Path:
+    """The file of answers that ``option`` names.
 
     Raises:
         EvaluationError: there is none.
     """
     file = path / "generations.jsonl" if path.is_dir() else path
     if not file.is_file():
-        raise EvaluationError(
-            f"--from-generations {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl"
-        )
+        raise EvaluationError(f"{option} {path}: expected a folder of `verl-aiops eval`, or its generations.jsonl")
     return file
 
 

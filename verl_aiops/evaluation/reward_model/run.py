@@ -148,7 +148,7 @@ def _questions(tokenizer: Any, asked: RewardModelAsked) -> tuple[list[dict[str, 
     found: list[dict[str, Any]] = []
     left_out = 0
     for path in asked.answers:
-        sampled = load(Path(path), asked.data)
+        sampled = load(Path(path), asked.data, "--answers")
         of_question: dict[str, list[Any]] = {}
         for line in sampled.lines:
             of_question.setdefault(line["id"], []).append(line)
