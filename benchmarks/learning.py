@@ -49,6 +49,8 @@ from learning_table import keep_answers, keep_metrics, plot, table_of, write_tab
 
 BASELINES = ("majority", "rule", "linear", "linear_values")
 _FITTED = BASELINES[2:]
+# Those that learn also the incidents simulated for what models are asked while training, as the stages do.
+_ASKED = {f"{name}_asked": name for name in _FITTED}
 
 
 def parse() -> argparse.Namespace:
@@ -157,12 +159,17 @@ class Plan:
     def _baseline(self) -> Job:
         def do(folder: Path, run: Callable) -> None:
             methods = BASELINES if importlib.util.find_spec("sklearn") else BASELINES[:2]
-            rows = ["--data", self.data / "rl.parquet", "--val", self.data / "side.parquet"]
-            verl_aiops(run, "baseline", *rows, "--out", folder / "eval", "--methods", ",".join(methods))
-            for name in methods:
-                keep_answers(folder / "eval" / name / "generations.jsonl", self.out / "answers" / name / "s0.jsonl.gz")
+            labels = {name: name for name in methods}
+            asked = _ASKED if self.recipe["data"]["asked"]["simulate"] and set(_FITTED) <= set(methods) else {}
+            for data, of in (("rl", labels), ("known", asked)):
+                if of:
+                    rows = ["--data", self.data / f"{data}.parquet", "--val", self.data / "side.parquet"]
+                    verl_aiops(run, "baseline", *rows, "--out", folder / data, "--methods", ",".join(of.values()))
+                for label, name in of.items():
+                    kept = self.out / "answers" / label / "s0.jsonl.gz"
+                    keep_answers(folder / data / name / "generations.jsonl", kept)
 
-        return Job("baseline", do, {"methods": BASELINES}, ("data",))
+        return Job("baseline", do, {"methods": [*BASELINES, *_ASKED]}, ("data",))
 
     def _model(self, stage: str, seed: int) -> Path:
         return self.base if stage == "base" else self.work / stage / f"s{seed}" / "model"
@@ -270,9 +277,10 @@ def finish(out: Path, recipe: Mapping[str, Any], arguments: argparse.Namespace, 
         label: [f"s{seed}.jsonl.gz" for seed in recipe["seeds"] if f"{label}/eval-s{seed}" in result["seconds"]]
         for label in [*models, "base"]
     }
+    baselines = (*BASELINES, *_ASKED)
     if "baseline" in result["seconds"]:
-        done |= {name: ["s0.jsonl.gz"] for name in BASELINES if (out / "answers" / name).is_dir()}
-    result["baselines"] = [name for name in BASELINES if done.get(name)]
+        done |= {name: ["s0.jsonl.gz"] for name in baselines if (out / "answers" / name).is_dir()}
+    result["baselines"] = [name for name in baselines if done.get(name)]
     missing = [name for name in _FITTED if name not in result["baselines"]]
     if missing:
         print(f"no {' and '.join(missing)}: scikit-learn is not installed, or --only left them out", file=sys.stderr)

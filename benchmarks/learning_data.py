@@ -4,7 +4,7 @@ rl.parquet      RL rows of the training side as they are, for baselines; rl.SIDE
 train.parquet   RL rows that SFT sees, with other views of them, and copies under other names and in other orders
 ask.parquet     RL rows that models are asked while training: a fold that SFT has not seen, or all; or other prompts of
                 them, copies under other names, and incidents simulated for this alone (`data.asked`)
-asked.jsonl     those incidents, asked.parquet their rows
+asked.jsonl     those incidents, asked.parquet their rows; known.parquet these and rl.parquet's, for baselines
 side.parquet    RL rows of the held-out sides, one file for all
 reference.parquet  the same, asked for the verdict alone after the reference analysis
 sft-NAME.jsonl  the conversations of NAME.parquet for our trainer, sft-NAME.parquet the same for verl's
@@ -63,6 +63,11 @@ def make_files(recipe: Mapping[str, Any], folder: Path) -> None:
     data = recipe["data"]
     train, ask = (pq.read_table(folder / f"{name}.parquet") for name in ("train", "ask"))
     rows, schema = train.to_pylist(), train.schema
+    if data["asked"]["simulate"]:
+        known = [row for name in ("rl", "asked") for row in pq.read_table(folder / f"{name}.parquet").to_pylist()]
+        for number, row in enumerate(known):
+            row["extra_info"]["index"] = number
+        _write(folder / "known.parquet", known, schema)
     asked = asked_rows(data, ask.to_pylist(), folder)
     if data["folds"]:
         apart = {row["extra_info"]["group"] for row in ask.to_pylist()}

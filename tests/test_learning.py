@@ -173,6 +173,10 @@ def test_other_views_show_what_is_trained_on_and_nothing_else(benchmark, tmp_pat
     assert len(new) == 7 and len(ask) == 7 + kinds.total()
     assert [row["extra_info"]["index"] for row in ask] == list(range(len(ask)))
     # what was simulated for this alone can be had by itself: for SFT, for sampled answers and near misses
+    known = rows_of(tmp_path / "data" / "known.parquet")
+    assert {row["extra_info"]["id"] for row in known} == new | {
+        row["extra_info"]["id"] for row in rows_of(tmp_path / "data" / "rl.parquet")
+    }
     more = (tmp_path / "data" / "sft-asked.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["id"] for line in more} == new
     sampled = {row["extra_info"]["id"] for row in rows_of(tmp_path / "data" / "new0.parquet")}
