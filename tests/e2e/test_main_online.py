@@ -78,7 +78,8 @@ def test_self_play_moves_the_policy_to_the_datas_answers(data, tiny_model_dir, t
     )
     assert metrics[1]["actor/loss"] == pytest.approx(0.693147, abs=1e-4)
     assert all(metrics[step]["pairs/used"] == 4 for step in range(1, STEPS + 1))
-    assert metrics[2]["rewards/margins"] > 0 and metrics[2]["logps/chosen"] > metrics[1]["logps/chosen"]
+    # the data's answers are likelier than to the reference; those of step 1 answer other prompts, at other lengths
+    assert metrics[2]["rewards/margins"] > 0 and metrics[2]["rewards/chosen"] > 0
     # the reference was moved after step 2
     assert metrics[3]["actor/loss"] == pytest.approx(0.693147, abs=1e-4)
 
