@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 __all__ = [
     "WriteError",
@@ -72,7 +72,13 @@ def default_cache_dir(kind: str) -> str:
     return os.path.join(os.path.expanduser(root), kind)
 
 
-def feed(digest: hashlib._Hash, path: str | os.PathLike, told: Callable[[int], object] | None = None) -> None:
+class _Digest(Protocol):
+    """What `hashlib` makes, of which it names no type."""
+
+    def update(self, data: bytes, /) -> object: ...
+
+
+def feed(digest: _Digest, path: str | os.PathLike, told: Callable[[int], object] | None = None) -> None:
     """Put a file's bytes into a hash, a part at a time, since weights and data may be larger than memory.
 
     Args:

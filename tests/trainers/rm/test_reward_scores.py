@@ -7,7 +7,7 @@ from tiny_lms import tiny_config
 from transformers import AutoModelForSequenceClassification
 
 from verl_aiops.trainers.dpo.pairs import pair_batch
-from verl_aiops.trainers.logprobs.shared_prompt import with_own_attention
+from verl_aiops.trainers.logprobs.switch import with_own_attention
 from verl_aiops.trainers.rm.scores import SCORE_BACKENDS
 
 

@@ -87,7 +87,7 @@ def _object(text: object, allow_fence: bool) -> dict[str, Any]:
         value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError) as error:
         raise _Refused(str(error) if isinstance(error, _Refused) else "not_json") from None
-    behind = text[end:].strip()
+    behind = text[end:].strip(_JSON_SPACE)
     fenced = allow_fence and behind == "```" and _OPENED_FENCE.search(text, 0, start)
     if behind and not fenced:
         raise _Refused("text_behind")
@@ -105,6 +105,8 @@ def _number(text: str) -> Any:
     raise _Refused("kinds")
 
 
+# a form feed or a space of another script behind an object is none to a reader of JSON
+_JSON_SPACE = " \t\r\n"
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_pairs, parse_int=_number, parse_float=_number, parse_constant=_number, strict=True
 )

@@ -20,6 +20,7 @@ from verl_aiops.models.company import (
 from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import nested
 from verl_aiops.trainers.logprobs.head import changed_after_head, head_gives_log_probs, log_probs_of
+from verl_aiops.trainers.logprobs.switch import with_own_attention
 from verl_aiops.verl_patches.vision import only_text
 
 __all__ = ["largest_of_all", "rows_answer_log_probs"]
@@ -69,6 +70,7 @@ def rows_answer_log_probs(
     Returns:
         nested (rows, answer length), float32.
     """
+    with_own_attention(module)
     batch = batch.select("input_ids", "position_ids", "responses", "prompt_lengths")
     first = _first_of_equal(batch)
     if len(set(first)) == len(first):

@@ -7,24 +7,19 @@ same result.
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import torch
 from tensordict import TensorDict
 
-from verl_aiops.models.company import company_of, forget_lengths, unwrapped
+from verl_aiops.models.company import company_of, forget_lengths
 from verl_aiops.trainers.batch import AnswerBatch, nested
-from verl_aiops.trainers.logprobs.attention import SHARED_ATTENTION
 from verl_aiops.trainers.logprobs.head import head_gives_log_probs, head_gives_scores
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.router import RouterBalance
 from verl_aiops.trainers.logprobs.rows import rows_answer_log_probs
 from verl_aiops.trainers.logprobs.sequence_parallel import Split
+from verl_aiops.trainers.logprobs.switch import with_shared_attention
 
-__all__ = ["label_scores", "label_values", "shared_answer_log_probs", "state_values", "with_own_attention"]
-
-# the attention that each model had before it shared prompts
-_OWN_ATTENTION: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+__all__ = ["label_scores", "label_values", "shared_answer_log_probs", "state_values"]
 
 
 def shared_answer_log_probs(
@@ -87,7 +82,7 @@ def label_values(
         (labels,) log-probs, or with ``entropy`` (labels, 2) log-probs and entropies; float32, nats.
     """
     settings = {"temperature": temperature, "entropy": entropy, "entropy_gradient": entropy_gradient}
-    model, split = _ready(module), _split(layout)
+    model, split = with_shared_attention(module), _split(layout)
     if split is None:
         with head_gives_log_probs(
             model,
@@ -119,7 +114,7 @@ def label_values(
 
 def state_values(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
     """(labels,) float32: what a critic with a token head says of the state that each label is drawn in."""
-    _ready(module)
+    with_shared_attention(module)
     split = _split(layout)
     values = module(**_inputs(layout)).logits.squeeze(0).squeeze(-1)
     if split is None:
@@ -131,7 +126,7 @@ def state_values(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
 def label_scores(module: torch.nn.Module, layout: SharedLayout) -> torch.Tensor:
     """(labels,) float32: what a classifier with one label says of the token before each label. Not over several workers
     (`preflight.classifier` refuses that)."""
-    with head_gives_scores(_ready(module), layout.sources):
+    with head_gives_scores(with_shared_attention(module), layout.sources):
         return module(**_inputs(layout)).logits.flatten()[layout.label_sources]
 
 
@@ -139,23 +134,6 @@ def _split(layout: SharedLayout) -> Split | None:
     """This worker's part of the sequence, which the layout knows from then on."""
     layout.split = Split.of(layout.sources_on_host, layout.label_sources_on_host, len(layout.input_ids))
     return layout.split
-
-
-def _ready(module: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, whose attention understands layouts."""
-    model = unwrapped(module)
-    if model.config._attn_implementation != SHARED_ATTENTION:
-        _OWN_ATTENTION[model] = model.config._attn_implementation
-        model.set_attn_implementation(SHARED_ATTENTION)
-    return model
-
-
-def with_own_attention(module: torch.nn.Module) -> None:
-    """Set a model back for rows that are padded or packed. Not at the end of each pass that shares: a backward pass
-    with gradient checkpointing computes the layers once more."""
-    model = unwrapped(module)
-    if model in _OWN_ATTENTION:
-        model.set_attn_implementation(_OWN_ATTENTION.pop(model))
 
 
 def _inputs(layout: SharedLayout) -> dict:
@@ -178,7 +156,6 @@ def _by_rows(module: torch.nn.Module, columns: list, limit: int, device) -> torc
         raise RuntimeError(
             f"a row of more than {limit} tokens has a rotary embedding of its own: set logprob_backend=rows"
         )
-    with_own_attention(module)
     prompts, answers, masks = columns
     ids = [torch.cat(row) for row in zip(prompts, answers)]
     columns = AnswerBatch(

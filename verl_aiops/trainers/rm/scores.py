@@ -16,7 +16,8 @@ from verl_aiops.trainers.batch import AnswerBatch
 from verl_aiops.trainers.logprobs.head import head_gives_scores
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.rows import largest_of_all
-from verl_aiops.trainers.logprobs.shared_prompt import label_scores, with_own_attention
+from verl_aiops.trainers.logprobs.shared_prompt import label_scores
+from verl_aiops.trainers.logprobs.switch import with_own_attention
 
 __all__ = ["SCORE_BACKENDS", "row_scores", "shared_scores"]
 

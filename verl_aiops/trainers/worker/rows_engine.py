@@ -22,7 +22,8 @@ from verl_aiops.seam.engine import tensordict_utils as tu
 from verl_aiops.trainers.batch import ENTROPY_IS_LOGGED, ROWS_LOG_PROBS
 from verl_aiops.trainers.logprobs.layout import SharedLayout
 from verl_aiops.trainers.logprobs.micro_batches import MicroBatches, cut
-from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_values, with_own_attention
+from verl_aiops.trainers.logprobs.shared_prompt import label_values, state_values
+from verl_aiops.trainers.logprobs.switch import with_own_attention
 from verl_aiops.trainers.worker.module import FastModule
 from verl_aiops.verl_patches.micro_batches import PLANNED
 
