@@ -92,7 +92,7 @@ PRIVATE: tuple[Private, ...] = (
         _last_lr=("torch.optim.lr_scheduler:LRScheduler", "the rate that is logged until the next step"),
     ),
     *_of(
-        "trainers/logprobs/shared_prompt.py",
+        "trainers/logprobs/switch.py",
         _attn_implementation=("transformers.configuration_utils:PreTrainedConfig", "what the model was set to"),
     ),
     *_of(
