@@ -59,10 +59,6 @@ class NameSwap:
             return new.lower()
         return new[:1].upper() + new[1:] if found[:1].isupper() else new
 
-    def found_in(self, text: str) -> bool:
-        """Whether one of the names stands in it."""
-        return self._pattern.search(text) is not None
-
     def label(self, name: str) -> str:
         return self._names.get(normalise_label(name), (name, name))[1]
 

@@ -256,19 +256,25 @@ def test_exit_codes_and_signals_are_the_runs(child, capfd):
     assert "ended by SIGKILL" in capfd.readouterr().out
 
 
+def code_when_sent(number, line):
+    """The exit code of a run whose front gets a signal once the run says that it is ready."""
+
+    def send():
+        while not line.log.is_file() or "ready" not in line.log.read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    code = run_line(TASKS["dpo"], line)
+    thread.join()
+    return code
+
+
 def test_a_signal_is_passed_on(child, capfd):
     more = "signal.signal(signal.SIGTERM, lambda *_: (print('verl-aiops: stopped'), sys.exit(3)))\n"
     line = child(more + "print('verl-aiops: ready', flush=True)\ntime.sleep(60)")
-
-    def stop():
-        while not line.log.is_file() or "ready" not in line.log.read_text():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    assert run_line(TASKS["dpo"], line) == 3
-    thread.join()
+    assert code_when_sent(signal.SIGTERM, line) == 3
     assert "verl-aiops: stopped" in capfd.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -288,16 +294,7 @@ def test_a_run_that_is_stopped_while_it_loads_shows_no_traceback(child, capfd, e
         f"def interrupted(*_):\n    {ending}\n"
         "signal.signal(signal.SIGINT, interrupted)\nprint('verl-aiops: ready', flush=True)\ntime.sleep(60)"
     )
-
-    def stop():
-        while not line.log.is_file() or "ready" not in line.log.read_text():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    assert run_line(TASKS["dpo"], line) == code
-    thread.join()
+    assert code_when_sent(signal.SIGINT, line) == code
     shown = capfd.readouterr().out
     assert f"{said} after 0:0" in shown and "KeyboardInterrupt" not in shown and "SIGSEGV" not in shown
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -16,7 +16,7 @@ from verl_aiops.incidents.build.case import Case, PromptOptions, build_case
 from verl_aiops.incidents.errors import IncidentError
 from verl_aiops.incidents.field_checks import MAX_LABEL_CHARS
 from verl_aiops.incidents.schema import Incident
-from verl_aiops.incidents.swap import NameSwap
+from verl_aiops.incidents.swap import NameSwap, pattern_of
 from verl_aiops.incidents.taxonomy import System
 
 __all__ = ["Views", "parse_view", "renamed_incident"]
@@ -95,7 +95,7 @@ def renamed_incident(incident: Incident, system: System, seed: int = 0) -> Incid
         return None
     if any(back(swap(text)).casefold() != text.casefold() for text in texts):
         return None
-    if incident.service_aliases and NameSwap(dict.fromkeys(incident.service_aliases, "")).found_in("\n".join(texts)):
+    if incident.service_aliases and any(map(pattern_of(incident.service_aliases).search, texts)):
         return None
     try:
         return replace(
